@@ -1,0 +1,2 @@
+//! Falaj.
+fn main() {}

@@ -1,0 +1,407 @@
+//! Names: digests, places, SPIFFE identities, studies and rounds. Parsed once, then trusted.
+
+use sha2::{Digest as _, Sha256};
+use std::{fmt, str::FromStr};
+
+/// Why a name was refused. The message names the rule that it broke.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// A digest is 64 lower-case hexadecimal digits.
+    #[error("`{0}` is not a SHA-256 digest: expected 64 lower-case hexadecimal digits")]
+    Digest(String),
+    /// A place is `jurisdiction/region`.
+    #[error("`{0}` is not a place: expected `<jurisdiction>/<region>`, for example `ae-on/ae-az`")]
+    Place(String),
+    /// A SPIFFE ID of Falaj has exactly four path segments.
+    #[error(
+        "`{id}` is not a Falaj identity ({why}): expected `spiffe://<trust domain>/<jurisdiction>/<region>/<role>/<name>`"
+    )]
+    Spiffe {
+        /// What was offered.
+        id: String,
+        /// The rule it broke.
+        why: &'static str,
+    },
+    /// Study names are short slugs.
+    #[error(
+        "`{0}` is not a study name: expected 1 to 64 of a-z, 0-9 and `-`, starting with a letter"
+    )]
+    Study(String),
+}
+
+/// A SHA-256 digest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The SHA-256 digest of `bytes`.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// The raw 32 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+impl FromStr for Digest {
+    type Err = IdError;
+    fn from_str(s: &str) -> Result<Self, IdError> {
+        let bad = || IdError::Digest(clip(s));
+        if s.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(bad());
+        }
+        let mut out = [0; 32];
+        hex::decode_to_slice(s, &mut out).map_err(|_| bad())?;
+        Ok(Self(out))
+    }
+}
+
+/// At most 80 characters of foreign text, so that an error message stays an error message.
+fn clip(s: &str) -> String {
+    s.chars().filter(|c| !c.is_control()).take(80).collect()
+}
+
+fn is_label(s: &str) -> bool {
+    !s.is_empty()
+        && s.len() <= 63
+        && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !s.starts_with('-')
+        && !s.ends_with('-')
+}
+
+/// Where a party is, as the law sees it: a legal jurisdiction and a region within it.
+///
+/// The jurisdiction is a legal label, not a country code (`ae-on` onshore, `ae-difc`, `ae-adgm`,
+/// `ae-dhcc`, `gb`); the region is ISO 3166-2 in lower case (`ae-az`, `ae-du`, `gb-lnd`).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    jurisdiction: String,
+    region: String,
+}
+
+impl Place {
+    /// The legal jurisdiction, for example `ae-on`.
+    #[must_use]
+    pub fn jurisdiction(&self) -> &str {
+        &self.jurisdiction
+    }
+
+    /// The ISO 3166-2 region in lower case, for example `ae-az`.
+    #[must_use]
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// Whether `pattern` covers this place: an exact place, or `jurisdiction/*`.
+    #[must_use]
+    pub fn matches(&self, pattern: &str) -> bool {
+        match pattern.split_once('/') {
+            Some((j, "*")) => j == self.jurisdiction,
+            Some((j, r)) => j == self.jurisdiction && r == self.region,
+            None => false,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.jurisdiction, self.region)
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Place({self})")
+    }
+}
+
+impl FromStr for Place {
+    type Err = IdError;
+    fn from_str(s: &str) -> Result<Self, IdError> {
+        match s.split_once('/') {
+            Some((j, r)) if is_label(j) && is_label(r) => {
+                Ok(Self { jurisdiction: j.into(), region: r.into() })
+            }
+            _ => Err(IdError::Place(clip(s))),
+        }
+    }
+}
+
+/// What a certificate's holder is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// A coordinator of rounds.
+    Coordinator,
+    /// A data site's agent.
+    Site,
+    /// A person or pipeline that operates studies over REST.
+    Operator,
+    /// Cosigns checkpoints and does nothing else.
+    Witness,
+}
+
+impl Role {
+    /// The path segment that names this role.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Coordinator => "coordinator",
+            Self::Site => "site",
+            Self::Operator => "operator",
+            Self::Witness => "witness",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An identity: `spiffe://<trust domain>/<jurisdiction>/<region>/<role>/<name>`.
+///
+/// Parsing is strict (lower case, no percent-encoding, no empty segment, no query), so that one
+/// identity has one spelling. Source: SPIFFE-ID specification, section 2.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpiffeId {
+    trust_domain: String,
+    place: Place,
+    role: Role,
+    name: String,
+}
+
+impl SpiffeId {
+    /// Puts an identity together.
+    ///
+    /// # Errors
+    /// [`IdError::Spiffe`] when the trust domain or the name breaks the rules.
+    pub fn new(trust_domain: &str, place: &Place, role: Role, name: &str) -> Result<Self, IdError> {
+        format!("spiffe://{trust_domain}/{place}/{role}/{name}").parse()
+    }
+
+    /// The trust domain, for example `falaj.demo`.
+    #[must_use]
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// Where the holder is, as its issuer vouches.
+    #[must_use]
+    pub const fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// What the holder is.
+    #[must_use]
+    pub const fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The last segment, for example `hospital-1`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "spiffe://{}/{}/{}/{}", self.trust_domain, self.place, self.role, self.name)
+    }
+}
+
+impl fmt::Debug for SpiffeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SpiffeId({self})")
+    }
+}
+
+impl FromStr for SpiffeId {
+    type Err = IdError;
+    fn from_str(s: &str) -> Result<Self, IdError> {
+        let bad = |why| IdError::Spiffe { id: clip(s), why };
+        if s.len() > 2048 {
+            return Err(bad("longer than 2,048 bytes"));
+        }
+        let rest =
+            s.strip_prefix("spiffe://").ok_or_else(|| bad("the scheme is not `spiffe://`"))?;
+        let parts: Vec<&str> = rest.split('/').collect();
+        let [domain, jurisdiction, region, role, name] = parts[..] else {
+            return Err(bad("not exactly four path segments"));
+        };
+        if domain.is_empty() || domain.len() > 255 || !domain.split('.').all(is_label) {
+            return Err(bad("the trust domain is not lower-case labels joined by dots"));
+        }
+        if !is_label(jurisdiction) || !is_label(region) {
+            return Err(bad("jurisdiction and region are lower-case labels"));
+        }
+        let role = match role {
+            "coordinator" => Role::Coordinator,
+            "site" => Role::Site,
+            "operator" => Role::Operator,
+            "witness" => Role::Witness,
+            _ => return Err(bad("the role is none of coordinator, site, operator, witness")),
+        };
+        if !is_label(name) {
+            return Err(bad("the name is not a lower-case label"));
+        }
+        let place = Place { jurisdiction: jurisdiction.into(), region: region.into() };
+        Ok(Self { trust_domain: domain.into(), place, role, name: name.into() })
+    }
+}
+
+/// A data site: a SPIFFE identity whose role is `site`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SiteId(SpiffeId);
+
+impl SiteId {
+    /// The identity behind it.
+    #[must_use]
+    pub const fn spiffe(&self) -> &SpiffeId {
+        &self.0
+    }
+    /// The site's short name, for people.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.name()
+    }
+}
+
+impl TryFrom<SpiffeId> for SiteId {
+    type Error = IdError;
+    fn try_from(id: SpiffeId) -> Result<Self, IdError> {
+        if id.role() == Role::Site {
+            Ok(Self(id))
+        } else {
+            Err(IdError::Spiffe { id: id.to_string(), why: "the role is not `site`" })
+        }
+    }
+}
+
+impl FromStr for SiteId {
+    type Err = IdError;
+    fn from_str(s: &str) -> Result<Self, IdError> {
+        s.parse::<SpiffeId>()?.try_into()
+    }
+}
+
+impl fmt::Display for SiteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for SiteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SiteId({})", self.0)
+    }
+}
+
+/// The name of a study: a slug, unique at its coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StudyId(String);
+
+impl StudyId {
+    /// The slug.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for StudyId {
+    type Err = IdError;
+    fn from_str(s: &str) -> Result<Self, IdError> {
+        if is_label(s) && s.starts_with(|c: char| c.is_ascii_lowercase()) {
+            Ok(Self(s.into()))
+        } else {
+            Err(IdError::Study(clip(s)))
+        }
+    }
+}
+
+impl fmt::Display for StudyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One pass of the protocol within a study; the first is 1.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RoundId {
+    /// The study.
+    pub study: StudyId,
+    /// The round's number, from 1.
+    pub number: u32,
+}
+
+impl fmt::Display for RoundId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.study, self.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_round_trips_through_its_one_spelling() {
+        let s = "spiffe://falaj.demo/ae-on/ae-az/site/hospital-1";
+        let id: SpiffeId = s.parse().expect("valid");
+        assert_eq!(id.to_string(), s);
+        assert_eq!(id.place().to_string(), "ae-on/ae-az");
+        assert_eq!((id.role(), id.name()), (Role::Site, "hospital-1"));
+    }
+
+    #[test]
+    fn a_malformed_identity_is_refused_by_the_rule_it_breaks() {
+        for (s, rule) in [
+            ("https://falaj.demo/ae-on/ae-az/site/h", "scheme"),
+            ("spiffe://falaj.demo/ae-on/ae-az/site", "four path segments"),
+            ("spiffe://falaj.demo/ae-on/ae-az/site/h/x", "four path segments"),
+            ("spiffe://Falaj.demo/ae-on/ae-az/site/h", "trust domain"),
+            ("spiffe:///ae-on/ae-az/site/h", "trust domain"),
+            ("spiffe://falaj.demo/AE-ON/ae-az/site/h", "jurisdiction"),
+            ("spiffe://falaj.demo/ae-on//site/h", "jurisdiction"),
+            ("spiffe://falaj.demo/ae-on/ae-az/king/h", "role"),
+            ("spiffe://falaj.demo/ae-on/ae-az/site/h%31", "name"),
+            ("spiffe://falaj.demo/ae-on/ae-az/site/h?x=1", "name"),
+            ("spiffe://user@falaj.demo/ae-on/ae-az/site/h", "trust domain"),
+            ("spiffe://falaj.demo:443/ae-on/ae-az/site/h", "trust domain"),
+        ] {
+            let err = s.parse::<SpiffeId>().expect_err(s).to_string();
+            assert!(err.contains(rule), "{s}: {err}");
+        }
+    }
+
+    #[test]
+    fn a_place_pattern_covers_a_jurisdiction_or_one_region() {
+        let p: Place = "ae-on/ae-az".parse().expect("valid");
+        assert!(p.matches("ae-on/*") && p.matches("ae-on/ae-az"));
+        assert!(!p.matches("ae-on/ae-du") && !p.matches("ae-difc/*") && !p.matches("*"));
+    }
+
+    #[test]
+    fn only_a_site_certificate_names_a_site() {
+        let err = "spiffe://falaj.demo/ae-on/ae-az/operator/x".parse::<SiteId>().expect_err("role");
+        assert!(err.to_string().contains("not `site`"));
+    }
+}

@@ -1,0 +1,11 @@
+//! What the words of Falaj mean: pure functions and state machines.
+//!
+//! Nothing here does I/O: no sockets, files, SQL, clock, environment or operating-system
+//! randomness. Time and chance are arguments. Both programs and the auditor link this crate, so
+//! that a round, a seal and a proof mean the same to all of them.
+
+pub mod canon;
+pub mod gate;
+pub mod id;
+pub mod round;
+pub mod time;

@@ -1,0 +1,855 @@
+//! One pass of the protocol, as a pure state machine.
+//!
+//! `Planned → Enrolling → Collecting → Aggregating → Gated → Promoted | Rejected`, and `Failed` from any
+//! open stage. [`step`] is total over stage and event: it returns what comes next, or a [`Refusal`], which
+//! is data and leaves the round as it was. A round holds digests and counts, never a tensor.
+
+use crate::{
+    gate::Verdict,
+    id::{Digest, RoundId, SiteId},
+    time::Timestamp,
+};
+use std::collections::BTreeMap;
+
+/// What stays the same through all stages of a round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoundSpec {
+    /// The model that the sites start from.
+    pub base: Digest,
+    /// Updates without which the round fails.
+    pub min_sites: u32,
+    /// The most sites that it takes in.
+    pub max_sites: u32,
+    /// Sites that are expected; once all are in, nobody is waited for. 0 when it is not known.
+    pub expected_sites: u32,
+    /// How long enrolling and collecting may each take.
+    pub deadline_ms: u64,
+    /// How long a quorum waits for the rest.
+    pub grace_ms: u64,
+    /// 0 for the first try of this round number.
+    pub attempt: u32,
+}
+
+/// What one stage knows, plus what every stage shares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Round<S> {
+    /// Which round.
+    pub id: RoundId,
+    /// What was planned.
+    pub spec: RoundSpec,
+    /// What this stage knows.
+    pub stage: S,
+}
+
+impl<S> Round<S> {
+    fn into_stage<T>(self, stage: T) -> Round<T> {
+        Round { id: self.id, spec: self.spec, stage }
+    }
+}
+
+/// Nothing has happened yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned;
+
+/// Sites are joining.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolling {
+    /// Sites that will get a task, and those that declined.
+    pub sites: BTreeMap<SiteId, Seat>,
+    /// The round fails if it has no quorum by then.
+    pub deadline: Timestamp,
+    /// With quorum: when the wait for the rest ends.
+    pub closes: Option<Timestamp>,
+}
+
+/// Sites are training and sending.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collecting {
+    /// Every site of the cohort.
+    pub sites: BTreeMap<SiteId, Seat>,
+    /// The round fails if it has no quorum by then.
+    pub deadline: Timestamp,
+    /// With quorum: when the wait for the rest ends.
+    pub closes: Option<Timestamp>,
+}
+
+/// The updates are fixed; the mean is being computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aggregating {
+    /// What goes into the mean, by site.
+    pub updates: BTreeMap<SiteId, UpdateRef>,
+}
+
+/// A candidate exists and is judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gated {
+    /// What went into it.
+    pub updates: BTreeMap<SiteId, UpdateRef>,
+    /// The candidate model.
+    pub candidate: Digest,
+}
+
+/// The candidate became the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promoted {
+    /// What went into it.
+    pub updates: BTreeMap<SiteId, UpdateRef>,
+    /// The new model.
+    pub model: Digest,
+}
+
+/// A gate kept the candidate out; the base model stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The candidate that failed.
+    pub candidate: Digest,
+    /// Which gates, and why.
+    pub reasons: Vec<String>,
+}
+
+/// The round ended without a candidate; the base model stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// Why.
+    pub reason: FailReason,
+}
+
+/// Why a round failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FailReason {
+    /// Too few sites or updates before the deadline.
+    NoQuorum {
+        /// How many there were.
+        had: u32,
+        /// How many were needed.
+        needed: u32,
+    },
+    /// An operator stopped the study.
+    Stopped,
+    /// Aggregation gave numbers that are not a model.
+    Aggregation(String),
+}
+
+impl std::fmt::Display for FailReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoQuorum { had, needed } => write!(f, "no quorum: {had} of {needed} sites"),
+            Self::Stopped => f.write_str("stopped by an operator"),
+            Self::Aggregation(why) => write!(f, "aggregation failed: {why}"),
+        }
+    }
+}
+
+/// Where one site stands in a round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// It joined, and is owed or has been sent its task.
+    Joined,
+    /// Its update is durable and counted.
+    Updated(UpdateRef),
+    /// It will not take part, and said why.
+    Declined(String),
+}
+
+/// A durable update, by its digests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpdateRef {
+    /// SHA-256 of the payload.
+    pub payload: Digest,
+    /// SHA-256 of the signed header.
+    pub header: Digest,
+    /// Examples behind it.
+    pub weight: u32,
+}
+
+/// A round in any stage: what storage and the wire see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each variant is documented at its stage")]
+pub enum AnyRound {
+    Planned(Round<Planned>),
+    Enrolling(Round<Enrolling>),
+    Collecting(Round<Collecting>),
+    Aggregating(Round<Aggregating>),
+    Gated(Round<Gated>),
+    Promoted(Round<Promoted>),
+    Rejected(Round<Rejected>),
+    Failed(Round<Failed>),
+}
+
+/// What can happen to a round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The engine starts the round.
+    Open,
+    /// A site's agent is connected and policy admits it.
+    Joined(SiteId),
+    /// A site will not take part in this round.
+    Declined(SiteId, String),
+    /// An update passed admission and lies durable under its digest.
+    Update(SiteId, UpdateRef),
+    /// The mean was computed.
+    Aggregated(Digest),
+    /// The mean could not be computed.
+    AggregationFailed(String),
+    /// The gates have spoken.
+    Judged(Verdict),
+    /// Time has passed.
+    Tick,
+    /// The coordinator has restarted: the time it was away does not count against the sites.
+    Resumed,
+    /// An operator stops the study.
+    Stop,
+}
+
+/// What to do once a step is durable. Each is idempotent under the round's version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Push the round's task to this site.
+    SendTask(SiteId),
+    /// Fold the updates into a candidate.
+    Aggregate,
+    /// Judge the candidate by the study's gates.
+    Judge(Digest),
+    /// The round is over: open the next one, retry, or finish the study.
+    Advance,
+}
+
+/// What a step leaves in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// The round opened.
+    Opened,
+    /// A site joined.
+    Joined(SiteId),
+    /// A site declined, in its own words.
+    Declined(SiteId, String),
+    /// An update is durable and counted.
+    Accepted(SiteId, UpdateRef),
+    /// No further update is taken.
+    Closed(Vec<Digest>),
+    /// A candidate became the model.
+    Published(Digest),
+    /// A candidate was kept out.
+    Rejected(Digest, Vec<String>),
+    /// The round failed.
+    Failed(FailReason),
+}
+
+/// What follows from an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The round afterwards.
+    pub next: AnyRound,
+    /// What the log gets, in the same transaction.
+    pub records: Vec<Record>,
+    /// What to do once that is durable.
+    pub effects: Vec<Effect>,
+}
+
+/// Why an event was not taken. The round is unchanged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The same update is already counted: acknowledge it again, count it once.
+    #[error("this very update is already counted in round {0}")]
+    AlreadyCounted(RoundId),
+    /// Another update of this site is already counted.
+    #[error("site {site} has already sent a different update for round {round}")]
+    Duplicate {
+        /// The round.
+        round: RoundId,
+        /// The site.
+        site: SiteId,
+    },
+    /// The site is not in the cohort.
+    #[error("site {site} is not in the cohort of round {round}; wait for a task before sending")]
+    NotEnrolled {
+        /// The round.
+        round: RoundId,
+        /// The site.
+        site: SiteId,
+    },
+    /// The site said that it would not take part.
+    #[error("site {site} declined round {round}")]
+    HasDeclined {
+        /// The round.
+        round: RoundId,
+        /// The site.
+        site: SiteId,
+    },
+    /// The round takes no more updates.
+    #[error("round {round} takes no updates any more (it is {stage})")]
+    Late {
+        /// The round.
+        round: RoundId,
+        /// The stage that it is in.
+        stage: &'static str,
+    },
+    /// The cohort is full.
+    #[error("round {0} has as many sites as it takes")]
+    Full(RoundId),
+    /// The event means nothing in this stage.
+    #[error("round {round} is {stage}: {event} means nothing there")]
+    OutOfPlace {
+        /// The round.
+        round: RoundId,
+        /// The stage that it is in.
+        stage: &'static str,
+        /// The event.
+        event: &'static str,
+    },
+}
+
+impl Event {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Open => "opening",
+            Self::Joined(_) => "joining",
+            Self::Declined(..) => "declining",
+            Self::Update(..) => "an update",
+            Self::Aggregated(_) | Self::AggregationFailed(_) => "an aggregate",
+            Self::Judged(_) => "a verdict",
+            Self::Tick => "a tick",
+            Self::Resumed => "resuming",
+            Self::Stop => "stopping",
+        }
+    }
+}
+
+impl AnyRound {
+    /// A round that nobody has started.
+    #[must_use]
+    pub const fn planned(id: RoundId, spec: RoundSpec) -> Self {
+        Self::Planned(Round { id, spec, stage: Planned })
+    }
+
+    /// Which round.
+    #[must_use]
+    pub const fn id(&self) -> &RoundId {
+        match self {
+            Self::Planned(r) => &r.id,
+            Self::Enrolling(r) => &r.id,
+            Self::Collecting(r) => &r.id,
+            Self::Aggregating(r) => &r.id,
+            Self::Gated(r) => &r.id,
+            Self::Promoted(r) => &r.id,
+            Self::Rejected(r) => &r.id,
+            Self::Failed(r) => &r.id,
+        }
+    }
+
+    /// What was planned.
+    #[must_use]
+    pub const fn spec(&self) -> &RoundSpec {
+        match self {
+            Self::Planned(r) => &r.spec,
+            Self::Enrolling(r) => &r.spec,
+            Self::Collecting(r) => &r.spec,
+            Self::Aggregating(r) => &r.spec,
+            Self::Gated(r) => &r.spec,
+            Self::Promoted(r) => &r.spec,
+            Self::Rejected(r) => &r.spec,
+            Self::Failed(r) => &r.spec,
+        }
+    }
+
+    /// The stage's name, as people and metrics see it.
+    #[must_use]
+    pub const fn stage(&self) -> &'static str {
+        match self {
+            Self::Planned(_) => "planned",
+            Self::Enrolling(_) => "enrolling",
+            Self::Collecting(_) => "collecting",
+            Self::Aggregating(_) => "aggregating",
+            Self::Gated(_) => "gated",
+            Self::Promoted(_) => "promoted",
+            Self::Rejected(_) => "rejected",
+            Self::Failed(_) => "failed",
+        }
+    }
+
+    /// Whether nothing further can happen.
+    #[must_use]
+    pub const fn is_over(&self) -> bool {
+        matches!(self, Self::Promoted(_) | Self::Rejected(_) | Self::Failed(_))
+    }
+
+    /// When [`Event::Tick`] is due, if time alone can move this round.
+    #[must_use]
+    pub fn wakes_at(&self) -> Option<Timestamp> {
+        let (deadline, closes) = match self {
+            Self::Enrolling(r) => (r.stage.deadline, r.stage.closes),
+            Self::Collecting(r) => (r.stage.deadline, r.stage.closes),
+            _ => return None,
+        };
+        Some(closes.map_or(deadline, |c| c.min(deadline)))
+    }
+
+    /// Every site's seat, while the round has any.
+    #[must_use]
+    pub const fn seats(&self) -> Option<&BTreeMap<SiteId, Seat>> {
+        match self {
+            Self::Enrolling(r) => Some(&r.stage.sites),
+            Self::Collecting(r) => Some(&r.stage.sites),
+            _ => None,
+        }
+    }
+
+    /// The updates that are counted so far.
+    #[must_use]
+    pub fn updates(&self) -> BTreeMap<SiteId, UpdateRef> {
+        match self {
+            Self::Collecting(r) => counted(&r.stage.sites),
+            Self::Aggregating(r) => r.stage.updates.clone(),
+            Self::Gated(r) => r.stage.updates.clone(),
+            Self::Promoted(r) => r.stage.updates.clone(),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    /// What the engine owes this round after a restart: the effects of the stage it is in.
+    #[must_use]
+    pub fn owed(&self) -> Vec<Effect> {
+        match self {
+            Self::Aggregating(_) => vec![Effect::Aggregate],
+            Self::Gated(r) => vec![Effect::Judge(r.stage.candidate)],
+            Self::Promoted(_) | Self::Rejected(_) | Self::Failed(_) => vec![Effect::Advance],
+            Self::Planned(_) | Self::Enrolling(_) | Self::Collecting(_) => Vec::new(),
+        }
+    }
+}
+
+fn counted(sites: &BTreeMap<SiteId, Seat>) -> BTreeMap<SiteId, UpdateRef> {
+    sites
+        .iter()
+        .filter_map(|(site, seat)| match seat {
+            Seat::Updated(u) => Some((site.clone(), u.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+fn count(sites: &BTreeMap<SiteId, Seat>, is: impl Fn(&Seat) -> bool) -> u32 {
+    u32::try_from(sites.values().filter(|s| is(s)).count()).unwrap_or(u32::MAX)
+}
+
+const fn is_joined(seat: &Seat) -> bool {
+    matches!(seat, Seat::Joined)
+}
+
+const fn is_updated(seat: &Seat) -> bool {
+    matches!(seat, Seat::Updated(_))
+}
+
+const fn is_declined(seat: &Seat) -> bool {
+    matches!(seat, Seat::Declined(_))
+}
+
+/// What `event` makes of `round` at `now`.
+///
+/// # Errors
+/// A [`Refusal`] says why the event was not taken; the round stays as it is.
+pub fn step(round: &AnyRound, event: Event, now: Timestamp) -> Result<Step, Refusal> {
+    if round.is_over() {
+        return Err(match event {
+            Event::Update(site, update) => late_or_counted(round, &site, &update),
+            other => out_of_place(round, &other),
+        });
+    }
+    match (round.clone(), event) {
+        (AnyRound::Planned(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
+        (AnyRound::Enrolling(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
+        (AnyRound::Collecting(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
+        (AnyRound::Aggregating(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
+        (AnyRound::Gated(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
+
+        (AnyRound::Planned(r), Event::Open) => {
+            let stage = Enrolling {
+                sites: BTreeMap::new(),
+                deadline: now.plus_ms(r.spec.deadline_ms),
+                closes: None,
+            };
+            Ok(quiet(AnyRound::Enrolling(r.into_stage(stage)), vec![Record::Opened]))
+        }
+        (AnyRound::Enrolling(r), event) => r.on(event, now),
+        (AnyRound::Collecting(r), event) => r.on(event, now),
+        (AnyRound::Aggregating(r), Event::Aggregated(candidate)) => {
+            let stage = Gated { updates: r.stage.updates.clone(), candidate };
+            Ok(Step {
+                next: AnyRound::Gated(r.into_stage(stage)),
+                records: Vec::new(),
+                effects: vec![Effect::Judge(candidate)],
+            })
+        }
+        (AnyRound::Aggregating(r), Event::AggregationFailed(why)) => {
+            Ok(fail(r, FailReason::Aggregation(why)))
+        }
+        (AnyRound::Gated(r), Event::Judged(verdict)) => Ok(r.judged(verdict)),
+        (round, Event::Update(site, update)) => Err(late_or_counted(&round, &site, &update)),
+        (round, event) => Err(out_of_place(&round, &event)),
+    }
+}
+
+fn out_of_place(round: &AnyRound, event: &Event) -> Refusal {
+    Refusal::OutOfPlace { round: round.id().clone(), stage: round.stage(), event: event.name() }
+}
+
+/// A closed round refuses updates, but still knows the ones that it counted.
+fn late_or_counted(round: &AnyRound, site: &SiteId, update: &UpdateRef) -> Refusal {
+    match round.updates().get(site) {
+        Some(u) if u.payload == update.payload => Refusal::AlreadyCounted(round.id().clone()),
+        Some(_) => Refusal::Duplicate { round: round.id().clone(), site: site.clone() },
+        None => Refusal::Late { round: round.id().clone(), stage: round.stage() },
+    }
+}
+
+const fn quiet(next: AnyRound, records: Vec<Record>) -> Step {
+    Step { next, records, effects: Vec::new() }
+}
+
+fn fail<S>(round: Round<S>, reason: FailReason) -> Step {
+    Step {
+        next: AnyRound::Failed(round.into_stage(Failed { reason: reason.clone() })),
+        records: vec![Record::Failed(reason)],
+        effects: vec![Effect::Advance],
+    }
+}
+
+impl Round<Enrolling> {
+    fn on(mut self, event: Event, now: Timestamp) -> Result<Step, Refusal> {
+        let mut records = Vec::new();
+        match event {
+            Event::Joined(site) => {
+                if !self.stage.sites.contains_key(&site) {
+                    if self.stage.sites.len() >= self.spec.max_sites as usize {
+                        return Err(Refusal::Full(self.id));
+                    }
+                    self.stage.sites.insert(site.clone(), Seat::Joined);
+                    records.push(Record::Joined(site));
+                }
+            }
+            Event::Declined(site, why) => {
+                self.stage.sites.insert(site.clone(), Seat::Declined(why.clone()));
+                records.push(Record::Declined(site, why));
+            }
+            Event::Resumed => {
+                self.stage.deadline = now.plus_ms(self.spec.deadline_ms);
+                self.stage.closes = self.stage.closes.map(|_| now.plus_ms(self.spec.grace_ms));
+            }
+            Event::Tick => {}
+            Event::Update(site, _) => {
+                return Err(Refusal::NotEnrolled { round: self.id, site });
+            }
+            other => return Err(out_of_place(&AnyRound::Enrolling(self), &other)),
+        }
+        Ok(self.settle(records, now))
+    }
+
+    /// Starts collecting when everyone is here or the wait is over; fails without a quorum.
+    fn settle(mut self, records: Vec<Record>, now: Timestamp) -> Step {
+        let joined = count(&self.stage.sites, is_joined);
+        let seated = u32::try_from(self.stage.sites.len()).unwrap_or(u32::MAX);
+        let quorum = joined >= self.spec.min_sites;
+        if quorum && self.stage.closes.is_none() {
+            self.stage.closes = Some(now.plus_ms(self.spec.grace_ms));
+        }
+        let everyone = self.spec.expected_sites > 0 && seated >= self.spec.expected_sites;
+        let waited = self.stage.closes.is_some_and(|c| now >= c);
+        let overdue = now >= self.stage.deadline;
+        if quorum && (everyone || waited || overdue) {
+            return self.collect(records, now);
+        }
+        if !quorum && (overdue || everyone) {
+            let needed = self.spec.min_sites;
+            let mut step = fail(self, FailReason::NoQuorum { had: joined, needed });
+            step.records = records.into_iter().chain(step.records).collect();
+            return step;
+        }
+        quiet(AnyRound::Enrolling(self), records)
+    }
+
+    fn collect(self, records: Vec<Record>, now: Timestamp) -> Step {
+        let effects = self
+            .stage
+            .sites
+            .iter()
+            .filter(|(_, seat)| is_joined(seat))
+            .map(|(site, _)| Effect::SendTask(site.clone()))
+            .collect();
+        let stage = Collecting {
+            sites: self.stage.sites.clone(),
+            deadline: now.plus_ms(self.spec.deadline_ms),
+            closes: None,
+        };
+        Step { next: AnyRound::Collecting(self.into_stage(stage)), records, effects }
+    }
+}
+
+impl Round<Collecting> {
+    /// Counts a durable update.
+    ///
+    /// # Errors
+    /// [`Refusal::AlreadyCounted`], [`Refusal::Duplicate`], [`Refusal::NotEnrolled`] or
+    /// [`Refusal::HasDeclined`]. On refusal the round is unchanged.
+    pub fn accept(&mut self, site: &SiteId, update: &UpdateRef) -> Result<(), Refusal> {
+        let round = || self.id.clone();
+        match self.stage.sites.get(site) {
+            Some(Seat::Joined) => {}
+            Some(Seat::Updated(u)) if u.payload == update.payload => {
+                return Err(Refusal::AlreadyCounted(round()));
+            }
+            Some(Seat::Updated(_)) => {
+                return Err(Refusal::Duplicate { round: round(), site: site.clone() });
+            }
+            Some(Seat::Declined(_)) => {
+                return Err(Refusal::HasDeclined { round: round(), site: site.clone() });
+            }
+            None => return Err(Refusal::NotEnrolled { round: round(), site: site.clone() }),
+        }
+        self.stage.sites.insert(site.clone(), Seat::Updated(update.clone()));
+        Ok(())
+    }
+
+    fn on(mut self, event: Event, now: Timestamp) -> Result<Step, Refusal> {
+        let mut records = Vec::new();
+        let mut effects = Vec::new();
+        match event {
+            Event::Joined(site) => match self.stage.sites.get(&site) {
+                // It is back: it may not know its task.
+                Some(Seat::Joined) => effects.push(Effect::SendTask(site)),
+                Some(Seat::Updated(_) | Seat::Declined(_)) => {}
+                None if self.stage.sites.len() >= self.spec.max_sites as usize => {
+                    return Err(Refusal::Full(self.id));
+                }
+                None => {
+                    self.stage.sites.insert(site.clone(), Seat::Joined);
+                    records.push(Record::Joined(site.clone()));
+                    effects.push(Effect::SendTask(site));
+                }
+            },
+            Event::Declined(site, why) => match self.stage.sites.get(&site) {
+                // What is counted stays counted.
+                Some(Seat::Updated(_)) => {
+                    return Err(Refusal::Duplicate { round: self.id, site });
+                }
+                Some(Seat::Declined(_)) => {}
+                Some(Seat::Joined) => {
+                    self.stage.sites.insert(site.clone(), Seat::Declined(why.clone()));
+                    records.push(Record::Declined(site, why));
+                }
+                None => return Err(Refusal::NotEnrolled { round: self.id, site }),
+            },
+            Event::Update(site, update) => {
+                self.accept(&site, &update)?;
+                records.push(Record::Accepted(site, update));
+            }
+            Event::Resumed => {
+                self.stage.deadline = now.plus_ms(self.spec.deadline_ms);
+                self.stage.closes = self.stage.closes.map(|_| now.plus_ms(self.spec.grace_ms));
+            }
+            Event::Tick => {}
+            other => return Err(out_of_place(&AnyRound::Collecting(self), &other)),
+        }
+        Ok(self.settle(records, effects, now))
+    }
+
+    /// Closes when everyone has answered, the grace is over, or the deadline has come.
+    fn settle(mut self, mut records: Vec<Record>, effects: Vec<Effect>, now: Timestamp) -> Step {
+        let updated = count(&self.stage.sites, is_updated);
+        let waiting = count(&self.stage.sites, is_joined);
+        let quorum = updated >= self.spec.min_sites;
+        if quorum && self.stage.closes.is_none() {
+            self.stage.closes = Some(now.plus_ms(self.spec.grace_ms));
+        }
+        let overdue = now >= self.stage.deadline;
+        let waited = self.stage.closes.is_some_and(|c| now >= c);
+        let hopeless = waiting == 0
+            && !quorum
+            && self.spec.expected_sites > 0
+            && u32::try_from(self.stage.sites.len()).unwrap_or(u32::MAX)
+                >= self.spec.expected_sites;
+        if quorum && (waiting == 0 || waited || overdue) {
+            let updates = counted(&self.stage.sites);
+            let mut digests: Vec<Digest> = updates.values().map(|u| u.payload).collect();
+            digests.sort_unstable();
+            records.push(Record::Closed(digests));
+            return Step {
+                next: AnyRound::Aggregating(self.into_stage(Aggregating { updates })),
+                records,
+                effects: vec![Effect::Aggregate],
+            };
+        }
+        if !quorum && (overdue || hopeless) {
+            let needed = self.spec.min_sites;
+            let mut step = fail(self, FailReason::NoQuorum { had: updated, needed });
+            step.records = records.into_iter().chain(step.records).collect();
+            return step;
+        }
+        Step { next: AnyRound::Collecting(self), records, effects }
+    }
+}
+
+impl Round<Gated> {
+    fn judged(self, verdict: Verdict) -> Step {
+        let candidate = self.stage.candidate;
+        if verdict.pass {
+            let stage = Promoted { updates: self.stage.updates.clone(), model: candidate };
+            Step {
+                next: AnyRound::Promoted(self.into_stage(stage)),
+                records: vec![Record::Published(candidate)],
+                effects: vec![Effect::Advance],
+            }
+        } else {
+            let reasons = verdict.reasons;
+            let stage = Rejected { candidate, reasons: reasons.clone() };
+            Step {
+                next: AnyRound::Rejected(self.into_stage(stage)),
+                records: vec![Record::Rejected(candidate, reasons)],
+                effects: vec![Effect::Advance],
+            }
+        }
+    }
+}
+
+/// Whether every site that was asked has said no: nobody is left to wait for.
+#[must_use]
+pub fn all_declined(sites: &BTreeMap<SiteId, Seat>) -> bool {
+    !sites.is_empty() && sites.values().all(is_declined)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(n: u8) -> SiteId {
+        format!("spiffe://t/ae-on/ae-az/site/h-{n}").parse().expect("valid")
+    }
+    fn update(n: u8) -> UpdateRef {
+        UpdateRef { payload: Digest::of(&[n]), header: Digest::of(&[n, 0]), weight: 10 }
+    }
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+    fn spec() -> RoundSpec {
+        RoundSpec {
+            base: Digest::of(b"base"),
+            min_sites: 2,
+            max_sites: 4,
+            expected_sites: 3,
+            deadline_ms: 1_000,
+            grace_ms: 100,
+            attempt: 0,
+        }
+    }
+    fn round() -> AnyRound {
+        let id = RoundId { study: "s".parse().expect("valid"), number: 1 };
+        AnyRound::planned(id, spec())
+    }
+    fn run(mut round: AnyRound, events: Vec<(i64, Event)>) -> AnyRound {
+        for (t, e) in events {
+            round = step(&round, e, at(t)).expect("taken").next;
+        }
+        round
+    }
+    fn collecting() -> AnyRound {
+        let joins = [1, 2, 3].map(|n| (0, Event::Joined(site(n))));
+        run(round(), [(0, Event::Open)].into_iter().chain(joins).collect())
+    }
+
+    #[test]
+    fn everyone_in_starts_collecting_at_once() {
+        let r = collecting();
+        assert_eq!(r.stage(), "collecting");
+        assert_eq!(r.wakes_at(), Some(at(1_000)));
+    }
+
+    #[test]
+    fn quorum_waits_for_the_grace_period_and_no_longer() {
+        let r = run(
+            collecting(),
+            vec![(10, Event::Update(site(1), update(1))), (20, Event::Update(site(2), update(2)))],
+        );
+        assert_eq!((r.stage(), r.wakes_at()), ("collecting", Some(at(120))));
+        assert_eq!(run(r.clone(), vec![(119, Event::Tick)]).stage(), "collecting");
+        let closed = step(&r, Event::Tick, at(120)).expect("taken");
+        assert_eq!(closed.next.stage(), "aggregating");
+        assert_eq!(closed.effects, vec![Effect::Aggregate]);
+        assert_eq!(closed.next.updates().len(), 2);
+    }
+
+    #[test]
+    fn the_deadline_without_quorum_fails_the_round() {
+        let r = run(collecting(), vec![(10, Event::Update(site(1), update(1)))]);
+        let failed = step(&r, Event::Tick, at(1_000)).expect("taken");
+        assert_eq!(
+            failed.records,
+            vec![Record::Failed(FailReason::NoQuorum { had: 1, needed: 2 })]
+        );
+        assert_eq!(failed.effects, vec![Effect::Advance]);
+    }
+
+    #[test]
+    fn a_site_that_declines_is_not_waited_for() {
+        let r = run(
+            collecting(),
+            vec![
+                (1, Event::Update(site(1), update(1))),
+                (2, Event::Declined(site(3), "budget spent".into())),
+                (3, Event::Update(site(2), update(2))),
+            ],
+        );
+        assert_eq!(r.stage(), "aggregating");
+    }
+
+    #[test]
+    fn the_same_update_again_is_told_apart_from_a_different_one() {
+        let r = run(collecting(), vec![(1, Event::Update(site(1), update(1)))]);
+        let again = step(&r, Event::Update(site(1), update(1)), at(2)).expect_err("refused");
+        assert!(matches!(again, Refusal::AlreadyCounted(_)));
+        let other = step(&r, Event::Update(site(1), update(9)), at(2)).expect_err("refused");
+        assert!(matches!(other, Refusal::Duplicate { .. }));
+        let stranger = step(&r, Event::Update(site(8), update(8)), at(2)).expect_err("refused");
+        assert!(matches!(stranger, Refusal::NotEnrolled { .. }));
+    }
+
+    #[test]
+    fn a_closed_round_still_knows_what_it_counted() {
+        let r = run(
+            collecting(),
+            [1, 2, 3].map(|n| (1, Event::Update(site(n), update(n)))).into_iter().collect(),
+        );
+        assert_eq!(r.stage(), "aggregating");
+        let again = step(&r, Event::Update(site(1), update(1)), at(2)).expect_err("refused");
+        assert!(matches!(again, Refusal::AlreadyCounted(_)));
+        let late = step(&r, Event::Update(site(4), update(4)), at(2)).expect_err("refused");
+        assert!(matches!(late, Refusal::Late { stage: "aggregating", .. }));
+    }
+
+    #[test]
+    fn a_restart_gives_the_sites_their_time_back() {
+        let r = run(collecting(), vec![(900, Event::Resumed)]);
+        assert_eq!(r.wakes_at(), Some(at(1_900)));
+    }
+
+    #[test]
+    fn a_verdict_promotes_or_rejects() {
+        let gated = run(
+            collecting(),
+            [1, 2, 3]
+                .map(|n| (1, Event::Update(site(n), update(n))))
+                .into_iter()
+                .chain([(2, Event::Aggregated(Digest::of(b"new")))])
+                .collect(),
+        );
+        let pass = Verdict { pass: true, reasons: vec![] };
+        assert_eq!(run(gated.clone(), vec![(3, Event::Judged(pass))]).stage(), "promoted");
+        let fail = Verdict { pass: false, reasons: vec!["why".into()] };
+        assert_eq!(run(gated, vec![(3, Event::Judged(fail))]).stage(), "rejected");
+    }
+
+    #[test]
+    fn every_open_stage_can_be_stopped_and_no_closed_one() {
+        let stopped = step(&collecting(), Event::Stop, at(1)).expect("taken").next;
+        assert_eq!(stopped.stage(), "failed");
+        assert!(step(&stopped, Event::Stop, at(2)).is_err());
+    }
+}

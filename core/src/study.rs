@@ -1,0 +1,622 @@
+//! A study: what was agreed about data, model, training, privacy and rounds.
+//!
+//! A study is declarative: nothing in it is code. [`Study::check`] finds what contradicts itself and
+//! says how to mend it; the YAML spelling, with lines and columns, lives in `falaj-proto`.
+
+use crate::{
+    dp::rdp::{AccountantError, RdpCurve},
+    id::{Digest, Place, SiteId, StudyId},
+    manifest::{Manifest, ManifestError},
+    model::{Conv, ModelSpec},
+};
+
+/// The largest number of examples that may stand behind one update.
+pub const WEIGHT_MAX: u32 = 10_000_000;
+/// The most rounds that one study may plan.
+pub const ROUNDS_MAX: u32 = 100_000;
+/// The most sites that one round takes in.
+pub const SITES_MAX: u32 = 10_000;
+
+/// What was agreed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Study {
+    /// Its name at the coordinator.
+    pub id: StudyId,
+    /// Why the data may be used: shown to the site's steward and kept in the log.
+    pub purpose: String,
+    /// Which records, and what is read from them.
+    pub data: Data,
+    /// What is learned.
+    pub model: Model,
+    /// How a site trains.
+    pub training: Training,
+    /// How records are protected.
+    pub privacy: Privacy,
+    /// The grid on which updates travel.
+    pub sealing: Sealing,
+    /// Who takes part.
+    pub cohort: Cohort,
+    /// How rounds run.
+    pub rounds: Rounds,
+}
+
+/// Which records, and what is read from them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Data {
+    /// The name under which each site has bound its own records.
+    pub dataset: String,
+    /// Columns that the model sees, in input order.
+    pub features: Vec<Feature>,
+    /// The column to predict.
+    pub label: Label,
+}
+
+/// One input column.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Feature {
+    /// The column's name in the CSV header.
+    pub name: String,
+    /// How it becomes numbers.
+    pub kind: FeatureKind,
+}
+
+/// How a column becomes numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FeatureKind {
+    /// A number, clamped to its bounds and scaled to [-1, 1]. One input.
+    Numeric {
+        /// Where the bounds come from.
+        bounds: Bounds,
+        /// What an empty cell means.
+        missing: Missing,
+    },
+    /// One of a fixed set of values, one-hot. As many inputs as values, and one more when
+    /// missing cells are kept as their own category.
+    Categorical {
+        /// The values that are allowed.
+        values: Vec<String>,
+        /// What an empty cell means.
+        missing: Missing,
+    },
+}
+
+/// Where a numeric column's bounds come from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bounds {
+    /// Public knowledge, written in the study.
+    Declared {
+        /// Scaled to -1.
+        min: f64,
+        /// Scaled to 1.
+        max: f64,
+    },
+    /// Estimated at the site from its records by a differentially private histogram; the bounds
+    /// never leave the site.
+    Estimated {
+        /// What the estimate costs, once per site, in pure epsilon.
+        epsilon: f64,
+    },
+}
+
+/// What an empty cell means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The row breaks the schema and is reported.
+    Refuse,
+    /// Numeric: the middle of the bounds. Categorical: a category of its own.
+    Keep,
+}
+
+/// The column to predict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// The column's name in the CSV header.
+    pub column: String,
+    /// Its values, in class order; for two classes the second is the positive one.
+    pub classes: Vec<String>,
+}
+
+/// What is learned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Model {
+    /// Multinomial logistic regression.
+    Logistic,
+    /// A multi-layer perceptron with ReLU.
+    Mlp {
+        /// Widths of the hidden layers, from the input.
+        hidden: Vec<u32>,
+    },
+    /// A small convolutional network over an image whose pixels are the features, row by row.
+    Cnn {
+        /// Pixels from top to bottom.
+        height: u32,
+        /// Pixels from left to right.
+        width: u32,
+        /// Values per pixel.
+        channels: u32,
+        /// Convolution layers, from the input.
+        conv: Vec<Conv>,
+        /// Width of the hidden layer after the convolutions.
+        hidden: u32,
+    },
+}
+
+/// How a site trains in one round.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Training {
+    /// What the site minimises.
+    pub algorithm: Algorithm,
+    /// Optimiser steps per round.
+    pub local_steps: u32,
+    /// The chance with which each record enters each step's batch (Poisson sampling).
+    pub sample_rate: f64,
+    /// Step size.
+    pub learning_rate: f64,
+    /// Momentum, 0 for none.
+    pub momentum: f64,
+    /// How much of the mean update is applied to the model, usually 1.
+    pub server_learning_rate: f64,
+}
+
+/// What the site minimises.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Algorithm {
+    /// The local loss (McMahan et al. 2017, algorithm 1).
+    FedAvg,
+    /// The local loss plus mu/2 times the squared distance from the base model
+    /// (Li et al. 2020, section 3.2).
+    FedProx {
+        /// Strength of the pull towards the base model.
+        mu: f64,
+    },
+}
+
+/// How records are protected.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Privacy {
+    /// Where the noise is added.
+    pub mechanism: Mechanism,
+    /// The delta at which epsilon is stated.
+    pub delta: f64,
+    /// The most epsilon that this study may spend at one site.
+    pub epsilon_limit: f64,
+    /// What the noised example count (the update's weight) costs, once per site, in pure epsilon.
+    pub weight_epsilon: f64,
+}
+
+/// Where the noise is added.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mechanism {
+    /// In each training step: record-level (Abadi et al. 2016, algorithm 1).
+    DpSgd {
+        /// Noise standard deviation over the clip norm.
+        noise_multiplier: f64,
+        /// L2 bound of one record's gradient.
+        clip_norm: f64,
+    },
+    /// Once, on the site's whole update: site-level.
+    LocalGaussian {
+        /// Noise standard deviation over the clip norm.
+        noise_multiplier: f64,
+        /// L2 bound of the whole update.
+        clip_norm: f64,
+    },
+    /// Nowhere: only where a policy permits it by name.
+    None,
+}
+
+impl Mechanism {
+    /// The word that studies, policies and the log use.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::DpSgd { .. } => "dp_sgd",
+            Self::LocalGaussian { .. } => "local_gaussian",
+            Self::None => "none",
+        }
+    }
+}
+
+/// The grid on which updates travel: b-bit integers times a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sealing {
+    /// Bits of one value, 8 to 32.
+    pub bits: u8,
+    /// The largest absolute value that one coordinate of an update can carry.
+    pub range: f64,
+}
+
+/// Who takes part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cohort {
+    /// Places whose sites may join, as `jurisdiction/region` or `jurisdiction/*`.
+    pub places: Vec<String>,
+    /// Names of the sites that may join; empty means every site in the places.
+    pub sites: Vec<String>,
+    /// Updates without which a round fails.
+    pub min_sites: u32,
+    /// What an update counts for.
+    pub weights: Weights,
+}
+
+impl Cohort {
+    /// Whether `site` may take part, as far as the study itself says; policy decides as well.
+    #[must_use]
+    pub fn admits(&self, site: &SiteId) -> bool {
+        let place: &Place = site.spiffe().place();
+        self.places.iter().any(|p| place.matches(p))
+            && (self.sites.is_empty() || self.sites.iter().any(|s| s == site.name()))
+    }
+}
+
+/// What an update counts for in the mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// The noised number of training examples behind it.
+    Examples,
+    /// The same for every site.
+    Uniform,
+}
+
+/// How rounds run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rounds {
+    /// How many rounds are planned.
+    pub count: u32,
+    /// A round that has not its quorum after this long fails.
+    pub deadline_s: u32,
+    /// How long a round with quorum waits for the rest.
+    pub grace_s: u32,
+    /// A round that fails is tried again at most this often before the study fails.
+    pub retries: u32,
+}
+
+/// One thing that is wrong with a study.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key, as a dotted path: `privacy.noise_multiplier`.
+    pub at: &'static str,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub mend: String,
+}
+
+impl Study {
+    /// Numbers that the model takes in per record.
+    #[must_use]
+    pub fn inputs(&self) -> u32 {
+        let width = |f: &Feature| match &f.kind {
+            FeatureKind::Numeric { .. } => 1,
+            FeatureKind::Categorical { values, missing } => {
+                values.len() + usize::from(*missing == Missing::Keep)
+            }
+        };
+        let total: usize = self.data.features.iter().map(width).sum();
+        u32::try_from(total).unwrap_or(u32::MAX)
+    }
+
+    /// The model with its sizes filled in from the data.
+    #[must_use]
+    pub fn model_spec(&self) -> ModelSpec {
+        let classes = u32::try_from(self.data.label.classes.len()).unwrap_or(u32::MAX);
+        match &self.model {
+            Model::Logistic => ModelSpec::Logistic { features: self.inputs(), classes },
+            Model::Mlp { hidden } => {
+                ModelSpec::Mlp { features: self.inputs(), hidden: hidden.clone(), classes }
+            }
+            Model::Cnn { height, width, channels, conv, hidden } => ModelSpec::Cnn {
+                height: *height,
+                width: *width,
+                channels: *channels,
+                conv: conv.clone(),
+                hidden: *hidden,
+                classes,
+            },
+        }
+    }
+
+    /// The model's parameters, in manifest order.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when the model cannot exist, for example because it is too large.
+    pub fn manifest(&self) -> Result<Manifest, ManifestError> {
+        self.model_spec().manifest()
+    }
+
+    /// The seed of the first model, bound to the study's bytes.
+    #[must_use]
+    pub fn model_seed(study_digest: &Digest) -> [u8; 32] {
+        let mut tagged = b"falaj/model-seed/v1\0".to_vec();
+        tagged.extend_from_slice(study_digest.as_bytes());
+        *Digest::of(&tagged).as_bytes()
+    }
+
+    /// What `rounds` rounds of training cost one record (dp_sgd) or one site (local_gaussian).
+    ///
+    /// # Errors
+    /// [`AccountantError`] when the settings have no finite guarantee.
+    pub fn cost_of_rounds(&self, rounds: u32) -> Result<RdpCurve, AccountantError> {
+        let steps = u64::from(rounds);
+        match self.privacy.mechanism {
+            Mechanism::DpSgd { noise_multiplier, .. } => RdpCurve::poisson_gaussian(
+                self.training.sample_rate,
+                noise_multiplier,
+                steps * u64::from(self.training.local_steps),
+            ),
+            Mechanism::LocalGaussian { noise_multiplier, .. } => {
+                RdpCurve::poisson_gaussian(1.0, noise_multiplier, steps)
+            }
+            Mechanism::None => Ok(RdpCurve::infinite()),
+        }
+    }
+
+    /// What a site spends once, before its first round: noised counts and estimated bounds.
+    ///
+    /// # Errors
+    /// [`AccountantError`] when an epsilon is not a positive number.
+    pub fn cost_of_joining(&self) -> Result<RdpCurve, AccountantError> {
+        let mut cost = RdpCurve::zero();
+        if self.cohort.weights == Weights::Examples {
+            cost = cost.compose(&RdpCurve::pure(self.privacy.weight_epsilon)?);
+        }
+        for f in &self.data.features {
+            if let FeatureKind::Numeric { bounds: Bounds::Estimated { epsilon }, .. } = f.kind {
+                cost = cost.compose(&RdpCurve::pure(epsilon)?);
+            }
+        }
+        Ok(cost)
+    }
+
+    /// Everything in this study that contradicts itself; empty when it can run.
+    #[must_use]
+    pub fn check(&self) -> Vec<Problem> {
+        let mut found = Problems(Vec::new());
+        self.check_data(&mut found);
+        self.check_model(&mut found);
+        self.check_training(&mut found);
+        self.check_rounds(&mut found);
+        self.check_privacy(&mut found);
+        found.0
+    }
+
+    fn check_data(&self, p: &mut Problems) {
+        let data = &self.data;
+        p.when(data.dataset.is_empty(), "data.dataset", "no data set is named", || {
+            "name the data set as the sites' configurations bind it".into()
+        });
+        p.when(data.features.is_empty(), "data.features", "the model would see no column", || {
+            "list at least one feature".into()
+        });
+        let mut seen = std::collections::BTreeSet::new();
+        for f in &data.features {
+            p.when(!seen.insert(&f.name), "data.features", &format!("`{}` is listed twice", f.name), || {
+                "list each column once".into()
+            });
+            p.when(
+                f.name == data.label.column,
+                "data.label.column",
+                &format!("`{}` is both a feature and the label", f.name),
+                || "remove it from the features: a model that sees the answer learns nothing".into(),
+            );
+            match &f.kind {
+                FeatureKind::Numeric { bounds: Bounds::Declared { min, max }, .. } => p.when(
+                    !(min.is_finite() && max.is_finite() && min < max),
+                    "data.features",
+                    &format!("`{}` has bounds {min} to {max}", f.name),
+                    || "give a finite `min` below `max`".into(),
+                ),
+                FeatureKind::Numeric { bounds: Bounds::Estimated { epsilon }, .. } => p.when(
+                    !(epsilon.is_finite() && *epsilon > 0.0),
+                    "data.features",
+                    &format!("`{}` would estimate its bounds at epsilon {epsilon}", f.name),
+                    || "give a positive `estimate_epsilon`".into(),
+                ),
+                FeatureKind::Categorical { values, .. } => {
+                    let distinct: std::collections::BTreeSet<_> = values.iter().collect();
+                    p.when(
+                        values.is_empty() || distinct.len() != values.len(),
+                        "data.features",
+                        &format!("`{}` lists no value, or one twice", f.name),
+                        || "list each allowed value once".into(),
+                    );
+                }
+            }
+        }
+        let classes: std::collections::BTreeSet<_> = data.label.classes.iter().collect();
+        p.when(
+            classes.len() < 2 || classes.len() != data.label.classes.len(),
+            "data.label.classes",
+            "a label needs at least two different classes",
+            || "list every class once; for two classes the second is the positive one".into(),
+        );
+    }
+
+    fn check_model(&self, p: &mut Problems) {
+        match &self.model {
+            Model::Mlp { hidden } => p.when(
+                hidden.is_empty() || hidden.contains(&0),
+                "model.hidden",
+                "an MLP needs hidden layers of at least one unit",
+                || "give for example `hidden: [32]`, or use `kind: logistic`".into(),
+            ),
+            Model::Cnn { height, width, channels, .. } => p.when(
+                u64::from(*height) * u64::from(*width) * u64::from(*channels)
+                    != u64::from(self.inputs()),
+                "model.image",
+                &format!("the image has {height} x {width} x {channels} values, the features {}", self.inputs()),
+                || "list exactly one numeric feature per pixel value, row by row".into(),
+            ),
+            Model::Logistic => {}
+        }
+        if let Err(e) = self.manifest() {
+            p.when(true, "model", &e.to_string(), || "choose smaller or fitting layers".into());
+        }
+    }
+
+    fn check_training(&self, p: &mut Problems) {
+        let t = &self.training;
+        p.when(
+            !(t.sample_rate > 0.0 && t.sample_rate <= 1.0),
+            "training.sample_rate",
+            &format!("{} is not a chance", t.sample_rate),
+            || "give a number above 0 and at most 1".into(),
+        );
+        p.when(t.local_steps == 0 || t.local_steps > 1_000_000, "training.local_steps", "a site must take between 1 and 1,000,000 steps", || {
+            "give a number in that range".into()
+        });
+        p.when(
+            !(t.learning_rate.is_finite() && t.learning_rate > 0.0),
+            "training.learning_rate",
+            &format!("{} is not a step size", t.learning_rate),
+            || "give a positive number".into(),
+        );
+        p.when(
+            !(0.0..1.0).contains(&t.momentum),
+            "training.momentum",
+            &format!("{} is not a momentum", t.momentum),
+            || "give a number from 0 to below 1".into(),
+        );
+        p.when(
+            !(t.server_learning_rate.is_finite() && t.server_learning_rate > 0.0),
+            "training.server_learning_rate",
+            "the model would never move",
+            || "give a positive number, usually 1".into(),
+        );
+        if let Algorithm::FedProx { mu } = t.algorithm {
+            p.when(!(mu.is_finite() && mu > 0.0), "training.mu", "FedProx without a pull is FedAvg", || {
+                "give a positive `mu`, or use `algorithm: fedavg`".into()
+            });
+        }
+    }
+
+    fn check_rounds(&self, p: &mut Problems) {
+        let r = &self.rounds;
+        p.when(r.count == 0 || r.count > ROUNDS_MAX, "rounds.count", &format!("{} rounds", r.count), || {
+            format!("give 1 to {ROUNDS_MAX}")
+        });
+        p.when(r.deadline_s == 0, "rounds.deadline_s", "every round would fail at once", || {
+            "give the seconds that a site may take, for example 600".into()
+        });
+        p.when(r.grace_s > r.deadline_s, "rounds.grace_s", "the grace period is longer than the deadline", || {
+            format!("give at most {} seconds", r.deadline_s)
+        });
+        let c = &self.cohort;
+        p.when(c.min_sites == 0 || c.min_sites > SITES_MAX, "cohort.min_sites", &format!("{} sites", c.min_sites), || {
+            format!("give 1 to {SITES_MAX}; with fewer than 2, one site's update is the model")
+        });
+        p.when(
+            !c.sites.is_empty() && (c.sites.len() as u64) < u64::from(c.min_sites),
+            "cohort.min_sites",
+            &format!("{} sites are needed and only {} are named", c.min_sites, c.sites.len()),
+            || "name more sites or need fewer".into(),
+        );
+        p.when(c.places.is_empty(), "cohort.places", "no place is named, so no site could join", || {
+            "name places, for example `ae-on/*`".into()
+        });
+        for place in &c.places {
+            let probe = place.replace("/*", "/x");
+            p.when(probe.parse::<Place>().is_err(), "cohort.places", &format!("`{place}` is not a place"), || {
+                "write `<jurisdiction>/<region>` or `<jurisdiction>/*`, for example `ae-on/ae-az`".into()
+            });
+        }
+    }
+
+    fn check_privacy(&self, p: &mut Problems) {
+        let v = &self.privacy;
+        let s = &self.sealing;
+        p.when(!(8..=32).contains(&s.bits), "sealing.bits", &format!("{} bits", s.bits), || {
+            "give 8 to 32".into()
+        });
+        p.when(!(s.range.is_finite() && s.range > 0.0), "sealing.range", "an update could carry nothing", || {
+            "give the largest absolute value of one coordinate, for example 1.0".into()
+        });
+        match v.mechanism {
+            Mechanism::DpSgd { noise_multiplier, clip_norm }
+            | Mechanism::LocalGaussian { noise_multiplier, clip_norm } => {
+                p.when(
+                    !(noise_multiplier.is_finite() && noise_multiplier > 0.0),
+                    "privacy.noise_multiplier",
+                    &format!("{noise_multiplier} protects nobody"),
+                    || "give a positive number, or say `mechanism: none` where a policy permits it".into(),
+                );
+                p.when(
+                    !(clip_norm.is_finite() && clip_norm > 0.0),
+                    "privacy.clip_norm",
+                    &format!("{clip_norm} bounds nothing"),
+                    || "give a positive number, for example 1.0".into(),
+                );
+            }
+            Mechanism::None => return,
+        }
+        p.when(!(v.delta > 0.0 && v.delta < 1e-2), "privacy.delta", &format!("{} is no delta", v.delta), || {
+            "give a number well below one over the number of records, for example 1e-5".into()
+        });
+        p.when(
+            !(v.epsilon_limit.is_finite() && v.epsilon_limit > 0.0),
+            "privacy.epsilon_limit",
+            &format!("{} is no limit", v.epsilon_limit),
+            || "give the most epsilon that one site may spend on this study".into(),
+        );
+        if self.cohort.weights == Weights::Examples {
+            p.when(
+                !(v.weight_epsilon.is_finite() && v.weight_epsilon > 0.0),
+                "privacy.weight_epsilon",
+                "the number of examples would leave a site without noise",
+                || "give a positive number, for example 0.1, or `weights: uniform` in the cohort".into(),
+            );
+        }
+        if p.0.is_empty() {
+            self.check_plan(p);
+        }
+    }
+
+    /// Whether the planned rounds fit under the study's own epsilon limit.
+    fn check_plan(&self, p: &mut Problems) {
+        let v = &self.privacy;
+        let spent = |rounds: u32| -> Option<f64> {
+            let cost = self.cost_of_rounds(rounds).ok()?.compose(&self.cost_of_joining().ok()?);
+            cost.epsilon(v.delta).ok().map(|e| e.value())
+        };
+        let Some(planned) = spent(self.rounds.count) else {
+            p.when(true, "privacy", "these settings have no finite guarantee", || {
+                "raise `noise_multiplier` or lower `sample_rate`".into()
+            });
+            return;
+        };
+        if planned > v.epsilon_limit {
+            let (mut fits, mut fails) = (0, self.rounds.count);
+            while fails - fits > 1 {
+                let middle = fits + (fails - fits) / 2;
+                if spent(middle).is_some_and(|e| e <= v.epsilon_limit) {
+                    fits = middle;
+                } else {
+                    fails = middle;
+                }
+            }
+            p.when(
+                true,
+                "privacy.epsilon_limit",
+                &format!(
+                    "{} rounds cost epsilon {planned:.3} at delta {:e}, the limit is {}",
+                    self.rounds.count, v.delta, v.epsilon_limit
+                ),
+                || {
+                    format!(
+                        "plan at most {fits} rounds, raise `noise_multiplier`, or take fewer or smaller local steps"
+                    )
+                },
+            );
+        }
+    }
+}
+
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn when(&mut self, wrong: bool, at: &'static str, what: &str, mend: impl FnOnce() -> String) {
+        if wrong {
+            self.0.push(Problem { at, what: what.to_owned(), mend: mend() });
+        }
+    }
+}
