@@ -4,8 +4,20 @@
 //! randomness. Time and chance are arguments. Both programs and the auditor link this crate, so
 //! that a round, a seal and a proof mean the same to all of them.
 
+pub mod admission;
+pub mod aggregate;
+pub mod audit;
 pub mod canon;
+pub mod dp;
 pub mod gate;
 pub mod id;
+pub mod manifest;
+pub mod merkle;
+pub mod model;
+pub mod note;
+pub mod receipt;
 pub mod round;
+pub mod study;
+pub mod task;
 pub mod time;
+pub mod update;

@@ -8,6 +8,7 @@ use crate::{
     id::{Digest, Place, SiteId, StudyId},
     manifest::{Manifest, ManifestError},
     model::{Conv, ModelSpec},
+    update::Encoding,
 };
 
 /// The largest number of examples that may stand behind one update.
@@ -274,8 +275,8 @@ pub struct Rounds {
 /// One thing that is wrong with a study.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The key, as a dotted path: `privacy.noise_multiplier`.
-    pub at: &'static str,
+    /// The key, as a dotted path: `privacy.noise_multiplier`, `data.features[3]`.
+    pub at: String,
     /// What is wrong.
     pub what: String,
     /// What to do.
@@ -322,6 +323,16 @@ impl Study {
     /// [`ManifestError`] when the model cannot exist, for example because it is too large.
     pub fn manifest(&self) -> Result<Manifest, ManifestError> {
         self.model_spec().manifest()
+    }
+
+    /// The grid on which updates travel.
+    ///
+    /// # Panics
+    /// When the study was not checked: a checked study has a grid.
+    #[must_use]
+    pub fn encoding(&self) -> Encoding {
+        Encoding::for_range(self.sealing.bits, self.sealing.range)
+            .expect("invariant: a checked study has a grid")
     }
 
     /// The seed of the first model, bound to the study's bytes.
@@ -389,8 +400,9 @@ impl Study {
             "list at least one feature".into()
         });
         let mut seen = std::collections::BTreeSet::new();
-        for f in &data.features {
-            p.when(!seen.insert(&f.name), "data.features", &format!("`{}` is listed twice", f.name), || {
+        for (i, f) in data.features.iter().enumerate() {
+            let at = format!("data.features[{i}]");
+            p.when(!seen.insert(&f.name), &at, &format!("`{}` is listed twice", f.name), || {
                 "list each column once".into()
             });
             p.when(
@@ -402,13 +414,13 @@ impl Study {
             match &f.kind {
                 FeatureKind::Numeric { bounds: Bounds::Declared { min, max }, .. } => p.when(
                     !(min.is_finite() && max.is_finite() && min < max),
-                    "data.features",
+                    &at,
                     &format!("`{}` has bounds {min} to {max}", f.name),
                     || "give a finite `min` below `max`".into(),
                 ),
                 FeatureKind::Numeric { bounds: Bounds::Estimated { epsilon }, .. } => p.when(
                     !(epsilon.is_finite() && *epsilon > 0.0),
-                    "data.features",
+                    &at,
                     &format!("`{}` would estimate its bounds at epsilon {epsilon}", f.name),
                     || "give a positive `estimate_epsilon`".into(),
                 ),
@@ -416,7 +428,7 @@ impl Study {
                     let distinct: std::collections::BTreeSet<_> = values.iter().collect();
                     p.when(
                         values.is_empty() || distinct.len() != values.len(),
-                        "data.features",
+                        &at,
                         &format!("`{}` lists no value, or one twice", f.name),
                         || "list each allowed value once".into(),
                     );
@@ -614,9 +626,9 @@ impl Study {
 struct Problems(Vec<Problem>);
 
 impl Problems {
-    fn when(&mut self, wrong: bool, at: &'static str, what: &str, mend: impl FnOnce() -> String) {
+    fn when(&mut self, wrong: bool, at: &str, what: &str, mend: impl FnOnce() -> String) {
         if wrong {
-            self.0.push(Problem { at, what: what.to_owned(), mend: mend() });
+            self.0.push(Problem { at: at.to_owned(), what: what.to_owned(), mend: mend() });
         }
     }
 }

@@ -1,1 +1,16 @@
-//! Falaj.
+//! How the words of Falaj are spelled: on the wire, in study files, in REST, in errors.
+//!
+//! The words themselves, and every rule about them, live in `falaj-core`; this crate converts.
+
+pub mod problem;
+pub mod rest;
+pub mod study;
+
+/// gRPC messages and services of `falaj.v1`, generated from `proto/falaj/v1/federation.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated code")]
+pub mod v1 {
+    tonic::include_proto!("falaj.v1");
+}
+
+/// The most payload bytes that one streamed message carries.
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;

@@ -1,1 +1,8 @@
-//! Falaj.
+//! End-to-end harness: real processes, certificates, sockets and records.
+//!
+//! [`federation`] makes a certificate authority and configurations in a temporary folder and starts the
+//! very binaries that a deployment runs; [`rogue`] is a site that holds a real certificate and breaks the
+//! protocol in one chosen way. Everything waits on conditions with a bound, never on the clock alone.
+
+pub mod federation;
+pub mod rogue;

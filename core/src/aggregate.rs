@@ -1,0 +1,250 @@
+//! The weighted mean of sealed updates, in integers until the very end.
+//!
+//! `new = base + server_learning_rate · step · Σ weightᵢ · updateᵢ / Σ weightᵢ` (McMahan et al. 2017,
+//! algorithm 1, with b-bit integers for the updates). Integer sums do not depend on the order of
+//! arrival, and the one rounding at the end is per coordinate, so the result is the same bit for bit.
+
+use crate::{
+    id::Digest,
+    update::{Encoding, from_24, values},
+};
+use sha2::{Digest as _, Sha256};
+
+/// Sums of weighted updates: 8 bytes per parameter, however many sites there are.
+pub struct Accumulator {
+    sums: Vec<i64>,
+    weight: u64,
+    encoding: Encoding,
+}
+
+/// Why an update cannot be folded in, or no model comes out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AggregateError {
+    /// The bytes do not end where the parameters do.
+    #[error("{bytes} bytes at value {at} do not fit {params} parameters")]
+    Shape {
+        /// Bytes offered.
+        bytes: usize,
+        /// The first value that they speak of.
+        at: usize,
+        /// Parameters that there are.
+        params: usize,
+    },
+    /// Σ weight · 2^(bits-1) would no longer fit 64 bits.
+    #[error("the weights add up to {0}: the sum could overflow")]
+    Overflow(u64),
+    /// Nothing was folded in.
+    #[error("no update was folded in")]
+    Empty,
+    /// A parameter of the new model is not a number.
+    #[error("parameter {0} of the new model is not a finite number")]
+    NotFinite(usize),
+}
+
+impl Accumulator {
+    /// Zero sums for `params` parameters on one grid.
+    #[must_use]
+    pub fn new(params: usize, encoding: Encoding) -> Self {
+        Self { sums: vec![0; params], weight: 0, encoding }
+    }
+
+    /// Σ weight of what was folded in.
+    #[must_use]
+    pub const fn weight(&self) -> u64 {
+        self.weight
+    }
+
+    /// Makes room for an update of this weight; its values follow by [`Self::fold_values`].
+    ///
+    /// # Errors
+    /// [`AggregateError::Overflow`]; the sums are unchanged.
+    pub fn admit(&mut self, weight: u32) -> Result<(), AggregateError> {
+        let total = self.weight + u64::from(weight);
+        let largest = u128::from(total) * u128::from(self.encoding.max().unsigned_abs());
+        if largest > i64::MAX as u128 {
+            return Err(AggregateError::Overflow(total));
+        }
+        self.weight = total;
+        Ok(())
+    }
+
+    /// Folds in a whole update.
+    ///
+    /// # Errors
+    /// [`AggregateError`]; the sums are unchanged.
+    pub fn fold(&mut self, payload: &[u8], weight: u32) -> Result<(), AggregateError> {
+        if payload.len() != self.sums.len() * self.encoding.bytes_per_value() {
+            return Err(AggregateError::Shape {
+                bytes: payload.len(),
+                at: 0,
+                params: self.sums.len(),
+            });
+        }
+        self.admit(weight)?;
+        self.fold_values(0, payload, weight)
+    }
+
+    /// Folds in the values from number `at` on, of an update that was admitted.
+    ///
+    /// # Errors
+    /// [`AggregateError::Shape`] when the bytes are not whole values within the parameters.
+    pub fn fold_values(
+        &mut self,
+        at: usize,
+        bytes: &[u8],
+        weight: u32,
+    ) -> Result<(), AggregateError> {
+        let width = self.encoding.bytes_per_value();
+        let params = self.sums.len();
+        let end = at + bytes.len() / width;
+        if !bytes.len().is_multiple_of(width) || end > params {
+            return Err(AggregateError::Shape { bytes: bytes.len(), at, params });
+        }
+        let sums = &mut self.sums[at..end];
+        let weight = i64::from(weight);
+        match width {
+            1 => add(sums, bytes.iter().map(|&b| i32::from(b.cast_signed())), weight),
+            2 => add(sums, values::<2>(bytes).map(|v| i32::from(i16::from_le_bytes(v))), weight),
+            3 => add(sums, values::<3>(bytes).map(from_24), weight),
+            _ => add(sums, values::<4>(bytes).map(i32::from_le_bytes), weight),
+        }
+        Ok(())
+    }
+
+    /// The new model: the base moved by the weighted mean.
+    ///
+    /// # Errors
+    /// [`AggregateError::Empty`] or [`AggregateError::NotFinite`].
+    pub fn finish(
+        &self,
+        base: &[f32],
+        server_learning_rate: f64,
+    ) -> Result<Candidate, AggregateError> {
+        if base.len() != self.sums.len() {
+            let bytes = base.len() * 4;
+            return Err(AggregateError::Shape { bytes, at: 0, params: self.sums.len() });
+        }
+        if self.weight == 0 {
+            return Err(AggregateError::Empty);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "one rounding, the same everywhere")]
+        let total = self.weight as f64;
+        let mut params = Vec::with_capacity(base.len());
+        for (i, (&b, &sum)) in base.iter().zip(&self.sums).enumerate() {
+            #[expect(clippy::cast_precision_loss, reason = "one rounding, the same everywhere")]
+            let mean = sum as f64 * self.encoding.step() / total;
+            #[expect(clippy::cast_possible_truncation, reason = "parameters are f32")]
+            let value = (f64::from(b) + server_learning_rate * mean) as f32;
+            if !value.is_finite() {
+                return Err(AggregateError::NotFinite(i));
+            }
+            params.push(value);
+        }
+        let digest = params_digest(&params);
+        Ok(Candidate { params, digest })
+    }
+}
+
+/// The kernel: one pass over sums and values, which the compiler turns into vector code.
+#[inline]
+fn add(sums: &mut [i64], values: impl Iterator<Item = i32>, weight: i64) {
+    if weight == 1 {
+        for (sum, v) in sums.iter_mut().zip(values) {
+            *sum += i64::from(v);
+        }
+    } else {
+        for (sum, v) in sums.iter_mut().zip(values) {
+            *sum += i64::from(v) * weight;
+        }
+    }
+}
+
+/// A model that no gate has judged yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its parameters, in manifest order.
+    pub params: Vec<f32>,
+    /// Their digest.
+    pub digest: Digest,
+}
+
+/// Parameters as they travel and are hashed: little-endian f32 in manifest order.
+#[must_use]
+pub fn params_to_bytes(params: &[f32]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(params.len() * 4);
+    params.iter().for_each(|p| bytes.extend_from_slice(&p.to_le_bytes()));
+    bytes
+}
+
+/// The reverse of [`params_to_bytes`]; `None` when the length is not a multiple of four.
+#[must_use]
+pub fn params_from_bytes(bytes: &[u8]) -> Option<Vec<f32>> {
+    let (whole, rest) = bytes.as_chunks::<4>();
+    rest.is_empty().then(|| whole.iter().map(|b| f32::from_le_bytes(*b)).collect())
+}
+
+/// SHA-256 over [`params_to_bytes`], without holding those bytes at once.
+#[must_use]
+pub fn params_digest(params: &[f32]) -> Digest {
+    let mut hash = Sha256::new();
+    let mut block = [0; 4096];
+    for chunk in params.chunks(1024) {
+        for (b, p) in block.as_chunks_mut::<4>().0.iter_mut().zip(chunk) {
+            *b = p.to_le_bytes();
+        }
+        hash.update(&block[..chunk.len() * 4]);
+    }
+    Digest(hash.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload(encoding: Encoding, values: &[i32]) -> Vec<u8> {
+        let mut out = Vec::new();
+        values.iter().for_each(|&v| encoding.put(v, &mut out));
+        out
+    }
+
+    #[test]
+    fn the_mean_is_weighted_and_the_same_in_every_width() {
+        for bits in [8, 12, 16, 20, 24, 32] {
+            let encoding = Encoding::new(bits, 0.5).expect("valid");
+            let mut acc = Accumulator::new(2, encoding);
+            acc.fold(&payload(encoding, &[4, -8]), 1).expect("fits");
+            acc.fold(&payload(encoding, &[8, 8]), 3).expect("fits");
+            let new = acc.finish(&[1.0, 1.0], 1.0).expect("a model");
+            // (4·1 + 8·3) / 4 · 0.5 = 3.5 and (-8·1 + 8·3) / 4 · 0.5 = 2.
+            assert_eq!(new.params, [4.5, 3.0], "{bits} bits");
+            assert_eq!(new.digest, Digest::of(&params_to_bytes(&new.params)));
+        }
+    }
+
+    #[test]
+    fn blocks_add_up_to_the_whole() {
+        let encoding = Encoding::new(24, 1.0).expect("valid");
+        let bytes = payload(encoding, &[1, -2, 3, -4, 5]);
+        let mut blocks = Accumulator::new(5, encoding);
+        blocks.admit(2).expect("fits");
+        blocks.fold_values(0, &bytes[..6], 2).expect("fits");
+        blocks.fold_values(2, &bytes[6..], 2).expect("fits");
+        let mut whole = Accumulator::new(5, encoding);
+        whole.fold(&bytes, 2).expect("fits");
+        assert_eq!(blocks.sums, whole.sums);
+    }
+
+    #[test]
+    fn what_does_not_fit_leaves_the_sums_alone() {
+        let encoding = Encoding::new(32, 1.0).expect("valid");
+        let mut acc = Accumulator::new(1, encoding);
+        assert!(matches!(acc.fold(&[0; 3], 1), Err(AggregateError::Shape { .. })));
+        let heavy = payload(encoding, &[i32::MAX]);
+        acc.fold(&heavy, u32::MAX).expect("fits");
+        assert!(matches!(acc.fold(&heavy, u32::MAX), Err(AggregateError::Overflow(_))));
+        assert_eq!(acc.weight(), u64::from(u32::MAX));
+        assert_eq!(Accumulator::new(1, encoding).finish(&[0.0], 1.0), Err(AggregateError::Empty));
+        let err = acc.finish(&[f32::MAX], 1e38).expect_err("too large");
+        assert_eq!(err, AggregateError::NotFinite(0));
+    }
+}

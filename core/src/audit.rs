@@ -1,0 +1,396 @@
+//! Entries of the audit log: what is said about each access and each change, as canonical JSON.
+//!
+//! An entry holds identifiers, digests and counts; never rows, parameters or people. Each carries 16 random
+//! bytes, so that nobody who sees only its hash can guess it. Real quantities are decimal strings.
+
+use crate::{
+    canon::{self, Canon, CanonError},
+    id::{Digest, RoundId, SpiffeId, StudyId},
+    merkle::ENTRY_BYTES_MAX,
+    time::Timestamp,
+};
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+/// Foreign text in an entry is cut to this many characters.
+const TEXT_CHARS_MAX: usize = 1_000;
+/// Members that every entry has, and that a draft cannot set.
+const RESERVED: [&str; 5] = ["v", "seq", "ts", "kind", "nonce"];
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal;)*) => {
+        /// What happened.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Kind { $($(#[$doc])* $variant,)* }
+
+        impl Kind {
+            /// Every kind.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// Its stable name.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str { match self { $(Self::$variant => $name,)* } }
+        }
+    };
+}
+
+kinds! {
+    /// The log begins.
+    LogOpened = "log.opened";
+    /// The coordinator started, and under which policies.
+    CoordinatorStarted = "coordinator.started";
+    /// The policy set was read afresh.
+    PolicyLoaded = "policy.loaded";
+    /// A connection was let in.
+    ConnectionAdmitted = "connection.admitted";
+    /// A connection was refused: at the handshake, for its identity, or by policy.
+    ConnectionRefused = "connection.refused";
+    /// A study was submitted.
+    StudySubmitted = "study.submitted";
+    /// A study has run all its rounds.
+    StudyFinished = "study.finished";
+    /// A study failed.
+    StudyFailed = "study.failed";
+    /// An operator stopped a study.
+    StudyStopped = "study.stopped";
+    /// A round opened on a base model.
+    RoundOpened = "round.opened";
+    /// A round takes no more updates.
+    RoundClosed = "round.closed";
+    /// A round failed.
+    RoundFailed = "round.failed";
+    /// A site joined a round.
+    SiteJoined = "site.joined";
+    /// A site will not take part in a round.
+    SiteDeclined = "site.declined";
+    /// A site was given its task.
+    TaskSent = "task.sent";
+    /// A model is about to be served.
+    ModelRead = "model.read";
+    /// A candidate became a study's model.
+    ModelPublished = "model.published";
+    /// A gate kept a candidate out.
+    ModelRejected = "model.rejected";
+    /// An update is durable and counted.
+    UpdateAccepted = "update.accepted";
+    /// An update was refused.
+    UpdateRefused = "update.refused";
+    /// The very same update came again.
+    UpdateDuplicate = "update.duplicate";
+    /// An operator is about to be served.
+    AdminRead = "admin.read";
+    /// An operator was refused.
+    AdminDenied = "admin.denied";
+    /// The log is about to be exported.
+    LogExported = "log.exported";
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Kind {
+    type Err = CanonError;
+    fn from_str(s: &str) -> Result<Self, CanonError> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|k| k.as_str() == s)
+            .ok_or_else(|| CanonError::Member("kind".into()))
+    }
+}
+
+/// Who did it, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Actor {
+    /// The certificate's identity.
+    pub id: Option<SpiffeId>,
+    /// SHA-256 of the certificate.
+    pub cert: Option<Digest>,
+    /// The source address.
+    pub address: Option<String>,
+}
+
+/// An entry before it has a place in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    kind: Kind,
+    members: BTreeMap<String, Canon>,
+}
+
+impl Draft {
+    /// An entry of this kind.
+    #[must_use]
+    pub const fn new(kind: Kind) -> Self {
+        Self { kind, members: BTreeMap::new() }
+    }
+
+    /// What happened.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Who did it.
+    #[must_use]
+    pub fn actor(self, actor: &Actor) -> Self {
+        let mut members = BTreeMap::new();
+        if let Some(id) = &actor.id {
+            members.insert("id".to_owned(), id.to_string().into());
+            members.insert("place".to_owned(), id.place().to_string().into());
+        }
+        if let Some(cert) = &actor.cert {
+            members.insert("cert_sha256".to_owned(), cert.to_string().into());
+        }
+        if let Some(address) = &actor.address {
+            members.insert("address".to_owned(), bounded(address));
+        }
+        self.with("actor", Canon::Map(members))
+    }
+
+    /// Under which policies it was decided, and how.
+    #[must_use]
+    pub fn decided(self, allow: bool, policies: &[String], policy_set: &Digest) -> Self {
+        self.text("decision", if allow { "allow" } else { "deny" })
+            .with("policy_ids", Canon::List(policies.iter().map(|p| bounded(p)).collect()))
+            .digest("policy_set_sha256", policy_set)
+    }
+
+    /// Which study it is about.
+    #[must_use]
+    pub fn study(self, study: &StudyId) -> Self {
+        self.text("study", study.as_str())
+    }
+
+    /// Which round it is about.
+    #[must_use]
+    pub fn round(self, round: &RoundId) -> Self {
+        self.study(&round.study).with("round", round.number.into())
+    }
+
+    /// A member of text, cut to a bound.
+    #[must_use]
+    pub fn text(self, key: &str, value: &str) -> Self {
+        self.with(key, bounded(value))
+    }
+
+    /// A member that is a digest.
+    #[must_use]
+    pub fn digest(self, key: &str, value: &Digest) -> Self {
+        self.with(key, value.to_string().into())
+    }
+
+    /// A member that counts.
+    #[must_use]
+    pub fn count(self, key: &str, value: u64) -> Self {
+        self.with(key, Canon::Int(i64::try_from(value).unwrap_or(i64::MAX).min((1 << 53) - 1)))
+    }
+
+    /// A member that lists digests.
+    #[must_use]
+    pub fn digests(self, key: &str, values: &[Digest]) -> Self {
+        self.with(key, Canon::List(values.iter().map(|d| d.to_string().into()).collect()))
+    }
+
+    fn with(mut self, key: &str, value: Canon) -> Self {
+        debug_assert!(!RESERVED.contains(&key), "{key} is set by the log");
+        self.members.insert(key.to_owned(), value);
+        self
+    }
+
+    /// The entry's bytes at its place in the log. Should a list have made it longer than an entry may be, the
+    /// longest member is replaced by its digest, so that an entry can always be written.
+    #[must_use]
+    pub fn finish(mut self, seq: u64, ts: Timestamp, nonce: [u8; 16]) -> Vec<u8> {
+        loop {
+            let mut members = self.members.clone();
+            members.insert("v".into(), Canon::Int(1));
+            members.insert("seq".into(), Canon::Int(i64::try_from(seq).unwrap_or(i64::MAX)));
+            members.insert("ts".into(), ts.to_string().into());
+            members.insert("kind".into(), self.kind.as_str().into());
+            members.insert("nonce".into(), hex::encode(nonce).into());
+            let bytes = Canon::Map(members).to_bytes();
+            if bytes.len() <= ENTRY_BYTES_MAX {
+                return bytes;
+            }
+            let longest = self.members.iter().max_by_key(|(_, v)| v.to_bytes().len());
+            let Some((key, value)) = longest.map(|(k, v)| (k.clone(), v.to_bytes())) else {
+                return bytes;
+            };
+            self.members.remove(&key);
+            let digest = Digest::of(&value).to_string();
+            self.members.insert(format!("{key}_sha256"), digest.into());
+        }
+    }
+}
+
+fn bounded(text: &str) -> Canon {
+    Canon::Text(text.chars().take(TEXT_CHARS_MAX).collect())
+}
+
+/// An entry read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its index in the log.
+    pub seq: u64,
+    /// When it was committed, RFC 3339 in UTC; the format is fixed, so text order is time order.
+    pub ts: String,
+    /// What happened.
+    pub kind: Kind,
+    body: Canon,
+}
+
+impl Entry {
+    /// Reads an entry's bytes.
+    ///
+    /// # Errors
+    /// [`CanonError`] when they are not canonical, or lack what every entry has.
+    pub fn parse(bytes: &[u8]) -> Result<Self, CanonError> {
+        let body = canon::parse(bytes)?;
+        if body.int::<u32>("v")? != 1 {
+            return Err(CanonError::Member("v".into()));
+        }
+        if body.text("nonce")?.len() != 32 {
+            return Err(CanonError::Member("nonce".into()));
+        }
+        Ok(Self {
+            seq: body.int("seq")?,
+            ts: body.text("ts")?.to_owned(),
+            kind: body.parsed("kind")?,
+            body,
+        })
+    }
+
+    /// Its members.
+    #[must_use]
+    pub const fn body(&self) -> &Canon {
+        &self.body
+    }
+
+    /// The actor's identity, when it is known.
+    #[must_use]
+    pub fn actor_id(&self) -> Option<SpiffeId> {
+        self.body.member("actor")?.parsed("id").ok()
+    }
+
+    /// The study and round it is about.
+    ///
+    /// # Errors
+    /// [`CanonError::Member`] when it is about none.
+    pub fn round(&self) -> Result<RoundId, CanonError> {
+        Ok(RoundId { study: self.body.parsed("study")?, number: self.body.int("round")? })
+    }
+
+    /// A member that lists digests.
+    ///
+    /// # Errors
+    /// [`CanonError::Member`] when it is missing or holds anything else.
+    pub fn digests(&self, key: &str) -> Result<Vec<Digest>, CanonError> {
+        let bad = || CanonError::Member(key.to_owned());
+        self.body
+            .list(key)?
+            .iter()
+            .map(|item| match item {
+                Canon::Text(s) => s.parse().map_err(|_| bad()),
+                _ => Err(bad()),
+            })
+            .collect()
+    }
+}
+
+/// Names inside an exported bundle, which is one uncompressed tar. What the log binds by digest is found
+/// under its digest.
+///
+/// Order in the tar: [`bundle::ABOUT`], [`bundle::CHECKPOINT`], then everything that entries refer to, then
+/// for each 256 entries their level-0 tile (`tile/0/…`) followed by the entries themselves
+/// (`tile/entries/…`), so that a reader needs no more memory than one tile.
+pub mod bundle {
+    use crate::id::Digest;
+
+    /// What the bundle is, in canonical JSON: `v`, `origin`, `tree_size`, `log_verifier_key`, `created`.
+    pub const ABOUT: &str = "bundle.json";
+    /// The signed checkpoint.
+    pub const CHECKPOINT: &str = "checkpoint";
+    /// Level-0 tiles.
+    pub const TILES: &str = "tile/0/";
+    /// Entry bundles.
+    pub const ENTRIES: &str = "tile/entries/";
+    /// The version of this layout.
+    pub const VERSION: u32 = 1;
+
+    /// A certificate, DER, by the digest that entries name as `cert_sha256`.
+    #[must_use]
+    pub fn certificate(cert: &Digest) -> String {
+        format!("certificates/{cert}.der")
+    }
+
+    /// A study file, by its digest.
+    #[must_use]
+    pub fn study(study: &Digest) -> String {
+        format!("studies/{study}.yaml")
+    }
+
+    /// A policy file of a set, by the set's digest.
+    #[must_use]
+    pub fn policy(set: &Digest, file: &str) -> String {
+        format!("policies/{set}/{file}")
+    }
+
+    /// An update's signed header, by the digest of the header.
+    #[must_use]
+    pub fn header(header: &Digest) -> String {
+        format!("updates/{header}.header")
+    }
+
+    /// The site's signature over that header.
+    #[must_use]
+    pub fn signature(header: &Digest) -> String {
+        format!("updates/{header}.sig")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_reads_back_as_it_was_written() {
+        let site: SpiffeId = "spiffe://t/ae-on/ae-az/site/h".parse().expect("valid");
+        let actor = Actor {
+            id: Some(site.clone()),
+            cert: Some(Digest::of(b"cert")),
+            address: Some("127.0.0.1:1".into()),
+        };
+        let round = RoundId { study: "s".parse().expect("valid"), number: 2 };
+        let bytes = Draft::new(Kind::UpdateAccepted)
+            .actor(&actor)
+            .round(&round)
+            .digests("updates", &[Digest::of(b"u")])
+            .finish(7, Timestamp::from_millis(0), [1; 16]);
+        let entry = Entry::parse(&bytes).expect("an entry");
+        assert_eq!((entry.seq, entry.kind), (7, Kind::UpdateAccepted));
+        assert_eq!((entry.actor_id(), entry.round()), (Some(site), Ok(round)));
+        assert_eq!(entry.digests("updates"), Ok(vec![Digest::of(b"u")]));
+        assert_eq!(entry.ts, "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn foreign_text_and_long_lists_never_make_an_entry_too_long() {
+        let many = vec![Digest::of(b"x"); 5_000];
+        let bytes = Draft::new(Kind::RoundClosed)
+            .text("reason", &"é".repeat(1 << 20))
+            .digests("updates", &many)
+            .finish(0, Timestamp::from_millis(0), [0; 16]);
+        assert!(bytes.len() <= ENTRY_BYTES_MAX);
+        let entry = Entry::parse(&bytes).expect("an entry");
+        assert!(entry.body().text("updates_sha256").is_ok());
+    }
+
+    #[test]
+    fn every_kind_has_one_name() {
+        for &kind in Kind::ALL {
+            assert_eq!(kind.as_str().parse::<Kind>(), Ok(kind));
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Sealing: the only way from a [`RawUpdate`] to a [`SealedUpdate`].
+//!
+//! Clip, scale, round to the grid, noise, encode. The sensitivity that noise is scaled to is checked in
+//! whole numbers after rounding, so no floating-point sum stands on the privacy path of
+//! [`Mechanism::LocalGaussian`] (Kairouz, Liu, Steinke 2021, section 4; Casacuberta et al. 2022).
+
+use crate::{
+    manifest::Manifest,
+    update::{Encoding, RawUpdate, SealedUpdate},
+};
+
+/// Proof that the site's ledger holds, durably, what the update costs. Sealing consumes it, so one
+/// reservation pays for one update.
+#[derive(Debug)]
+pub struct Reservation {
+    id: u64,
+}
+
+impl Reservation {
+    /// For the ledger alone, once the reservation is durable.
+    #[must_use]
+    pub const fn from_ledger(id: u64) -> Self {
+        Self { id }
+    }
+
+    /// Its number in the ledger.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+/// A policy's permission to send updates without noise. Only a policy decision makes one.
+#[derive(Debug)]
+pub struct Permit {
+    policy: String,
+}
+
+impl Permit {
+    /// For whoever decides policy at the site: the policy that permits `mechanism: none` by name.
+    #[must_use]
+    pub fn by_policy(policy: &str) -> Self {
+        Self { policy: policy.to_owned() }
+    }
+
+    /// The policy that permits it.
+    #[must_use]
+    pub fn policy(&self) -> &str {
+        &self.policy
+    }
+}
+
+/// A source of exact discrete Gaussian noise.
+pub trait Noise {
+    /// Adds to each value an independent draw from the discrete Gaussian of scale `sigma`
+    /// (Canonne, Kamath, Steinke 2020, definition 1).
+    ///
+    /// # Errors
+    /// [`NoiseError`]; the values must not be used then.
+    fn add(&mut self, values: &mut [i64], sigma: f64) -> Result<(), NoiseError>;
+}
+
+/// Noise could not be drawn.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("noise could not be drawn: {0}")]
+pub struct NoiseError(pub String);
+
+/// How an update is made fit to leave.
+#[derive(Debug)]
+pub enum Mechanism {
+    /// Training added the noise (DP-SGD); what remains is post-processing, which costs nothing.
+    DpSgd,
+    /// The whole update is clipped in L2 and noised once.
+    LocalGaussian {
+        /// L2 bound of the update.
+        clip_norm: f64,
+        /// Noise standard deviation over the clip norm.
+        noise_multiplier: f64,
+    },
+    /// Nothing, where a policy permits it by name.
+    None(Permit),
+}
+
+/// Why an update cannot be sealed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SealError {
+    /// Training gave a number that is none.
+    #[error("parameter {parameter} of the update is {value}: lower `training.learning_rate`, or look for a broken record")]
+    NotFinite {
+        /// Tensor and position.
+        parameter: String,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// The update has another number of parameters than the model.
+    #[error("the update has {found} parameters, the model {expected}")]
+    Length {
+        /// In the update.
+        found: usize,
+        /// In the manifest.
+        expected: usize,
+    },
+    /// The clip norm is not a usable number of grid steps.
+    #[error("a clip norm of {clip_norm} is {steps} steps of the grid: choose `sealing.range` and `sealing.bits` so that it is between 16 and 2^30")]
+    Grid {
+        /// The clip norm.
+        clip_norm: f64,
+        /// In steps.
+        steps: f64,
+    },
+    /// Noise failed.
+    #[error(transparent)]
+    Noise(#[from] NoiseError),
+}
+
+impl Mechanism {
+    /// The word that headers and the log use.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::DpSgd => "dp_sgd",
+            Self::LocalGaussian { .. } => "local_gaussian",
+            Self::None(_) => "none",
+        }
+    }
+
+    /// Seals an update on a grid.
+    ///
+    /// # Errors
+    /// [`SealError`]. The reservation is spent all the same: it was made for this training.
+    pub fn seal(
+        &self,
+        raw: RawUpdate,
+        reservation: Reservation,
+        encoding: Encoding,
+        manifest: &Manifest,
+        noise: &mut dyn Noise,
+    ) -> Result<SealedUpdate, SealError> {
+        let values = raw.0;
+        if values.len() != manifest.params() {
+            let (found, expected) = (values.len(), manifest.params());
+            return Err(SealError::Length { found, expected });
+        }
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            let parameter = manifest.describe(i);
+            return Err(SealError::NotFinite { parameter, value: values[i] });
+        }
+        let whole = match *self {
+            Self::DpSgd | Self::None(_) => {
+                values.iter().map(|&v| nearest(f64::from(v) / encoding.step())).collect()
+            }
+            Self::LocalGaussian { clip_norm, noise_multiplier } => {
+                let bound = steps(clip_norm, encoding)?;
+                let mut whole = clip(&values, clip_norm, encoding, bound);
+                #[expect(clippy::cast_precision_loss, reason = "the bound is below 2^30")]
+                noise.add(&mut whole, noise_multiplier * bound as f64)?;
+                whole
+            }
+        };
+        let max = i64::from(encoding.max());
+        let mut payload = Vec::with_capacity(whole.len() * encoding.bytes_per_value());
+        let mut saturated = 0;
+        for v in whole {
+            let kept = v.clamp(-max, max);
+            saturated += usize::from(kept != v);
+            let kept = i32::try_from(kept).expect("invariant: a clamped value fits its grid");
+            encoding.put(kept, &mut payload);
+        }
+        Ok(SealedUpdate {
+            payload,
+            encoding,
+            params: values.len(),
+            saturated,
+            mechanism: self.as_str(),
+            reservation: reservation.id,
+        })
+    }
+}
+
+/// The nearest whole number; far outside every grid it saturates.
+fn nearest(v: f64) -> i64 {
+    #[expect(clippy::cast_possible_truncation, reason = "saturates, and is clamped to the grid")]
+    let whole = v.round_ties_even() as i64;
+    whole
+}
+
+/// The clip norm in whole steps of the grid, rounded down: the sensitivity that the noise is scaled to.
+fn steps(clip_norm: f64, encoding: Encoding) -> Result<i64, SealError> {
+    let steps = clip_norm / encoding.step();
+    if !(16.0..1_073_741_824.0).contains(&steps) {
+        return Err(SealError::Grid { clip_norm, steps });
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "the range was checked")]
+    let bound = steps.floor() as i64;
+    Ok(bound)
+}
+
+/// Clips in L2 and rounds, so that the whole numbers' exact norm is at most `bound`.
+fn clip(values: &[f32], clip_norm: f64, encoding: Encoding, bound: i64) -> Vec<i64> {
+    let norm = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
+    let factor = if norm > clip_norm { clip_norm / norm } else { 1.0 };
+    let scale = factor / encoding.step();
+    let rounded: Vec<i64> = values.iter().map(|&v| nearest(f64::from(v) * scale)).collect();
+    if within(&rounded, bound) {
+        return rounded;
+    }
+    // Rounding pushed it over: round towards zero, which only shortens, and shrink until it fits.
+    let mut shrink = 1.0;
+    loop {
+        #[expect(clippy::cast_possible_truncation, reason = "values are clipped to 2^30 steps")]
+        let shorter: Vec<i64> =
+            values.iter().map(|&v| (f64::from(v) * scale * shrink) as i64).collect();
+        if within(&shorter, bound) {
+            return shorter;
+        }
+        shrink *= 0.999;
+    }
+}
+
+/// Whether the exact integer L2 norm is at most `bound`.
+fn within(values: &[i64], bound: i64) -> bool {
+    let squared: i128 = values.iter().map(|&v| i128::from(v) * i128::from(v)).sum();
+    squared <= i128::from(bound) * i128::from(bound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelSpec;
+
+    /// Remembers the scale it was asked for, and adds nothing.
+    struct Silent(Option<f64>);
+    impl Noise for Silent {
+        fn add(&mut self, _: &mut [i64], sigma: f64) -> Result<(), NoiseError> {
+            self.0 = Some(sigma);
+            Ok(())
+        }
+    }
+
+    fn manifest() -> Manifest {
+        ModelSpec::Logistic { features: 1, classes: 2 }.manifest().expect("valid")
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_named_before_sealing() {
+        let encoding = Encoding::for_range(16, 1.0).expect("valid");
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let raw = RawUpdate::new(vec![0.0, 0.0, bad, 0.0]);
+            let err = Mechanism::DpSgd
+                .seal(raw, Reservation::from_ledger(1), encoding, &manifest(), &mut Silent(None))
+                .expect_err("not finite");
+            assert!(err.to_string().contains("layers.0.bias[0]"), "{err}");
+        }
+    }
+
+    #[test]
+    fn values_beyond_the_grid_are_cut_and_counted() {
+        let encoding = Encoding::for_range(8, 1.0).expect("valid");
+        let raw = RawUpdate::new(vec![2.0, -1e30, 0.5, 0.0]);
+        let sealed = Mechanism::DpSgd
+            .seal(raw, Reservation::from_ledger(1), encoding, &manifest(), &mut Silent(None))
+            .expect("sealed");
+        assert_eq!(sealed.payload, [127, 129, 64, 0]);
+        assert_eq!(sealed.saturated(), 2);
+    }
+
+    #[test]
+    fn the_exact_norm_never_exceeds_the_sensitivity_that_noise_is_scaled_to() {
+        let encoding = Encoding::for_range(16, 8.0).expect("valid");
+        let mechanism = Mechanism::LocalGaussian { clip_norm: 1.0, noise_multiplier: 2.0 };
+        for values in [
+            vec![1e30, -1e30, 1e-30, f32::MIN_POSITIVE / 2.0],
+            vec![0.5, 0.5, 0.5, 0.5],
+            vec![-0.0, 0.3, 0.1, 0.7],
+        ] {
+            let mut noise = Silent(None);
+            let raw = RawUpdate::new(values);
+            let sealed = mechanism
+                .seal(raw, Reservation::from_ledger(1), encoding, &manifest(), &mut noise)
+                .expect("sealed");
+            let squared: i64 = crate::update::values::<2>(&sealed.payload)
+                .map(|v| i64::from(i16::from_le_bytes(v)).pow(2))
+                .sum();
+            let bound = noise.0.expect("noised") / 2.0;
+            assert!(squared as f64 <= bound * bound, "{squared} > {bound}^2");
+        }
+    }
+
+    #[test]
+    fn a_clip_norm_that_the_grid_cannot_hold_is_refused() {
+        let encoding = Encoding::for_range(8, 1000.0).expect("valid");
+        let mechanism = Mechanism::LocalGaussian { clip_norm: 1.0, noise_multiplier: 1.0 };
+        let raw = RawUpdate::new(vec![0.0; 4]);
+        let err = mechanism
+            .seal(raw, Reservation::from_ledger(1), encoding, &manifest(), &mut Silent(None))
+            .expect_err("too coarse");
+        assert!(matches!(err, SealError::Grid { .. }));
+    }
+}

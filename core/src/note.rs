@@ -1,0 +1,345 @@
+//! Ed25519 signatures: C2SP signed notes for checkpoints, and domain-separated signatures for the rest.
+//!
+//! Sources: C2SP signed-note v1.0.0 and tlog-checkpoint v1.0.0; RFC 8032.
+
+use crate::id::Digest;
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use sha2::{Digest as _, Sha256};
+use std::{fmt, str::FromStr};
+
+/// The signature type of a plain Ed25519 note signature.
+const ED25519: u8 = 0x01;
+/// The most signature lines that a note may carry; C2SP asks verifiers to take at least 16.
+const SIGNATURES_MAX: usize = 64;
+/// The largest note, in bytes.
+pub const NOTE_BYTES_MAX: usize = 1 << 20;
+
+/// Signs `bytes` under a context, so that no signature can serve where another was meant.
+#[must_use]
+pub fn sign_context(key: &SigningKey, context: &str, bytes: &[u8]) -> [u8; 64] {
+    key.sign(&contextual(context, bytes)).to_bytes()
+}
+
+/// Whether `signature` is `key`'s over `bytes` under this context.
+#[must_use]
+pub fn verify_context(key: &VerifyingKey, context: &str, bytes: &[u8], signature: &[u8]) -> bool {
+    Signature::from_slice(signature)
+        .is_ok_and(|s| key.verify_strict(&contextual(context, bytes), &s).is_ok())
+}
+
+fn contextual(context: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(context.len() + 1 + bytes.len());
+    message.extend_from_slice(context.as_bytes());
+    message.push(0);
+    message.extend_from_slice(bytes);
+    message
+}
+
+/// Why a note or a key is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoteError {
+    /// Not a note at all.
+    #[error("not a signed note: {0}")]
+    Malformed(&'static str),
+    /// The key's text form is wrong.
+    #[error("not a verifier key: expected `<name>+<8 hex digits>+<base64>`")]
+    Key,
+    /// No signature by the key.
+    #[error("the note is not signed by `{0}`")]
+    Unsigned(String),
+    /// A signature that claims the key does not verify.
+    #[error("the note's signature by `{0}` does not verify")]
+    BadSignature(String),
+    /// The body is not a checkpoint.
+    #[error("not a checkpoint: {0}")]
+    Checkpoint(&'static str),
+}
+
+/// A named public key: who may sign notes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifierKey {
+    name: String,
+    key: VerifyingKey,
+}
+
+impl VerifierKey {
+    /// A key under a name.
+    ///
+    /// # Errors
+    /// [`NoteError::Key`] when the name is empty or holds spaces or `+`.
+    pub fn new(name: &str, key: VerifyingKey) -> Result<Self, NoteError> {
+        if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control() || c == '+')
+        {
+            return Err(NoteError::Key);
+        }
+        Ok(Self { name: name.to_owned(), key })
+    }
+
+    /// The name: a log's origin.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The public key.
+    #[must_use]
+    pub const fn key(&self) -> &VerifyingKey {
+        &self.key
+    }
+
+    fn id(&self) -> [u8; 4] {
+        let mut hash = Sha256::new();
+        hash.update(self.name.as_bytes());
+        hash.update([b'\n', ED25519]);
+        hash.update(self.key.as_bytes());
+        let digest: [u8; 32] = hash.finalize().into();
+        [digest[0], digest[1], digest[2], digest[3]]
+    }
+}
+
+impl fmt::Display for VerifierKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bytes = vec![ED25519];
+        bytes.extend_from_slice(self.key.as_bytes());
+        write!(f, "{}+{}+{}", self.name, hex::encode(self.id()), BASE64.encode(bytes))
+    }
+}
+
+impl FromStr for VerifierKey {
+    type Err = NoteError;
+    fn from_str(s: &str) -> Result<Self, NoteError> {
+        let mut parts = s.trim().splitn(3, '+');
+        let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(NoteError::Key);
+        };
+        let bytes = BASE64.decode(key).map_err(|_| NoteError::Key)?;
+        let [ED25519, key @ ..] = &bytes[..] else { return Err(NoteError::Key) };
+        let key: &[u8; 32] = key.try_into().map_err(|_| NoteError::Key)?;
+        let key = VerifyingKey::from_bytes(key).map_err(|_| NoteError::Key)?;
+        let this = Self::new(name, key)?;
+        if hex::encode(this.id()) == id { Ok(this) } else { Err(NoteError::Key) }
+    }
+}
+
+/// Signs notes under a name.
+pub struct NoteSigner {
+    key: SigningKey,
+    verifier: VerifierKey,
+}
+
+impl NoteSigner {
+    /// A signer from a secret key.
+    ///
+    /// # Errors
+    /// [`NoteError::Key`] when the name is not one.
+    pub fn new(name: &str, key: SigningKey) -> Result<Self, NoteError> {
+        let verifier = VerifierKey::new(name, key.verifying_key())?;
+        Ok(Self { key, verifier })
+    }
+
+    /// The public half.
+    #[must_use]
+    pub const fn verifier(&self) -> &VerifierKey {
+        &self.verifier
+    }
+
+    /// Signs a body, which ends with a newline.
+    #[must_use]
+    pub fn sign(&self, body: &str) -> String {
+        let mut bytes = self.verifier.id().to_vec();
+        bytes.extend_from_slice(&self.key.sign(body.as_bytes()).to_bytes());
+        format!("{body}\n\u{2014} {} {}\n", self.verifier.name, BASE64.encode(bytes))
+    }
+
+    /// Signs bytes under a context.
+    #[must_use]
+    pub fn sign_context(&self, context: &str, bytes: &[u8]) -> [u8; 64] {
+        sign_context(&self.key, context, bytes)
+    }
+}
+
+impl fmt::Debug for NoteSigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NoteSigner({}, [redacted])", self.verifier.name)
+    }
+}
+
+/// The body of a note that `key` has signed. Signatures by unknown keys are ignored; one that claims to be
+/// by `key` and does not verify makes the whole note worthless.
+///
+/// # Errors
+/// [`NoteError`], which says what is wrong.
+pub fn open<'a>(note: &'a str, key: &VerifierKey) -> Result<&'a str, NoteError> {
+    if note.len() > NOTE_BYTES_MAX {
+        return Err(NoteError::Malformed("too long"));
+    }
+    if note.chars().any(|c| c.is_control() && c != '\n') {
+        return Err(NoteError::Malformed("it holds control characters"));
+    }
+    let split = note.rfind("\n\n").ok_or(NoteError::Malformed("no blank line"))?;
+    let (body, signatures) = (&note[..=split], &note[split + 2..]);
+    if signatures.is_empty() || !signatures.ends_with('\n') {
+        return Err(NoteError::Malformed("no signature line"));
+    }
+    let mut signed = false;
+    for (i, line) in signatures.lines().enumerate() {
+        if i >= SIGNATURES_MAX {
+            return Err(NoteError::Malformed("too many signatures"));
+        }
+        let rest = line.strip_prefix("\u{2014} ").ok_or(NoteError::Malformed("signature line"))?;
+        let (name, signature) =
+            rest.split_once(' ').ok_or(NoteError::Malformed("signature line"))?;
+        let bytes = BASE64.decode(signature).map_err(|_| NoteError::Malformed("base64"))?;
+        if name.is_empty() || bytes.len() < 5 {
+            return Err(NoteError::Malformed("signature line"));
+        }
+        if name != key.name || bytes[..4] != key.id() {
+            continue;
+        }
+        let good = Signature::from_slice(&bytes[4..])
+            .is_ok_and(|s| key.key.verify_strict(body.as_bytes(), &s).is_ok());
+        if !good {
+            return Err(NoteError::BadSignature(name.to_owned()));
+        }
+        signed = true;
+    }
+    if signed { Ok(body) } else { Err(NoteError::Unsigned(key.name.clone())) }
+}
+
+/// A tree head: what a signed checkpoint says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Which log.
+    pub origin: String,
+    /// Entries in the tree.
+    pub tree_size: u64,
+    /// The tree's root.
+    pub root_hash: Digest,
+}
+
+impl Checkpoint {
+    /// The body that is signed.
+    #[must_use]
+    pub fn body(&self) -> String {
+        format!("{}\n{}\n{}\n", self.origin, self.tree_size, BASE64.encode(self.root_hash.0))
+    }
+
+    /// Opens a signed checkpoint of the log that `key` speaks for.
+    ///
+    /// # Errors
+    /// [`NoteError`] when the signature or the body is wrong, or the origin is another log's.
+    pub fn open(note: &str, key: &VerifierKey) -> Result<Self, NoteError> {
+        let this = Self::parse(open(note, key)?)?;
+        if this.origin == key.name {
+            Ok(this)
+        } else {
+            Err(NoteError::Checkpoint("its origin is another log"))
+        }
+    }
+
+    fn parse(body: &str) -> Result<Self, NoteError> {
+        let mut lines = body.lines();
+        let (Some(origin), Some(size), Some(root)) = (lines.next(), lines.next(), lines.next())
+        else {
+            return Err(NoteError::Checkpoint("fewer than three lines"));
+        };
+        if origin.is_empty() {
+            return Err(NoteError::Checkpoint("no origin"));
+        }
+        let decimal = size.bytes().all(|b| b.is_ascii_digit()) && (size == "0" || !size.starts_with('0'));
+        if !decimal {
+            return Err(NoteError::Checkpoint("the size is not a plain decimal number"));
+        }
+        let tree_size = size.parse().map_err(|_| NoteError::Checkpoint("the size is too large"))?;
+        let root = BASE64.decode(root).map_err(|_| NoteError::Checkpoint("the root is not base64"))?;
+        let root: [u8; 32] =
+            root.try_into().map_err(|_| NoteError::Checkpoint("the root has not 32 bytes"))?;
+        Ok(Self { origin: origin.to_owned(), tree_size, root_hash: Digest(root) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signer(seed: u8) -> NoteSigner {
+        NoteSigner::new("falaj.test/log", SigningKey::from_bytes(&[seed; 32])).expect("valid")
+    }
+
+    #[test]
+    fn the_example_of_the_specification_verifies() {
+        // C2SP signed-note, section "Example": the note and key that the specification prints.
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../testdata/merkle_vectors.json")).expect("JSON");
+        let example = &vectors["c2sp"]["signed_note_example"];
+        let key: VerifierKey = example["vkey"].as_str().expect("text").parse().expect("a key");
+        let note = example["note"].as_str().expect("text");
+        assert_eq!(open(note, &key), Ok("This is an example message.\n"));
+        for mutation in vectors["c2sp"]["signed_note_mutations_own"].as_array().expect("a list") {
+            let note = mutation["note"].as_str().expect("text");
+            let valid = mutation["valid"].as_bool().expect("a verdict");
+            assert_eq!(open(note, &key).is_ok(), valid, "{}", mutation["desc"]);
+        }
+    }
+
+    #[test]
+    fn checkpoints_of_other_implementations_open() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../testdata/merkle_vectors.json")).expect("JSON");
+        let log = &vectors["tessera_posix_log"];
+        let key: VerifierKey = log["vkey"].as_str().expect("text").parse().expect("a key");
+        let notes = log["checkpoints_by_size_0_to_15"].as_array().expect("a list");
+        for (size, note) in notes.iter().enumerate() {
+            let head = Checkpoint::open(note.as_str().expect("text"), &key).expect("opens");
+            assert_eq!(head.tree_size, size as u64);
+        }
+        let go = &vectors["generated_70000"]["checkpoint"];
+        let key: VerifierKey = go["vkey"].as_str().expect("text").parse().expect("a key");
+        for name in ["checkpoint", "cosigned_checkpoint"] {
+            let note = go[name].as_str().expect("text");
+            assert_eq!(Checkpoint::open(note, &key).expect("opens").tree_size, 70_000);
+        }
+        // Ed25519 is deterministic: our own signature over the same head is the same note.
+        let seed = hex::decode(go["log_seed_hex"].as_str().expect("text")).expect("hex");
+        let seed: [u8; 32] = seed.try_into().expect("32 bytes");
+        let signer = NoteSigner::new(key.name(), SigningKey::from_bytes(&seed)).expect("valid");
+        let body = go["signed_text"].as_str().expect("text");
+        assert_eq!(signer.sign(body), go["checkpoint"].as_str().expect("text"));
+    }
+
+    #[test]
+    fn a_checkpoint_round_trips_and_a_changed_one_does_not_open() {
+        let s = signer(1);
+        let head = Checkpoint {
+            origin: "falaj.test/log".into(),
+            tree_size: 12,
+            root_hash: Digest::of(b"root"),
+        };
+        let note = s.sign(&head.body());
+        assert_eq!(Checkpoint::open(&note, s.verifier()), Ok(head));
+        let key: VerifierKey = s.verifier().to_string().parse().expect("a key");
+        assert_eq!(&key, s.verifier());
+        let changed = note.replacen("\n12\n", "\n13\n", 1);
+        assert!(matches!(Checkpoint::open(&changed, &key), Err(NoteError::BadSignature(_))));
+        let stranger = signer(2);
+        assert!(matches!(Checkpoint::open(&note, stranger.verifier()), Err(NoteError::Unsigned(_))));
+    }
+
+    #[test]
+    fn a_size_with_a_leading_zero_is_no_checkpoint() {
+        let root = BASE64.encode([0; 32]);
+        for size in ["01", "+1", "-1", "1 ", ""] {
+            assert!(Checkpoint::parse(&format!("o\n{size}\n{root}\n")).is_err(), "{size}");
+        }
+    }
+
+    #[test]
+    fn a_signature_serves_in_its_own_context_only() {
+        let key = SigningKey::from_bytes(&[3; 32]);
+        let signature = sign_context(&key, "a", b"x");
+        assert!(verify_context(&key.verifying_key(), "a", b"x", &signature));
+        assert!(!verify_context(&key.verifying_key(), "b", b"x", &signature));
+        assert!(!verify_context(&key.verifying_key(), "a", b"y", &signature));
+    }
+}

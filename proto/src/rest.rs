@@ -1,0 +1,176 @@
+//! What REST says: the shapes that the server sends and the `falaj` command reads.
+//!
+//! Times are RFC 3339 in UTC; digests are lower-case hexadecimal SHA-256; epsilon is a number at the
+//! study's delta, rounded up.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// How the coordinator is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// The coordinator's SPIFFE ID.
+    pub identity: String,
+    /// When it started.
+    pub started: String,
+    /// Sites whose agents are connected.
+    pub sites_connected: u32,
+    /// Studies that are running.
+    pub studies_running: u32,
+    /// Entries in the log.
+    pub log_size: u64,
+    /// SHA-256 of the policy set in force.
+    pub policy_set_sha256: String,
+    /// The log's verifier key (C2SP signed-note text form).
+    pub log_verifier_key: String,
+}
+
+/// A connected site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Site {
+    /// Its SPIFFE ID.
+    pub id: String,
+    /// Since when it is connected.
+    pub connected: String,
+    /// From which address.
+    pub address: String,
+    /// Version of its agent.
+    pub agent_version: String,
+    /// Data sets that it offers.
+    pub datasets: Vec<String>,
+}
+
+/// A list of something, a page at a time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    /// What is on this page.
+    pub items: Vec<T>,
+    /// Where the next page starts; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<String>,
+}
+
+/// A study and where it stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Study {
+    /// Its name.
+    pub id: String,
+    /// SHA-256 of the study file.
+    pub study_sha256: String,
+    /// running, finished, stopped or failed.
+    pub state: String,
+    /// Why it failed, if it did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// When it was submitted.
+    pub submitted: String,
+    /// Who submitted it.
+    pub submitted_by: String,
+    /// The round that runs, or ran last; 0 before the first.
+    pub round: u32,
+    /// Rounds that are planned.
+    pub rounds: u32,
+    /// Rounds that gave a model.
+    pub rounds_promoted: u32,
+    /// SHA-256 of the newest model's parameters.
+    pub model_sha256: String,
+    /// Epsilon per site, as the sites' newest updates state it.
+    pub epsilon_by_site: BTreeMap<String, f64>,
+    /// Bytes of update payloads received per site.
+    pub bytes_by_site: BTreeMap<String, u64>,
+}
+
+/// One round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Round {
+    /// Its number, from 1.
+    pub round: u32,
+    /// planned, enrolling, collecting, aggregating, gated, promoted, rejected or failed.
+    pub stage: String,
+    /// 0 for the first try.
+    pub attempt: u32,
+    /// Where each site stands: joined, updated, or declined with its reason.
+    pub sites: BTreeMap<String, String>,
+    /// The model that it started from.
+    pub base_sha256: String,
+    /// The model that it gave.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub model_sha256: Option<String>,
+    /// Why it failed or was rejected.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+}
+
+/// One model of a study; round 0 is the first, untrained one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Model {
+    /// The round that gave it.
+    pub round: u32,
+    /// SHA-256 of its parameters, as little-endian f32 in manifest order.
+    pub model_sha256: String,
+    /// SHA-256 of its manifest.
+    pub manifest_sha256: String,
+    /// Number of parameters.
+    pub params: u64,
+    /// When it was published.
+    pub published: String,
+}
+
+/// Something that happened in a study, as it happens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StudyEvent {
+    /// Rises by one per event of this study since the coordinator started.
+    pub seq: u64,
+    /// When.
+    pub at: String,
+    /// The study.
+    pub study: String,
+    /// running, finished, stopped or failed.
+    pub state: String,
+    /// The round.
+    pub round: u32,
+    /// Rounds that are planned.
+    pub rounds: u32,
+    /// The round's stage.
+    pub stage: String,
+    /// Sites in the round.
+    pub cohort: u32,
+    /// Updates that are durable and counted.
+    pub updates_in: u32,
+    /// The site that this is about, if it is about one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub site: Option<String>,
+    /// What happened, in one line for people.
+    pub message: String,
+    /// Epsilon per site so far.
+    pub epsilon_by_site: BTreeMap<String, f64>,
+    /// The model that was published, if one was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub model_sha256: Option<String>,
+}
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LogEntry {
+    /// Its index.
+    pub index: u64,
+    /// Its leaf hash.
+    pub leaf_hash: String,
+    /// The entry itself: canonical JSON, decoded.
+    #[schema(value_type = Object)]
+    pub entry: serde_json::Value,
+}
+
+/// The newest signed checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Checkpoint {
+    /// The signed note (C2SP tlog-checkpoint).
+    pub note: String,
+    /// Entries that it covers.
+    pub tree_size: u64,
+    /// Root hash of the tree.
+    pub root_hash: String,
+}

@@ -1,0 +1,602 @@
+//! Study files: how a [`Study`] is spelled in YAML.
+//!
+//! Every complaint carries file, line and column, what is wrong there, and how to mend it. Unknown keys
+//! are refused, and so are settings that belong to another mechanism, model or algorithm: a setting
+//! that would be ignored is a misunderstanding.
+
+use falaj_core::{
+    model::Conv,
+    study::{
+        Algorithm, Bounds, Cohort, Data, Feature, FeatureKind, Label, Mechanism, Missing, Model,
+        Privacy, Problem, Rounds, Sealing, Study, Training, Weights,
+    },
+};
+use serde::Deserialize;
+use serde_saphyr::{Location, Spanned};
+use std::{collections::BTreeMap, fmt};
+
+/// The largest study file, in bytes.
+pub const STUDY_BYTES_MAX: usize = 1 << 20;
+/// A study that does not say otherwise waits this long for its sites, in seconds.
+const DEADLINE_S_DEFAULT: u32 = 600;
+/// A study that does not say otherwise waits this long after quorum, in seconds.
+const GRACE_S_DEFAULT: u32 = 30;
+/// A study that does not say otherwise tries a failed round again this often.
+const RETRIES_DEFAULT: u32 = 3;
+/// Bits of one value of an update, unless the study says otherwise.
+const BITS_DEFAULT: u8 = 16;
+
+/// One complaint about a study file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StudyError {
+    /// The file's name, as the reader knows it.
+    pub file: String,
+    /// Line, from 1.
+    pub line: u64,
+    /// Column, from 1.
+    pub column: u64,
+    /// What is wrong.
+    pub what: String,
+    /// How to mend it; empty when the sentence says it all.
+    pub mend: String,
+}
+
+impl fmt::Display for StudyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.what)?;
+        if self.mend.is_empty() { Ok(()) } else { write!(f, "; {}", self.mend) }
+    }
+}
+
+/// Every complaint about a study file, in the order of its lines; never empty.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct StudyErrors(pub Vec<StudyError>);
+
+impl fmt::Display for StudyErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, e) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            e.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Yaml {
+    study: Spanned<String>,
+    purpose: String,
+    data: Spanned<DataYaml>,
+    model: Spanned<ModelYaml>,
+    training: Spanned<TrainingYaml>,
+    privacy: Spanned<PrivacyYaml>,
+    sealing: Option<Spanned<SealingYaml>>,
+    cohort: Spanned<CohortYaml>,
+    rounds: Spanned<RoundsYaml>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DataYaml {
+    dataset: Spanned<String>,
+    label: Spanned<LabelYaml>,
+    features: Spanned<Vec<Spanned<FeatureYaml>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LabelYaml {
+    column: Spanned<String>,
+    classes: Spanned<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FeatureYaml {
+    name: String,
+    min: Option<f64>,
+    max: Option<f64>,
+    estimate_epsilon: Option<f64>,
+    values: Option<Vec<String>>,
+    #[serde(default)]
+    missing: MissingYaml,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum MissingYaml {
+    #[default]
+    Refuse,
+    Keep,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelYaml {
+    kind: Spanned<ModelKind>,
+    hidden: Option<Spanned<OneOrMore>>,
+    image: Option<Spanned<[u32; 3]>>,
+    conv: Option<Spanned<Vec<ConvYaml>>>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum ModelKind {
+    Logistic,
+    Mlp,
+    Cnn,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(u32),
+    More(Vec<u32>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConvYaml {
+    filters: u32,
+    kernel: u32,
+    #[serde(default = "one")]
+    stride: u32,
+    #[serde(default = "one")]
+    pool: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrainingYaml {
+    #[serde(default)]
+    algorithm: AlgorithmKind,
+    mu: Option<Spanned<f64>>,
+    local_steps: Spanned<u32>,
+    sample_rate: Spanned<f64>,
+    learning_rate: Spanned<f64>,
+    momentum: Option<Spanned<f64>>,
+    server_learning_rate: Option<Spanned<f64>>,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum AlgorithmKind {
+    #[default]
+    Fedavg,
+    Fedprox,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PrivacyYaml {
+    mechanism: Spanned<MechanismKind>,
+    noise_multiplier: Option<Spanned<f64>>,
+    clip_norm: Option<Spanned<f64>>,
+    delta: Option<Spanned<f64>>,
+    epsilon_limit: Option<Spanned<f64>>,
+    weight_epsilon: Option<Spanned<f64>>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum MechanismKind {
+    DpSgd,
+    LocalGaussian,
+    None,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SealingYaml {
+    bits: Option<Spanned<u8>>,
+    range: Spanned<f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CohortYaml {
+    places: Spanned<Vec<String>>,
+    #[serde(default)]
+    sites: Vec<String>,
+    min_sites: Spanned<u32>,
+    #[serde(default)]
+    weights: WeightsYaml,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum WeightsYaml {
+    #[default]
+    Examples,
+    Uniform,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RoundsYaml {
+    count: Spanned<u32>,
+    deadline_s: Option<Spanned<u32>>,
+    grace_s: Option<Spanned<u32>>,
+    retries: Option<u32>,
+}
+
+/// Reads a study file.
+///
+/// # Errors
+/// [`StudyErrors`]: everything that is wrong with it, each with file, line and column.
+pub fn parse(text: &str, file: &str) -> Result<Study, StudyErrors> {
+    if text.len() > STUDY_BYTES_MAX {
+        return Err(StudyErrors(vec![StudyError {
+            file: file.to_owned(),
+            line: 1,
+            column: 1,
+            what: format!("the study has {} bytes", text.len()),
+            mend: format!("a study has at most {STUDY_BYTES_MAX}"),
+        }]));
+    }
+    let yaml: Yaml = serde_saphyr::from_str(text).map_err(|e| {
+        let location = e.location().unwrap_or(Location::UNKNOWN);
+        // The first line says what; the rest of the rendering repeats the source.
+        let message = e.without_snippet().to_string();
+        let what = message.lines().next().unwrap_or_default().to_owned();
+        let mend = if what.contains("unknown field") {
+            "remove it, or correct its spelling".to_owned()
+        } else {
+            String::new()
+        };
+        StudyErrors(vec![at(file, location, what, mend)])
+    })?;
+    let mut reader = Reader { file, places: BTreeMap::new(), errors: Vec::new() };
+    let study = reader.study(&yaml);
+    if let Some(study) = study
+        && reader.errors.is_empty()
+    {
+        for problem in study.check() {
+            let location = reader.place_of(&problem.at);
+            let Problem { what, mend, .. } = problem;
+            reader.errors.push(at(file, location, what, mend));
+        }
+        if reader.errors.is_empty() {
+            return Ok(study);
+        }
+    }
+    reader.errors.sort_by_key(|e| (e.line, e.column));
+    Err(StudyErrors(reader.errors))
+}
+
+fn at(file: &str, location: Location, what: String, mend: String) -> StudyError {
+    StudyError {
+        file: file.to_owned(),
+        line: location.line().max(1),
+        column: location.column().max(1),
+        what,
+        mend,
+    }
+}
+
+/// Turns the YAML into a study, remembering where each key stands.
+struct Reader<'a> {
+    file: &'a str,
+    places: BTreeMap<String, Location>,
+    errors: Vec<StudyError>,
+}
+
+impl Reader<'_> {
+    /// Where the value under `path` stands, or the nearest section around it.
+    fn place_of(&self, path: &str) -> Location {
+        let mut path = path;
+        loop {
+            if let Some(location) = self.places.get(path) {
+                return *location;
+            }
+            match path.rfind(['.', '[']) {
+                Some(cut) => path = &path[..cut],
+                None => return Location::UNKNOWN,
+            }
+        }
+    }
+
+    fn note<T>(&mut self, path: &str, value: &Spanned<T>) {
+        self.places.insert(path.to_owned(), value.referenced);
+    }
+
+    fn take<T: Copy>(&mut self, path: &str, value: &Spanned<T>) -> T {
+        self.note(path, value);
+        value.value
+    }
+
+    fn take_or<T: Copy>(&mut self, path: &str, value: Option<&Spanned<T>>, default: T) -> T {
+        value.map_or(default, |v| self.take(path, v))
+    }
+
+    fn wrong(&mut self, location: Location, what: impl Into<String>, mend: impl Into<String>) {
+        self.errors.push(at(self.file, location, what.into(), mend.into()));
+    }
+
+    /// A key that its section needs.
+    fn needed<T: Copy + Default>(
+        &mut self,
+        section: Location,
+        path: &str,
+        value: Option<&Spanned<T>>,
+        mend: &str,
+    ) -> T {
+        match value {
+            Some(v) => self.take(path, v),
+            None => {
+                self.wrong(section, format!("`{path}` is missing"), mend);
+                T::default()
+            }
+        }
+    }
+
+    /// A key that would be ignored where it stands.
+    fn unwanted<T>(&mut self, path: &str, value: Option<&Spanned<T>>, because: &str) {
+        if let Some(v) = value {
+            self.wrong(
+                v.referenced,
+                format!("`{path}` contradicts {because}"),
+                "remove one of the two",
+            );
+        }
+    }
+
+    fn study(&mut self, y: &Yaml) -> Option<Study> {
+        self.note("data", &y.data);
+        self.note("model", &y.model);
+        self.note("training", &y.training);
+        self.note("privacy", &y.privacy);
+        self.note("cohort", &y.cohort);
+        self.note("rounds", &y.rounds);
+        let id = match y.study.value.parse() {
+            Ok(id) => Some(id),
+            Err(e) => {
+                let e: falaj_core::id::IdError = e;
+                self.wrong(y.study.referenced, e.to_string(), "");
+                None
+            }
+        };
+        let privacy = self.privacy(&y.privacy);
+        let sealing = self.sealing(y.sealing.as_ref(), &privacy);
+        Some(Study {
+            purpose: y.purpose.clone(),
+            data: self.data(&y.data.value),
+            model: self.model(&y.model),
+            training: self.training(&y.training),
+            privacy,
+            sealing,
+            cohort: self.cohort(&y.cohort.value),
+            rounds: self.rounds(&y.rounds.value),
+            id: id?,
+        })
+    }
+
+    fn data(&mut self, y: &DataYaml) -> Data {
+        self.note("data.dataset", &y.dataset);
+        self.note("data.label", &y.label);
+        self.note("data.label.column", &y.label.value.column);
+        self.note("data.label.classes", &y.label.value.classes);
+        self.note("data.features", &y.features);
+        let mut features = Vec::with_capacity(y.features.value.len());
+        for (i, f) in y.features.value.iter().enumerate() {
+            self.note(&format!("data.features[{i}]"), f);
+            features.push(self.feature(f));
+        }
+        Data {
+            dataset: y.dataset.value.clone(),
+            features,
+            label: Label {
+                column: y.label.value.column.value.clone(),
+                classes: y.label.value.classes.value.clone(),
+            },
+        }
+    }
+
+    fn feature(&mut self, spanned: &Spanned<FeatureYaml>) -> Feature {
+        let y = &spanned.value;
+        let missing = match y.missing {
+            MissingYaml::Refuse => Missing::Refuse,
+            MissingYaml::Keep => Missing::Keep,
+        };
+        let kind = match (&y.values, y.min, y.max, y.estimate_epsilon) {
+            (Some(values), None, None, None) => {
+                FeatureKind::Categorical { values: values.clone(), missing }
+            }
+            (None, Some(min), Some(max), None) => {
+                FeatureKind::Numeric { bounds: Bounds::Declared { min, max }, missing }
+            }
+            (None, None, None, Some(epsilon)) => {
+                FeatureKind::Numeric { bounds: Bounds::Estimated { epsilon }, missing }
+            }
+            _ => {
+                self.wrong(
+                    spanned.referenced,
+                    format!("it is not clear how `{}` becomes numbers", y.name),
+                    "give `min` and `max`, or `estimate_epsilon`, or `values`, and only one of these",
+                );
+                FeatureKind::Categorical { values: Vec::new(), missing }
+            }
+        };
+        Feature { name: y.name.clone(), kind }
+    }
+
+    fn model(&mut self, spanned: &Spanned<ModelYaml>) -> Model {
+        let y = &spanned.value;
+        let here = spanned.referenced;
+        if let Some(hidden) = &y.hidden {
+            self.note("model.hidden", hidden);
+        }
+        match y.kind.value {
+            ModelKind::Logistic => {
+                let because = "`kind: logistic`, which has no layers";
+                self.unwanted("model.hidden", y.hidden.as_ref(), because);
+                self.unwanted("model.image", y.image.as_ref(), because);
+                self.unwanted("model.conv", y.conv.as_ref(), because);
+                Model::Logistic
+            }
+            ModelKind::Mlp => {
+                let because = "`kind: mlp`, which sees no image";
+                self.unwanted("model.image", y.image.as_ref(), because);
+                self.unwanted("model.conv", y.conv.as_ref(), because);
+                let hidden = match y.hidden.as_ref().map(|h| &h.value) {
+                    Some(OneOrMore::One(n)) => vec![*n],
+                    Some(OneOrMore::More(list)) => list.clone(),
+                    None => {
+                        self.wrong(here, "`model.hidden` is missing", "give for example `hidden: [32]`");
+                        Vec::new()
+                    }
+                };
+                Model::Mlp { hidden }
+            }
+            ModelKind::Cnn => {
+                let [height, width, channels] =
+                    self.needed(here, "model.image", y.image.as_ref(), "give `image: [height, width, channels]`");
+                let conv = y.conv.as_ref().map_or_else(Vec::new, |c| {
+                    c.value
+                        .iter()
+                        .map(|c| Conv {
+                            filters: c.filters,
+                            kernel: c.kernel,
+                            stride: c.stride,
+                            pool: c.pool,
+                        })
+                        .collect()
+                });
+                if conv.is_empty() {
+                    self.wrong(here, "`model.conv` is missing", "give at least one layer, for example `conv: [{filters: 8, kernel: 3}]`");
+                }
+                let hidden = match y.hidden.as_ref().map(|h| &h.value) {
+                    Some(OneOrMore::One(n)) => *n,
+                    Some(OneOrMore::More(list)) if list.len() == 1 => list[0],
+                    _ => {
+                        self.wrong(here, "a CNN has exactly one hidden layer", "give for example `hidden: 32`");
+                        1
+                    }
+                };
+                Model::Cnn { height, width, channels, conv, hidden }
+            }
+        }
+    }
+
+    fn training(&mut self, spanned: &Spanned<TrainingYaml>) -> Training {
+        let y = &spanned.value;
+        let algorithm = match y.algorithm {
+            AlgorithmKind::Fedavg => {
+                self.unwanted("training.mu", y.mu.as_ref(), "`algorithm: fedavg`, which has no pull");
+                Algorithm::FedAvg
+            }
+            AlgorithmKind::Fedprox => Algorithm::FedProx {
+                mu: self.needed(spanned.referenced, "training.mu", y.mu.as_ref(), "give the strength of the pull, for example 0.01"),
+            },
+        };
+        Training {
+            algorithm,
+            local_steps: self.take("training.local_steps", &y.local_steps),
+            sample_rate: self.take("training.sample_rate", &y.sample_rate),
+            learning_rate: self.take("training.learning_rate", &y.learning_rate),
+            momentum: self.take_or("training.momentum", y.momentum.as_ref(), 0.0),
+            server_learning_rate: self.take_or(
+                "training.server_learning_rate",
+                y.server_learning_rate.as_ref(),
+                1.0,
+            ),
+        }
+    }
+
+    fn privacy(&mut self, spanned: &Spanned<PrivacyYaml>) -> Privacy {
+        let y = &spanned.value;
+        let here = spanned.referenced;
+        self.note("privacy.mechanism", &y.mechanism);
+        if matches!(y.mechanism.value, MechanismKind::None) {
+            let because = "`mechanism: none`, which protects nothing";
+            self.unwanted("privacy.noise_multiplier", y.noise_multiplier.as_ref(), because);
+            self.unwanted("privacy.clip_norm", y.clip_norm.as_ref(), because);
+            self.unwanted("privacy.delta", y.delta.as_ref(), because);
+            self.unwanted("privacy.epsilon_limit", y.epsilon_limit.as_ref(), because);
+            self.unwanted("privacy.weight_epsilon", y.weight_epsilon.as_ref(), because);
+            return Privacy {
+                mechanism: Mechanism::None,
+                delta: 0.0,
+                epsilon_limit: f64::INFINITY,
+                weight_epsilon: 0.0,
+            };
+        }
+        let noise_multiplier = self.needed(
+            here,
+            "privacy.noise_multiplier",
+            y.noise_multiplier.as_ref(),
+            "give the noise over the clip norm, for example 1.1",
+        );
+        let clip_norm = self.needed(
+            here,
+            "privacy.clip_norm",
+            y.clip_norm.as_ref(),
+            "give the L2 bound, for example 1.0",
+        );
+        Privacy {
+            mechanism: match y.mechanism.value {
+                MechanismKind::LocalGaussian => {
+                    Mechanism::LocalGaussian { noise_multiplier, clip_norm }
+                }
+                _ => Mechanism::DpSgd { noise_multiplier, clip_norm },
+            },
+            delta: self.needed(here, "privacy.delta", y.delta.as_ref(), "give for example 1e-5"),
+            epsilon_limit: self.needed(
+                here,
+                "privacy.epsilon_limit",
+                y.epsilon_limit.as_ref(),
+                "give the most epsilon that one site may spend on this study",
+            ),
+            weight_epsilon: self.take_or("privacy.weight_epsilon", y.weight_epsilon.as_ref(), 0.1),
+        }
+    }
+
+    fn sealing(&mut self, spanned: Option<&Spanned<SealingYaml>>, privacy: &Privacy) -> Sealing {
+        let Some(spanned) = spanned else {
+            // An update is at most its clip norm in any coordinate where the whole of it is clipped;
+            // elsewhere a range of 1 holds what local training moves a parameter by.
+            let range = match privacy.mechanism {
+                Mechanism::LocalGaussian { clip_norm, noise_multiplier } => {
+                    clip_norm * (1.0 + 8.0 * noise_multiplier)
+                }
+                _ => 1.0,
+            };
+            return Sealing { bits: BITS_DEFAULT, range };
+        };
+        self.note("sealing", spanned);
+        Sealing {
+            bits: self.take_or("sealing.bits", spanned.value.bits.as_ref(), BITS_DEFAULT),
+            range: self.take("sealing.range", &spanned.value.range),
+        }
+    }
+
+    fn cohort(&mut self, y: &CohortYaml) -> Cohort {
+        self.note("cohort.places", &y.places);
+        Cohort {
+            places: y.places.value.clone(),
+            sites: y.sites.clone(),
+            min_sites: self.take("cohort.min_sites", &y.min_sites),
+            weights: match y.weights {
+                WeightsYaml::Examples => Weights::Examples,
+                WeightsYaml::Uniform => Weights::Uniform,
+            },
+        }
+    }
+
+    fn rounds(&mut self, y: &RoundsYaml) -> Rounds {
+        let deadline_s = self.take_or("rounds.deadline_s", y.deadline_s.as_ref(), DEADLINE_S_DEFAULT);
+        Rounds {
+            count: self.take("rounds.count", &y.count),
+            deadline_s,
+            grace_s: self.take_or("rounds.grace_s", y.grace_s.as_ref(), GRACE_S_DEFAULT.min(deadline_s)),
+            retries: y.retries.unwrap_or(RETRIES_DEFAULT),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! A site that holds a real certificate and breaks the protocol in one chosen way.
+
+use anyhow::{Context, Result, bail};
+use falaj_certs::{
+    tls::{self, Credentials, ServerExpectation},
+    trust::TrustStore,
+};
+use falaj_core::{id::Digest, note, task::TaskHeader, update::UpdateHeader};
+use falaj_proto::{
+    CHUNK_BYTES_MAX,
+    v1::{self, federation_client::FederationClient, push, update_part},
+};
+use hyper_util::rt::TokioIo;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_stream::StreamExt as _;
+use tonic::{
+    Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+/// No answer takes longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A connection to the coordinator, as one site.
+pub struct Rogue {
+    client: FederationClient<Channel>,
+    credentials: Credentials,
+}
+
+/// An open task stream with the first task that came on it.
+pub struct Tasked {
+    /// Keeps the site connected.
+    pub stream: Streaming<v1::Push>,
+    /// The task.
+    pub task: TaskHeader,
+    /// The study file.
+    pub study: Vec<u8>,
+}
+
+/// What is sent as an update: every part may be false.
+#[derive(Clone)]
+pub struct Forgery {
+    /// Header bytes as sent.
+    pub header: Vec<u8>,
+    /// Signature as sent.
+    pub signature: Vec<u8>,
+    /// Payload as sent.
+    pub payload: Vec<u8>,
+}
+
+impl Rogue {
+    /// Connects with `credentials`.
+    ///
+    /// # Errors
+    /// When the address does not answer, or the handshake fails.
+    pub async fn connect(
+        address: SocketAddr,
+        credentials: Credentials,
+        trust: &TrustStore,
+    ) -> Result<Self> {
+        let expect = ServerExpectation::coordinator(&["ae-on/*"]);
+        let config = Arc::new(tls::client_config(&credentials, trust, &expect)?);
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?.timeout(PATIENCE);
+        let channel = endpoint
+            .connect_with_connector(tower::service_fn(move |_| {
+                let connector = TlsConnector::from(config.clone());
+                async move {
+                    let tcp = TcpStream::connect(address).await?;
+                    let name = address.ip().into();
+                    Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, tcp).await?))
+                }
+            }))
+            .await?;
+        Ok(Self { client: FederationClient::new(channel), credentials })
+    }
+
+    /// Opens the task stream.
+    ///
+    /// # Errors
+    /// The coordinator's refusal.
+    pub async fn open(&mut self) -> Result<Streaming<v1::Push>, Status> {
+        let request = v1::ConnectRequest {
+            agent_version: "rogue".into(),
+            datasets: vec!["wdbc".into()],
+            trainers: vec!["linear".into()],
+        };
+        Ok(self.client.connect(request).await?.into_inner())
+    }
+
+    /// Opens the task stream and waits for a task.
+    ///
+    /// # Errors
+    /// When the stream is refused or brings no task.
+    pub async fn tasked(&mut self) -> Result<Tasked> {
+        let mut stream = self.open().await?;
+        loop {
+            let next = tokio::time::timeout(PATIENCE, stream.next()).await?;
+            let push = next.context("the stream ended without a task")??;
+            if let Some(push::Push::Task(task)) = push.push {
+                let header = TaskHeader::parse(&task.header)?;
+                return Ok(Tasked { stream, task: header, study: task.study.to_vec() });
+            }
+        }
+    }
+
+    /// An update that is right in every respect: zeros, sealed on the study's grid.
+    ///
+    /// # Errors
+    /// When the study cannot be read.
+    pub fn honest(&self, tasked: &Tasked) -> Result<UpdateHeader> {
+        let study = falaj_proto::study::parse(std::str::from_utf8(&tasked.study)?, "study.yaml")?;
+        let payload = Self::zeros(tasked)?;
+        let site = self.credentials.identity().spiffe.clone().try_into()?;
+        Ok(UpdateHeader {
+            round: tasked.task.round.clone(),
+            site,
+            base: tasked.task.base,
+            manifest: tasked.task.manifest,
+            encoding: study.encoding(),
+            params: u64::try_from(study.manifest()?.params())?,
+            payload_bytes: u64::try_from(payload.len())?,
+            payload: Digest::of(&payload),
+            weight: 100,
+            mechanism: study.privacy.mechanism.as_str().into(),
+            epsilon: "1.0000".into(),
+        })
+    }
+
+    /// A payload of zeros for the task's study.
+    ///
+    /// # Errors
+    /// When the study cannot be read.
+    pub fn zeros(tasked: &Tasked) -> Result<Vec<u8>> {
+        let study = falaj_proto::study::parse(std::str::from_utf8(&tasked.study)?, "study.yaml")?;
+        let bytes = study.encoding().bytes_per_value();
+        Ok(vec![0; study.manifest()?.params() * bytes])
+    }
+
+    /// Signs a header with the site's own key.
+    #[must_use]
+    pub fn sign(&self, header: &[u8]) -> Vec<u8> {
+        note::sign_context(self.credentials.signing_key(), "falaj/update/v1", header).to_vec()
+    }
+
+    /// Puts a header, its signature and a payload together.
+    #[must_use]
+    pub fn forge(&self, header: &UpdateHeader, payload: Vec<u8>) -> Forgery {
+        let header = header.to_bytes();
+        Forgery { signature: self.sign(&header), header, payload }
+    }
+
+    /// Sends an update in chunks.
+    ///
+    /// # Errors
+    /// The coordinator's refusal.
+    pub async fn submit(&mut self, forgery: Forgery) -> Result<v1::SubmitUpdateReply, Status> {
+        let open = v1::UpdateOpen {
+            header: forgery.header.into(),
+            signature: forgery.signature.into(),
+        };
+        let mut parts = vec![v1::UpdatePart { part: Some(update_part::Part::Open(open)) }];
+        for chunk in forgery.payload.chunks(CHUNK_BYTES_MAX) {
+            let chunk = update_part::Part::Chunk(chunk.to_vec().into());
+            parts.push(v1::UpdatePart { part: Some(chunk) });
+        }
+        let reply = self.client.submit_update(tokio_stream::iter(parts)).await?;
+        Ok(reply.into_inner())
+    }
+
+    /// Asks for a model.
+    ///
+    /// # Errors
+    /// The coordinator's refusal.
+    pub async fn fetch(&mut self, study: &str, model: &str) -> Result<u64> {
+        let request = v1::FetchModelRequest { study: study.into(), model_sha256: model.into() };
+        let mut stream = self.client.fetch_model(request).await?.into_inner();
+        let mut bytes = 0;
+        while let Some(part) = stream.next().await {
+            match part?.part {
+                Some(v1::model_part::Part::Open(_)) => {}
+                Some(v1::model_part::Part::Chunk(c)) => bytes += c.len() as u64,
+                None => bail!("an empty part"),
+            }
+        }
+        Ok(bytes)
+    }
+}

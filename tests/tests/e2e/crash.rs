@@ -1,0 +1,128 @@
+//! Who dies when: nothing that was acknowledged is lost, nothing is counted twice.
+
+use anyhow::{Result, ensure};
+use falaj_tests::federation::{Federation, Process, SiteSpec, study_yaml, wait_for, wisconsin};
+use std::time::{Duration, Instant};
+
+/// Two honest sites in a running federation.
+fn two_sites(federation: &mut Federation) -> Result<(Process, Vec<SiteSpec>, Vec<Process>)> {
+    let coordinator = federation.start_coordinator()?;
+    let records = wisconsin(2)?;
+    let mut sites = Vec::new();
+    let mut agents = Vec::new();
+    for (i, place) in ["ae-on/ae-az", "ae-on/ae-du"].iter().enumerate() {
+        let site = SiteSpec::new(&format!("hospital-{}", i + 1), place);
+        federation.prepare_site(&site, &records[i])?;
+        agents.push(federation.start_agent(&site)?);
+        sites.push(site);
+    }
+    Ok((coordinator, sites, agents))
+}
+
+/// Every promoted round counts each site exactly once.
+fn counted_once(federation: &Federation, rounds: usize, sites: usize) -> Result<()> {
+    let published = federation.entries("model.published")?;
+    ensure!(published.len() == rounds, "{} models of {rounds}", published.len());
+    for entry in &published {
+        let updates = entry["entry"]["updates"].as_array().cloned().unwrap_or_default();
+        ensure!(updates.len() == sites, "{entry}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_coordinator_killed_while_collecting_goes_on_and_counts_every_update_once() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let (mut coordinator, _sites, _agents) = two_sites(&mut federation)?;
+    federation.submit(&study_yaml("killed", 6, 2))?;
+    for round in 1..=3_u64 {
+        wait_for("an accepted update", || {
+            Ok((federation.entries("update.accepted")?.len() as u64 >= 2 * round - 1).then_some(()))
+        })?;
+        coordinator.kill()?;
+        coordinator = federation.start_coordinator()?;
+    }
+    let study = federation.study_reaches("killed", &["finished", "failed"])?;
+    ensure!(study["state"] == "finished", "{study}");
+    counted_once(&federation, 6, 2)?;
+    federation.verified()?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_killed_mid_round_and_restarted_finishes_the_study() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let (_coordinator, sites, mut agents) = two_sites(&mut federation)?;
+    federation.submit(&study_yaml("widow", 4, 2))?;
+    wait_for("the second round", || {
+        Ok((!federation.entries("model.published")?.is_empty()).then_some(()))
+    })?;
+    agents[0].kill()?;
+    agents[0] = federation.start_agent(&sites[0])?;
+    let study = federation.study_reaches("widow", &["finished", "failed"])?;
+    ensure!(study["state"] == "finished", "{study}");
+    counted_once(&federation, 4, 2)?;
+    federation.verified()?;
+    Ok(())
+}
+
+/// Instants at which the coordinator is killed, unless the environment asks for more.
+const KILLS: u32 = 8;
+
+#[test]
+fn a_coordinator_killed_at_random_instants_finishes_every_time() -> Result<()> {
+    let kills = option_env!("FALAJ_KILLS").and_then(|k| k.parse().ok()).unwrap_or(KILLS);
+    let mut federation = Federation::new()?;
+    let (mut coordinator, _sites, _agents) = two_sites(&mut federation)?;
+    // A fixed multiplicative generator: the instants differ, the test repeats.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for kill in 0..kills {
+        let study = format!("random-{kill}");
+        federation.submit(&study_yaml(&study, 3, 2))?;
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let instant = Instant::now() + Duration::from_millis((state >> 33) % 1_500);
+        wait_for("the instant", || Ok((Instant::now() >= instant).then_some(())))?;
+        coordinator.kill()?;
+        coordinator = federation.start_coordinator()?;
+        let shown = federation.study_reaches(&study, &["finished", "failed"])?;
+        ensure!(shown["state"] == "finished", "kill {kill}: {shown}");
+        federation.verified()?;
+    }
+    counted_once(&federation, 3 * kills as usize, 2)
+}
+
+#[test]
+fn a_full_disk_refuses_updates_and_corrupts_nothing() -> Result<()> {
+    // A mount namespace gives the coordinator's state a file system of its own, and small.
+    let probe = std::process::Command::new("unshare").args(["-rm", "true"]).status();
+    if !probe.is_ok_and(|s| s.success()) {
+        ensure!(std::env::var_os("CI").is_none(), "CI must be able to make a mount namespace");
+        println!("skipped: this machine does not let an unprivileged user make a mount namespace");
+        return Ok(());
+    }
+    let mut federation = Federation::new()?;
+    let state = federation.coordinator_state();
+    std::fs::create_dir_all(&state)?;
+    let script = format!(
+        "mount -t tmpfs -o size=3m tmpfs '{}' && exec \"$@\"",
+        state.display()
+    );
+    let coordinator =
+        federation.start_coordinator_through(&["unshare", "-rm", "sh", "-c", &script, "sh"])?;
+    let records = wisconsin(2)?;
+    let mut agents = Vec::new();
+    for (i, place) in ["ae-on/ae-az", "ae-on/ae-du"].iter().enumerate() {
+        let site = SiteSpec::new(&format!("hospital-{}", i + 1), place);
+        federation.prepare_site(&site, &records[i])?;
+        agents.push(federation.start_agent(&site)?);
+    }
+    federation.submit(&study_yaml("full", 2_000, 2).replace("epsilon_limit: 900.0", "epsilon_limit: 90000.0"))?;
+    for agent in &mut agents {
+        agent.says("storage_full")?;
+    }
+    // It still answers, and what it exports verifies.
+    let status = federation.falaj(&["status"])?;
+    ensure!(status.status.code().is_some());
+    drop(coordinator);
+    Ok(())
+}

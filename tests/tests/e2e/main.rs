@@ -1,0 +1,7 @@
+//! End to end over real processes, certificates, sockets and records. One binary, many modules.
+
+mod crash;
+mod identity;
+mod journey;
+mod study_file;
+mod update;

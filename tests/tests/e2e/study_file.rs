@@ -1,0 +1,64 @@
+//! What a study file may say: each mistake is reported with file, line, what, and how to mend it.
+
+use anyhow::{Result, ensure};
+use falaj_tests::federation::{Federation, SiteSpec, study_yaml, text, wisconsin};
+use std::fs;
+
+/// Submits a broken study and gives what the operator reads.
+fn complaint(yaml: &str) -> Result<String> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let path = federation.dir().join("broken.yaml");
+    fs::write(&path, yaml)?;
+    let out = federation.falaj(&["study", "submit", &path.display().to_string()])?;
+    ensure!(!out.status.success(), "it was taken");
+    ensure!(federation.falaj_json(&["study", "list"])?["items"].as_array().is_none_or(Vec::is_empty));
+    Ok(text(&out))
+}
+
+#[test]
+fn an_unknown_key_is_reported_with_its_line() -> Result<()> {
+    let yaml = study_yaml("s", 1, 2).replace("training: {", "training: { learning_rat: 3,");
+    let line = 1 + yaml.lines().position(|l| l.contains("learning_rat:")).unwrap_or_default();
+    let said = complaint(&yaml)?;
+    ensure!(said.contains(&format!("broken.yaml:{line}:")), "{said}");
+    ensure!(said.contains("learning_rat"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn contradictory_privacy_settings_are_reported_with_the_way_out() -> Result<()> {
+    let yaml = study_yaml("s", 1, 2).replace("mechanism: dp_sgd", "mechanism: none");
+    let line = 1 + yaml.lines().position(|l| l.contains("mechanism: none")).unwrap_or_default();
+    let said = complaint(&yaml)?;
+    ensure!(said.contains(&format!("broken.yaml:{line}:")), "{said}");
+    ensure!(said.contains("contradicts") && said.contains("remove"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_plan_over_its_own_epsilon_limit_says_how_many_rounds_fit() -> Result<()> {
+    let yaml = study_yaml("s", 50, 2).replace("epsilon_limit: 900.0", "epsilon_limit: 8.0");
+    let said = complaint(&yaml)?;
+    ensure!(said.contains("50 rounds cost epsilon") && said.contains("plan at most"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_column_that_the_records_lack_makes_the_site_decline_and_say_so() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let site = SiteSpec::new("hospital-1", "ae-on/ae-az");
+    federation.prepare_site(&site, &wisconsin(1)?[0])?;
+    let mut agent = federation.start_agent(&site)?;
+    let yaml = study_yaml("s", 1, 1)
+        .replace("mean_radius", "mean_nonsense")
+        .replace("min_sites: 1", "sites: [hospital-1], min_sites: 1")
+        .replace("grace_s: 2", "grace_s: 2, retries: 0");
+    federation.submit(&yaml)?;
+    federation.study_reaches("s", &["failed"])?;
+    agent.says("mean_nonsense")?;
+    let declined = federation.entries("site.declined")?;
+    ensure!(declined.len() == 1, "{declined:?}");
+    Ok(())
+}
