@@ -136,10 +136,7 @@ pub fn check_header(
         return Err(HeaderError::TooLarge { declared: header.payload_bytes, most: bytes_max });
     }
     if header.round != expected.round {
-        return Err(HeaderError::Round {
-            named: header.round.number,
-            open: expected.round.number,
-        });
+        return Err(HeaderError::Round { named: header.round.number, open: expected.round.number });
     }
     if header.base != expected.base {
         return Err(HeaderError::Base { named: header.base, base: expected.base });

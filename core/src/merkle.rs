@@ -235,11 +235,8 @@ pub fn verify_consistency(
         node >>= 1;
         last >>= 1;
     }
-    let seed = if old.is_power_of_two() {
-        *old_root
-    } else {
-        *hashes.next().ok_or(ProofError::Length)?
-    };
+    let seed =
+        if old.is_power_of_two() { *old_root } else { *hashes.next().ok_or(ProofError::Length)? };
     let (mut from_old, mut from_new) = (seed, seed);
     for c in hashes {
         if last == 0 {
@@ -279,7 +276,11 @@ pub fn tile_number(mut n: u64) -> String {
 #[must_use]
 pub fn tile_path(n: u64, width: u64) -> String {
     let number = tile_number(n);
-    if width < TILE_WIDTH { format!("tile/0/{number}.p/{width}") } else { format!("tile/0/{number}") }
+    if width < TILE_WIDTH {
+        format!("tile/0/{number}.p/{width}")
+    } else {
+        format!("tile/0/{number}")
+    }
 }
 
 /// Path of a bundle of `width` entries.
@@ -298,7 +299,8 @@ pub fn entries_path(n: u64, width: u64) -> String {
 /// # Panics
 /// When the entry is longer than [`ENTRY_BYTES_MAX`]: entries are bounded where they are made.
 pub fn put_entry(entry: &[u8], bundle: &mut Vec<u8>) {
-    let length = u16::try_from(entry.len()).expect("invariant: entries are bounded where they are made");
+    let length =
+        u16::try_from(entry.len()).expect("invariant: entries are bounded where they are made");
     bundle.extend_from_slice(&length.to_be_bytes());
     bundle.extend_from_slice(entry);
 }
@@ -362,8 +364,7 @@ mod tests {
         let mut frontier = Frontier::new();
         let roots = v["root_hashes_hex_by_size_0_to_8"].as_array().expect("a list");
         assert_eq!(frontier.root().to_string(), roots[0]);
-        for (leaf, root) in
-            v["leaf_inputs_hex"].as_array().expect("a list").iter().zip(&roots[1..])
+        for (leaf, root) in v["leaf_inputs_hex"].as_array().expect("a list").iter().zip(&roots[1..])
         {
             frontier.push(leaf_hash(&hex::decode(leaf.as_str().expect("text")).expect("hex")));
             assert_eq!(frontier.root().to_string(), *root);
@@ -377,28 +378,27 @@ mod tests {
             let size = |k: &str| p[k].as_u64().expect("a number");
             let ok = match (digest(&p["leafHash"]), digest(&p["root"]), proof(&p["proof"])) {
                 (Some(leaf), Some(root), Some(proof)) => {
-                    verify_inclusion(&leaf, size("leafIdx"), size("treeSize"), &proof, &root).is_ok()
+                    verify_inclusion(&leaf, size("leafIdx"), size("treeSize"), &proof, &root)
+                        .is_ok()
                 }
                 _ => false,
             };
             assert_eq!(ok, !p["wantErr"].as_bool().expect("a verdict"), "{}", p["file"]);
         }
-        let mut seen = 0;
         for p in v["consistency"].as_array().expect("a list") {
+            if p["file"] == "consistency/additional/sizes-are-equal-one-and-proof-is-empty.json" {
+                // Its two roots are equal, but have 12 bytes: no SHA-256 digests.
+                continue;
+            }
             let size = |k: &str| p[k].as_u64().expect("a number");
             let ok = match (digest(&p["root1"]), digest(&p["root2"]), proof(&p["proof"])) {
                 (Some(one), Some(two), Some(proof)) => {
                     verify_consistency(size("size1"), size("size2"), &proof, &one, &two).is_ok()
                 }
-                // One probe's roots have 12 bytes: equal, but no SHA-256 digests.
-                _ => {
-                    seen += 1;
-                    continue;
-                }
+                _ => false,
             };
             assert_eq!(ok, !p["wantErr"].as_bool().expect("a verdict"), "{}", p["file"]);
         }
-        assert!(seen <= 4, "{seen} probes could not be read");
     }
 
     #[test]

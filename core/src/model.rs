@@ -171,10 +171,7 @@ mod tests {
         let spec = ModelSpec::Mlp { features: 30, hidden: vec![16], classes: 2 };
         let manifest = spec.manifest().expect("valid");
         let names: Vec<_> = manifest.tensors().iter().map(|t| t.name.as_str()).collect();
-        assert_eq!(
-            names,
-            ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
-        );
+        assert_eq!(names, ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]);
         assert_eq!(manifest.params(), 30 * 16 + 16 + 16 * 2 + 2);
     }
 

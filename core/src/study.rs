@@ -409,7 +409,10 @@ impl Study {
                 f.name == data.label.column,
                 "data.label.column",
                 &format!("`{}` is both a feature and the label", f.name),
-                || "remove it from the features: a model that sees the answer learns nothing".into(),
+                || {
+                    "remove it from the features: a model that sees the answer learns nothing"
+                        .into()
+                },
             );
             match &f.kind {
                 FeatureKind::Numeric { bounds: Bounds::Declared { min, max }, .. } => p.when(
@@ -456,7 +459,10 @@ impl Study {
                 u64::from(*height) * u64::from(*width) * u64::from(*channels)
                     != u64::from(self.inputs()),
                 "model.image",
-                &format!("the image has {height} x {width} x {channels} values, the features {}", self.inputs()),
+                &format!(
+                    "the image has {height} x {width} x {channels} values, the features {}",
+                    self.inputs()
+                ),
                 || "list exactly one numeric feature per pixel value, row by row".into(),
             ),
             Model::Logistic => {}
@@ -474,9 +480,12 @@ impl Study {
             &format!("{} is not a chance", t.sample_rate),
             || "give a number above 0 and at most 1".into(),
         );
-        p.when(t.local_steps == 0 || t.local_steps > 1_000_000, "training.local_steps", "a site must take between 1 and 1,000,000 steps", || {
-            "give a number in that range".into()
-        });
+        p.when(
+            t.local_steps == 0 || t.local_steps > 1_000_000,
+            "training.local_steps",
+            "a site must take between 1 and 1,000,000 steps",
+            || "give a number in that range".into(),
+        );
         p.when(
             !(t.learning_rate.is_finite() && t.learning_rate > 0.0),
             "training.learning_rate",
@@ -496,36 +505,51 @@ impl Study {
             || "give a positive number, usually 1".into(),
         );
         if let Algorithm::FedProx { mu } = t.algorithm {
-            p.when(!(mu.is_finite() && mu > 0.0), "training.mu", "FedProx without a pull is FedAvg", || {
-                "give a positive `mu`, or use `algorithm: fedavg`".into()
-            });
+            p.when(
+                !(mu.is_finite() && mu > 0.0),
+                "training.mu",
+                "FedProx without a pull is FedAvg",
+                || "give a positive `mu`, or use `algorithm: fedavg`".into(),
+            );
         }
     }
 
     fn check_rounds(&self, p: &mut Problems) {
         let r = &self.rounds;
-        p.when(r.count == 0 || r.count > ROUNDS_MAX, "rounds.count", &format!("{} rounds", r.count), || {
-            format!("give 1 to {ROUNDS_MAX}")
-        });
+        p.when(
+            r.count == 0 || r.count > ROUNDS_MAX,
+            "rounds.count",
+            &format!("{} rounds", r.count),
+            || format!("give 1 to {ROUNDS_MAX}"),
+        );
         p.when(r.deadline_s == 0, "rounds.deadline_s", "every round would fail at once", || {
             "give the seconds that a site may take, for example 600".into()
         });
-        p.when(r.grace_s > r.deadline_s, "rounds.grace_s", "the grace period is longer than the deadline", || {
-            format!("give at most {} seconds", r.deadline_s)
-        });
+        p.when(
+            r.grace_s > r.deadline_s,
+            "rounds.grace_s",
+            "the grace period is longer than the deadline",
+            || format!("give at most {} seconds", r.deadline_s),
+        );
         let c = &self.cohort;
-        p.when(c.min_sites == 0 || c.min_sites > SITES_MAX, "cohort.min_sites", &format!("{} sites", c.min_sites), || {
-            format!("give 1 to {SITES_MAX}; with fewer than 2, one site's update is the model")
-        });
+        p.when(
+            c.min_sites == 0 || c.min_sites > SITES_MAX,
+            "cohort.min_sites",
+            &format!("{} sites", c.min_sites),
+            || format!("give 1 to {SITES_MAX}; with fewer than 2, one site's update is the model"),
+        );
         p.when(
             !c.sites.is_empty() && (c.sites.len() as u64) < u64::from(c.min_sites),
             "cohort.min_sites",
             &format!("{} sites are needed and only {} are named", c.min_sites, c.sites.len()),
             || "name more sites or need fewer".into(),
         );
-        p.when(c.places.is_empty(), "cohort.places", "no place is named, so no site could join", || {
-            "name places, for example `ae-on/*`".into()
-        });
+        p.when(
+            c.places.is_empty(),
+            "cohort.places",
+            "no place is named, so no site could join",
+            || "name places, for example `ae-on/*`".into(),
+        );
         for place in &c.places {
             let probe = place.replace("/*", "/x");
             p.when(probe.parse::<Place>().is_err(), "cohort.places", &format!("`{place}` is not a place"), || {
@@ -540,9 +564,12 @@ impl Study {
         p.when(!(8..=32).contains(&s.bits), "sealing.bits", &format!("{} bits", s.bits), || {
             "give 8 to 32".into()
         });
-        p.when(!(s.range.is_finite() && s.range > 0.0), "sealing.range", "an update could carry nothing", || {
-            "give the largest absolute value of one coordinate, for example 1.0".into()
-        });
+        p.when(
+            !(s.range.is_finite() && s.range > 0.0),
+            "sealing.range",
+            "an update could carry nothing",
+            || "give the largest absolute value of one coordinate, for example 1.0".into(),
+        );
         match v.mechanism {
             Mechanism::DpSgd { noise_multiplier, clip_norm }
             | Mechanism::LocalGaussian { noise_multiplier, clip_norm } => {
@@ -550,7 +577,10 @@ impl Study {
                     !(noise_multiplier.is_finite() && noise_multiplier > 0.0),
                     "privacy.noise_multiplier",
                     &format!("{noise_multiplier} protects nobody"),
-                    || "give a positive number, or say `mechanism: none` where a policy permits it".into(),
+                    || {
+                        "give a positive number, or say `mechanism: none` where a policy permits it"
+                            .into()
+                    },
                 );
                 p.when(
                     !(clip_norm.is_finite() && clip_norm > 0.0),
@@ -561,9 +591,12 @@ impl Study {
             }
             Mechanism::None => return,
         }
-        p.when(!(v.delta > 0.0 && v.delta < 1e-2), "privacy.delta", &format!("{} is no delta", v.delta), || {
-            "give a number well below one over the number of records, for example 1e-5".into()
-        });
+        p.when(
+            !(v.delta > 0.0 && v.delta < 1e-2),
+            "privacy.delta",
+            &format!("{} is no delta", v.delta),
+            || "give a number well below one over the number of records, for example 1e-5".into(),
+        );
         p.when(
             !(v.epsilon_limit.is_finite() && v.epsilon_limit > 0.0),
             "privacy.epsilon_limit",
@@ -575,7 +608,10 @@ impl Study {
                 !(v.weight_epsilon.is_finite() && v.weight_epsilon > 0.0),
                 "privacy.weight_epsilon",
                 "the number of examples would leave a site without noise",
-                || "give a positive number, for example 0.1, or `weights: uniform` in the cohort".into(),
+                || {
+                    "give a positive number, for example 0.1, or `weights: uniform` in the cohort"
+                        .into()
+                },
             );
         }
         if p.0.is_empty() {

@@ -257,9 +257,8 @@ impl UpdateHeader {
         }
         let step = u64::from_str_radix(c.text("step_f64")?, 16).map_err(|_| bad("step_f64"))?;
         let epsilon = c.text("epsilon")?;
-        let decimal = |s: &str| {
-            s.len() <= 32 && s.parse::<f64>().is_ok_and(|e| e >= 0.0) || s == "inf"
-        };
+        let decimal =
+            |s: &str| s.len() <= 32 && s.parse::<f64>().is_ok_and(|e| e >= 0.0) || s == "inf";
         let mechanism = c.text("mechanism")?;
         if !decimal(epsilon) || mechanism.len() > 64 {
             return Err(bad("epsilon"));

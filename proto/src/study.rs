@@ -449,15 +449,23 @@ impl Reader<'_> {
                     Some(OneOrMore::One(n)) => vec![*n],
                     Some(OneOrMore::More(list)) => list.clone(),
                     None => {
-                        self.wrong(here, "`model.hidden` is missing", "give for example `hidden: [32]`");
+                        self.wrong(
+                            here,
+                            "`model.hidden` is missing",
+                            "give for example `hidden: [32]`",
+                        );
                         Vec::new()
                     }
                 };
                 Model::Mlp { hidden }
             }
             ModelKind::Cnn => {
-                let [height, width, channels] =
-                    self.needed(here, "model.image", y.image.as_ref(), "give `image: [height, width, channels]`");
+                let [height, width, channels] = self.needed(
+                    here,
+                    "model.image",
+                    y.image.as_ref(),
+                    "give `image: [height, width, channels]`",
+                );
                 let conv = y.conv.as_ref().map_or_else(Vec::new, |c| {
                     c.value
                         .iter()
@@ -470,13 +478,21 @@ impl Reader<'_> {
                         .collect()
                 });
                 if conv.is_empty() {
-                    self.wrong(here, "`model.conv` is missing", "give at least one layer, for example `conv: [{filters: 8, kernel: 3}]`");
+                    self.wrong(
+                        here,
+                        "`model.conv` is missing",
+                        "give at least one layer, for example `conv: [{filters: 8, kernel: 3}]`",
+                    );
                 }
                 let hidden = match y.hidden.as_ref().map(|h| &h.value) {
                     Some(OneOrMore::One(n)) => *n,
                     Some(OneOrMore::More(list)) if list.len() == 1 => list[0],
                     _ => {
-                        self.wrong(here, "a CNN has exactly one hidden layer", "give for example `hidden: 32`");
+                        self.wrong(
+                            here,
+                            "a CNN has exactly one hidden layer",
+                            "give for example `hidden: 32`",
+                        );
                         1
                     }
                 };
@@ -489,11 +505,20 @@ impl Reader<'_> {
         let y = &spanned.value;
         let algorithm = match y.algorithm {
             AlgorithmKind::Fedavg => {
-                self.unwanted("training.mu", y.mu.as_ref(), "`algorithm: fedavg`, which has no pull");
+                self.unwanted(
+                    "training.mu",
+                    y.mu.as_ref(),
+                    "`algorithm: fedavg`, which has no pull",
+                );
                 Algorithm::FedAvg
             }
             AlgorithmKind::Fedprox => Algorithm::FedProx {
-                mu: self.needed(spanned.referenced, "training.mu", y.mu.as_ref(), "give the strength of the pull, for example 0.01"),
+                mu: self.needed(
+                    spanned.referenced,
+                    "training.mu",
+                    y.mu.as_ref(),
+                    "give the strength of the pull, for example 0.01",
+                ),
             },
         };
         Training {
@@ -591,11 +616,16 @@ impl Reader<'_> {
     }
 
     fn rounds(&mut self, y: &RoundsYaml) -> Rounds {
-        let deadline_s = self.take_or("rounds.deadline_s", y.deadline_s.as_ref(), DEADLINE_S_DEFAULT);
+        let deadline_s =
+            self.take_or("rounds.deadline_s", y.deadline_s.as_ref(), DEADLINE_S_DEFAULT);
         Rounds {
             count: self.take("rounds.count", &y.count),
             deadline_s,
-            grace_s: self.take_or("rounds.grace_s", y.grace_s.as_ref(), GRACE_S_DEFAULT.min(deadline_s)),
+            grace_s: self.take_or(
+                "rounds.grace_s",
+                y.grace_s.as_ref(),
+                GRACE_S_DEFAULT.min(deadline_s),
+            ),
             retries: y.retries.unwrap_or(RETRIES_DEFAULT),
         }
     }

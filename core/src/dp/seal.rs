@@ -85,7 +85,9 @@ pub enum Mechanism {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SealError {
     /// Training gave a number that is none.
-    #[error("parameter {parameter} of the update is {value}: lower `training.learning_rate`, or look for a broken record")]
+    #[error(
+        "parameter {parameter} of the update is {value}: lower `training.learning_rate`, or look for a broken record"
+    )]
     NotFinite {
         /// Tensor and position.
         parameter: String,
@@ -101,7 +103,9 @@ pub enum SealError {
         expected: usize,
     },
     /// The clip norm is not a usable number of grid steps.
-    #[error("a clip norm of {clip_norm} is {steps} steps of the grid: choose `sealing.range` and `sealing.bits` so that it is between 16 and 2^30")]
+    #[error(
+        "a clip norm of {clip_norm} is {steps} steps of the grid: choose `sealing.range` and `sealing.bits` so that it is between 16 and 2^30"
+    )]
     Grid {
         /// The clip norm.
         clip_norm: f64,
