@@ -1,0 +1,220 @@
+//! A development certificate authority: one root, one issuer per place, end entities.
+//!
+//! It lives in a folder. Keys are generated there with mode 0600 and never leave it. For production, bind
+//! your own authority's issuers in `trust.toml` instead.
+
+use crate::trust::{IssuerEntry, TrustFile, spki_sha256};
+use anyhow::{Context as _, Result, bail, ensure};
+use falaj_core::id::{Place, Role, SpiffeId};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ED25519, SanType,
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// How long the root lives, in days.
+const ROOT_DAYS: u32 = 3_650;
+/// How long an issuer lives, in days.
+const ISSUER_DAYS: u32 = 730;
+/// How long an end entity lives unless the caller says otherwise, in days.
+pub const LEAF_DAYS: u32 = 90;
+/// Certificates are valid from a little before now: clocks differ.
+const BACKDATE: Duration = Duration::from_secs(300);
+
+/// A development authority in a folder.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    dir: PathBuf,
+}
+
+/// What to put into an end-entity certificate.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What the holder is.
+    pub role: Role,
+    /// Its short name.
+    pub name: String,
+    /// Where it is; an issuer for that place signs.
+    pub place: Place,
+    /// How long it lives.
+    pub days: u32,
+    /// DNS names for tools that look at them; Falaj does not.
+    pub dns: Vec<String>,
+}
+
+impl Authority {
+    /// Makes a new authority.
+    ///
+    /// # Errors
+    /// When there is one already, or a file cannot be written.
+    pub fn init(dir: &Path, trust_domain: &str) -> Result<Self> {
+        let this = Self { dir: dir.to_owned() };
+        ensure!(
+            !this.trust_path().exists(),
+            "{} holds an authority already; choose another folder",
+            dir.display()
+        );
+        // The trust domain is checked by making an identity with it.
+        SpiffeId::new(trust_domain, &"x/x".parse()?, Role::Operator, "x")?;
+        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        let mut params = authority_params(&format!("{trust_domain} root"), ROOT_DAYS, 1);
+        params.subject_alt_names.clear();
+        let cert = params.self_signed(&key)?;
+        this.write_pair(&this.dir.join("root"), &cert.pem(), &key)?;
+        this.write_trust(&TrustFile { trust_domain: trust_domain.to_owned(), issuers: vec![] })?;
+        Ok(this)
+    }
+
+    /// Opens an authority.
+    ///
+    /// # Errors
+    /// When the folder holds none.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let this = Self { dir: dir.to_owned() };
+        ensure!(
+            this.trust_path().is_file(),
+            "{} holds no authority; make one with `falaj-certs init {0}`",
+            dir.display()
+        );
+        Ok(this)
+    }
+
+    /// The trust configuration that every party gets.
+    #[must_use]
+    pub fn trust_path(&self) -> PathBuf {
+        self.dir.join("trust.toml")
+    }
+
+    /// Makes an issuer and binds it to a place.
+    ///
+    /// # Errors
+    /// When the place has one already, or a file cannot be written.
+    pub fn add_issuer(&self, place: &Place) -> Result<PathBuf> {
+        let dir = self.issuer_dir(place);
+        ensure!(!dir.exists(), "{place} has an issuer already, in {}", dir.display());
+        let root_key = self.key(&self.dir.join("root"))?;
+        let root_pem = fs::read_to_string(self.dir.join("root/cert.pem"))?;
+        let root = Issuer::from_ca_cert_pem(&root_pem, root_key)?;
+        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        let mut trust = self.trust()?;
+        let name = format!("{} issuer for {place}", trust.trust_domain);
+        let cert = authority_params(&name, ISSUER_DAYS, 0).signed_by(&key, &root)?;
+        self.write_pair(&dir, &cert.pem(), &key)?;
+        let relative = dir.strip_prefix(&self.dir)?.join("cert.pem");
+        trust.issuers.push(IssuerEntry {
+            cert: relative,
+            spki_sha256: spki_sha256(cert.der()).map_err(anyhow::Error::msg)?.to_string(),
+            places: vec![place.to_string()],
+        });
+        self.write_trust(&trust)?;
+        Ok(dir)
+    }
+
+    /// Issues an end-entity certificate into `<role>/<name>/`.
+    ///
+    /// # Errors
+    /// When the place has no issuer, the name is taken, or a file cannot be written.
+    pub fn issue(&self, request: &Request) -> Result<PathBuf> {
+        let Request { role, name, place, days, dns } = request;
+        let trust = self.trust()?;
+        let spiffe = SpiffeId::new(&trust.trust_domain, place, *role, name)?;
+        let issuer_dir = self.issuer_dir(place);
+        ensure!(
+            issuer_dir.is_dir(),
+            "no issuer vouches for {place}; make one with `falaj-certs issuer {} {place}`",
+            self.dir.display()
+        );
+        let dir = self.dir.join(role.as_str()).join(name);
+        if dir.exists() {
+            bail!("{} exists already; remove it to issue the certificate anew", dir.display());
+        }
+        let issuer_pem = fs::read_to_string(issuer_dir.join("cert.pem"))?;
+        let issuer = Issuer::from_ca_cert_pem(&issuer_pem, self.key(&issuer_dir)?)?;
+        let mut params = CertificateParams::new(dns.clone())?;
+        params.subject_alt_names.push(SanType::URI(spiffe.to_string().try_into()?));
+        params.distinguished_name.push(DnType::CommonName, name.as_str());
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if *role == Role::Coordinator {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        params.use_authority_key_identifier_extension = true;
+        valid_for(&mut params, *days);
+        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        let cert = params.signed_by(&key, &issuer)?;
+        self.write_pair(&dir, &format!("{}{issuer_pem}", cert.pem()), &key)?;
+        Ok(dir)
+    }
+
+    fn issuer_dir(&self, place: &Place) -> PathBuf {
+        self.dir.join("issuers").join(format!("{}_{}", place.jurisdiction(), place.region()))
+    }
+
+    fn trust(&self) -> Result<TrustFile> {
+        let path = self.trust_path();
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("reading {}", path.display()))
+    }
+
+    fn write_trust(&self, trust: &TrustFile) -> Result<()> {
+        let path = self.trust_path();
+        let fresh = path.with_extension("toml.new");
+        fs::write(&fresh, toml::to_string(trust)?)?;
+        fs::rename(&fresh, &path).with_context(|| format!("writing {}", path.display()))
+    }
+
+    fn key(&self, dir: &Path) -> Result<KeyPair> {
+        let path = dir.join("key.pem");
+        let pem = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(KeyPair::from_pem(&pem)?)
+    }
+
+    fn write_pair(&self, dir: &Path, cert: &str, key: &KeyPair) -> Result<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("making {}", dir.display()))?;
+        let path = dir.join("key.pem");
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("writing {}", path.display()))?;
+        file.write_all(key.serialize_pem().as_bytes())?;
+        fs::write(dir.join("cert.pem"), cert)?;
+        Ok(())
+    }
+}
+
+fn authority_params(name: &str, days: u32, path_length: u8) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    valid_for(&mut params, days);
+    params
+}
+
+fn valid_for(params: &mut CertificateParams, days: u32) {
+    let now = std::time::SystemTime::now();
+    params.not_before = (now - BACKDATE).into();
+    params.not_after = (now + Duration::from_secs(u64::from(days) * 86_400)).into();
+}
+
+/// The first certificate of a PEM file.
+///
+/// # Errors
+/// When the file holds none.
+pub fn first_certificate(path: &Path) -> Result<CertificateDer<'static>> {
+    CertificateDer::from_pem_file(path)
+        .with_context(|| format!("{} holds no certificate in PEM form", path.display()))
+}

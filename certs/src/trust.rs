@@ -1,0 +1,239 @@
+//! Whom a federation trusts: issuers, each bound to the places that it may vouch for.
+//!
+//! The bound issuers are the trust anchors themselves, so a certificate must be signed directly by one of
+//! them. URI name constraints would say the same inside a certificate, but the verifier that we use
+//! rejects every chain that carries them; so the binding is checked here, by key.
+
+use crate::identity::{Identity, IdentityError};
+use falaj_core::id::{Digest, Place};
+use rustls::{
+    RootCertStore,
+    client::verify_server_cert_signed_by_trust_anchor,
+    crypto::CryptoProvider,
+    server::{ParsedCertificate, WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject as _};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
+
+/// The trust configuration as it stands in `trust.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrustFile {
+    /// The federation's trust domain.
+    pub trust_domain: String,
+    /// Issuers and the places that each may vouch for.
+    #[serde(default, rename = "issuer")]
+    pub issuers: Vec<IssuerEntry>,
+}
+
+/// One issuer in `trust.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerEntry {
+    /// Its certificate, relative to the file.
+    pub cert: PathBuf,
+    /// SHA-256 of its public key (SubjectPublicKeyInfo), so that a swapped file is noticed.
+    pub spki_sha256: String,
+    /// The places that it may vouch for.
+    pub places: Vec<String>,
+}
+
+/// Why a trust configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// A file cannot be read.
+    #[error("cannot read {0}")]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The TOML is wrong.
+    #[error("{0} is not a trust configuration")]
+    Toml(PathBuf, #[source] Box<toml::de::Error>),
+    /// An issuer is wrong.
+    #[error("{file}, issuer {cert}: {what}")]
+    Issuer {
+        /// The trust configuration.
+        file: PathBuf,
+        /// The issuer's certificate.
+        cert: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// Nobody is trusted.
+    #[error("{0} names no issuer: nobody could connect; add one with `falaj-certs issuer`")]
+    Empty(PathBuf),
+}
+
+/// Whom a federation trusts.
+#[derive(Clone)]
+pub struct TrustStore {
+    trust_domain: String,
+    by_place: Arc<BTreeMap<Place, Anchors>>,
+    all: Arc<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+    digest: Digest,
+}
+
+struct Anchors {
+    roots: Arc<RootCertStore>,
+    clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl std::fmt::Debug for TrustStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TrustStore({}, {} places)", self.trust_domain, self.by_place.len())
+    }
+}
+
+impl TrustStore {
+    /// Loads `trust.toml` and the issuers that it names.
+    ///
+    /// # Errors
+    /// [`TrustError`], with the file and what to do.
+    pub fn load(path: &Path) -> Result<Self, TrustError> {
+        let text =
+            fs::read_to_string(path).map_err(|e| TrustError::Read(path.to_owned(), e))?;
+        let file: TrustFile = toml::from_str(&text)
+            .map_err(|e| TrustError::Toml(path.to_owned(), Box::new(e)))?;
+        if file.issuers.is_empty() {
+            return Err(TrustError::Empty(path.to_owned()));
+        }
+        let provider = Arc::new(crate::tls::provider());
+        let mut all = RootCertStore::empty();
+        let mut roots: BTreeMap<Place, RootCertStore> = BTreeMap::new();
+        for issuer in &file.issuers {
+            let wrong = |what: String| TrustError::Issuer {
+                file: path.to_owned(),
+                cert: issuer.cert.clone(),
+                what,
+            };
+            let cert_path = path.parent().unwrap_or(Path::new(".")).join(&issuer.cert);
+            let cert = CertificateDer::from_pem_file(&cert_path)
+                .map_err(|e| wrong(format!("cannot be read as PEM ({e})")))?;
+            let spki = spki_sha256(&cert).map_err(wrong)?;
+            if spki.to_string() != issuer.spki_sha256 {
+                return Err(wrong(format!(
+                    "its key is {spki}, the configuration binds {}: the file was swapped, or the issuer renewed its key; bind the new key if you meant to",
+                    issuer.spki_sha256
+                )));
+            }
+            all.add(cert.clone()).map_err(|e| wrong(e.to_string()))?;
+            for place in &issuer.places {
+                let place: Place = place.parse().map_err(
+                    |e: falaj_core::id::IdError| wrong(e.to_string()),
+                )?;
+                roots
+                    .entry(place)
+                    .or_insert_with(RootCertStore::empty)
+                    .add(cert.clone())
+                    .map_err(|e| wrong(e.to_string()))?;
+            }
+        }
+        let mut by_place = BTreeMap::new();
+        for (place, roots) in roots {
+            let roots = Arc::new(roots);
+            let clients =
+                WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+                    .build()
+                    .map_err(|e| TrustError::Issuer {
+                        file: path.to_owned(),
+                        cert: PathBuf::new(),
+                        what: e.to_string(),
+                    })?;
+            by_place.insert(place, Anchors { roots, clients });
+        }
+        Ok(Self {
+            trust_domain: file.trust_domain,
+            by_place: Arc::new(by_place),
+            all: Arc::new(all),
+            provider,
+            digest: Digest::of(text.as_bytes()),
+        })
+    }
+
+    /// SHA-256 of the trust configuration's bytes.
+    #[must_use]
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Every bound issuer, as anchors for the handshake.
+    pub(crate) fn anchors(&self) -> Arc<RootCertStore> {
+        self.all.clone()
+    }
+
+    /// Who a client is: its certificate names one identity, and an issuer bound to the place in it signed
+    /// it directly.
+    ///
+    /// # Errors
+    /// [`IdentityError`], for the answer and the log.
+    pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, IdentityError> {
+        let leaf = chain.first().ok_or(IdentityError::Missing)?;
+        let identity = Identity::parse(leaf)?;
+        let anchors = self.anchors_of(&identity)?;
+        anchors
+            .clients
+            .verify_client_cert(leaf, &[], UnixTime::now())
+            .map_err(|_| IdentityError::NotBound(identity.spiffe.place().clone()))?;
+        Ok(identity)
+    }
+
+    /// As [`Self::identify`], for a server's certificate.
+    pub(crate) fn identify_server(
+        &self,
+        leaf: &CertificateDer<'_>,
+        now: UnixTime,
+    ) -> Result<Identity, ServerError> {
+        let identity = Identity::parse(leaf)?;
+        let anchors = self.anchors_of(&identity)?;
+        let parsed = ParsedCertificate::try_from(leaf).map_err(ServerError::Chain)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let direct = |roots: &RootCertStore| {
+            verify_server_cert_signed_by_trust_anchor(&parsed, roots, &[], now, algorithms)
+        };
+        match direct(&anchors.roots) {
+            Ok(()) => Ok(identity),
+            // Somebody whom we trust signed it, but for another place.
+            Err(_) if direct(&self.all).is_ok() => {
+                Err(IdentityError::NotBound(identity.spiffe.place().clone()).into())
+            }
+            Err(e) => Err(ServerError::Chain(e)),
+        }
+    }
+
+    fn anchors_of(&self, identity: &Identity) -> Result<&Anchors, IdentityError> {
+        let spiffe = &identity.spiffe;
+        if spiffe.trust_domain() != self.trust_domain {
+            return Err(IdentityError::TrustDomain {
+                found: spiffe.trust_domain().to_owned(),
+                ours: self.trust_domain.clone(),
+            });
+        }
+        self.by_place
+            .get(spiffe.place())
+            .ok_or_else(|| IdentityError::UnknownPlace(spiffe.place().clone()))
+    }
+}
+
+/// Why a server is not whom we look for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServerError {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Chain(rustls::Error),
+}
+
+/// SHA-256 of a certificate's SubjectPublicKeyInfo.
+///
+/// # Errors
+/// What keeps the certificate from being read.
+pub fn spki_sha256(cert: &CertificateDer<'_>) -> Result<Digest, String> {
+    let (_, x509) = X509Certificate::from_der(cert).map_err(|e| e.to_string())?;
+    Ok(Digest::of(x509.public_key().raw))
+}
