@@ -159,7 +159,8 @@ impl Authority {
 
     fn trust(&self) -> Result<TrustFile> {
         let path = self.trust_path();
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         toml::from_str(&text).with_context(|| format!("reading {}", path.display()))
     }
 
@@ -172,7 +173,8 @@ impl Authority {
 
     fn key(&self, dir: &Path) -> Result<KeyPair> {
         let path = dir.join("key.pem");
-        let pem = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let pem =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         Ok(KeyPair::from_pem(&pem)?)
     }
 

@@ -3,9 +3,7 @@
 use falaj_core::id::{Digest, IdError, Place, Role, SpiffeId};
 use rustls_pki_types::CertificateDer;
 use x509_parser::{
-    certificate::X509Certificate,
-    extensions::GeneralName,
-    oid_registry::OID_SIG_ED25519,
+    certificate::X509Certificate, extensions::GeneralName, oid_registry::OID_SIG_ED25519,
     prelude::FromDer as _,
 };
 

@@ -17,9 +17,7 @@ use rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier},
     version::TLS13,
 };
-use rustls_pki_types::{
-    CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _,
-};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
 use std::{
     fmt, fs, io,
     os::unix::fs::PermissionsExt as _,
@@ -84,9 +82,8 @@ impl Credentials {
     /// # Errors
     /// [`CredentialsError`], with the file and what to do.
     pub fn load(cert: &Path, key: &Path) -> Result<Self, CredentialsError> {
-        let read = |path: &Path| {
-            fs::read(path).map_err(|e| CredentialsError::Read(path.to_owned(), e))
-        };
+        let read =
+            |path: &Path| fs::read(path).map_err(|e| CredentialsError::Read(path.to_owned(), e));
         let pem = |path: &Path, what| CredentialsError::Pem { path: path.to_owned(), what };
         let mode = fs::metadata(key)
             .map_err(|e| CredentialsError::Read(key.to_owned(), e))?

@@ -96,10 +96,9 @@ impl TrustStore {
     /// # Errors
     /// [`TrustError`], with the file and what to do.
     pub fn load(path: &Path) -> Result<Self, TrustError> {
-        let text =
-            fs::read_to_string(path).map_err(|e| TrustError::Read(path.to_owned(), e))?;
-        let file: TrustFile = toml::from_str(&text)
-            .map_err(|e| TrustError::Toml(path.to_owned(), Box::new(e)))?;
+        let text = fs::read_to_string(path).map_err(|e| TrustError::Read(path.to_owned(), e))?;
+        let file: TrustFile =
+            toml::from_str(&text).map_err(|e| TrustError::Toml(path.to_owned(), Box::new(e)))?;
         if file.issuers.is_empty() {
             return Err(TrustError::Empty(path.to_owned()));
         }
@@ -124,9 +123,8 @@ impl TrustStore {
             }
             all.add(cert.clone()).map_err(|e| wrong(e.to_string()))?;
             for place in &issuer.places {
-                let place: Place = place.parse().map_err(
-                    |e: falaj_core::id::IdError| wrong(e.to_string()),
-                )?;
+                let place: Place =
+                    place.parse().map_err(|e: falaj_core::id::IdError| wrong(e.to_string()))?;
                 roots
                     .entry(place)
                     .or_insert_with(RootCertStore::empty)

@@ -1,1 +1,18 @@
-//! Falaj.
+//! The coordinator: runs rounds over mutual TLS, enforces policy, keeps the log, serves operators.
+//!
+//! It links no machine-learning library: an update is integers to it. The way in is [`app`]; rounds are
+//! driven by [`engine`], and everything durable goes through [`store`].
+
+pub mod accept;
+pub mod app;
+pub mod blob;
+pub mod checkpointer;
+pub mod clock;
+pub mod config;
+pub mod engine;
+pub mod export;
+pub mod metrics;
+pub mod policy;
+pub mod rest;
+pub mod rpc;
+pub mod store;

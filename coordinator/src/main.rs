@@ -1,2 +1,135 @@
-//! Falaj.
-fn main() {}
+//! `falaj-coordinator`: the server.
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use falaj_coordinator::{
+    app::{App, Bound},
+    config::Config,
+    policy::PolicyEngine,
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The coordinator of a Falaj federation: runs rounds over mutual TLS, aggregates sealed updates, enforces
+/// policy, and logs every access.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:\n  falaj-coordinator run --config coordinator.toml\n  falaj-coordinator config check --config coordinator.toml\n\nSIGHUP reads the policies again; SIGTERM ends it after what is under way."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until told to end.
+    Run {
+        /// The configuration.
+        #[arg(long, env = "FALAJ_COORDINATOR_CONFIG")]
+        config: PathBuf,
+        /// Write the bound addresses here, as JSON, once everything listens.
+        #[arg(long)]
+        ready_file: Option<PathBuf>,
+        /// How to write to standard error.
+        #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+        log_format: LogFormat,
+    },
+    /// Look at a configuration.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Check a configuration, its policies and its certificates, and say what is wrong.
+    Check {
+        /// The configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("falaj-coordinator: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Run { config, ready_file, log_format } => {
+            log_to_stderr(log_format);
+            let shutdown = CancellationToken::new();
+            tokio::spawn(end_on_signal(shutdown.clone()));
+            let app = App::open(Config::load(&config)?, &shutdown).await?;
+            app.run(shutdown, |bound| ready(bound, ready_file.as_deref())).await
+        }
+        Command::Config { command: ConfigCommand::Check { config } } => {
+            let config = Config::load(&config)?;
+            let credentials =
+                falaj_certs::tls::Credentials::load(&config.identity.cert, &config.identity.key)?;
+            let identity = credentials.identity()?;
+            falaj_certs::trust::TrustStore::load(&config.identity.trust)?;
+            let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
+            println!("ok: {} under policy set {}", identity.spiffe, policy.digest());
+            Ok(())
+        }
+    }
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FALAJ_LOG")
+        .unwrap_or_else(|_| "info,sqlx=warn".into());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn ready(bound: Bound, file: Option<&Path>) -> Result<()> {
+    tracing::info!(grpc = %bound.grpc, rest = %bound.rest, metrics = ?bound.metrics, "ready");
+    let Some(path) = file else { return Ok(()) };
+    let text = serde_json::json!({
+        "grpc": bound.grpc.to_string(),
+        "rest": bound.rest.to_string(),
+        "metrics": bound.metrics.map(|a| a.to_string()),
+    });
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, text.to_string())?;
+    fs::rename(&fresh, path).with_context(|| format!("writing {}", path.display()))
+}
+
+async fn end_on_signal(shutdown: CancellationToken) {
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("ending");
+    shutdown.cancel();
+}

@@ -194,8 +194,7 @@ impl Federation {
     /// When a certificate cannot be made.
     pub fn new() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("falaj-e2e-").tempdir()?;
-        let this =
-            Self { dir, addresses: None, coordinator_extra: String::new(), starts: 0 };
+        let this = Self { dir, addresses: None, coordinator_extra: String::new(), starts: 0 };
         let ca = this.ca();
         let ca = ca.to_str().context("a temporary path is UTF-8")?;
         run("falaj-certs", &["init", ca, "--trust-domain", TRUST_DOMAIN])?;

@@ -156,10 +156,8 @@ impl Rogue {
     /// # Errors
     /// The coordinator's refusal.
     pub async fn submit(&mut self, forgery: Forgery) -> Result<v1::SubmitUpdateReply, Status> {
-        let open = v1::UpdateOpen {
-            header: forgery.header.into(),
-            signature: forgery.signature.into(),
-        };
+        let open =
+            v1::UpdateOpen { header: forgery.header.into(), signature: forgery.signature.into() };
         let mut parts = vec![v1::UpdatePart { part: Some(update_part::Part::Open(open)) }];
         for chunk in forgery.payload.chunks(CHUNK_BYTES_MAX) {
             let chunk = update_part::Part::Chunk(chunk.to_vec().into());

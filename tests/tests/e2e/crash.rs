@@ -103,10 +103,7 @@ fn a_full_disk_refuses_updates_and_corrupts_nothing() -> Result<()> {
     let mut federation = Federation::new()?;
     let state = federation.coordinator_state();
     std::fs::create_dir_all(&state)?;
-    let script = format!(
-        "mount -t tmpfs -o size=3m tmpfs '{}' && exec \"$@\"",
-        state.display()
-    );
+    let script = format!("mount -t tmpfs -o size=3m tmpfs '{}' && exec \"$@\"", state.display());
     let coordinator =
         federation.start_coordinator_through(&["unshare", "-rm", "sh", "-c", &script, "sh"])?;
     let records = wisconsin(2)?;
@@ -116,7 +113,9 @@ fn a_full_disk_refuses_updates_and_corrupts_nothing() -> Result<()> {
         federation.prepare_site(&site, &records[i])?;
         agents.push(federation.start_agent(&site)?);
     }
-    federation.submit(&study_yaml("full", 2_000, 2).replace("epsilon_limit: 900.0", "epsilon_limit: 90000.0"))?;
+    federation.submit(
+        &study_yaml("full", 2_000, 2).replace("epsilon_limit: 900.0", "epsilon_limit: 90000.0"),
+    )?;
     for agent in &mut agents {
         agent.says("storage_full")?;
     }

@@ -46,12 +46,7 @@ fn certificate(
     write(federation, name, &format!("{}{issuer_pem}", cert.pem()), &key.serialize_pem())
 }
 
-fn write(
-    federation: &Federation,
-    name: &str,
-    cert: &str,
-    key: &str,
-) -> Result<std::path::PathBuf> {
+fn write(federation: &Federation, name: &str, cert: &str, key: &str) -> Result<std::path::PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = federation.dir().join("odd").join(name);
     fs::create_dir_all(&dir)?;
@@ -81,14 +76,15 @@ fn bare_tls(
     let config = match dir {
         None => builder.with_no_client_auth(),
         Some(dir) => {
-            let chain = CertificateDer::pem_file_iter(dir.join("cert.pem"))?.collect::<Result<_, _>>()?;
-            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(dir.join("key.pem"))?)?
+            let chain =
+                CertificateDer::pem_file_iter(dir.join("cert.pem"))?.collect::<Result<_, _>>()?;
+            builder
+                .with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(dir.join("key.pem"))?)?
         }
     };
     let mut tcp = TcpStream::connect(address)?;
     tcp.set_read_timeout(Some(Duration::from_secs(30)))?;
-    let mut connection =
-        rustls::ClientConnection::new(Arc::new(config), "localhost".try_into()?)?;
+    let mut connection = rustls::ClientConnection::new(Arc::new(config), "localhost".try_into()?)?;
     let mut stream = rustls::Stream::new(&mut connection, &mut tcp);
     let mut byte = [0];
     match stream.write_all(b"x").and_then(|()| stream.read_exact(&mut byte)) {
@@ -152,8 +148,7 @@ fn refusal_is_logged(federation: &Federation, reason: &str) -> Result<()> {
 /// What the coordinator tells a site that holds the certificate in `dir` and opens its stream.
 fn answer(federation: &Federation, dir: &std::path::Path) -> Result<Status> {
     let address: SocketAddr = federation.addresses.context("started")?.grpc;
-    let credentials =
-        Credentials::load_unidentified(&dir.join("cert.pem"), &dir.join("key.pem"))?;
+    let credentials = Credentials::load_unidentified(&dir.join("cert.pem"), &dir.join("key.pem"))?;
     let trust = federation.trust()?;
     runtime()?.block_on(async {
         let mut rogue = Rogue::connect(address, credentials, &trust).await?;

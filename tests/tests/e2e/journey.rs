@@ -48,7 +48,8 @@ fn one_changed_byte_in_an_export_is_found_and_the_entry_named() -> Result<()> {
     bytes[at + 9] ^= 1;
     let forged = federation.dir().join("forged.tar");
     fs::write(&forged, bytes)?;
-    let out = Command::new(falaj_tests::federation::binary("falaj-verify")).arg(&forged).output()?;
+    let out =
+        Command::new(falaj_tests::federation::binary("falaj-verify")).arg(&forged).output()?;
     ensure!(out.status.code() == Some(1), "{}", text(&out));
     ensure!(text(&out).contains("entry "), "no entry named: {}", text(&out));
     Ok(())
@@ -56,8 +57,7 @@ fn one_changed_byte_in_an_export_is_found_and_the_entry_named() -> Result<()> {
 
 /// The digest of the last model when agents with fixed seeds start in `order`.
 fn model_with_order(order: &[usize]) -> Result<String> {
-    let (federation, _coordinator, _agents) =
-        federation(order, &["--insecure-seed", "7"])?;
+    let (federation, _coordinator, _agents) = federation(order, &["--insecure-seed", "7"])?;
     federation.submit(&study_yaml("ordered", 3, 3))?;
     let study = federation.study_reaches("ordered", &["finished", "failed"])?;
     ensure!(study["state"] == "finished", "{study}");

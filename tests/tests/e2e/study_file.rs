@@ -12,7 +12,9 @@ fn complaint(yaml: &str) -> Result<String> {
     fs::write(&path, yaml)?;
     let out = federation.falaj(&["study", "submit", &path.display().to_string()])?;
     ensure!(!out.status.success(), "it was taken");
-    ensure!(federation.falaj_json(&["study", "list"])?["items"].as_array().is_none_or(Vec::is_empty));
+    ensure!(
+        federation.falaj_json(&["study", "list"])?["items"].as_array().is_none_or(Vec::is_empty)
+    );
     Ok(text(&out))
 }
 

@@ -47,10 +47,8 @@ fn refused(
     forge: impl FnOnce(&Rogue, &Tasked, UpdateHeader, Vec<u8>) -> Result<Forgery>,
 ) -> Result<Code> {
     let federation = &scene.federation;
-    let yaml = study_yaml(STUDY, 1, 2).replace(
-        "min_sites: 2",
-        "sites: [hospital-1, hospital-2, rogue], min_sites: 2",
-    );
+    let yaml = study_yaml(STUDY, 1, 2)
+        .replace("min_sites: 2", "sites: [hospital-1, hospital-2, rogue], min_sites: 2");
     federation.submit(&yaml)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -263,8 +261,7 @@ fn a_model_of_an_unknown_study_is_not_found() -> Result<()> {
     let error = runtime.block_on(async {
         let address = scene.federation.addresses.context("started")?.grpc;
         let credentials = scene.federation.credentials("site", "rogue")?;
-        let mut rogue =
-            Rogue::connect(address, credentials, &scene.federation.trust()?).await?;
+        let mut rogue = Rogue::connect(address, credentials, &scene.federation.trust()?).await?;
         let digest = Digest::of(b"x").to_string();
         rogue.fetch("no-such-study", &digest).await.err().context("it was served")
     })?;

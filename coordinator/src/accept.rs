@@ -1,0 +1,264 @@
+//! The accept loop: TLS by hand, because a handshake that fails must be an entry in the log.
+//!
+//! Every connection ends in one of three ways: the handshake fails (an entry, and the socket closes); the
+//! peer is known but may not be here (an entry, and every request is answered with the reason); or it is
+//! admitted (an entry, before anything is served).
+
+use crate::{
+    engine::{Engine, problem_of},
+    policy::{Action, Resource},
+    store::writer::{Change, Commit},
+};
+use arc_swap::ArcSwap;
+use falaj_certs::{identity::Identity, tls::handshake_reason, trust::TrustStore};
+use falaj_core::{
+    audit::{Actor, Draft, Kind},
+    id::{Digest, SiteId},
+};
+use falaj_proto::problem::{Code, Problem};
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+/// A handshake that takes longer is given up.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes at once.
+const HANDSHAKES: usize = 256;
+/// Connections that wait to be served.
+const ACCEPTED: usize = 64;
+
+/// Who is at the other end, and whether it may be here.
+#[derive(Debug)]
+pub struct Peer {
+    /// For the log.
+    pub actor: Actor,
+    /// Who it is, or why every request is refused.
+    pub admitted: Result<Identity, Problem>,
+}
+
+impl Peer {
+    /// Who it is.
+    ///
+    /// # Errors
+    /// Why every request of this connection is refused.
+    pub fn identity(&self) -> Result<&Identity, Problem> {
+        self.admitted.as_ref().map_err(Clone::clone)
+    }
+
+    /// Which site it is.
+    ///
+    /// # Errors
+    /// As [`Self::identity`], and [`Code::Denied`] when it is no site.
+    pub fn site(&self) -> Result<(SiteId, &Identity), Problem> {
+        let identity = self.identity()?;
+        let site = SiteId::try_from(identity.spiffe.clone())
+            .map_err(|e| Code::Denied.because(format!("only sites may do this: {e}")))?;
+        Ok((site, identity))
+    }
+}
+
+/// An accepted connection: the bytes and who sends them.
+pub struct Connection {
+    stream: TlsStream<TcpStream>,
+    /// Who is at the other end.
+    pub peer: Arc<Peer>,
+    _room: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Arc<Peer>;
+    fn connect_info(&self) -> Arc<Peer> {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// What an accept loop works with.
+#[derive(Clone)]
+pub struct Acceptor {
+    /// TLS, as it is now; it can be replaced while running.
+    pub tls: Arc<ArcSwap<ServerConfig>>,
+    /// Whom the federation trusts.
+    pub trust: Arc<ArcSwap<TrustStore>>,
+    /// Where decisions and entries are made.
+    pub engine: Engine,
+}
+
+impl Acceptor {
+    /// Accepts until shutdown. Gives connections that are ready to be served.
+    #[must_use]
+    pub fn run(
+        self,
+        listener: TcpListener,
+        connections_max: usize,
+        shutdown: CancellationToken,
+    ) -> mpsc::Receiver<io::Result<Connection>> {
+        let (ready, accepted) = mpsc::channel(ACCEPTED);
+        let room = Arc::new(Semaphore::new(connections_max));
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        tokio::spawn(async move {
+            loop {
+                let next = async {
+                    // Both are never closed, so waiting for them only ends with a permit.
+                    let room = room.clone().acquire_owned().await.ok()?;
+                    let handshake = handshakes.clone().acquire_owned().await.ok()?;
+                    Some((listener.accept().await, room, handshake))
+                };
+                let (tcp, room, handshake) = tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    next = next => match next {
+                        Some((Ok(tcp), room, handshake)) => (tcp, room, handshake),
+                        Some((Err(e), ..)) => {
+                            // Out of file descriptors, most likely: others must close first.
+                            tracing::error!(error = %e, "a connection cannot be accepted");
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                            continue;
+                        }
+                        None => return,
+                    },
+                };
+                let (this, ready) = (self.clone(), ready.clone());
+                tokio::spawn(async move {
+                    let (stream, address) = tcp;
+                    let connection = this.handshake(stream, address, room).await;
+                    drop(handshake);
+                    if let Some(connection) = connection {
+                        // The server has gone: so does the connection.
+                        let _ = ready.send(Ok(connection)).await;
+                    }
+                });
+            }
+        });
+        accepted
+    }
+
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        room: tokio::sync::OwnedSemaphorePermit,
+    ) -> Option<Connection> {
+        let _ = stream.set_nodelay(true);
+        let acceptor = TlsAcceptor::from(self.tls.load_full());
+        let done = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+        let stream = match done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(stream) => stream,
+            Err(e) => {
+                let reason = handshake_reason(&e);
+                let actor = Actor { address: Some(address.to_string()), ..Actor::default() };
+                self.refuse(&actor, reason, &e.to_string(), Vec::new()).await;
+                return None;
+            }
+        };
+        let chain: Vec<CertificateDer<'static>> = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .map(|c| c.iter().map(|c| c.clone().into_owned()).collect())
+            .unwrap_or_default();
+        let peer = Arc::new(self.admit(&chain, address).await?);
+        Some(Connection { stream, peer, _room: room })
+    }
+
+    /// Who the peer is and whether it may be here; an entry says so before anything is served.
+    async fn admit(&self, chain: &[CertificateDer<'_>], address: SocketAddr) -> Option<Peer> {
+        let cert = chain.first().map(|c| Digest::of(c));
+        let rows: Vec<Change> = chain
+            .first()
+            .map(|c| Change::Certificate(Digest::of(c), c.to_vec()))
+            .into_iter()
+            .collect();
+        let mut actor = Actor { id: None, cert, address: Some(address.to_string()) };
+        let identity = match self.trust.load().identify(chain) {
+            Ok(identity) => identity,
+            Err(e) => {
+                let problem = Code::Unidentified.because(e);
+                self.refuse(&actor, problem.code.as_str(), &problem.detail, rows).await;
+                return Some(Peer { actor, admitted: Err(problem) });
+            }
+        };
+        actor.id = Some(identity.spiffe.clone());
+        let parts = self.engine.parts();
+        let decision = parts.policy.decide(&identity.spiffe, Action::Connect, &Resource::Service);
+        let draft = |kind: Kind| {
+            Draft::new(kind).actor(&actor).text("action", Action::Connect.as_str()).decided(
+                decision.allow,
+                &decision.policies,
+                &decision.policy_set,
+            )
+        };
+        let entry = if decision.allow {
+            draft(Kind::ConnectionAdmitted)
+        } else {
+            draft(Kind::ConnectionRefused).text("reason", &decision.reason)
+        };
+        parts.metrics.connection(if decision.allow { "admitted" } else { "denied" });
+        let commit = Commit { round: None, rows, entries: vec![entry] };
+        let committed = parts.writer.commit(commit).await;
+        let admitted = match committed {
+            _ if !decision.allow => {
+                tracing::warn!(%address, reason = decision.reason, "connection refused");
+                Err(Code::Denied.because(&decision.reason))
+            }
+            Ok(_) => Ok(identity),
+            Err(e) => Err(problem_of(&e)),
+        };
+        Some(Peer { actor, admitted })
+    }
+
+    async fn refuse(&self, actor: &Actor, reason: &str, detail: &str, rows: Vec<Change>) {
+        let parts = self.engine.parts();
+        parts.metrics.connection(reason);
+        tracing::warn!(address = actor.address, reason, detail, "connection refused");
+        let entry = Draft::new(Kind::ConnectionRefused)
+            .actor(actor)
+            .text("decision", "deny")
+            .text("reason", reason)
+            .text("detail", detail);
+        let commit = Commit { round: None, rows, entries: vec![entry] };
+        if let Err(e) = parts.writer.commit(commit).await {
+            // Nothing was served, so nothing unlogged happened but the refusal itself.
+            tracing::error!(error = %e, "a refusal could not be logged");
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! The one place where things are constructed: from a configuration to a running coordinator.
+
+use crate::{
+    accept::{Acceptor, Connection},
+    blob::Blobs,
+    checkpointer::Checkpointer,
+    clock,
+    config::Config,
+    engine::{Engine, Parts},
+    metrics::Metrics,
+    policy::PolicyEngine,
+    rest,
+    rpc::Rpc,
+    store::{
+        Store,
+        writer::{self, Change, Commit},
+    },
+};
+use anyhow::{Context as _, Result, ensure};
+use arc_swap::ArcSwap;
+use axum::{Extension, Router};
+use ed25519_dalek::SigningKey;
+use falaj_certs::{
+    tls::{Credentials, server_config},
+    trust::TrustStore,
+};
+use falaj_core::{
+    audit::{Actor, Draft, Kind},
+    id::{Digest, Role},
+    note::NoteSigner,
+};
+use falaj_proto::v1::federation_server::FederationServer;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use std::{
+    fs,
+    io::Write as _,
+    net::SocketAddr,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+/// A message is at most one chunk and its frame; sizes never surface to a user.
+const MESSAGE_BYTES_MAX: usize = 2 << 20;
+/// HTTP/2 windows: one large upload must not wait for round trips.
+const WINDOW_BYTES: u32 = 8 << 20;
+/// A silent connection is asked whether it lives after this long.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Requests under way when the coordinator is asked to end get this long.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The addresses that a coordinator has bound.
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    /// For agents.
+    pub grpc: SocketAddr,
+    /// For operators.
+    pub rest: SocketAddr,
+    /// For Prometheus.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// A coordinator that is ready to run.
+pub struct App {
+    config: Config,
+    engine: Engine,
+    checkpointer: Checkpointer,
+    acceptors: [Acceptor; 2],
+    rest: Router,
+    metrics: Arc<Metrics>,
+    policy: PolicyEngine,
+    writer: writer::Writer,
+}
+
+impl App {
+    /// Loads everything that a configuration names, checks the log, and takes up running studies.
+    ///
+    /// # Errors
+    /// What is missing or wrong, where, and what to do.
+    pub async fn open(config: Config, shutdown: &CancellationToken) -> Result<Self> {
+        let credentials = Credentials::load(&config.identity.cert, &config.identity.key)?;
+        let identity = credentials.identity()?;
+        ensure!(
+            identity.spiffe.role() == Role::Coordinator,
+            "{} is a {}'s certificate, a coordinator's is needed",
+            config.identity.cert.display(),
+            identity.spiffe.role()
+        );
+        let trust = TrustStore::load(&config.identity.trust)?;
+        let trust_bytes = fs::read(&config.identity.trust)?;
+        let place = identity.spiffe.place().clone();
+        let policy = PolicyEngine::load(&config.policy.dir, &place)?;
+        let dir = &config.state.dir;
+        fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        let scratch = dir.join("scratch");
+        let _ = fs::remove_dir_all(&scratch);
+        fs::create_dir_all(&scratch)?;
+        let key_path = config.log.key.clone().unwrap_or_else(|| dir.join("log.key"));
+        let signer = Arc::new(NoteSigner::new(&config.log.origin, log_key(&key_path)?)?);
+        let metrics = Arc::new(Metrics::default());
+        let (store, pool) = Store::open(&dir.join("coordinator.sqlite")).await?;
+        let (writer, service) = writer::open(pool, &signer, metrics.clone()).await?;
+        tokio::spawn(service.run());
+        let updates = Blobs::open(&dir.join("updates")).await?;
+        let models = Blobs::open(&dir.join("models")).await?;
+        opened(&writer, &policy, &identity.spiffe.to_string(), &Digest::of(&trust_bytes)).await?;
+        let parts = Parts {
+            store,
+            writer: writer.clone(),
+            updates,
+            models,
+            policy: policy.clone(),
+            metrics: metrics.clone(),
+            signer: signer.clone(),
+            limits: config.limits.clone(),
+        };
+        let engine = Engine::open(parts, shutdown.clone()).await?;
+        let checkpointer = Checkpointer::new(writer.clone(), signer);
+        let trust_now = Arc::new(ArcSwap::from_pointee(trust.clone()));
+        let acceptor = |alpn: &[&str]| -> Result<Acceptor> {
+            let tls = server_config(&credentials, &trust, alpn)?;
+            Ok(Acceptor {
+                tls: Arc::new(ArcSwap::from_pointee(tls)),
+                trust: trust_now.clone(),
+                engine: engine.clone(),
+            })
+        };
+        let rest = rest::router(Arc::new(rest::App {
+            engine: engine.clone(),
+            checkpointer: checkpointer.clone(),
+            identity: identity.spiffe,
+            started: clock::now().to_string(),
+            trust: trust_bytes,
+            scratch,
+        }));
+        let acceptors = [acceptor(&["h2"])?, acceptor(&["h2", "http/1.1"])?];
+        Ok(Self { config, engine, checkpointer, acceptors, rest, metrics, policy, writer })
+    }
+
+    /// Serves until shutdown. `ready` hears of the bound addresses once everything listens.
+    ///
+    /// # Errors
+    /// When an address cannot be bound, or serving fails.
+    pub async fn run(
+        self,
+        shutdown: CancellationToken,
+        ready: impl FnOnce(Bound) -> Result<()>,
+    ) -> Result<()> {
+        let Self { config, engine, checkpointer, acceptors, rest, metrics, policy, writer } = self;
+        let listen = &config.listen;
+        let bind = async |address: SocketAddr| {
+            TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
+        };
+        let (grpc_listener, rest_listener) = (bind(listen.grpc).await?, bind(listen.rest).await?);
+        let metrics_listener = match listen.metrics {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        let bound = Bound {
+            grpc: grpc_listener.local_addr()?,
+            rest: rest_listener.local_addr()?,
+            metrics: metrics_listener.as_ref().map(TcpListener::local_addr).transpose()?,
+        };
+        let checkpoints = tokio::spawn(checkpointer.run(shutdown.clone()));
+        let [for_agents, for_operators] = acceptors;
+        let most = config.limits.connections_max;
+        let agents = for_agents.run(grpc_listener, most, shutdown.clone());
+        let operators = for_operators.run(rest_listener, most, shutdown.clone());
+        let operators = tokio::spawn(serve_rest(operators, rest, shutdown.clone()));
+        if let Some(listener) = metrics_listener {
+            tokio::spawn(serve_metrics(
+                listener,
+                metrics.clone(),
+                writer.clone(),
+                shutdown.clone(),
+            ));
+        }
+        tokio::spawn(reload_on_hangup(policy, writer.clone(), shutdown.clone()));
+        ready(bound)?;
+        let service = FederationServer::new(Rpc::new(engine.clone()))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let ended = shutdown.clone();
+        let ending = engine.clone();
+        let serving = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .add_service(service)
+            .serve_with_incoming_shutdown(ReceiverStream::new(agents), async move {
+                ended.cancelled().await;
+                // The task streams never end by themselves.
+                ending.sites().close();
+            });
+        let forced = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            served = serving => served.context("serving agents")?,
+            () = forced => tracing::warn!("some requests were cut off"),
+        }
+        engine.ended().await;
+        operators.await?;
+        checkpoints.await?;
+        Ok(())
+    }
+}
+
+/// The log key, made on the first start with mode 0600.
+fn log_key(path: &Path) -> Result<SigningKey> {
+    if !path.exists() {
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .with_context(|| format!("writing {}", path.display()))?;
+        file.write_all(hex::encode(secret).as_bytes())?;
+        file.sync_all()?;
+    }
+    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
+    ensure!(
+        mode & 0o077 == 0,
+        "{0} can be read by others (mode {mode:o}): run `chmod 600 {0}`",
+        path.display()
+    );
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut secret = [0; 32];
+    hex::decode_to_slice(text.trim(), &mut secret).with_context(|| {
+        format!("{} is not a log key: restore it from a backup", path.display())
+    })?;
+    Ok(SigningKey::from_bytes(&secret))
+}
+
+/// The first entries of a run: under which certificate, trust and policies the coordinator works.
+async fn opened(
+    writer: &writer::Writer,
+    policy: &PolicyEngine,
+    identity: &str,
+    trust: &Digest,
+) -> Result<()> {
+    let mut entries = Vec::new();
+    if writer.head().0 == 0 {
+        entries.push(Draft::new(Kind::LogOpened).text("coordinator", identity));
+    }
+    entries.push(
+        Draft::new(Kind::CoordinatorStarted)
+            .text("coordinator", identity)
+            .text("version", env!("CARGO_PKG_VERSION"))
+            .digest("trust_sha256", trust)
+            .digest("policy_set_sha256", &policy.digest()),
+    );
+    let commit = Commit { rows: policy_rows(policy), entries, round: None };
+    writer.commit(commit).await?;
+    Ok(())
+}
+
+fn policy_rows(policy: &PolicyEngine) -> Vec<Change> {
+    let set = policy.digest();
+    policy.files().into_iter().map(|(file, bytes)| Change::Policy(set, file, bytes)).collect()
+}
+
+/// Reads the policies again on SIGHUP; what does not parse leaves the old ones in force.
+async fn reload_on_hangup(
+    policy: PolicyEngine,
+    writer: writer::Writer,
+    shutdown: CancellationToken,
+) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            heard = hangup.recv() => if heard.is_none() { return },
+        }
+        match policy.reload() {
+            Ok(set) => {
+                let entry = Draft::new(Kind::PolicyLoaded)
+                    .actor(&Actor::default())
+                    .digest("policy_set_sha256", &set);
+                let commit =
+                    Commit { rows: policy_rows(&policy), entries: vec![entry], round: None };
+                match writer.commit(commit).await {
+                    Ok(_) => tracing::info!(%set, "policies read again"),
+                    Err(e) => tracing::error!(error = %e, "the new policies could not be logged"),
+                }
+            }
+            Err(e) => {
+                tracing::error!(error = %format!("{:#}", anyhow::Error::from(e)), "the old policies stay in force")
+            }
+        }
+    }
+}
+
+async fn serve_rest(
+    mut accepted: mpsc::Receiver<std::io::Result<Connection>>,
+    router: Router,
+    shutdown: CancellationToken,
+) {
+    let graceful = GracefulShutdown::new();
+    loop {
+        let connection = tokio::select! {
+            () = shutdown.cancelled() => break,
+            next = accepted.recv() => match next {
+                Some(Ok(connection)) => connection,
+                Some(Err(_)) => continue,
+                None => break,
+            },
+        };
+        let peer = connection.peer.clone();
+        let service = TowerToHyperService::new(router.clone().layer(Extension(peer)));
+        let builder = auto::Builder::new(TokioExecutor::new());
+        let serving = builder.serve_connection(TokioIo::new(connection), service).into_owned();
+        let serving = graceful.watch(serving);
+        tokio::spawn(async move {
+            if let Err(e) = serving.await {
+                tracing::debug!(error = %e, "a connection broke");
+            }
+        });
+    }
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = tokio::time::sleep(GRACE) => {}
+    }
+}
+
+async fn serve_metrics(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    writer: writer::Writer,
+    shutdown: CancellationToken,
+) {
+    let text = move || {
+        metrics.log_size.set(i64::try_from(writer.head().0).unwrap_or(i64::MAX));
+        let content = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        std::future::ready(([(axum::http::header::CONTENT_TYPE, content)], metrics.text()))
+    };
+    let router = Router::new().route("/metrics", axum::routing::get(text));
+    let served = axum::serve(listener, router)
+        .with_graceful_shutdown(async move { shutdown.cancelled().await })
+        .await;
+    if let Err(e) = served {
+        tracing::error!(error = %e, "metrics are not served any more");
+    }
+}

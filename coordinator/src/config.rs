@@ -1,0 +1,139 @@
+//! The coordinator's configuration: TOML, read once.
+
+use serde::Deserialize;
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+/// Largest update payload that is taken unless the configuration says otherwise: 2 GiB.
+const UPDATE_BYTES_MAX: u64 = 2 << 30;
+/// Connections at once unless the configuration says otherwise.
+const CONNECTIONS_MAX: usize = 12_000;
+/// Uploads at once unless the configuration says otherwise.
+const UPLOADS_MAX: usize = 64;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Who the coordinator is.
+    pub identity: IdentityConfig,
+    /// Where it listens.
+    pub listen: ListenConfig,
+    /// Where its state lies.
+    pub state: StateConfig,
+    /// Its audit log.
+    pub log: LogConfig,
+    /// Its policies.
+    pub policy: PolicyConfig,
+    /// What it takes at most.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// Who the coordinator is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityConfig {
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Its key, PEM, mode 0600.
+    pub key: PathBuf,
+    /// Whom the federation trusts.
+    pub trust: PathBuf,
+}
+
+/// Where the coordinator listens. Port 0 lets the system choose; see `--ready-file`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenConfig {
+    /// For agents.
+    pub grpc: SocketAddr,
+    /// For operators.
+    pub rest: SocketAddr,
+    /// For Prometheus, in plain text: keep it on loopback. Off when absent.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Where state lies.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateConfig {
+    /// The folder.
+    pub dir: PathBuf,
+}
+
+/// The audit log.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// Its name in checkpoints, for example `falaj.demo/audit/2026`.
+    pub origin: String,
+    /// Its Ed25519 key; `log.key` in the state folder when absent. Made on the first start.
+    pub key: Option<PathBuf>,
+}
+
+/// Policies.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyConfig {
+    /// The folder with `coordinator.cedar` and `coordinator.cedarschema`.
+    pub dir: PathBuf,
+}
+
+/// What the coordinator takes at most.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of one update's payload.
+    pub update_bytes_max: u64,
+    /// Connections at once, agents and operators each.
+    pub connections_max: usize,
+    /// Uploads at once.
+    pub uploads_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            update_bytes_max: UPDATE_BYTES_MAX,
+            connections_max: CONNECTIONS_MAX,
+            uploads_max: UPLOADS_MAX,
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {0}")]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The TOML is wrong.
+    #[error("{0}: {1}")]
+    Toml(PathBuf, Box<toml::de::Error>),
+}
+
+impl Config {
+    /// Reads a configuration; paths in it are relative to the file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with file, line and key.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|e| ConfigError::Read(path.to_owned(), e))?;
+        let mut this: Self =
+            toml::from_str(&text).map_err(|e| ConfigError::Toml(path.to_owned(), Box::new(e)))?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        let identity = &mut this.identity;
+        for p in [&mut identity.cert, &mut identity.key, &mut identity.trust] {
+            *p = base.join(&*p);
+        }
+        this.state.dir = base.join(&this.state.dir);
+        this.policy.dir = base.join(&this.policy.dir);
+        this.log.key =
+            Some(this.log.key.map_or_else(|| this.state.dir.join("log.key"), |key| base.join(key)));
+        Ok(this)
+    }
+}

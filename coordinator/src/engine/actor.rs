@@ -1,0 +1,718 @@
+//! One study's actor: load, step, commit, act.
+//!
+//! It holds the round as it was last committed. Every event goes through `falaj_core::round::step`; what
+//! follows is committed, and only then acted upon. After a restart the effects are derived again from the
+//! committed stage, so a kill between any two of the verbs loses nothing and counts nothing twice.
+
+use super::{Arrived, Engine, Mail, Meta, SignedReceipt, View, problem_of, update_ref};
+use crate::{
+    clock,
+    policy::{Action, Resource},
+    store::{
+        row::{ModelRow, UpdateRow},
+        writer::{Change, Commit, CommitError, Committed},
+    },
+};
+use falaj_core::{
+    aggregate::{Accumulator, Candidate, params_from_bytes, params_to_bytes},
+    audit::{Actor as Who, Draft, Kind},
+    gate::{self, Gate, Metrics as GateMetrics},
+    id::{Digest, RoundId, SiteId},
+    round::{
+        AnyRound, Effect, Event, FailReason, Record, Refusal, RoundSpec, Seat, UpdateRef, step,
+    },
+    study::SITES_MAX,
+    task::{self, TaskHeader},
+    time::Timestamp,
+};
+use falaj_proto::{
+    problem::{Code, Problem},
+    rest::StudyEvent,
+    v1::{StudyOver, Task, push},
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::File,
+    io::Read as _,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// How long to wait before trying again what could not be made durable.
+const RETRY: Duration = Duration::from_millis(500);
+/// Bytes read from the spool at once: whole values in every width.
+const BLOCK_BYTES: usize = 3 << 18;
+
+pub(super) struct Actor {
+    engine: Engine,
+    meta: Arc<Meta>,
+    viewing: watch::Sender<View>,
+    events: broadcast::Sender<StudyEvent>,
+    /// The round as committed, and its version; none before the first.
+    round: Option<(AnyRound, u64)>,
+    /// What is still to be done about it.
+    owed: VecDeque<Effect>,
+    /// What was folded in already; a cache that can always be made again from the spool.
+    folded: Folded,
+    seq: u64,
+}
+
+#[derive(Default)]
+struct Folded {
+    round: Option<(u32, u32)>,
+    accumulator: Option<Accumulator>,
+    payloads: BTreeMap<SiteId, Digest>,
+}
+
+/// Why an event did not become durable.
+enum Failed {
+    Refused(Refusal),
+    Commit(CommitError),
+}
+
+impl From<CommitError> for Failed {
+    fn from(e: CommitError) -> Self {
+        Self::Commit(e)
+    }
+}
+
+impl Actor {
+    pub(super) fn new(
+        engine: Engine,
+        meta: Arc<Meta>,
+        viewing: watch::Sender<View>,
+        events: broadcast::Sender<StudyEvent>,
+        round: Option<(AnyRound, u64)>,
+    ) -> Self {
+        let owed = round.as_ref().map(|(r, _)| r.owed()).unwrap_or_default().into();
+        let folded = Folded::default();
+        Self { engine, meta, viewing, events, round, owed, folded, seq: 0 }
+    }
+
+    pub(super) async fn run(mut self, mut mail: mpsc::Receiver<Mail>, shutdown: CancellationToken) {
+        if let Some((round, _)) = &self.round
+            && round.wakes_at().is_some()
+            && let Err(Failed::Commit(e)) = self.apply(Event::Resumed).await
+        {
+            tracing::warn!(study = %self.meta.study.id, error = %e, "resuming must wait");
+        }
+        self.seat_connected().await;
+        loop {
+            let stuck = self.act().await.is_err();
+            if self.viewing.borrow().state != "running" {
+                return;
+            }
+            let due = self.round.as_ref().and_then(|(r, _)| r.wakes_at());
+            let nap = match due {
+                _ if stuck => RETRY,
+                Some(at) => Duration::from_millis(at.since_ms(clock::now())),
+                None => Duration::MAX,
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                mail = mail.recv() => match mail {
+                    Some(mail) => self.take(mail).await,
+                    None => return,
+                },
+                () = tokio::time::sleep(nap) => {
+                    if !stuck && let Err(Failed::Commit(e)) = self.apply(Event::Tick).await {
+                        tracing::warn!(study = %self.meta.study.id, error = %e, "a deadline must wait");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, mail: Mail) {
+        match mail {
+            Mail::Joined(site) => self.seat(site).await,
+            Mail::Declined(site, number, why, reply) => {
+                let answer = self.declined(site, number, why).await;
+                let _ = reply.send(answer);
+            }
+            Mail::Update(arrived, reply) => {
+                let (site, update) =
+                    (arrived.site.clone(), update_ref(&arrived.header, &arrived.header_bytes));
+                let answer = self.count(*arrived).await;
+                let counted = answer.as_ref().is_ok_and(|r| !r.already_counted);
+                let _ = reply.send(answer);
+                if counted && let Err(e) = self.fold(&site, &update).await {
+                    // The mean is computed from the spool at the end in any case.
+                    tracing::warn!(study = %self.meta.study.id, error = %e, "folding must wait");
+                }
+            }
+            Mail::Stop(actor, reply) => {
+                let answer = self.stop(&actor).await;
+                let _ = reply.send(answer);
+            }
+        }
+    }
+
+    // ---- load, step, commit ----
+
+    /// Puts an event through the round and makes what follows durable.
+    async fn apply(&mut self, event: Event) -> Result<Option<Committed>, Failed> {
+        self.apply_with(event, &Who::default(), |_| Vec::new()).await
+    }
+
+    async fn apply_with(
+        &mut self,
+        event: Event,
+        who: &Who,
+        rows: impl FnOnce(&AnyRound) -> Vec<Change>,
+    ) -> Result<Option<Committed>, Failed> {
+        let Some((round, version)) = &self.round else { return Ok(None) };
+        let step = step(round, event, clock::now()).map_err(Failed::Refused)?;
+        if step.next == *round && step.records.is_empty() {
+            self.owed.extend(step.effects);
+            return Ok(None);
+        }
+        let entries = step.records.iter().map(|r| self.draft(round, r, who)).collect();
+        let rows = rows(&step.next);
+        let commit = Commit { round: Some((step.next.clone(), *version)), rows, entries };
+        let committed = self.engine.parts().writer.commit(commit).await?;
+        if step.next.stage() != round.stage() {
+            self.engine.parts().metrics.round(step.next.stage());
+        }
+        let version = version + 1;
+        self.round = Some((step.next.clone(), version));
+        self.owed.extend(step.effects);
+        self.viewing.send_modify(|v| v.round = Some(step.next));
+        for record in &step.records {
+            self.tell(record);
+        }
+        Ok(Some(committed))
+    }
+
+    /// Opens a round on `base`.
+    async fn open(&mut self, number: u32, attempt: u32, base: Digest) -> Result<(), Failed> {
+        let study = &self.meta.study;
+        let spec = RoundSpec {
+            base,
+            min_sites: study.cohort.min_sites,
+            max_sites: SITES_MAX,
+            expected_sites: u32::try_from(study.cohort.sites.len()).unwrap_or(0),
+            deadline_ms: u64::from(study.rounds.deadline_s) * 1_000,
+            grace_ms: u64::from(study.rounds.grace_s) * 1_000,
+            attempt,
+        };
+        let planned = AnyRound::planned(RoundId { study: study.id.clone(), number }, spec);
+        self.round = Some((planned, 0));
+        self.apply(Event::Open).await?;
+        self.seat_connected().await;
+        Ok(())
+    }
+
+    // ---- act ----
+
+    /// Does what is owed. Stops at what cannot be made durable now; it stays owed.
+    async fn act(&mut self) -> Result<(), ()> {
+        if self.round.is_none() {
+            let base = self.viewing.borrow().model;
+            if let Err(Failed::Commit(e)) = self.open(1, 0, base).await {
+                tracing::warn!(study = %self.meta.study.id, error = %e, "opening the first round must wait");
+                self.round = None;
+                return Err(());
+            }
+        }
+        while let Some(effect) = self.owed.front().cloned() {
+            let done = match &effect {
+                Effect::SendTask(site) => self.send_task(site).await,
+                Effect::Aggregate => self.aggregate().await,
+                Effect::Judge(candidate) => self.judge(*candidate).await,
+                Effect::Advance => self.advance().await,
+            };
+            match done {
+                Ok(()) | Err(Failed::Refused(_)) => {
+                    self.owed.pop_front();
+                }
+                Err(Failed::Commit(e)) => {
+                    tracing::warn!(study = %self.meta.study.id, ?effect, error = %e, "an effect must wait");
+                    return Err(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_task(&self, site: &SiteId) -> Result<(), Failed> {
+        let Some((AnyRound::Collecting(round), _)) = &self.round else { return Ok(()) };
+        let mechanism = self.meta.study.privacy.mechanism.as_str();
+        let study = &self.meta.study.id;
+        let draft = Draft::new(Kind::TaskSent)
+            .round(&round.id)
+            .text("site", &site.to_string())
+            .digest("base_sha256", &round.spec.base);
+        let resource = Resource::Study(study, mechanism);
+        let granted = self.engine.grant(site.spiffe(), Action::TaskGet, &resource, draft).await;
+        match granted {
+            Ok(_) => {}
+            Err(p) if p.code == Code::Denied => return Ok(()),
+            Err(p) => return Err(CommitError::Failed(p.detail).into()),
+        }
+        let header = TaskHeader {
+            round: round.id.clone(),
+            rounds: self.meta.study.rounds.count,
+            site: site.clone(),
+            study_sha256: self.meta.digest,
+            base: round.spec.base,
+            manifest: self.meta.manifest.digest(),
+            deadline: round.stage.deadline,
+        }
+        .to_bytes();
+        let signature = self.engine.parts().signer.sign_context(task::CONTEXT, &header);
+        let task = Task {
+            header: header.into(),
+            signature: signature.to_vec().into(),
+            study: self.meta.yaml.clone(),
+        };
+        // A site that is not connected gets its task when it comes back.
+        self.engine.sites().push(site, push::Push::Task(task));
+        Ok(())
+    }
+
+    /// Folds in one counted update, in blocks.
+    async fn fold(&mut self, site: &SiteId, update: &UpdateRef) -> anyhow::Result<()> {
+        let Some((round, _)) = &self.round else { return Ok(()) };
+        let key = (round.id().number, round.spec().attempt);
+        if self.folded.round != Some(key) {
+            self.folded = Folded { round: Some(key), ..Folded::default() };
+        }
+        let encoding = self.meta.study.encoding();
+        let params = self.meta.manifest.params();
+        let mut accumulator =
+            self.folded.accumulator.take().unwrap_or_else(|| Accumulator::new(params, encoding));
+        let path = self.engine.parts().updates.path(&update.payload);
+        let weight = update.weight;
+        let accumulator = tokio::task::spawn_blocking(move || -> anyhow::Result<Accumulator> {
+            let mut file = File::open(path)?;
+            accumulator.admit(weight)?;
+            let width = encoding.bytes_per_value();
+            let mut block = vec![0; BLOCK_BYTES.min(params * width)];
+            let mut at = 0;
+            while at < params {
+                let bytes = block.len().min((params - at) * width);
+                file.read_exact(&mut block[..bytes])?;
+                accumulator.fold_values(at, &block[..bytes], weight)?;
+                at += bytes / width;
+            }
+            Ok(accumulator)
+        })
+        .await??;
+        self.folded.accumulator = Some(accumulator);
+        self.folded.payloads.insert(site.clone(), update.payload);
+        Ok(())
+    }
+
+    /// The mean of exactly the updates that the round counted.
+    async fn mean(&mut self, updates: &BTreeMap<SiteId, UpdateRef>) -> anyhow::Result<Candidate> {
+        let (key, base) = match &self.round {
+            Some((round, _)) => ((round.id().number, round.spec().attempt), round.spec().base),
+            None => anyhow::bail!("there is no round"),
+        };
+        let surplus = self
+            .folded
+            .payloads
+            .iter()
+            .any(|(site, payload)| updates.get(site).is_none_or(|u| u.payload != *payload));
+        if self.folded.round != Some(key) || surplus || self.folded.accumulator.is_none() {
+            self.folded = Folded { round: Some(key), ..Folded::default() };
+        }
+        for (site, update) in updates {
+            if !self.folded.payloads.contains_key(site) {
+                self.fold(site, update).await?;
+            }
+        }
+        let base = self.engine.parts().models.read(&base).await?;
+        let rate = self.meta.study.training.server_learning_rate;
+        let accumulator = std::mem::take(&mut self.folded).accumulator;
+        let candidate = tokio::task::spawn_blocking(move || -> anyhow::Result<Candidate> {
+            let base = params_from_bytes(&base)
+                .ok_or_else(|| anyhow::anyhow!("the base model is cut short"))?;
+            let accumulator =
+                accumulator.ok_or_else(|| anyhow::anyhow!("nothing was folded in"))?;
+            Ok(accumulator.finish(&base, rate)?)
+        })
+        .await??;
+        Ok(candidate)
+    }
+
+    async fn aggregate(&mut self) -> Result<(), Failed> {
+        let Some((AnyRound::Aggregating(round), _)) = &self.round else { return Ok(()) };
+        let updates = round.stage.updates.clone();
+        let event = match self.mean(&updates).await {
+            Ok(candidate) => {
+                let bytes = params_to_bytes(&candidate.params);
+                if let Err(e) = self.engine.parts().models.put(&candidate.digest, &bytes).await {
+                    return Err(if crate::blob::is_full(&e) {
+                        CommitError::Full.into()
+                    } else {
+                        CommitError::Failed(e.to_string()).into()
+                    });
+                }
+                Event::Aggregated(candidate.digest)
+            }
+            // A spool that cannot be read now may be readable later; numbers that are no model never are.
+            Err(e) if e.is::<std::io::Error>() => {
+                return Err(CommitError::Failed(format!("{e:#}")).into());
+            }
+            Err(e) => Event::AggregationFailed(format!("{e:#}")),
+        };
+        self.apply(event).await.map(drop)
+    }
+
+    async fn judge(&mut self, candidate: Digest) -> Result<(), Failed> {
+        let Some((AnyRound::Gated(round), _)) = &self.round else { return Ok(()) };
+        // Aggregation refuses a candidate with a parameter that is not finite.
+        let metrics = GateMetrics::of(round.stage.updates.values(), true);
+        let gates = [Gate::Participation { min_sites: round.spec.min_sites }, Gate::Finite];
+        let verdict = gate::judge(&metrics, &gates);
+        let (study, number) = (round.id.study.clone(), round.id.number);
+        let pass = verdict.pass;
+        let committed = self
+            .apply_with(Event::Judged(verdict), &Who::default(), |_| {
+                let published = clock::now();
+                let model = ModelRow { study, number, sha256: candidate, published };
+                if pass { vec![Change::Model(model)] } else { Vec::new() }
+            })
+            .await?;
+        if committed.is_some() && pass {
+            self.viewing.send_modify(|v| {
+                v.promoted += 1;
+                v.model = candidate;
+            });
+        }
+        Ok(())
+    }
+
+    /// After a round: the next one, the same one again, or the end.
+    async fn advance(&mut self) -> Result<(), Failed> {
+        let Some((round, _)) = self.round.clone() else { return Ok(()) };
+        let (number, attempt) = (round.id().number, round.spec().attempt);
+        let study = &self.meta.study;
+        let again = |why: String| {
+            if attempt < study.rounds.retries {
+                None
+            } else {
+                Some(("failed", Kind::StudyFailed, Some(why)))
+            }
+        };
+        let end = match &round {
+            AnyRound::Promoted(_) if number >= study.rounds.count => {
+                Some(("finished", Kind::StudyFinished, None))
+            }
+            AnyRound::Promoted(r) => {
+                let model = r.stage.model;
+                return self.open(number + 1, 0, model).await;
+            }
+            AnyRound::Failed(r) if r.stage.reason == FailReason::Stopped => {
+                Some(("stopped", Kind::StudyStopped, None))
+            }
+            AnyRound::Failed(r) => again(format!("round {number}: {}", r.stage.reason)),
+            AnyRound::Rejected(r) => {
+                again(format!("round {number}: {}", r.stage.reasons.join("; ")))
+            }
+            _ => return Ok(()),
+        };
+        let Some((state, kind, reason)) = end else {
+            return self.open(number, attempt + 1, round.spec().base).await;
+        };
+        let mut draft = Draft::new(kind)
+            .study(&study.id)
+            .count("round", u64::from(number))
+            .digest("model_sha256", &self.viewing.borrow().model);
+        if let Some(reason) = &reason {
+            draft = draft.text("reason", reason);
+        }
+        let rows = vec![Change::StudyState(study.id.clone(), state, reason.clone())];
+        let commit = Commit { round: None, rows, entries: vec![draft] };
+        self.engine.parts().writer.commit(commit).await?;
+        tracing::info!(study = %study.id, state, reason = reason.as_deref(), "study over");
+        for (site, _) in self.engine.sites().all() {
+            if study.cohort.admits(&site) {
+                let over = StudyOver { study: study.id.to_string(), outcome: state.into() };
+                self.engine.sites().push(&site, push::Push::StudyOver(over));
+            }
+        }
+        let message = reason.clone().map_or_else(|| state.to_owned(), |r| format!("{state}: {r}"));
+        self.viewing.send_modify(|v| {
+            v.state = state;
+            v.reason = reason;
+        });
+        self.send_event(None, message);
+        Ok(())
+    }
+
+    // ---- mail ----
+
+    /// Offers a seat to every connected site that may have one.
+    async fn seat_connected(&mut self) {
+        for (site, _) in self.engine.sites().all() {
+            self.seat(site).await;
+        }
+    }
+
+    async fn seat(&mut self, site: SiteId) {
+        let study = &self.meta.study;
+        let offers = |s: &SiteId| {
+            self.engine
+                .sites()
+                .all()
+                .into_iter()
+                .any(|(id, c)| id == *s && c.datasets.contains(&study.data.dataset))
+        };
+        if !study.cohort.admits(&site) || !offers(&site) {
+            return;
+        }
+        let mechanism = study.privacy.mechanism.as_str();
+        let resource = Resource::Study(&study.id, mechanism);
+        let decision =
+            self.engine.parts().policy.decide(site.spiffe(), Action::StudyJoin, &resource);
+        if !decision.allow {
+            tracing::info!(study = %study.id, %site, reason = decision.reason, "may not join");
+            return;
+        }
+        if let Err(Failed::Commit(e)) = self.apply(Event::Joined(site)).await {
+            tracing::warn!(study = %self.meta.study.id, error = %e, "a seat could not be given");
+        }
+    }
+
+    async fn declined(&mut self, site: SiteId, number: u32, why: String) -> Result<(), Problem> {
+        let open = self.round.as_ref().map_or(0, |(r, _)| r.id().number);
+        if open != number {
+            return Err(
+                Code::WrongRound.because(format!("round {number} is not open; round {open} is"))
+            );
+        }
+        match self.apply(Event::Declined(site, why)).await {
+            Ok(_) => Ok(()),
+            Err(Failed::Refused(r)) => Err(refusal(&r)),
+            Err(Failed::Commit(e)) => Err(problem_of(&e)),
+        }
+    }
+
+    async fn count(&mut self, arrived: Arrived) -> Result<SignedReceipt, Problem> {
+        let Arrived { site, actor, decision, header, header_bytes, signature } = arrived;
+        let update = update_ref(&header, &header_bytes);
+        let Some((round, _)) = &self.round else {
+            return Err(Code::NotEnrolled.because("no round is open"));
+        };
+        let mut row = UpdateRow {
+            round: header.round.clone(),
+            attempt: round.spec().attempt,
+            site: site.clone(),
+            header: header_bytes,
+            signature,
+            payload: header.payload,
+            bytes: header.payload_bytes,
+            epsilon: header.epsilon.clone(),
+            log_index: 0,
+            leaf: header.payload,
+            committed: Timestamp::from_millis(0),
+        };
+        if header.round != *round.id() {
+            let open = round.id().number;
+            return Err(Code::WrongRound.because(format!(
+                "the update is for round {}, round {open} is open",
+                header.round.number
+            )));
+        }
+        let kept = row.clone();
+        let event = Event::Update(site.clone(), update);
+        let who = actor.clone();
+        let policies = (decision.policies.clone(), decision.policy_set);
+        let applied = self.apply_update(event, &who, &header, &policies, kept).await;
+        match applied {
+            Ok(Some(committed)) => {
+                row.log_index = committed.first;
+                row.leaf = committed.leaves[0];
+                row.committed = committed.at;
+                self.viewing
+                    .send_modify(|v| note_update(v, &site, &header.epsilon, header.payload_bytes));
+                if let Ok(epsilon) = header.epsilon.parse() {
+                    self.engine.parts().metrics.epsilon(
+                        header.round.study.as_str(),
+                        site.name(),
+                        epsilon,
+                    );
+                }
+                self.send_event(Some(&site), format!("update from {}", site.name()));
+                Ok(self.engine.receipt(&row, false))
+            }
+            Ok(None) => Err(Code::Internal.because("the update changed nothing")),
+            Err(Failed::Refused(r)) => Err(refusal(&r)),
+            Err(Failed::Commit(e)) => Err(problem_of(&e)),
+        }
+    }
+
+    /// As [`Self::apply_with`]; the entry of the update carries its whole description.
+    async fn apply_update(
+        &mut self,
+        event: Event,
+        who: &Who,
+        header: &falaj_core::update::UpdateHeader,
+        policies: &(Vec<String>, Digest),
+        row: UpdateRow,
+    ) -> Result<Option<Committed>, Failed> {
+        let Some((round, version)) = &self.round else { return Ok(None) };
+        let step = step(round, event, clock::now()).map_err(Failed::Refused)?;
+        let mut entries: Vec<Draft> =
+            step.records.iter().map(|r| self.draft(round, r, who)).collect();
+        if let Some(first) = entries.first_mut() {
+            *first = first
+                .clone()
+                .digest("base_sha256", &header.base)
+                .count("payload_bytes", header.payload_bytes)
+                .text("epsilon", &header.epsilon)
+                .text("mechanism", &header.mechanism)
+                .text("action", Action::UpdateSend.as_str())
+                .decided(true, &policies.0, &policies.1);
+        }
+        let commit = Commit {
+            round: Some((step.next.clone(), *version)),
+            rows: vec![Change::Update(row, 0)],
+            entries,
+        };
+        let committed = self.engine.parts().writer.commit(commit).await?;
+        if step.next.stage() != round.stage() {
+            self.engine.parts().metrics.round(step.next.stage());
+        }
+        let version = version + 1;
+        self.round = Some((step.next.clone(), version));
+        self.owed.extend(step.effects);
+        self.viewing.send_modify(|v| v.round = Some(step.next));
+        for record in step.records.iter().skip(1) {
+            self.tell(record);
+        }
+        Ok(Some(committed))
+    }
+
+    async fn stop(&mut self, who: &Who) -> Result<(), Problem> {
+        match self.apply_with(Event::Stop, who, |_| Vec::new()).await {
+            Ok(_) => Ok(()),
+            Err(Failed::Refused(r)) => Err(refusal(&r)),
+            Err(Failed::Commit(e)) => Err(problem_of(&e)),
+        }
+    }
+
+    // ---- words ----
+
+    /// A record of the round as a log entry.
+    fn draft(&self, round: &AnyRound, record: &Record, who: &Who) -> Draft {
+        let id = round.id();
+        let about =
+            |kind| Draft::new(kind).round(id).count("attempt", u64::from(round.spec().attempt));
+        match record {
+            Record::Opened => about(Kind::RoundOpened).digest("base_sha256", &round.spec().base),
+            Record::Joined(site) => about(Kind::SiteJoined).text("site", &site.to_string()),
+            Record::Declined(site, why) => {
+                about(Kind::SiteDeclined).text("site", &site.to_string()).text("reason", why)
+            }
+            Record::Accepted(site, u) => about(Kind::UpdateAccepted)
+                .actor(who)
+                .text("site", &site.to_string())
+                .digest("payload_sha256", &u.payload)
+                .digest("header_sha256", &u.header)
+                .count("weight", u64::from(u.weight)),
+            Record::Closed(updates) => about(Kind::RoundClosed).digests("updates", updates),
+            Record::Published(model) => {
+                let updates = round.updates();
+                let mut payloads: Vec<Digest> = updates.values().map(|u| u.payload).collect();
+                payloads.sort_unstable();
+                about(Kind::ModelPublished)
+                    .digest("base_sha256", &round.spec().base)
+                    .digest("model_sha256", model)
+                    .digest("manifest_sha256", &self.meta.manifest.digest())
+                    .digests("updates", &payloads)
+                    .count("total_weight", updates.values().map(|u| u64::from(u.weight)).sum())
+            }
+            Record::Rejected(candidate, reasons) => about(Kind::ModelRejected)
+                .digest("model_sha256", candidate)
+                .text("reason", &reasons.join("; ")),
+            Record::Failed(reason) => {
+                about(Kind::RoundFailed).actor(who).text("reason", &reason.to_string())
+            }
+        }
+    }
+
+    /// Tells watchers about a record.
+    fn tell(&mut self, record: &Record) {
+        let (site, message) = match record {
+            Record::Opened => (None, "round opened".to_owned()),
+            Record::Joined(site) => (Some(site), format!("{} joined", site.name())),
+            Record::Declined(site, why) => (Some(site), format!("{} declined: {why}", site.name())),
+            Record::Accepted(site, _) => (Some(site), format!("update from {}", site.name())),
+            Record::Closed(updates) => (None, format!("closed with {} updates", updates.len())),
+            Record::Published(model) => (None, format!("model {model} published")),
+            Record::Rejected(_, reasons) => (None, format!("rejected: {}", reasons.join("; "))),
+            Record::Failed(reason) => (None, format!("failed: {reason}")),
+        };
+        tracing::info!(study = %self.meta.study.id, round = self.round.as_ref().map(|(r, _)| r.id().number), "{message}");
+        if let Record::Published(model) = record {
+            self.viewing.send_modify(|v| v.model = *model);
+        }
+        self.send_event(site, message);
+    }
+
+    fn send_event(&mut self, site: Option<&SiteId>, message: String) {
+        self.seq += 1;
+        let event = event(&self.meta, &self.viewing.borrow(), self.seq, site, message);
+        // Without a watcher there is nobody to tell.
+        let _ = self.events.send(event);
+    }
+}
+
+/// How a study stands, as an event.
+pub(super) fn event(
+    meta: &Meta,
+    view: &View,
+    seq: u64,
+    site: Option<&SiteId>,
+    message: String,
+) -> StudyEvent {
+    let round = view.round.as_ref();
+    let published = round.is_some_and(|r| r.stage() == "promoted");
+    let updates = round.map(AnyRound::updates).unwrap_or_default();
+    let declined = |s: &Seat| matches!(s, Seat::Declined(_));
+    let cohort = round
+        .and_then(AnyRound::seats)
+        .map_or(updates.len(), |seats| seats.values().filter(|s| !declined(s)).count());
+    let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    StudyEvent {
+        seq,
+        at: clock::now().to_string(),
+        study: meta.study.id.to_string(),
+        state: view.state.into(),
+        round: round.map_or(0, |r| r.id().number),
+        rounds: meta.study.rounds.count,
+        stage: round.map_or("planned", AnyRound::stage).into(),
+        cohort: small(cohort),
+        updates_in: small(updates.len()),
+        site: site.map(|s| s.name().to_owned()),
+        message,
+        epsilon_by_site: view.epsilon.clone(),
+        model_sha256: published.then(|| view.model.to_string()),
+    }
+}
+
+/// Remembers what an update says of its site.
+pub(super) fn note_update(view: &mut View, site: &SiteId, epsilon: &str, bytes: u64) {
+    let epsilon = epsilon.parse().unwrap_or(f64::INFINITY);
+    view.epsilon.insert(site.name().to_owned(), epsilon);
+    *view.bytes.entry(site.name().to_owned()).or_default() += bytes;
+}
+
+/// A refusal of the round as a problem.
+pub(crate) fn refusal(refusal: &Refusal) -> Problem {
+    let code = match refusal {
+        Refusal::AlreadyCounted(_) | Refusal::Duplicate { .. } => Code::Duplicate,
+        Refusal::NotEnrolled { .. } | Refusal::HasDeclined { .. } => Code::NotEnrolled,
+        Refusal::Late { .. } => Code::Late,
+        Refusal::Full(_) => Code::Busy,
+        Refusal::OutOfPlace { .. } => Code::StudyOver,
+    };
+    code.because(refusal)
+}

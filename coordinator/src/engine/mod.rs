@@ -1,0 +1,533 @@
+//! The engine: drives studies through their rounds.
+//!
+//! One actor per running study ([`actor`]) does four things in turn: load, step, commit, act. This module is
+//! what everybody else holds: submit, stop, look, connect, send.
+
+mod actor;
+pub(crate) use actor::refusal;
+pub mod sites;
+
+use crate::{
+    blob::Blobs,
+    config::Limits,
+    metrics::Metrics,
+    policy::{Action, Decision, PolicyEngine, Resource},
+    store::{
+        Store, StoreError,
+        row::{ModelRow, StudyRow, UpdateRow},
+        writer::{Change, Commit, CommitError, Committed, Writer},
+    },
+};
+use bytes::Bytes;
+use falaj_certs::identity::Identity;
+use falaj_core::{
+    aggregate::{params_digest, params_to_bytes},
+    audit::{Actor, Draft, Kind},
+    id::{Digest, RoundId, SiteId, SpiffeId, StudyId},
+    manifest::Manifest,
+    note::NoteSigner,
+    receipt::{self, Receipt},
+    round::{AnyRound, UpdateRef},
+    study::Study,
+    time::Timestamp,
+    update::UpdateHeader,
+};
+use falaj_proto::{
+    problem::{Code, Problem},
+    rest::StudyEvent,
+};
+use sites::Sites;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, RwLock},
+};
+use tokio::sync::{Mutex, broadcast, mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Mail that one study's actor lets wait.
+const MAILBOX: usize = 1_024;
+/// Events that a slow watcher may fall behind by.
+const EVENTS: usize = 1_024;
+
+/// What the engine is made of.
+pub struct Parts {
+    /// Reads.
+    pub store: Store,
+    /// Writes.
+    pub writer: Writer,
+    /// Spooled updates.
+    pub updates: Blobs,
+    /// Models.
+    pub models: Blobs,
+    /// Decides.
+    pub policy: PolicyEngine,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Signs tasks and receipts.
+    pub signer: Arc<NoteSigner>,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// Drives studies. A cheap handle.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: Parts,
+    sites: Sites,
+    studies: RwLock<BTreeMap<StudyId, Handle>>,
+    submitting: Mutex<()>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// What does not change about a study.
+pub struct Meta {
+    /// The study.
+    pub study: Study,
+    /// SHA-256 of its file.
+    pub digest: Digest,
+    /// Its file.
+    pub yaml: Bytes,
+    /// Its model's tensors.
+    pub manifest: Manifest,
+    /// When it was submitted.
+    pub submitted: Timestamp,
+    /// By whom.
+    pub submitted_by: String,
+}
+
+/// What changes about a study.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// running, finished, stopped or failed.
+    pub state: &'static str,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// The round that runs, or ran last.
+    pub round: Option<AnyRound>,
+    /// Rounds that gave a model.
+    pub promoted: u32,
+    /// The newest model.
+    pub model: Digest,
+    /// Epsilon as each site's newest update states it.
+    pub epsilon: BTreeMap<String, f64>,
+    /// Payload bytes by site.
+    pub bytes: BTreeMap<String, u64>,
+}
+
+/// A study, seen from outside.
+#[derive(Clone)]
+pub struct Handle {
+    /// What does not change.
+    pub meta: Arc<Meta>,
+    view: watch::Receiver<View>,
+    events: broadcast::Sender<StudyEvent>,
+    mailbox: mpsc::Sender<Mail>,
+}
+
+impl Handle {
+    /// How it stands now.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// What happens to it from now on.
+    #[must_use]
+    pub fn watch(&self) -> broadcast::Receiver<StudyEvent> {
+        self.events.subscribe()
+    }
+
+    /// An event that says how it stands now.
+    #[must_use]
+    pub fn snapshot(&self) -> StudyEvent {
+        actor::event(&self.meta, &self.view.borrow(), 0, None, "now".into())
+    }
+}
+
+/// An update whose payload lies durable in the spool.
+pub struct Arrived {
+    /// Whose it is.
+    pub site: SiteId,
+    /// Who sent it.
+    pub actor: Actor,
+    /// Under which policies it was taken.
+    pub decision: Decision,
+    /// What it says.
+    pub header: UpdateHeader,
+    /// The header as signed.
+    pub header_bytes: Vec<u8>,
+    /// The site's signature.
+    pub signature: Vec<u8>,
+}
+
+/// A signed promise that an update is counted.
+#[derive(Clone, Debug)]
+pub struct SignedReceipt {
+    /// Canonical JSON.
+    pub receipt: Vec<u8>,
+    /// By the log key.
+    pub signature: [u8; 64],
+    /// Whether it was counted before.
+    pub already_counted: bool,
+}
+
+enum Mail {
+    Joined(SiteId),
+    Declined(SiteId, u32, String, oneshot::Sender<Result<(), Problem>>),
+    Update(Box<Arrived>, oneshot::Sender<Result<SignedReceipt, Problem>>),
+    Stop(Actor, oneshot::Sender<Result<(), Problem>>),
+}
+
+/// What callers are told when nothing could be made durable.
+#[must_use]
+pub fn problem_of(error: &CommitError) -> Problem {
+    match error {
+        CommitError::Busy => {
+            Code::Busy.because("the log takes no more entries for the moment; try again")
+        }
+        CommitError::Conflict => {
+            Code::Conflict.because("the round was changed meanwhile; try again")
+        }
+        CommitError::Full => Code::StorageFull.because(
+            "the coordinator's disk is full: nothing was changed, and nothing acknowledged is lost",
+        ),
+        CommitError::Failed(_) => {
+            Code::LogUnavailable.because("the audit log cannot take an entry, so nothing is served")
+        }
+    }
+}
+
+/// What callers are told when state cannot be read.
+#[must_use]
+pub fn unreadable(error: StoreError) -> Problem {
+    tracing::error!(error = %format!("{:#}", anyhow::Error::from(error)), "state cannot be read");
+    Code::Internal.because("the coordinator cannot read its state")
+}
+
+impl Engine {
+    /// Takes up every study that was running when the coordinator ended.
+    ///
+    /// # Errors
+    /// When what is stored cannot be read.
+    pub async fn open(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<Self> {
+        let this = Self {
+            inner: Arc::new(Inner {
+                parts,
+                sites: Sites::default(),
+                studies: RwLock::default(),
+                submitting: Mutex::default(),
+                tasks: TaskTracker::new(),
+                shutdown,
+            }),
+        };
+        for row in this.parts().store.studies().await? {
+            this.resume(row).await?;
+        }
+        Ok(this)
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub fn parts(&self) -> &Parts {
+        &self.inner.parts
+    }
+
+    /// Who is connected.
+    #[must_use]
+    pub fn sites(&self) -> &Sites {
+        &self.inner.sites
+    }
+
+    /// Waits until every actor has ended, after the shutdown was asked for.
+    pub async fn ended(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    /// Every study, by name.
+    ///
+    /// # Panics
+    /// When a thread has panicked while holding the map.
+    #[must_use]
+    pub fn studies(&self) -> Vec<Handle> {
+        let studies =
+            self.inner.studies.read().expect("invariant: the map is never left half changed");
+        studies.values().cloned().collect()
+    }
+
+    /// One study.
+    ///
+    /// # Errors
+    /// [`Code::UnknownStudy`].
+    ///
+    /// # Panics
+    /// When a thread has panicked while holding the map.
+    pub fn study(&self, id: &StudyId) -> Result<Handle, Problem> {
+        let studies =
+            self.inner.studies.read().expect("invariant: the map is never left half changed");
+        studies.get(id).cloned().ok_or_else(|| {
+            Code::UnknownStudy.because(format!(
+                "there is no study `{id}`; `falaj study list` shows those there are"
+            ))
+        })
+    }
+
+    /// Asks the policies and records the answer together with what is about to happen.
+    ///
+    /// # Errors
+    /// [`Code::Denied`] with the policy's reason, or why the log cannot take the entry; nothing may be
+    /// served then.
+    pub async fn grant(
+        &self,
+        who: &SpiffeId,
+        action: Action,
+        resource: &Resource<'_>,
+        draft: Draft,
+    ) -> Result<(Decision, Committed), Problem> {
+        let decision = self.parts().policy.decide(who, action, resource);
+        let draft = draft.text("action", action.as_str()).decided(
+            decision.allow,
+            &decision.policies,
+            &decision.policy_set,
+        );
+        let committed =
+            self.parts().writer.record(vec![draft]).await.map_err(|e| problem_of(&e))?;
+        if decision.allow {
+            Ok((decision, committed))
+        } else {
+            Err(Code::Denied.because(&decision.reason))
+        }
+    }
+
+    /// Starts a study.
+    ///
+    /// # Errors
+    /// [`Code::StudyInvalid`], [`Code::Denied`], [`Code::StudyExists`], or why it cannot be stored.
+    pub async fn submit(
+        &self,
+        yaml: Bytes,
+        file: &str,
+        who: &Identity,
+        actor: &Actor,
+    ) -> Result<Handle, Problem> {
+        let text = std::str::from_utf8(&yaml)
+            .map_err(|e| Code::StudyInvalid.because(format!("{file} is not UTF-8: {e}")))?;
+        let study =
+            falaj_proto::study::parse(text, file).map_err(|e| Code::StudyInvalid.because(e))?;
+        let _one_at_a_time = self.inner.submitting.lock().await;
+        let id = study.id.clone();
+        let digest = Digest::of(&yaml);
+        let mechanism = study.privacy.mechanism.as_str();
+        let decision = self.parts().policy.decide(
+            &who.spiffe,
+            Action::StudySubmit,
+            &Resource::Study(&id, mechanism),
+        );
+        let draft = |kind| {
+            Draft::new(kind)
+                .actor(actor)
+                .study(&id)
+                .digest("study_sha256", &digest)
+                .text("mechanism", mechanism)
+                .text("action", Action::StudySubmit.as_str())
+                .decided(decision.allow, &decision.policies, &decision.policy_set)
+        };
+        if !decision.allow {
+            let denied = vec![draft(Kind::AdminDenied)];
+            self.parts().writer.record(denied).await.map_err(|e| problem_of(&e))?;
+            return Err(Code::Denied.because(&decision.reason));
+        }
+        if self.study(&id).is_ok() {
+            return Err(Code::StudyExists
+                .because(format!("`{id}` exists; choose another name in `study:`")));
+        }
+        let invalid = |e: falaj_core::manifest::ManifestError| Code::StudyInvalid.because(e);
+        let manifest = study.manifest().map_err(invalid)?;
+        let params = study.model_spec().init(Study::model_seed(&digest)).map_err(invalid)?;
+        let model = params_digest(&params);
+        let stored = self.parts().models.put(&model, &params_to_bytes(&params)).await;
+        stored.map_err(|e| {
+            if crate::blob::is_full(&e) {
+                problem_of(&CommitError::Full)
+            } else {
+                tracing::error!(error = %e, "the first model cannot be stored");
+                Code::Internal.because("the coordinator cannot store the first model")
+            }
+        })?;
+        let row = StudyRow {
+            id: id.clone(),
+            sha256: digest,
+            yaml: yaml.to_vec(),
+            state: "running".into(),
+            reason: None,
+            submitted: crate::clock::now(),
+            submitted_by: who.spiffe.to_string(),
+        };
+        let entry = draft(Kind::StudySubmitted)
+            .digest("model_sha256", &model)
+            .digest("manifest_sha256", &manifest.digest())
+            .count("rounds", u64::from(study.rounds.count));
+        let first =
+            ModelRow { study: id.clone(), number: 0, sha256: model, published: row.submitted };
+        let commit = Commit {
+            round: None,
+            rows: vec![Change::Study(row.clone()), Change::Model(first)],
+            entries: vec![entry],
+        };
+        self.parts().writer.commit(commit).await.map_err(|e| problem_of(&e))?;
+        self.resume(row).await.map_err(|e| {
+            tracing::error!(error = %format!("{e:#}"), study = %id, "a new study cannot be taken up");
+            Code::Internal.because("the study was stored and will be taken up on the next start")
+        })?;
+        self.study(&id)
+    }
+
+    /// Stops a study.
+    ///
+    /// # Errors
+    /// [`Code::UnknownStudy`], [`Code::StudyOver`], or why it cannot be stored.
+    pub async fn stop(&self, id: &StudyId, actor: &Actor) -> Result<(), Problem> {
+        let handle = self.study(id)?;
+        let (reply, answer) = oneshot::channel();
+        let over = || Code::StudyOver.because(format!("study `{id}` is over"));
+        handle.mailbox.send(Mail::Stop(actor.clone(), reply)).await.map_err(|_| over())?;
+        answer.await.map_err(|_| over())?
+    }
+
+    /// A site's agent has connected: every study that it may join hears of it.
+    pub async fn joined(&self, site: &SiteId) {
+        for handle in self.studies() {
+            // A study that is over has no mailbox any more.
+            let _ = handle.mailbox.send(Mail::Joined(site.clone())).await;
+        }
+    }
+
+    /// A site will not take part in a round.
+    ///
+    /// # Errors
+    /// [`Code::UnknownStudy`], [`Code::StudyOver`], [`Code::WrongRound`], or why it cannot be stored.
+    pub async fn decline(&self, site: SiteId, round: &RoundId, why: String) -> Result<(), Problem> {
+        let handle = self.study(&round.study)?;
+        let (reply, answer) = oneshot::channel();
+        let over = || Code::StudyOver.because(format!("study `{}` is over", round.study));
+        let mail = Mail::Declined(site, round.number, why, reply);
+        handle.mailbox.send(mail).await.map_err(|_| over())?;
+        answer.await.map_err(|_| over())?
+    }
+
+    /// Counts an update that lies durable in the spool.
+    ///
+    /// # Errors
+    /// Why it is not counted.
+    pub async fn count(&self, arrived: Arrived) -> Result<SignedReceipt, Problem> {
+        let round = arrived.header.round.clone();
+        let handle = self.study(&round.study)?;
+        let (reply, answer) = oneshot::channel();
+        let over = || Code::StudyOver.because(format!("study `{}` is over", round.study));
+        if handle.mailbox.send(Mail::Update(Box::new(arrived), reply)).await.is_err() {
+            return Err(over());
+        }
+        answer.await.map_err(|_| over())?
+    }
+
+    /// The receipt of an update that was counted before, in this try of the round or an earlier one.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn receipt_again(
+        &self,
+        round: &RoundId,
+        site: &SiteId,
+        payload: &Digest,
+    ) -> Result<Option<SignedReceipt>, Problem> {
+        let row = self.parts().store.update(round, &site.to_string(), payload).await;
+        Ok(row.map_err(unreadable)?.map(|row| self.receipt(&row, true)))
+    }
+
+    /// Receipts are signed deterministically: the same update has the same receipt for ever.
+    fn receipt(&self, row: &UpdateRow, already_counted: bool) -> SignedReceipt {
+        let receipt = Receipt {
+            round: row.round.clone(),
+            site: row.site.clone(),
+            payload: row.payload,
+            header: Digest::of(&row.header),
+            log_index: row.log_index,
+            leaf_hash: row.leaf,
+            committed: row.committed,
+        }
+        .to_bytes();
+        let signature = self.parts().signer.sign_context(receipt::CONTEXT, &receipt);
+        SignedReceipt { receipt, signature, already_counted }
+    }
+
+    /// Takes up a study: an actor if it is running, a memory if it is over.
+    async fn resume(&self, row: StudyRow) -> anyhow::Result<()> {
+        let store = &self.parts().store;
+        let text = std::str::from_utf8(&row.yaml)?;
+        let study = falaj_proto::study::parse(text, "study")?;
+        let id = study.id.clone();
+        let manifest = study.manifest()?;
+        let models = store.models(&id).await?;
+        let mut view = View {
+            state: state_word(&row.state),
+            reason: row.reason,
+            round: None,
+            promoted: u32::try_from(models.len().saturating_sub(1)).unwrap_or(u32::MAX),
+            model: models
+                .last()
+                .map(|m| m.sha256)
+                .ok_or_else(|| StoreError::Corrupt(format!("study {id} without a model")))?,
+            epsilon: BTreeMap::new(),
+            bytes: BTreeMap::new(),
+        };
+        for update in store.updates(&id).await? {
+            actor::note_update(&mut view, &update.site, &update.epsilon, update.bytes);
+        }
+        let newest = store.newest_round(&id).await?;
+        view.round = newest.as_ref().map(|(round, _)| round.clone());
+        let meta = Arc::new(Meta {
+            study,
+            digest: row.sha256,
+            yaml: row.yaml.into(),
+            manifest,
+            submitted: row.submitted,
+            submitted_by: row.submitted_by,
+        });
+        let running = view.state == "running";
+        let (viewing, watched) = watch::channel(view);
+        let (events, _) = broadcast::channel(EVENTS);
+        let (mailbox, mail) = mpsc::channel(MAILBOX);
+        let handle = Handle { meta: meta.clone(), view: watched, events: events.clone(), mailbox };
+        self.inner
+            .studies
+            .write()
+            .expect("invariant: the map is never left half changed")
+            .insert(id, handle);
+        if running {
+            let actor = actor::Actor::new(self.clone(), meta, viewing, events, newest);
+            let shutdown = self.inner.shutdown.clone();
+            self.inner.tasks.spawn(actor.run(mail, shutdown));
+        }
+        Ok(())
+    }
+}
+
+fn state_word(state: &str) -> &'static str {
+    match state {
+        "running" => "running",
+        "finished" => "finished",
+        "stopped" => "stopped",
+        _ => "failed",
+    }
+}
+
+/// What the round keeps of an update.
+#[must_use]
+pub fn update_ref(header: &UpdateHeader, header_bytes: &[u8]) -> UpdateRef {
+    UpdateRef { payload: header.payload, header: Digest::of(header_bytes), weight: header.weight }
+}

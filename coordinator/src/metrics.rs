@@ -1,0 +1,126 @@
+//! What Prometheus reads: names, help and labels in one place. No identities but site names.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+use std::{sync::atomic::AtomicU64, time::Duration};
+
+/// One label: what became of something, or its kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    outcome: String,
+}
+
+/// One label: the site's name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Site {
+    study: String,
+    site: String,
+}
+
+/// Every metric of the coordinator.
+pub struct Metrics {
+    registry: Registry,
+    rounds: Family<Outcome, Counter>,
+    updates: Family<Outcome, Counter>,
+    connections: Family<Outcome, Counter>,
+    epsilon: Family<Site, Gauge<f64, AtomicU64>>,
+    /// Bytes of update payloads received.
+    pub bytes_in: Counter,
+    /// Bytes of models sent to sites.
+    pub bytes_out: Counter,
+    /// Sites whose agents are connected.
+    pub sites_connected: Gauge,
+    /// Commits that wait for the writer.
+    pub writer_queue: Gauge,
+    /// Entries in the log.
+    pub log_size: Gauge,
+    commit_seconds: Histogram,
+    commit_group: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("falaj");
+        let this = Self {
+            rounds: Family::default(),
+            updates: Family::default(),
+            connections: Family::default(),
+            epsilon: Family::default(),
+            bytes_in: Counter::default(),
+            bytes_out: Counter::default(),
+            sites_connected: Gauge::default(),
+            writer_queue: Gauge::default(),
+            log_size: Gauge::default(),
+            commit_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
+            commit_group: Histogram::new(exponential_buckets(1.0, 2.0, 12)),
+            registry: Registry::default(),
+        };
+        registry.register("rounds", "Rounds by the stage that they reached", this.rounds.clone());
+        registry.register("updates", "Updates by outcome", this.updates.clone());
+        registry.register("connections", "Connections by outcome", this.connections.clone());
+        registry.register(
+            "epsilon_spent",
+            "Epsilon that a site states to have spent on a study",
+            this.epsilon.clone(),
+        );
+        registry.register("update_bytes", "Bytes of payloads received", this.bytes_in.clone());
+        registry.register("model_bytes", "Bytes of models sent to sites", this.bytes_out.clone());
+        registry.register("sites_connected", "Connected sites", this.sites_connected.clone());
+        registry.register("writer_queue", "Commits that wait", this.writer_queue.clone());
+        registry.register("log_entries", "Entries in the audit log", this.log_size.clone());
+        registry.register(
+            "commit_seconds",
+            "Time of one durable transaction",
+            this.commit_seconds.clone(),
+        );
+        registry.register("commit_group", "Commits in one transaction", this.commit_group.clone());
+        Self { registry, ..this }
+    }
+}
+
+impl Metrics {
+    /// A round reached a stage.
+    pub fn round(&self, stage: &str) {
+        self.rounds.get_or_create(&Outcome { outcome: stage.into() }).inc();
+    }
+
+    /// An update was accepted, or refused with a code.
+    pub fn update(&self, outcome: &str) {
+        self.updates.get_or_create(&Outcome { outcome: outcome.into() }).inc();
+    }
+
+    /// A connection was admitted, or refused for a reason.
+    pub fn connection(&self, outcome: &str) {
+        self.connections.get_or_create(&Outcome { outcome: outcome.into() }).inc();
+    }
+
+    /// A site states its epsilon.
+    pub fn epsilon(&self, study: &str, site: &str, epsilon: f64) {
+        let labels = Site { study: study.into(), site: site.into() };
+        self.epsilon.get_or_create(&labels).set(epsilon);
+    }
+
+    /// A group of commits became durable, or failed.
+    #[expect(clippy::cast_precision_loss, reason = "groups are small")]
+    pub fn committed(&self, group: usize, took: Duration) {
+        self.commit_seconds.observe(took.as_secs_f64());
+        self.commit_group.observe(group as f64);
+    }
+
+    /// The text that Prometheus scrapes.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut out, &self.registry);
+        out
+    }
+}

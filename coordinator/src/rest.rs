@@ -1,0 +1,498 @@
+//! REST, as operators and pipelines see it: decode, ask, call one method, encode.
+//!
+//! Every request is decided by policy and recorded before it is served. `/openapi.json` is generated from
+//! the handlers.
+
+use crate::{
+    accept::Peer,
+    checkpointer::Checkpointer,
+    clock,
+    engine::{Engine, Handle, View, problem_of, unreadable},
+    export,
+    policy::{Action, Decision, Resource},
+};
+use axum::{
+    Extension, Json, Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, Path, Query, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{
+        IntoResponse, Response,
+        sse::{Event as Sse, KeepAlive},
+    },
+};
+use falaj_core::{
+    audit::{Draft, Kind},
+    id::{Digest, SpiffeId, StudyId},
+    round::{AnyRound, Seat},
+};
+use falaj_proto::{
+    problem::{Code, Problem, ProblemJson},
+    rest::{Checkpoint, LogEntry, Model, Page, Round, Site, Status, Study, StudyEvent},
+    study::STUDY_BYTES_MAX,
+};
+use futures_util::StreamExt as _;
+use serde::Deserialize;
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_util::io::ReaderStream;
+use utoipa::{OpenApi, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// Log entries on one page.
+const PAGE_MAX: u32 = 1_000;
+/// Log entries on one page unless asked otherwise.
+const PAGE: u32 = 200;
+
+/// What handlers work with.
+pub struct App {
+    /// The engine.
+    pub engine: Engine,
+    /// Signs checkpoints.
+    pub checkpointer: Checkpointer,
+    /// Who the coordinator is.
+    pub identity: SpiffeId,
+    /// When it started.
+    pub started: String,
+    /// The trust configuration, as exported.
+    pub trust: Vec<u8>,
+    /// Where exports are written before they are sent.
+    pub scratch: PathBuf,
+}
+
+type Ctx = State<Arc<App>>;
+type Who = Extension<Arc<Peer>>;
+
+/// A problem as a response.
+pub struct Refused(Problem);
+
+impl From<Problem> for Refused {
+    fn from(p: Problem) -> Self {
+        Self(p)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.0.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&ProblemJson::from(&self.0)).unwrap_or_default();
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+    }
+}
+
+type Answer<T> = Result<T, Refused>;
+
+/// The description of this interface.
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Falaj coordinator",
+    description = "What operators and pipelines may ask of a coordinator. Every request is decided by policy and recorded in the audit log before it is served."
+))]
+struct Api;
+
+/// Every route, and their description.
+#[must_use]
+pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Api::openapi())
+        .routes(routes!(status))
+        .routes(routes!(sites))
+        .routes(routes!(submit, list))
+        .routes(routes!(show))
+        .routes(routes!(stop))
+        .routes(routes!(rounds))
+        .routes(routes!(events))
+        .routes(routes!(models))
+        .routes(routes!(download))
+        .routes(routes!(checkpoint))
+        .routes(routes!(entries))
+        .routes(routes!(log_export))
+        .split_for_parts()
+}
+
+/// The service for one application.
+#[must_use]
+pub fn router(app: Arc<App>) -> Router {
+    let (router, api) = routes();
+    router
+        .route("/openapi.json", axum::routing::get(move || std::future::ready(Json(api.clone()))))
+        .fallback(|| async {
+            Refused(Code::NotFound.because("there is nothing here; see /openapi.json"))
+        })
+        .layer(DefaultBodyLimit::max(STUDY_BYTES_MAX + 1))
+        .with_state(app)
+}
+
+impl App {
+    /// Decides and records an operator's request before it is served.
+    async fn grant(
+        &self,
+        peer: &Peer,
+        action: Action,
+        study: Option<&Handle>,
+    ) -> Result<Decision, Problem> {
+        let identity = peer.identity()?;
+        let mechanism = study.map_or("none", |h| h.meta.study.privacy.mechanism.as_str());
+        let resource =
+            study.map_or(Resource::Service, |h| Resource::Study(&h.meta.study.id, mechanism));
+        let kind = match action {
+            Action::ModelRead => Kind::ModelRead,
+            Action::LogExport => Kind::LogExported,
+            _ => Kind::AdminRead,
+        };
+        let mut draft = Draft::new(kind).actor(&peer.actor);
+        if let Some(handle) = study {
+            draft = draft.study(&handle.meta.study.id);
+        }
+        let (decision, _) = self.engine.grant(&identity.spiffe, action, &resource, draft).await?;
+        Ok(decision)
+    }
+
+    fn study(&self, id: &str) -> Result<Handle, Problem> {
+        let id: StudyId =
+            id.parse().map_err(|e: falaj_core::id::IdError| Code::UnknownStudy.because(e))?;
+        self.engine.study(&id)
+    }
+}
+
+fn shown(handle: &Handle) -> Study {
+    let (meta, view): (_, View) = (&handle.meta, handle.view());
+    Study {
+        id: meta.study.id.to_string(),
+        study_sha256: meta.digest.to_string(),
+        state: view.state.into(),
+        reason: view.reason,
+        submitted: meta.submitted.to_string(),
+        submitted_by: meta.submitted_by.clone(),
+        round: view.round.as_ref().map_or(0, |r| r.id().number),
+        rounds: meta.study.rounds.count,
+        rounds_promoted: view.promoted,
+        model_sha256: view.model.to_string(),
+        epsilon_by_site: view.epsilon,
+        bytes_by_site: view.bytes,
+    }
+}
+
+/// How the coordinator is.
+#[utoipa::path(get, path = "/api/v1/status", responses((status = 200, body = Status), (status = 403, body = ProblemJson)))]
+async fn status(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Status>> {
+    app.grant(&peer, Action::StatusRead, None).await?;
+    let parts = app.engine.parts();
+    let running = app.engine.studies().iter().filter(|h| h.view().state == "running").count();
+    let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Ok(Json(Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        identity: app.identity.to_string(),
+        started: app.started.clone(),
+        sites_connected: small(app.engine.sites().count()),
+        studies_running: small(running),
+        log_size: parts.writer.head().0,
+        policy_set_sha256: parts.policy.digest().to_string(),
+        log_verifier_key: parts.signer.verifier().to_string(),
+    }))
+}
+
+/// The sites that are connected.
+#[utoipa::path(get, path = "/api/v1/sites", responses((status = 200, body = Page<Site>), (status = 403, body = ProblemJson)))]
+async fn sites(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Site>>> {
+    app.grant(&peer, Action::StatusRead, None).await?;
+    let items = app.engine.sites().all().into_iter().map(|(id, c)| Site {
+        id: id.to_string(),
+        connected: c.since.to_string(),
+        address: c.address,
+        agent_version: c.agent_version,
+        datasets: c.datasets,
+    });
+    Ok(Json(Page { items: items.collect(), next: None }))
+}
+
+/// Submits a study: the body is the YAML file.
+#[utoipa::path(post, path = "/api/v1/studies", request_body(content = String, content_type = "application/yaml"), responses((status = 201, body = Study), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 409, body = ProblemJson)))]
+async fn submit(
+    State(app): Ctx,
+    Extension(peer): Who,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer<(StatusCode, Json<Study>)> {
+    let identity = peer.identity()?;
+    let file = headers.get("falaj-file-name").and_then(|v| v.to_str().ok()).unwrap_or("study.yaml");
+    let handle = app.engine.submit(body, file, identity, &peer.actor).await?;
+    Ok((StatusCode::CREATED, Json(shown(&handle))))
+}
+
+/// Every study.
+#[utoipa::path(get, path = "/api/v1/studies", responses((status = 200, body = Page<Study>), (status = 403, body = ProblemJson)))]
+async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Study>>> {
+    app.grant(&peer, Action::StatusRead, None).await?;
+    let items = app.engine.studies().iter().map(shown).collect();
+    Ok(Json(Page { items, next: None }))
+}
+
+/// One study.
+#[utoipa::path(get, path = "/api/v1/studies/{id}", params(("id" = String, Path)), responses((status = 200, body = Study), (status = 404, body = ProblemJson)))]
+async fn show(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Path(id): Path<String>,
+) -> Answer<Json<Study>> {
+    let handle = app.study(&id)?;
+    app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
+    Ok(Json(shown(&handle)))
+}
+
+/// Stops a study.
+#[utoipa::path(post, path = "/api/v1/studies/{id}/stop", params(("id" = String, Path)), responses((status = 200, body = Study), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+async fn stop(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Path(id): Path<String>,
+) -> Answer<Json<Study>> {
+    let handle = app.study(&id)?;
+    app.grant(&peer, Action::StudyStop, Some(&handle)).await?;
+    app.engine.stop(&handle.meta.study.id, &peer.actor).await?;
+    Ok(Json(shown(&handle)))
+}
+
+/// The rounds of a study, tries included.
+#[utoipa::path(get, path = "/api/v1/studies/{id}/rounds", params(("id" = String, Path)), responses((status = 200, body = Page<Round>), (status = 404, body = ProblemJson)))]
+async fn rounds(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Path(id): Path<String>,
+) -> Answer<Json<Page<Round>>> {
+    let handle = app.study(&id)?;
+    app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
+    let rounds = app.engine.parts().store.rounds(&handle.meta.study.id).await;
+    let items = rounds.map_err(unreadable)?.iter().map(round_shown).collect();
+    Ok(Json(Page { items, next: None }))
+}
+
+fn round_shown(round: &AnyRound) -> Round {
+    let mut sites: BTreeMap<String, String> = BTreeMap::new();
+    for (site, seat) in round.seats().into_iter().flatten() {
+        let word = match seat {
+            Seat::Joined => "joined".to_owned(),
+            Seat::Updated(_) => "updated".to_owned(),
+            Seat::Declined(why) => format!("declined: {why}"),
+        };
+        sites.insert(site.name().to_owned(), word);
+    }
+    for site in round.updates().keys() {
+        sites.entry(site.name().to_owned()).or_insert_with(|| "updated".to_owned());
+    }
+    let (model, reason) = match round {
+        AnyRound::Promoted(r) => (Some(r.stage.model.to_string()), None),
+        AnyRound::Rejected(r) => (None, Some(r.stage.reasons.join("; "))),
+        AnyRound::Failed(r) => (None, Some(r.stage.reason.to_string())),
+        _ => (None, None),
+    };
+    Round {
+        round: round.id().number,
+        stage: round.stage().into(),
+        attempt: round.spec().attempt,
+        sites,
+        base_sha256: round.spec().base.to_string(),
+        model_sha256: model,
+        reason,
+    }
+}
+
+/// What happens in a study, as server-sent events of `StudyEvent`: first how it stands, then each change.
+#[utoipa::path(get, path = "/api/v1/studies/{id}/events", params(("id" = String, Path)), responses((status = 200, body = StudyEvent, content_type = "text/event-stream"), (status = 404, body = ProblemJson)))]
+async fn events(State(app): Ctx, Extension(peer): Who, Path(id): Path<String>) -> Answer<Response> {
+    let handle = app.study(&id)?;
+    app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
+    // Listening begins before the snapshot is taken, so nothing falls between.
+    let changes = BroadcastStream::new(handle.watch());
+    let first = handle.snapshot();
+    let over = first.state != "running";
+    let lagging = handle.clone();
+    let changes = changes.map(move |change| change.unwrap_or_else(|_| lagging.snapshot()));
+    let stream = futures_util::stream::iter([first])
+        .chain(changes.take_while(move |_| std::future::ready(!over)));
+    // A study that is over says so once, and then nothing more will come.
+    let mut last = false;
+    let stream = stream
+        .take_while(move |event| {
+            let go_on = !last;
+            last = event.state != "running";
+            std::future::ready(go_on)
+        })
+        .map(|event| Sse::default().json_data(event));
+    Ok(axum::response::Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
+}
+
+/// The models of a study; round 0 is the first, untrained one.
+#[utoipa::path(get, path = "/api/v1/studies/{id}/models", params(("id" = String, Path)), responses((status = 200, body = Page<Model>), (status = 404, body = ProblemJson)))]
+async fn models(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Path(id): Path<String>,
+) -> Answer<Json<Page<Model>>> {
+    let handle = app.study(&id)?;
+    app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
+    let manifest = &handle.meta.manifest;
+    let rows = app.engine.parts().store.models(&handle.meta.study.id).await.map_err(unreadable)?;
+    let items = rows.into_iter().map(|m| Model {
+        round: m.number,
+        model_sha256: m.sha256.to_string(),
+        manifest_sha256: manifest.digest().to_string(),
+        params: manifest.params() as u64,
+        published: m.published.to_string(),
+    });
+    Ok(Json(Page { items: items.collect(), next: None }))
+}
+
+/// Downloads a model as `safetensors`. `round` is a number, or `latest`.
+#[utoipa::path(get, path = "/api/v1/studies/{id}/models/{round}", params(("id" = String, Path), ("round" = String, Path)), responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 404, body = ProblemJson)))]
+async fn download(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Path((id, round)): Path<(String, String)>,
+) -> Answer<Response> {
+    let handle = app.study(&id)?;
+    app.grant(&peer, Action::ModelRead, Some(&handle)).await?;
+    let parts = app.engine.parts();
+    let rows = parts.store.models(&handle.meta.study.id).await.map_err(unreadable)?;
+    let row = match round.as_str() {
+        "latest" => rows.last(),
+        number => rows.iter().find(|m| number.parse() == Ok(m.number)),
+    };
+    let row = row.ok_or_else(|| {
+        Code::UnknownModel.because(format!("study `{id}` has no model of round {round}"))
+    })?;
+    let head = safetensors_head(&handle, &row.sha256, row.number)?;
+    let file = tokio::fs::File::open(parts.models.path(&row.sha256)).await.map_err(|e| {
+        tracing::error!(error = %e, model = %row.sha256, "a model cannot be read");
+        Code::Internal.because("the coordinator cannot read this model")
+    })?;
+    let bytes = head.len() + handle.meta.manifest.params() * 4;
+    let body = futures_util::stream::iter([Ok::<_, io::Error>(Bytes::from(head))])
+        .chain(ReaderStream::new(file));
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (header::CONTENT_LENGTH, bytes.to_string()),
+        (header::HeaderName::from_static("falaj-model-sha256"), row.sha256.to_string()),
+    ];
+    Ok((headers, Body::from_stream(body)).into_response())
+}
+
+/// What stands before the parameters in a `safetensors` file: its length, then JSON. Parameters are stored
+/// in manifest order as little-endian f32, which is just how the format wants its data.
+fn safetensors_head(handle: &Handle, model: &Digest, round: u32) -> Result<Vec<u8>, Problem> {
+    let mut tensors = serde_json::Map::new();
+    let about = serde_json::json!({
+        "study": handle.meta.study.id.as_str(),
+        "study_sha256": handle.meta.digest.to_string(),
+        "round": round.to_string(),
+        "model_sha256": model.to_string(),
+        "format": "pt",
+    });
+    tensors.insert("__metadata__".into(), about);
+    for (tensor, range) in handle.meta.manifest.ranges() {
+        let entry = serde_json::json!({
+            "dtype": "F32",
+            "shape": tensor.shape,
+            "data_offsets": [range.start * 4, range.end * 4],
+        });
+        tensors.insert(tensor.name.clone(), entry);
+    }
+    let mut json = serde_json::to_vec(&tensors).map_err(|e| Code::Internal.because(e))?;
+    // The format asks that the data begin at a multiple of eight.
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let mut head = (json.len() as u64).to_le_bytes().to_vec();
+    head.extend(json);
+    Ok(head)
+}
+
+/// A fresh signed checkpoint of the log.
+#[utoipa::path(get, path = "/api/v1/log/checkpoint", responses((status = 200, body = Checkpoint), (status = 403, body = ProblemJson)))]
+async fn checkpoint(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Checkpoint>> {
+    app.grant(&peer, Action::LogRead, None).await?;
+    let (tree_size, note) = app.checkpointer.sign().await.map_err(|e| problem_of(&e))?;
+    let opened = falaj_core::note::Checkpoint::open(&note, app.engine.parts().signer.verifier())
+        .map_err(|e| Code::Internal.because(e))?;
+    Ok(Json(Checkpoint { note, tree_size, root_hash: opened.root_hash.to_string() }))
+}
+
+/// Which entries of the log.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct EntriesQuery {
+    /// First index.
+    #[serde(default)]
+    from: u64,
+    /// Entries on the page, at most 1,000.
+    limit: Option<u32>,
+    /// Only this kind, for example `update.accepted`.
+    kind: Option<String>,
+}
+
+/// Entries of the log, a page at a time.
+#[utoipa::path(get, path = "/api/v1/log/entries", params(("from" = Option<u64>, Query), ("limit" = Option<u32>, Query), ("kind" = Option<String>, Query)), responses((status = 200, body = Page<LogEntry>), (status = 403, body = ProblemJson)))]
+async fn entries(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<EntriesQuery>,
+) -> Answer<Json<Page<LogEntry>>> {
+    app.grant(&peer, Action::LogRead, None).await?;
+    if let Some(kind) = &query.kind
+        && kind.parse::<Kind>().is_err()
+    {
+        let kinds: Vec<_> = Kind::ALL.iter().map(|k| k.as_str()).collect();
+        return Err(Code::Malformed
+            .because(format!("`{kind}` is no kind of entry; there are {}", kinds.join(", ")))
+            .into());
+    }
+    let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
+    let store = &app.engine.parts().store;
+    let rows = store
+        .entries(query.from, u64::MAX, limit, query.kind.as_deref())
+        .await
+        .map_err(unreadable)?;
+    let next = (rows.len() == limit as usize)
+        .then(|| rows.last().map(|(index, ..)| (index + 1).to_string()))
+        .flatten();
+    let items = rows
+        .into_iter()
+        .map(|(index, bytes, leaf)| {
+            Ok(LogEntry {
+                index,
+                leaf_hash: leaf.to_string(),
+                entry: serde_json::from_slice(&bytes).map_err(|e| Code::Internal.because(e))?,
+            })
+        })
+        .collect::<Result<_, Problem>>()?;
+    Ok(Json(Page { items, next }))
+}
+
+/// Exports the log as one tar for `falaj-verify`, up to and including this access.
+#[utoipa::path(get, path = "/api/v1/log/export", responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 403, body = ProblemJson)))]
+async fn log_export(State(app): Ctx, Extension(peer): Who) -> Answer<Response> {
+    app.grant(&peer, Action::LogExport, None).await?;
+    let (tree_size, note) = app.checkpointer.sign().await.map_err(|e| problem_of(&e))?;
+    let failed = |e: anyhow::Error| {
+        tracing::error!(error = %format!("{e:#}"), "an export failed");
+        match e.downcast_ref::<io::Error>() {
+            Some(io) if crate::blob::is_full(io) => {
+                Code::StorageFull.because("there is no room to write the export")
+            }
+            _ => Code::Internal.because("the export failed"),
+        }
+    };
+    let named = tempfile::Builder::new()
+        .prefix("export-")
+        .tempfile_in(&app.scratch)
+        .map_err(|e| failed(e.into()))?;
+    export::write(&app.engine, &app.trust, &note, tree_size, named.path()).await.map_err(failed)?;
+    // The file has no name any more once it is open: it goes when it has been sent, or cannot be.
+    let file = tokio::fs::File::from_std(named.reopen().map_err(|e| failed(e.into()))?);
+    let bytes = file.metadata().await.map_or(0, |m| m.len());
+    let name = format!("attachment; filename=\"falaj-{}.tar\"", clock::now().as_millis());
+    let headers = [
+        (header::CONTENT_TYPE, "application/x-tar".to_owned()),
+        (header::CONTENT_LENGTH, bytes.to_string()),
+        (header::CONTENT_DISPOSITION, name),
+    ];
+    Ok((headers, Body::from_stream(ReaderStream::new(file))).into_response())
+}

@@ -1,0 +1,401 @@
+//! gRPC, as sites see it: decode, ask, call one method, encode. Rules live in `falaj-core`.
+
+use crate::{
+    accept::Peer,
+    blob::is_full,
+    engine::{Arrived, Engine, SignedReceipt, problem_of, refusal, unreadable, update_ref},
+    policy::{Action, Resource},
+    store::writer::CommitError,
+};
+use ed25519_dalek::VerifyingKey;
+use falaj_core::{
+    admission::{self, Expectation, HeaderError},
+    audit::{Draft, Kind},
+    id::{Digest, RoundId, SiteId, StudyId},
+    round::{self, Event, Refusal},
+    update::{PayloadCheck, PayloadError, UpdateHeader},
+};
+use falaj_proto::{
+    CHUNK_BYTES_MAX,
+    problem::{Code, Problem},
+    v1::{
+        ConnectRequest, DeclineReply, DeclineRequest, FetchModelRequest, ModelOpen, ModelPart,
+        Push, SubmitUpdateReply, UpdateOpen, UpdatePart, Welcome, federation_server::Federation,
+        model_part, push, update_part,
+    },
+};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::AsyncReadExt as _,
+    sync::{Semaphore, mpsc},
+};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+/// A site that sends nothing for this long in the middle of an upload has gone.
+const UPLOAD_IDLE: Duration = Duration::from_secs(60);
+/// Model chunks that wait for a slow site.
+const CHUNKS: usize = 4;
+/// Data sets that one site may offer.
+const DATASETS_MAX: usize = 256;
+
+/// The service.
+pub struct Rpc {
+    engine: Engine,
+    uploads: Arc<Semaphore>,
+    upload_serial: AtomicU64,
+}
+
+impl Rpc {
+    /// A service over an engine.
+    #[must_use]
+    pub fn new(engine: Engine) -> Self {
+        let uploads = Arc::new(Semaphore::new(engine.parts().limits.uploads_max));
+        Self { engine, uploads, upload_serial: AtomicU64::new(0) }
+    }
+}
+
+fn peer<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {
+    let peer = request.extensions().get::<Arc<Peer>>().cloned();
+    Ok(peer.ok_or_else(|| Code::Unidentified.because("the connection has no peer"))?)
+}
+
+fn study_id(text: &str) -> Result<StudyId, Problem> {
+    text.parse().map_err(|e: falaj_core::id::IdError| Code::UnknownStudy.because(e))
+}
+
+/// A site's stream of pushes; when it is dropped, the site has left.
+pub struct Pushes {
+    pushed: mpsc::Receiver<Result<Push, Status>>,
+    engine: Engine,
+    site: SiteId,
+    serial: u64,
+}
+
+impl Stream for Pushes {
+    type Item = Result<Push, Status>;
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.pushed.poll_recv(cx)
+    }
+}
+
+impl Drop for Pushes {
+    fn drop(&mut self) {
+        self.engine.sites().leave(&self.site, self.serial);
+        let connected = i64::try_from(self.engine.sites().count()).unwrap_or(i64::MAX);
+        self.engine.parts().metrics.sites_connected.set(connected);
+        tracing::info!(site = %self.site, "site left");
+    }
+}
+
+#[tonic::async_trait]
+impl Federation for Rpc {
+    type ConnectStream = Pushes;
+
+    async fn connect(&self, request: Request<ConnectRequest>) -> Result<Response<Pushes>, Status> {
+        let peer = peer(&request)?;
+        let (site, _) = peer.site()?;
+        let hello = request.into_inner();
+        if hello.datasets.len() > DATASETS_MAX {
+            return Err(Code::Malformed
+                .because(format!("a site offers at most {DATASETS_MAX} data sets"))
+                .into());
+        }
+        let parts = self.engine.parts();
+        let checkpoint = parts.store.newest_checkpoint().await.map_err(unreadable)?;
+        let address = peer.actor.address.clone().unwrap_or_default();
+        let version = hello.agent_version.chars().take(64).collect();
+        let (serial, pushed) = self.engine.sites().connect(&site, address, version, hello.datasets);
+        let stream = Pushes { pushed, engine: self.engine.clone(), site: site.clone(), serial };
+        let connected = i64::try_from(self.engine.sites().count()).unwrap_or(i64::MAX);
+        parts.metrics.sites_connected.set(connected);
+        let welcome = Welcome {
+            coordinator_version: env!("CARGO_PKG_VERSION").into(),
+            log_verifier_key: parts.signer.verifier().to_string(),
+            checkpoint: checkpoint.map(|(_, note)| note).unwrap_or_default(),
+        };
+        self.engine.sites().push(&site, push::Push::Welcome(welcome));
+        tracing::info!(%site, "site connected");
+        self.engine.joined(&site).await;
+        Ok(Response::new(stream))
+    }
+
+    async fn decline(
+        &self,
+        request: Request<DeclineRequest>,
+    ) -> Result<Response<DeclineReply>, Status> {
+        let peer = peer(&request)?;
+        let (site, _) = peer.site()?;
+        let decline = request.into_inner();
+        let round = RoundId { study: study_id(&decline.study)?, number: decline.round };
+        let code: String = decline.code.chars().take(64).collect();
+        let reason: String = decline.reason.chars().take(1_000).collect();
+        self.engine.decline(site, &round, format!("{code}: {reason}")).await?;
+        Ok(Response::new(DeclineReply {}))
+    }
+
+    type FetchModelStream = ReceiverStream<Result<ModelPart, Status>>;
+
+    async fn fetch_model(
+        &self,
+        request: Request<FetchModelRequest>,
+    ) -> Result<Response<Self::FetchModelStream>, Status> {
+        let peer = peer(&request)?;
+        let (_, identity) = peer.site()?;
+        let wanted = request.get_ref();
+        let handle = self.engine.study(&study_id(&wanted.study)?)?;
+        let digest: Digest = wanted
+            .model_sha256
+            .parse()
+            .map_err(|e: falaj_core::id::IdError| Code::UnknownModel.because(e))?;
+        let parts = self.engine.parts();
+        let id = &handle.meta.study.id;
+        let models = parts.store.models(id).await.map_err(unreadable)?;
+        if !models.iter().any(|m| m.sha256 == digest) {
+            return Err(Code::UnknownModel
+                .because(format!("study `{id}` has no model {digest}"))
+                .into());
+        }
+        let draft = Draft::new(Kind::ModelRead)
+            .actor(&peer.actor)
+            .study(id)
+            .digest("model_sha256", &digest);
+        let resource = Resource::Study(id, handle.meta.study.privacy.mechanism.as_str());
+        self.engine.grant(&identity.spiffe, Action::ModelRead, &resource, draft).await?;
+        let mut file = tokio::fs::File::open(parts.models.path(&digest)).await.map_err(|e| {
+            tracing::error!(error = %e, %digest, "a model cannot be read");
+            Status::from(Code::Internal.because("the coordinator cannot read this model"))
+        })?;
+        let payload_bytes = file.metadata().await.map_or(0, |m| m.len());
+        let (chunks, parts_out) = mpsc::channel(CHUNKS);
+        let metrics = parts.metrics.clone();
+        tokio::spawn(async move {
+            let open = ModelOpen { params: payload_bytes / 4, payload_bytes };
+            let mut part = Ok(ModelPart { part: Some(model_part::Part::Open(open)) });
+            loop {
+                if chunks.send(part).await.is_err() {
+                    return;
+                }
+                let mut chunk = bytes::BytesMut::with_capacity(CHUNK_BYTES_MAX);
+                while chunk.len() < CHUNK_BYTES_MAX {
+                    match file.read_buf(&mut chunk).await {
+                        Ok(0) => break,
+                        Ok(_) => {}
+                        Err(e) => {
+                            tracing::error!(error = %e, "a model cannot be read to its end");
+                            let _ = chunks
+                                .send(Err(Code::Internal.because("the model ended early").into()))
+                                .await;
+                            return;
+                        }
+                    }
+                }
+                if chunk.is_empty() {
+                    return;
+                }
+                metrics.bytes_out.inc_by(chunk.len() as u64);
+                let chunk = chunk.freeze();
+                part = Ok(ModelPart { part: Some(model_part::Part::Chunk(chunk)) });
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(parts_out)))
+    }
+
+    async fn submit_update(
+        &self,
+        request: Request<Streaming<UpdatePart>>,
+    ) -> Result<Response<SubmitUpdateReply>, Status> {
+        let peer = peer(&request)?;
+        let (site, identity) = peer.site()?;
+        let key = VerifyingKey::from_bytes(&identity.public_key)
+            .map_err(|e| Status::from(Code::Unidentified.because(e)))?;
+        let Ok(_room) = self.uploads.clone().try_acquire_owned() else {
+            return Err(Code::Busy
+                .because("as many uploads as are taken are under way; try again")
+                .into());
+        };
+        let mut parts = request.into_inner();
+        let mut header = None;
+        let received = self.receive(&peer, &site, &key, &mut parts, &mut header).await;
+        let metrics = &self.engine.parts().metrics;
+        match received {
+            Ok(receipt) => {
+                metrics.update(if receipt.already_counted { "duplicate" } else { "accepted" });
+                Ok(Response::new(SubmitUpdateReply {
+                    receipt: receipt.receipt.into(),
+                    signature: receipt.signature.to_vec().into(),
+                    already_counted: receipt.already_counted,
+                }))
+            }
+            Err(problem) => {
+                metrics.update(problem.code.as_str());
+                tracing::warn!(%site, code = %problem.code, detail = problem.detail, "update refused");
+                let mut entry = Draft::new(Kind::UpdateRefused)
+                    .actor(&peer.actor)
+                    .text("decision", "deny")
+                    .text("code", problem.code.as_str())
+                    .text("reason", &problem.detail);
+                if let Some(header) = header {
+                    entry = entry.round(&header.round).digest("payload_sha256", &header.payload);
+                }
+                let logged = self.engine.parts().writer.record(vec![entry]).await;
+                if let Err(e) = logged {
+                    tracing::error!(error = %e, "a refusal could not be logged");
+                }
+                Err(problem.into())
+            }
+        }
+    }
+}
+
+impl Rpc {
+    async fn receive(
+        &self,
+        peer: &Peer,
+        site: &SiteId,
+        key: &VerifyingKey,
+        parts: &mut Streaming<UpdatePart>,
+        seen: &mut Option<UpdateHeader>,
+    ) -> Result<SignedReceipt, Problem> {
+        let open = match next(parts).await? {
+            Some(update_part::Part::Open(open)) => open,
+            _ => return Err(Code::Malformed.because("an upload begins with its header")),
+        };
+        let UpdateOpen { header: header_bytes, signature } = open;
+        let header =
+            UpdateHeader::parse(&header_bytes).map_err(|e| Code::HeaderMalformed.because(e))?;
+        *seen = Some(header.clone());
+        admission::check_origin(&header, &header_bytes, &signature, site, key)
+            .map_err(|e| header_problem(&e))?;
+        let handle = self.engine.study(&header.round.study)?;
+        let id = &handle.meta.study.id;
+        let mechanism = handle.meta.study.privacy.mechanism.as_str();
+        let resource = Resource::Study(id, mechanism);
+        let decision =
+            self.engine.parts().policy.decide(site.spiffe(), Action::UpdateSend, &resource);
+        if !decision.allow {
+            return Err(Code::Denied.because(&decision.reason));
+        }
+        // Sent again because the answer was lost: the same receipt, whatever the round does now.
+        let again = self.engine.receipt_again(&header.round, site, &header.payload).await?;
+        if let Some(receipt) = again {
+            return self.duplicate(peer, &header, receipt).await;
+        }
+        let view = handle.view();
+        let Some(open) = view.round.filter(|_| view.state == "running") else {
+            return Err(Code::StudyOver
+                .because(format!("study `{id}` takes no updates: it is {}", view.state)));
+        };
+        let expected = Expectation::of(&handle.meta.study, open.id().clone(), open.spec().base)
+            .map_err(|e| Code::Internal.because(e))?;
+        let bytes_max = self.engine.parts().limits.update_bytes_max;
+        admission::check_header(&header, &expected, bytes_max).map_err(|e| header_problem(&e))?;
+        // What the round would say is known before a byte is read; it is asked again when it counts.
+        let event = Event::Update(site.clone(), update_ref(&header, &header_bytes));
+        if let Err(e) = round::step(&open, event, crate::clock::now())
+            && !matches!(e, Refusal::AlreadyCounted(_))
+        {
+            return Err(refusal(&e));
+        }
+        self.spool(&header, parts).await?;
+        self.engine
+            .count(Arrived {
+                site: site.clone(),
+                actor: peer.actor.clone(),
+                decision,
+                header,
+                header_bytes: header_bytes.to_vec(),
+                signature: signature.to_vec(),
+            })
+            .await
+    }
+
+    async fn duplicate(
+        &self,
+        peer: &Peer,
+        header: &UpdateHeader,
+        receipt: SignedReceipt,
+    ) -> Result<SignedReceipt, Problem> {
+        let entry = Draft::new(Kind::UpdateDuplicate)
+            .actor(&peer.actor)
+            .round(&header.round)
+            .digest("payload_sha256", &header.payload);
+        self.engine.parts().writer.record(vec![entry]).await.map_err(|e| problem_of(&e))?;
+        Ok(receipt)
+    }
+
+    /// Streams the payload to the disk, checking it on the way; it is durable when this returns.
+    async fn spool(
+        &self,
+        header: &UpdateHeader,
+        parts: &mut Streaming<UpdatePart>,
+    ) -> Result<(), Problem> {
+        let spool = &self.engine.parts().updates;
+        let serial = self.upload_serial.fetch_add(1, Ordering::Relaxed);
+        let stored = |e: std::io::Error| {
+            if is_full(&e) {
+                problem_of(&CommitError::Full)
+            } else {
+                tracing::error!(error = %e, "an update cannot be stored");
+                Code::Internal.because("the coordinator cannot store the update")
+            }
+        };
+        let mut file = spool.begin(&format!("upload-{serial}")).await.map_err(stored)?;
+        let mut check = PayloadCheck::new(header);
+        while let Some(part) = next(parts).await? {
+            let update_part::Part::Chunk(chunk) = part else {
+                return Err(Code::Malformed.because("an upload has one header"));
+            };
+            if chunk.len() > CHUNK_BYTES_MAX {
+                return Err(
+                    Code::Malformed.because(format!("a chunk has at most {CHUNK_BYTES_MAX} bytes"))
+                );
+            }
+            check.feed(&chunk).map_err(|e| payload_problem(&e))?;
+            file.write(&chunk).await.map_err(stored)?;
+            self.engine.parts().metrics.bytes_in.inc_by(chunk.len() as u64);
+        }
+        check.finish(header.payload).map_err(|e| payload_problem(&e))?;
+        file.finish(&header.payload).await.map_err(stored)
+    }
+}
+
+async fn next(parts: &mut Streaming<UpdatePart>) -> Result<Option<update_part::Part>, Problem> {
+    let message = tokio::time::timeout(UPLOAD_IDLE, parts.message()).await;
+    let message = message.map_err(|_| {
+        Code::SizeMismatch.because(format!("nothing came for {} seconds", UPLOAD_IDLE.as_secs()))
+    })?;
+    let message = message.map_err(|e| {
+        Code::SizeMismatch.because(format!("the upload broke off: {}", e.message()))
+    })?;
+    message.map(|m| m.part.ok_or_else(|| Code::Malformed.because("an empty message"))).transpose()
+}
+
+fn header_problem(e: &HeaderError) -> Problem {
+    let code = match e {
+        HeaderError::Site { .. } => Code::SiteMismatch,
+        HeaderError::Signature(_) => Code::SignatureInvalid,
+        HeaderError::Round { .. } => Code::WrongRound,
+        HeaderError::Base { .. } => Code::WrongBase,
+        HeaderError::Shape { .. } | HeaderError::Weight(_) => Code::ShapeMismatch,
+        HeaderError::TooLarge { .. } => Code::TooLarge,
+    };
+    code.because(e)
+}
+
+fn payload_problem(e: &PayloadError) -> Problem {
+    let code = match e {
+        PayloadError::TooLong(_) | PayloadError::TooShort { .. } => Code::SizeMismatch,
+        PayloadError::OutOfRange { .. } => Code::ValueOutOfRange,
+        PayloadError::Digest { .. } => Code::DigestMismatch,
+    };
+    code.because(e)
+}

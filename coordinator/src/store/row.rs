@@ -1,0 +1,327 @@
+//! How rows are spelled, and how they become core's types again.
+
+use super::StoreError;
+use falaj_core::{
+    id::{Digest, RoundId, SiteId, StudyId},
+    round::{
+        Aggregating, AnyRound, Collecting, Enrolling, FailReason, Failed, Gated, Planned, Promoted,
+        Rejected, Round, RoundSpec, Seat, UpdateRef,
+    },
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use sqlx::{Row as _, sqlite::SqliteRow};
+use std::{collections::BTreeMap, str::FromStr};
+
+/// A study as submitted, and how it stands.
+#[derive(Clone, Debug)]
+pub struct StudyRow {
+    /// Its name.
+    pub id: StudyId,
+    /// SHA-256 of the file.
+    pub sha256: Digest,
+    /// The file.
+    pub yaml: Vec<u8>,
+    /// running, finished, stopped or failed.
+    pub state: String,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// When it was submitted.
+    pub submitted: Timestamp,
+    /// By whom.
+    pub submitted_by: String,
+}
+
+/// A counted update.
+#[derive(Clone, Debug)]
+pub struct UpdateRow {
+    /// The round.
+    pub round: RoundId,
+    /// The try of the round.
+    pub attempt: u32,
+    /// The site.
+    pub site: SiteId,
+    /// The signed header.
+    pub header: Vec<u8>,
+    /// The site's signature.
+    pub signature: Vec<u8>,
+    /// SHA-256 of the payload.
+    pub payload: Digest,
+    /// Bytes of the payload.
+    pub bytes: u64,
+    /// Epsilon as the header states it.
+    pub epsilon: String,
+    /// Index of its entry in the log.
+    pub log_index: u64,
+    /// Leaf hash of that entry.
+    pub leaf: Digest,
+    /// When that entry was committed.
+    pub committed: Timestamp,
+}
+
+/// A model of a study; number 0 is the first, untrained one.
+#[derive(Clone, Debug)]
+pub struct ModelRow {
+    /// The study.
+    pub study: StudyId,
+    /// The round that gave it.
+    pub number: u32,
+    /// SHA-256 of its parameters.
+    pub sha256: Digest,
+    /// When it was published.
+    pub published: Timestamp,
+}
+
+pub(super) fn parsed<T: FromStr>(text: &str) -> Result<T, StoreError> {
+    text.parse().map_err(|_| StoreError::Corrupt(format!("`{text}`")))
+}
+
+pub(super) fn digest_of(bytes: &[u8]) -> Result<Digest, StoreError> {
+    let bytes = bytes.try_into().map_err(|_| StoreError::Corrupt("a short digest".into()))?;
+    Ok(Digest(bytes))
+}
+
+fn at(row: &SqliteRow, column: &str) -> Timestamp {
+    Timestamp::from_millis(row.get(column))
+}
+
+impl StudyRow {
+    pub(super) fn read(r: &SqliteRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: parsed(r.get("id"))?,
+            sha256: parsed(r.get("sha256"))?,
+            yaml: r.get("yaml"),
+            state: r.get("state"),
+            reason: r.get("reason"),
+            submitted: at(r, "submitted_ms"),
+            submitted_by: r.get("submitted_by"),
+        })
+    }
+}
+
+impl UpdateRow {
+    pub(super) fn read(r: &SqliteRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            round: RoundId { study: parsed(r.get("study"))?, number: r.get("number") },
+            attempt: r.get("attempt"),
+            site: parsed(r.get("site"))?,
+            header: r.get("header"),
+            signature: r.get("signature"),
+            payload: parsed(r.get("payload"))?,
+            bytes: r.get::<i64, _>("bytes").cast_unsigned(),
+            epsilon: r.get("epsilon"),
+            log_index: r.get::<i64, _>("log_index").cast_unsigned(),
+            leaf: digest_of(r.get("leaf"))?,
+            committed: at(r, "committed_ms"),
+        })
+    }
+}
+
+impl ModelRow {
+    pub(super) fn read(r: &SqliteRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            study: parsed(r.get("study"))?,
+            number: r.get("number"),
+            sha256: parsed(r.get("sha256"))?,
+            published: at(r, "published_ms"),
+        })
+    }
+}
+
+/// A round as it is stored: JSON that no type of core's shapes.
+#[derive(Serialize, Deserialize)]
+struct RoundJson {
+    base: String,
+    min_sites: u32,
+    max_sites: u32,
+    expected_sites: u32,
+    deadline_ms: u64,
+    grace_ms: u64,
+    attempt: u32,
+    stage: StageJson,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+enum StageJson {
+    Planned,
+    Enrolling { sites: BTreeMap<String, SeatJson>, deadline: i64, closes: Option<i64> },
+    Collecting { sites: BTreeMap<String, SeatJson>, deadline: i64, closes: Option<i64> },
+    Aggregating { updates: BTreeMap<String, UpdateJson> },
+    Gated { updates: BTreeMap<String, UpdateJson>, candidate: String },
+    Promoted { updates: BTreeMap<String, UpdateJson>, model: String },
+    Rejected { candidate: String, reasons: Vec<String> },
+    Failed { reason: FailJson },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "seat", rename_all = "snake_case")]
+enum SeatJson {
+    Joined,
+    Updated { update: UpdateJson },
+    Declined { why: String },
+}
+
+#[derive(Serialize, Deserialize)]
+struct UpdateJson {
+    payload: String,
+    header: String,
+    weight: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "fail", rename_all = "snake_case")]
+enum FailJson {
+    NoQuorum { had: u32, needed: u32 },
+    Stopped,
+    Aggregation { why: String },
+}
+
+fn write_update(u: &UpdateRef) -> UpdateJson {
+    UpdateJson { payload: u.payload.to_string(), header: u.header.to_string(), weight: u.weight }
+}
+
+fn read_update(u: &UpdateJson) -> Result<UpdateRef, StoreError> {
+    let (payload, header) = (parsed(&u.payload)?, parsed(&u.header)?);
+    Ok(UpdateRef { payload, header, weight: u.weight })
+}
+
+fn write_seats(seats: &BTreeMap<SiteId, Seat>) -> BTreeMap<String, SeatJson> {
+    let seat = |s: &Seat| match s {
+        Seat::Joined => SeatJson::Joined,
+        Seat::Updated(u) => SeatJson::Updated { update: write_update(u) },
+        Seat::Declined(why) => SeatJson::Declined { why: why.clone() },
+    };
+    seats.iter().map(|(site, s)| (site.to_string(), seat(s))).collect()
+}
+
+fn read_seats(seats: &BTreeMap<String, SeatJson>) -> Result<BTreeMap<SiteId, Seat>, StoreError> {
+    seats
+        .iter()
+        .map(|(site, s)| {
+            let seat = match s {
+                SeatJson::Joined => Seat::Joined,
+                SeatJson::Updated { update } => Seat::Updated(read_update(update)?),
+                SeatJson::Declined { why } => Seat::Declined(why.clone()),
+            };
+            Ok((parsed(site)?, seat))
+        })
+        .collect()
+}
+
+fn write_updates(updates: &BTreeMap<SiteId, UpdateRef>) -> BTreeMap<String, UpdateJson> {
+    updates.iter().map(|(site, u)| (site.to_string(), write_update(u))).collect()
+}
+
+fn read_updates(
+    updates: &BTreeMap<String, UpdateJson>,
+) -> Result<BTreeMap<SiteId, UpdateRef>, StoreError> {
+    updates.iter().map(|(site, u)| Ok((parsed(site)?, read_update(u)?))).collect()
+}
+
+/// A round as it is stored.
+pub(super) fn write_round(round: &AnyRound) -> String {
+    let stage = match round {
+        AnyRound::Planned(_) => StageJson::Planned,
+        AnyRound::Enrolling(r) => StageJson::Enrolling {
+            sites: write_seats(&r.stage.sites),
+            deadline: r.stage.deadline.as_millis(),
+            closes: r.stage.closes.map(Timestamp::as_millis),
+        },
+        AnyRound::Collecting(r) => StageJson::Collecting {
+            sites: write_seats(&r.stage.sites),
+            deadline: r.stage.deadline.as_millis(),
+            closes: r.stage.closes.map(Timestamp::as_millis),
+        },
+        AnyRound::Aggregating(r) => {
+            StageJson::Aggregating { updates: write_updates(&r.stage.updates) }
+        }
+        AnyRound::Gated(r) => StageJson::Gated {
+            updates: write_updates(&r.stage.updates),
+            candidate: r.stage.candidate.to_string(),
+        },
+        AnyRound::Promoted(r) => StageJson::Promoted {
+            updates: write_updates(&r.stage.updates),
+            model: r.stage.model.to_string(),
+        },
+        AnyRound::Rejected(r) => StageJson::Rejected {
+            candidate: r.stage.candidate.to_string(),
+            reasons: r.stage.reasons.clone(),
+        },
+        AnyRound::Failed(r) => StageJson::Failed {
+            reason: match &r.stage.reason {
+                FailReason::NoQuorum { had, needed } => {
+                    FailJson::NoQuorum { had: *had, needed: *needed }
+                }
+                FailReason::Stopped => FailJson::Stopped,
+                FailReason::Aggregation(why) => FailJson::Aggregation { why: why.clone() },
+            },
+        },
+    };
+    let spec = round.spec();
+    let json = RoundJson {
+        base: spec.base.to_string(),
+        min_sites: spec.min_sites,
+        max_sites: spec.max_sites,
+        expected_sites: spec.expected_sites,
+        deadline_ms: spec.deadline_ms,
+        grace_ms: spec.grace_ms,
+        attempt: spec.attempt,
+        stage,
+    };
+    serde_json::to_string(&json).expect("invariant: a round is JSON")
+}
+
+/// The round that was stored.
+pub(super) fn read_round(id: RoundId, text: &str) -> Result<AnyRound, StoreError> {
+    let json: RoundJson =
+        serde_json::from_str(text).map_err(|e| StoreError::Corrupt(format!("round {id} ({e})")))?;
+    let spec = RoundSpec {
+        base: parsed(&json.base)?,
+        min_sites: json.min_sites,
+        max_sites: json.max_sites,
+        expected_sites: json.expected_sites,
+        deadline_ms: json.deadline_ms,
+        grace_ms: json.grace_ms,
+        attempt: json.attempt,
+    };
+    let at = Timestamp::from_millis;
+    Ok(match json.stage {
+        StageJson::Planned => AnyRound::Planned(Round { id, spec, stage: Planned }),
+        StageJson::Enrolling { sites, deadline, closes } => {
+            let sites = read_seats(&sites)?;
+            let stage = Enrolling { sites, deadline: at(deadline), closes: closes.map(at) };
+            AnyRound::Enrolling(Round { id, spec, stage })
+        }
+        StageJson::Collecting { sites, deadline, closes } => {
+            let sites = read_seats(&sites)?;
+            let stage = Collecting { sites, deadline: at(deadline), closes: closes.map(at) };
+            AnyRound::Collecting(Round { id, spec, stage })
+        }
+        StageJson::Aggregating { updates } => {
+            let stage = Aggregating { updates: read_updates(&updates)? };
+            AnyRound::Aggregating(Round { id, spec, stage })
+        }
+        StageJson::Gated { updates, candidate } => {
+            let updates = read_updates(&updates)?;
+            let stage = Gated { updates, candidate: parsed(&candidate)? };
+            AnyRound::Gated(Round { id, spec, stage })
+        }
+        StageJson::Promoted { updates, model } => {
+            let stage = Promoted { updates: read_updates(&updates)?, model: parsed(&model)? };
+            AnyRound::Promoted(Round { id, spec, stage })
+        }
+        StageJson::Rejected { candidate, reasons } => {
+            let stage = Rejected { candidate: parsed(&candidate)?, reasons };
+            AnyRound::Rejected(Round { id, spec, stage })
+        }
+        StageJson::Failed { reason } => {
+            let reason = match reason {
+                FailJson::NoQuorum { had, needed } => FailReason::NoQuorum { had, needed },
+                FailJson::Stopped => FailReason::Stopped,
+                FailJson::Aggregation { why } => FailReason::Aggregation(why),
+            };
+            AnyRound::Failed(Round { id, spec, stage: Failed { reason } })
+        }
+    })
+}

@@ -1,0 +1,387 @@
+//! The one writer: commits what callers hand in, in groups, each group one durable transaction.
+//!
+//! It gives log entries their places, hashes them, and keeps the tree's frontier. A caller is answered
+//! only after its commit is durable; if anything fails, nothing has happened, in memory either.
+
+use super::{
+    StoreError,
+    row::{ModelRow, StudyRow, UpdateRow, write_round},
+};
+use crate::{clock, metrics::Metrics};
+use falaj_core::{
+    audit::Draft,
+    id::{Digest, StudyId},
+    merkle::{Frontier, leaf_hash},
+    note::{Checkpoint, NoteSigner},
+    round::AnyRound,
+    time::Timestamp,
+};
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
+use std::{sync::Arc, time::Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Commits waiting at most; beyond it callers are told that the log is busy.
+const QUEUE: usize = 4_096;
+/// Commits in one transaction at most.
+const GROUP: usize = 1_024;
+/// Rows of one `INSERT`, well below SQLite's bound on bound values.
+const ROWS_PER_INSERT: usize = 1_024;
+
+/// What must become durable together.
+#[derive(Default)]
+pub struct Commit {
+    /// A round's next state, if it changes, over the version that it was computed from.
+    pub round: Option<(AnyRound, u64)>,
+    /// Rows that belong to it.
+    pub rows: Vec<Change>,
+    /// Log entries that say so.
+    pub entries: Vec<Draft>,
+}
+
+/// One row's change.
+pub enum Change {
+    /// A new study.
+    Study(StudyRow),
+    /// A study's new state, and why.
+    StudyState(StudyId, &'static str, Option<String>),
+    /// A counted update; its place in the log is that of the commit's entry with this number.
+    Update(UpdateRow, usize),
+    /// A model.
+    Model(ModelRow),
+    /// A certificate that entries name.
+    Certificate(Digest, Vec<u8>),
+    /// A policy file that is in force.
+    Policy(Digest, String, Vec<u8>),
+    /// A signed checkpoint.
+    Checkpoint(u64, String),
+}
+
+/// Where a commit's entries lie.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// Index of the first entry.
+    pub first: u64,
+    /// Leaf hashes of the entries, in order.
+    pub leaves: Vec<Digest>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Why nothing was committed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Too many commits are waiting.
+    #[error("too many commits are waiting")]
+    Busy,
+    /// Somebody else changed the round first.
+    #[error("the round was changed by somebody else")]
+    Conflict,
+    /// The disk is full.
+    #[error("the disk is full")]
+    Full,
+    /// The database failed.
+    #[error("the database failed: {0}")]
+    Failed(String),
+}
+
+impl From<StoreError> for CommitError {
+    fn from(e: StoreError) -> Self {
+        match e {
+            StoreError::Full(_) => Self::Full,
+            other => Self::Failed(format!("{:#}", anyhow::Error::from(other))),
+        }
+    }
+}
+
+/// A tree head: size and root.
+pub type Head = (u64, Digest);
+
+type Waiting = (Commit, oneshot::Sender<Result<Committed, CommitError>>);
+
+/// A cheap handle to the writer.
+#[derive(Clone)]
+pub struct Writer {
+    queue: mpsc::Sender<Waiting>,
+    head: watch::Receiver<Head>,
+    metrics: Arc<Metrics>,
+}
+
+impl Writer {
+    /// Makes it all durable, or nothing of it.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.try_send((commit, reply)).map_err(|_| CommitError::Busy)?;
+        self.metrics.writer_queue.set(i64::try_from(QUEUE - self.queue.capacity()).unwrap_or(0));
+        answer.await.map_err(|_| CommitError::Failed("the writer has ended".into()))?
+    }
+
+    /// Makes entries durable.
+    ///
+    /// # Errors
+    /// [`CommitError`].
+    pub async fn record(&self, entries: Vec<Draft>) -> Result<Committed, CommitError> {
+        self.commit(Commit { entries, ..Commit::default() }).await
+    }
+
+    /// The newest durable tree head.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        *self.head.borrow()
+    }
+
+    /// Tells of every new durable tree head.
+    #[must_use]
+    pub fn heads(&self) -> watch::Receiver<Head> {
+        self.head.clone()
+    }
+}
+
+/// The writer itself; run it as a task.
+pub struct Service {
+    pool: SqlitePool,
+    queue: mpsc::Receiver<Waiting>,
+    frontier: Frontier,
+    head: watch::Sender<Head>,
+    metrics: Arc<Metrics>,
+}
+
+/// Recomputes the tree from the entries' bytes and compares it with the last signed checkpoint.
+///
+/// # Errors
+/// When an entry's bytes are not those that were hashed, or the log is not the one that was signed: the
+/// message names both sizes.
+pub async fn open(
+    pool: SqlitePool,
+    signer: &NoteSigner,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<(Writer, Service)> {
+    use futures_util::TryStreamExt as _;
+    let signed = sqlx::query("SELECT note FROM log_checkpoints ORDER BY tree_size DESC LIMIT 1")
+        .fetch_optional(&pool)
+        .await?
+        .map(|r| Checkpoint::open(r.get("note"), signer.verifier()))
+        .transpose()?;
+    let mut frontier = Frontier::new();
+    {
+        let mut rows =
+            sqlx::query("SELECT seq, bytes, leaf FROM log_entries ORDER BY seq").fetch(&pool);
+        while let Some(row) = rows.try_next().await? {
+            let seq = row.get::<i64, _>("seq").cast_unsigned();
+            let leaf = leaf_hash(row.get("bytes"));
+            anyhow::ensure!(
+                seq == frontier.size() && leaf.0 == row.get::<&[u8], _>("leaf"),
+                "log entry {} is missing or was changed: restore the database from a backup",
+                frontier.size()
+            );
+            frontier.push(leaf);
+            if let Some(signed) = signed.as_ref().filter(|s| s.tree_size == frontier.size()) {
+                anyhow::ensure!(
+                    signed.root_hash == frontier.root(),
+                    "the log's first {} entries have root {}, but root {} was signed: the log was rewritten",
+                    signed.tree_size,
+                    frontier.root(),
+                    signed.root_hash
+                );
+            }
+        }
+    }
+    if let Some(signed) = signed {
+        anyhow::ensure!(
+            frontier.size() >= signed.tree_size,
+            "the log has {} entries, but a checkpoint of {} was signed: an older database was restored",
+            frontier.size(),
+            signed.tree_size
+        );
+    }
+    let (queue, waiting) = mpsc::channel(QUEUE);
+    let (head, heads) = watch::channel((frontier.size(), frontier.root()));
+    let writer = Writer { queue, head: heads, metrics: metrics.clone() };
+    Ok((writer, Service { pool, queue: waiting, frontier, head, metrics }))
+}
+
+impl Service {
+    /// Commits until every handle is gone.
+    pub async fn run(mut self) {
+        let mut group = Vec::with_capacity(GROUP);
+        while self.queue.recv_many(&mut group, GROUP).await > 0 {
+            let started = Instant::now();
+            let (commits, replies): (Vec<Commit>, Vec<_>) = group.drain(..).unzip();
+            let size = commits.len();
+            match self.write(commits).await {
+                Ok((results, frontier)) => {
+                    self.frontier = frontier;
+                    self.head.send_replace((self.frontier.size(), self.frontier.root()));
+                    for (reply, result) in replies.into_iter().zip(results) {
+                        // A caller that has gone away does not undo what is durable.
+                        let _ = reply.send(result);
+                    }
+                }
+                Err(e) => {
+                    let e = CommitError::from(e);
+                    tracing::error!(error = %e, commits = size, "nothing was committed");
+                    for reply in replies {
+                        let _ = reply.send(Err(e.clone()));
+                    }
+                }
+            }
+            self.metrics.committed(size, started.elapsed());
+        }
+    }
+
+    /// One transaction. Gives each commit's result and the frontier after them.
+    async fn write(
+        &self,
+        commits: Vec<Commit>,
+    ) -> Result<(Vec<Result<Committed, CommitError>>, Frontier), StoreError> {
+        let mut frontier = self.frontier.clone();
+        let mut entries = Vec::new();
+        let mut results = Vec::with_capacity(commits.len());
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        for commit in commits {
+            if let Some((round, version)) = &commit.round
+                && !put_round(&mut tx, round, *version).await?
+            {
+                results.push(Err(CommitError::Conflict));
+                continue;
+            }
+            let first = frontier.size();
+            let at = clock::now();
+            let mut leaves = Vec::with_capacity(commit.entries.len());
+            for draft in commit.entries {
+                let kind = draft.kind();
+                let bytes = draft.finish(frontier.size(), at, clock::nonce());
+                let leaf = leaf_hash(&bytes);
+                entries.push((frontier.size(), kind, bytes, leaf));
+                leaves.push(leaf);
+                frontier.push(leaf);
+            }
+            let committed = Committed { first, leaves, at };
+            for change in commit.rows {
+                put(&mut tx, change, &committed).await?;
+            }
+            results.push(Ok(committed));
+        }
+        for rows in entries.chunks(ROWS_PER_INSERT) {
+            let mut insert: QueryBuilder<Sqlite> =
+                QueryBuilder::new("INSERT INTO log_entries (seq, kind, bytes, leaf) ");
+            insert.push_values(rows, |mut row, (seq, kind, bytes, leaf)| {
+                row.push_bind(seq.cast_signed())
+                    .push_bind(kind.as_str())
+                    .push_bind(&bytes[..])
+                    .push_bind(&leaf.0[..]);
+            });
+            insert.build().execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok((results, frontier))
+    }
+}
+
+/// Whether the round was still at `version`; it is one further then.
+async fn put_round(
+    tx: &mut SqliteConnection,
+    round: &AnyRound,
+    version: u64,
+) -> Result<bool, StoreError> {
+    let id = round.id();
+    let state = write_round(round);
+    let done = if version == 0 {
+        sqlx::query("INSERT INTO rounds (study, number, attempt, version, state) VALUES (?, ?, ?, 1, ?) ON CONFLICT DO NOTHING")
+            .bind(id.study.as_str())
+            .bind(id.number)
+            .bind(round.spec().attempt)
+            .bind(state)
+            .execute(tx)
+            .await?
+    } else {
+        sqlx::query("UPDATE rounds SET state = ?, version = version + 1 WHERE study = ? AND number = ? AND attempt = ? AND version = ?")
+            .bind(state)
+            .bind(id.study.as_str())
+            .bind(id.number)
+            .bind(round.spec().attempt)
+            .bind(version.cast_signed())
+            .execute(tx)
+            .await?
+    };
+    Ok(done.rows_affected() == 1)
+}
+
+async fn put(
+    tx: &mut SqliteConnection,
+    change: Change,
+    committed: &Committed,
+) -> Result<(), StoreError> {
+    match change {
+        Change::Study(s) => {
+            sqlx::query("INSERT INTO studies (id, sha256, yaml, state, submitted_ms, submitted_by) VALUES (?, ?, ?, ?, ?, ?)")
+                .bind(s.id.as_str())
+                .bind(s.sha256.to_string())
+                .bind(s.yaml)
+                .bind(s.state)
+                .bind(committed.at.as_millis())
+                .bind(s.submitted_by)
+                .execute(tx)
+                .await?
+        }
+        Change::StudyState(id, state, reason) => {
+            sqlx::query("UPDATE studies SET state = ?, reason = ? WHERE id = ?")
+                .bind(state)
+                .bind(reason)
+                .bind(id.as_str())
+                .execute(tx)
+                .await?
+        }
+        Change::Update(u, entry) => {
+            sqlx::query("INSERT INTO updates (study, number, attempt, site, header, signature, payload, bytes, epsilon, log_index, leaf, committed_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
+                .bind(u.round.study.as_str())
+                .bind(u.round.number)
+                .bind(u.attempt)
+                .bind(u.site.to_string())
+                .bind(u.header)
+                .bind(u.signature)
+                .bind(u.payload.to_string())
+                .bind(u.bytes.cast_signed())
+                .bind(u.epsilon)
+                .bind((committed.first + entry as u64).cast_signed())
+                .bind(committed.leaves[entry].0.to_vec())
+                .bind(committed.at.as_millis())
+                .execute(tx)
+                .await?
+        }
+        Change::Model(m) => {
+            sqlx::query("INSERT INTO models (study, number, sha256, published_ms) VALUES (?, ?, ?, ?)")
+                .bind(m.study.as_str())
+                .bind(m.number)
+                .bind(m.sha256.to_string())
+                .bind(committed.at.as_millis())
+                .execute(tx)
+                .await?
+        }
+        Change::Certificate(digest, der) => {
+            sqlx::query("INSERT INTO certificates (sha256, der) VALUES (?, ?) ON CONFLICT DO NOTHING")
+                .bind(digest.to_string())
+                .bind(der)
+                .execute(tx)
+                .await?
+        }
+        Change::Policy(set, file, bytes) => {
+            sqlx::query("INSERT INTO policies (set_sha256, file, bytes) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+                .bind(set.to_string())
+                .bind(file)
+                .bind(bytes)
+                .execute(tx)
+                .await?
+        }
+        Change::Checkpoint(size, note) => {
+            sqlx::query("INSERT INTO log_checkpoints (tree_size, note) VALUES (?, ?) ON CONFLICT DO NOTHING")
+                .bind(size.cast_signed())
+                .bind(note)
+                .execute(tx)
+                .await?
+        }
+    };
+    Ok(())
+}
