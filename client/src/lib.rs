@@ -1,1 +1,17 @@
-//! Falaj agent.
+//! The agent: runs beside the records, trains on them, and lets only sealed updates out.
+//!
+//! Connections are outbound only. The road of an update is [`data`] → [`guard`] → [`ledger`] → [`train`] →
+//! `falaj_core::dp` → [`journal`] → [`transport`]; [`agent`] walks it for each task.
+
+pub mod agent;
+pub mod config;
+pub mod data;
+pub mod evaluate;
+pub mod guard;
+pub mod journal;
+pub mod ledger;
+pub mod local;
+pub mod model_file;
+pub mod noise;
+pub mod train;
+pub mod transport;

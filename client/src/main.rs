@@ -1,2 +1,371 @@
-//! Falaj.
-fn main() {}
+//! `falaj-agent`: the program that runs at a site, next to the records.
+
+use anyhow::{Context as _, Result, bail};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use falaj_agent::{
+    agent::{self, Agent, Ended, Options},
+    config::Config,
+    data, evaluate,
+    guard::ResidencyGuard,
+    local::{self, Alone},
+    model_file,
+    train::{self, Chance},
+};
+use falaj_core::{id::Digest, study::Study};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::{
+    fs,
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The exit code when the coordinator refuses this site, or this site the coordinator.
+const EXIT_REFUSED: u8 = 3;
+
+/// The agent of a Falaj federation: trains beside the records and lets only sealed updates out.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:\n  falaj-agent explain study.yaml --config agent.toml\n  falaj-agent run --config agent.toml\n  falaj-agent ledger --config agent.toml --json\n  falaj-agent evaluate study.yaml --model model.safetensors --data held_out.csv"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// How to write to standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Connect to the coordinator and take part until told to end.
+    Run {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// End with code 3 when one side refuses the other, instead of trying again.
+        #[arg(long)]
+        exit_on_refusal: bool,
+        /// Fixed randomness, for tests: protects nobody, and release builds do not have it.
+        #[cfg(debug_assertions)]
+        #[arg(long, hide = true)]
+        insecure_seed: Option<u64>,
+    },
+    /// Look at the configuration.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Say what a study would read, cost, and let out, before anything is touched.
+    Explain {
+        /// The study file.
+        study: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Look at the records.
+    Data {
+        #[command(subcommand)]
+        command: DataCommand,
+    },
+    /// Train a study at this site alone, with the same privacy, for comparison.
+    Train {
+        /// The study file.
+        study: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Where to write the model.
+        #[arg(long, short)]
+        out: PathBuf,
+        /// Rounds, instead of the study's own number.
+        #[arg(long)]
+        rounds: Option<u32>,
+        /// Without noise and without spending the ledger: the model must not leave the site.
+        #[arg(long)]
+        no_privacy: bool,
+    },
+    /// Measure a model on records at hand.
+    Evaluate {
+        /// The study file.
+        study: PathBuf,
+        /// The model.
+        #[arg(long)]
+        model: PathBuf,
+        /// A CSV file, or a folder of them.
+        #[arg(long)]
+        data: PathBuf,
+    },
+    /// Show what has been spent on each data set, and what is left.
+    Ledger {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Check the configuration and the certificates it names.
+    Check {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+}
+
+#[derive(Subcommand)]
+enum DataCommand {
+    /// Read the records under a study's schema and report every broken row.
+    Check {
+        /// The study file.
+        study: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+}
+
+#[derive(clap::Args)]
+struct ConfigArg {
+    /// The configuration.
+    #[arg(long, env = "FALAJ_AGENT_CONFIG")]
+    config: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("falaj-agent: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Run {
+            config,
+            exit_on_refusal,
+            #[cfg(debug_assertions)]
+            insecure_seed,
+        } => {
+            log_to_stderr(cli.log_format);
+            let options = Options {
+                exit_on_refusal,
+                #[cfg(debug_assertions)]
+                insecure_seed,
+            };
+            let shutdown = CancellationToken::new();
+            tokio::spawn(end_on_signal(shutdown.clone()));
+            let agent = Agent::open(Config::load(&config.config)?, options).await?;
+            return Ok(match agent.run(shutdown).await? {
+                Ended::Asked => ExitCode::SUCCESS,
+                Ended::Refused(why) => {
+                    eprintln!("falaj-agent: {why}");
+                    ExitCode::from(EXIT_REFUSED)
+                }
+            });
+        }
+        Command::Config { command: ConfigCommand::Check { config } } => {
+            let config = Config::load(&config.config)?;
+            let credentials =
+                falaj_certs::tls::Credentials::load(&config.identity.cert, &config.identity.key)?;
+            let identity = credentials.identity()?;
+            falaj_certs::trust::TrustStore::load(&config.identity.trust)?;
+            say(cli.json, &json!({ "identity": identity.spiffe.to_string(), "ok": true }));
+        }
+        Command::Explain { study, config } => explain(&study, &config.config, cli.json).await?,
+        Command::Data { command: DataCommand::Check { study, config } } => {
+            let (study, _) = read_study(&study)?;
+            let config = Config::load(&config.config)?;
+            let dataset = config.dataset(&study.data.dataset).with_context(|| {
+                format!("this site offers no data set `{}`", study.data.dataset)
+            })?;
+            let batch =
+                data::load(&dataset.path, &study.data, &data::declared_bounds(&study.data))?;
+            say(cli.json, &json!({ "rows": batch.rows(), "inputs": batch.width, "ok": true }));
+        }
+        Command::Train { study, config, out, rounds, no_privacy } => {
+            let how = Alone { rounds, no_privacy };
+            train_alone(&study, &config.config, &out, how, cli.json).await?;
+        }
+        Command::Evaluate { study, model, data: path } => {
+            let (study, _) = read_study(&study)?;
+            let batch = data::load(&path, &study.data, &data::declared_bounds(&study.data))?;
+            let params = model_file::read(&model, &study.manifest()?)?;
+            let spec = study.model_spec();
+            let config =
+                falaj_agent::config::TrainConfig { device: "cpu".into(), ..Default::default() };
+            let trainer = train::choose(&config, &spec)?;
+            let scores = evaluate::evaluate(trainer.as_ref(), &batch, &spec, &params)?;
+            say(cli.json, &serde_json::to_value(scores)?);
+        }
+        Command::Ledger { config } => ledger(&Config::load(&config.config)?, cli.json).await?,
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "falaj-agent",
+                &mut std::io::stdout(),
+            );
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read_study(path: &Path) -> Result<(Study, Digest)> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let study = falaj_proto::study::parse(&text, &path.display().to_string())?;
+    Ok((study, Digest::of(text.as_bytes())))
+}
+
+/// Prints an object as JSON, or as one line per member.
+fn say(json: bool, value: &serde_json::Value) {
+    if json {
+        println!("{value}");
+        return;
+    }
+    for (key, value) in value.as_object().into_iter().flatten() {
+        match value {
+            serde_json::Value::String(s) => println!("{key:24} {s}"),
+            other => println!("{key:24} {other}"),
+        }
+    }
+}
+
+async fn explain(study: &Path, config: &Path, json: bool) -> Result<()> {
+    let (study, digest) = read_study(study)?;
+    let config = Config::load(config)?;
+    let permitted = ResidencyGuard::new(&config).permits(&study);
+    let dataset = config
+        .dataset(&study.data.dataset)
+        .with_context(|| format!("this site offers no data set `{}`", study.data.dataset))?;
+    let (ledger, _) = agent::state(&config.state.dir).await?;
+    let delta = if study.privacy.delta > 0.0 { study.privacy.delta } else { dataset.delta };
+    let cost = study.cost_of_rounds(study.rounds.count)?.compose(&study.cost_of_joining()?);
+    let spent = ledger.spent(&dataset.name, None).await?;
+    let batch = data::load(&dataset.path, &study.data, &data::declared_bounds(&study.data));
+    let columns: Vec<&str> = study.data.features.iter().map(|f| f.name.as_str()).collect();
+    let params = study.manifest()?.params();
+    let told = json!({
+        "study": study.id.as_str(),
+        "study_sha256": digest.to_string(),
+        "purpose": study.purpose,
+        "permitted": permitted.as_ref().map_or_else(ToString::to_string, |()| "yes".into()),
+        "columns_read": columns.join(", "),
+        "label": study.data.label.column,
+        "rows_found": batch.as_ref().map_or_else(ToString::to_string, |b| b.rows().to_string()),
+        "leaves_per_round": format!("{} bytes: {params} values of {} bits", params * study.encoding().bytes_per_value(), study.sealing.bits),
+        "rounds": study.rounds.count,
+        "mechanism": study.privacy.mechanism.as_str(),
+        "epsilon_of_the_plan": format!("{} at delta {delta:e}", cost.epsilon(delta)?),
+        "epsilon_spent_before": format!("{} at delta {:e}", spent.epsilon(dataset.delta)?, dataset.delta),
+        "epsilon_after_the_plan": format!("{} of {}", spent.compose(&cost).epsilon(dataset.delta)?, dataset.epsilon_limit),
+        "recipient": format!("coordinator at {}, in {}", config.coordinator.address, config.policy.coordinator_places.join(" or ")),
+    });
+    say(json, &told);
+    permitted?;
+    Ok(())
+}
+
+async fn train_alone(
+    study: &Path,
+    config: &Path,
+    out: &Path,
+    how: Alone,
+    json: bool,
+) -> Result<()> {
+    let (study, digest) = read_study(study)?;
+    let config = Config::load(config)?;
+    if how.no_privacy {
+        eprintln!("falaj-agent: training without noise; this model must not leave the site");
+    }
+    let (ledger, _) = agent::state(&config.state.dir).await?;
+    let first = study.model_spec().init(Study::model_seed(&digest))?;
+    let bar = if std::io::stderr().is_terminal() && !json {
+        ProgressBar::new(0).with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} rounds")?)
+    } else {
+        ProgressBar::hidden()
+    };
+    let progress = |done: u32, planned: u32| {
+        bar.set_length(u64::from(planned));
+        bar.set_position(u64::from(done));
+    };
+    let trained =
+        local::train_alone(&config, &ledger, &study, first, how, Chance::fresh(), progress).await?;
+    bar.finish_and_clear();
+    model_file::write(out, &study.manifest()?, &trained.params)?;
+    let epsilon = trained.epsilon.map(|e| e.to_string());
+    say(json, &json!({ "model": out, "rounds": trained.rounds, "epsilon": epsilon }));
+    Ok(())
+}
+
+async fn ledger(config: &Config, json: bool) -> Result<()> {
+    let (ledger, _) = agent::state(&config.state.dir).await?;
+    let mut rows = Vec::new();
+    for (name, study, cost) in ledger.all().await? {
+        let Some(dataset) = config.dataset(&name) else {
+            bail!("the ledger knows data set `{name}`, the configuration does not: add it back");
+        };
+        let whole = ledger.spent(&name, None).await?.epsilon(dataset.delta)?;
+        rows.push(json!({
+            "dataset": name,
+            "study": study,
+            "epsilon": cost.epsilon(dataset.delta)?.to_string(),
+            "dataset_epsilon": whole.to_string(),
+            "dataset_limit": dataset.epsilon_limit,
+            "delta": dataset.delta,
+        }));
+    }
+    if json {
+        println!("{}", serde_json::Value::from(rows));
+    } else if rows.is_empty() {
+        println!("nothing has been spent");
+    } else {
+        for row in rows {
+            say(false, &row);
+            println!();
+        }
+    }
+    Ok(())
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FALAJ_LOG")
+        .unwrap_or_else(|_| "info,sqlx=warn".into());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+async fn end_on_signal(shutdown: CancellationToken) {
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("ending");
+    shutdown.cancel();
+}

@@ -12,7 +12,7 @@ use falaj_core::{
     admission::{self, Expectation, HeaderError},
     audit::{Draft, Kind},
     id::{Digest, RoundId, SiteId, StudyId},
-    round::{self, Event, Refusal},
+    round::{self, Event},
     update::{PayloadCheck, PayloadError, UpdateHeader},
 };
 use falaj_proto::{
@@ -284,13 +284,22 @@ impl Rpc {
         if !decision.allow {
             return Err(Code::Denied.because(&decision.reason));
         }
-        // Sent again because the answer was lost: the same receipt, whatever the round does now.
-        let again = self.engine.receipt_again(&header.round, site, &header.payload).await?;
-        if let Some(receipt) = again {
-            return self.duplicate(peer, &header, receipt).await;
-        }
         let view = handle.view();
-        let Some(open) = view.round.filter(|_| view.state == "running") else {
+        let open = view.round.filter(|_| view.state == "running");
+        let event = Event::Update(site.clone(), update_ref(&header, &header_bytes));
+        // What the round would say is known before a byte is read; it is asked again when it counts.
+        let would = open
+            .as_ref()
+            .filter(|r| *r.id() == header.round)
+            .map(|r| round::step(r, event, crate::clock::now()).map(drop));
+        if !matches!(would, Some(Ok(()))) {
+            // Sent again because the answer was lost: the same receipt, whatever the round does now.
+            let again = self.engine.receipt_again(&header.round, site, &header.payload).await?;
+            if let Some(receipt) = again {
+                return self.duplicate(peer, &header, receipt).await;
+            }
+        }
+        let Some(open) = open else {
             return Err(Code::StudyOver
                 .because(format!("study `{id}` takes no updates: it is {}", view.state)));
         };
@@ -298,11 +307,7 @@ impl Rpc {
             .map_err(|e| Code::Internal.because(e))?;
         let bytes_max = self.engine.parts().limits.update_bytes_max;
         admission::check_header(&header, &expected, bytes_max).map_err(|e| header_problem(&e))?;
-        // What the round would say is known before a byte is read; it is asked again when it counts.
-        let event = Event::Update(site.clone(), update_ref(&header, &header_bytes));
-        if let Err(e) = round::step(&open, event, crate::clock::now())
-            && !matches!(e, Refusal::AlreadyCounted(_))
-        {
+        if let Some(Err(e)) = would {
             return Err(refusal(&e));
         }
         self.spool(&header, parts).await?;

@@ -27,6 +27,11 @@ impl RawUpdate {
         Self(values)
     }
 
+    /// Moves parameters at the site by this update: what training alone does with it.
+    pub fn apply_locally(self, params: &mut [f32]) {
+        params.iter_mut().zip(self.0).for_each(|(p, u)| *p += u);
+    }
+
     /// Number of parameters.
     #[must_use]
     pub const fn len(&self) -> usize {

@@ -1,0 +1,454 @@
+//! The agent itself: connects, takes tasks as they are pushed, trains, seals, sends.
+
+use crate::{
+    config::Config,
+    guard::ResidencyGuard,
+    journal::{Journal, JournalError},
+    ledger::{Ledger, LedgerError},
+    local::{LocalError, Site},
+    noise::OpenDp,
+    train::{self, Chance},
+    transport::{Coordinator, Dialer, TransportError},
+};
+use anyhow::{Context as _, Result};
+use falaj_certs::{tls::Credentials, trust::TrustStore};
+use falaj_core::{
+    dp::{Mechanism, Permit, SealError},
+    id::{Digest, SiteId},
+    note::{self, Checkpoint, VerifierKey},
+    study::{Mechanism as Declared, Study},
+    task::{self, TaskHeader},
+    update::{About, SignedUpdate},
+};
+use falaj_proto::{
+    problem::Code,
+    v1::{Task, Welcome, push},
+};
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+
+/// The first pause before connecting again; it doubles up to the longest.
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+/// The longest pause before connecting again.
+const PAUSE_LONGEST: Duration = Duration::from_secs(10);
+/// Tasks that wait while one is trained; the coordinator pushes the rest again.
+const TASKS: usize = 16;
+/// How often one update is offered before the next connection is waited for.
+const OFFERS: u32 = 8;
+/// How long an update that is sealed gets to leave when the agent is asked to end.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// How the agent runs.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// End with [`Ended::Refused`] when the coordinator refuses this site, or this site the coordinator.
+    pub exit_on_refusal: bool,
+    /// Fixed randomness for tests; release builds have none.
+    #[cfg(debug_assertions)]
+    pub insecure_seed: Option<u64>,
+}
+
+/// How the agent ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to.
+    Asked,
+    /// One side refused the other.
+    Refused(String),
+}
+
+/// An agent that is ready to run.
+pub struct Agent {
+    config: Arc<Config>,
+    credentials: Arc<Credentials>,
+    site: SiteId,
+    dialer: Dialer,
+    ledger: Ledger,
+    journal: Journal,
+    options: Options,
+}
+
+/// Why a task came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum TaskError {
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error("the task cannot be trusted: {0}")]
+    Untrusted(String),
+    #[error("the study cannot be read: {0}")]
+    Study(String),
+}
+
+impl TaskError {
+    /// What the coordinator is told, if it has to know that no update will come.
+    fn declined(&self) -> Option<(&'static str, String)> {
+        match self {
+            Self::Local(e) => Some((e.code(), e.disclosed())),
+            Self::Seal(_) => Some(("trainer", "the update could not be sealed".into())),
+            Self::Study(_) => Some(("study", "this agent cannot read the study".into())),
+            Self::Journal(_) => Some(("internal", "the site cannot train at present".into())),
+            Self::Transport(_) | Self::Untrusted(_) => None,
+        }
+    }
+}
+
+impl Agent {
+    /// Loads everything that a configuration names.
+    ///
+    /// # Errors
+    /// What is missing or wrong, where, and what to do.
+    pub async fn open(config: Config, options: Options) -> Result<Self> {
+        let credentials = Credentials::load(&config.identity.cert, &config.identity.key)?;
+        let identity = credentials.identity()?;
+        let site = SiteId::try_from(identity.spiffe).with_context(|| {
+            format!("{} is not a site's certificate", config.identity.cert.display())
+        })?;
+        let trust = TrustStore::load(&config.identity.trust)?;
+        let places = &config.policy.coordinator_places;
+        let dialer = Dialer::new(&config.coordinator.address, &credentials, &trust, places)?;
+        let (ledger, journal) = state(&config.state.dir).await?;
+        Ok(Self {
+            config: Arc::new(config),
+            credentials: Arc::new(credentials),
+            site,
+            dialer,
+            ledger,
+            journal,
+            options,
+        })
+    }
+
+    /// Runs until shutdown, connecting again whenever the connection breaks.
+    ///
+    /// # Errors
+    /// When the site's own state fails.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<Ended> {
+        tracing::info!(site = %self.site, coordinator = self.config.coordinator.address, "agent started");
+        let this = Arc::new(self);
+        let mut pause = PAUSE_FIRST;
+        loop {
+            let connected = tokio::time::Instant::now();
+            let ended = this.clone().session(&shutdown).await;
+            if shutdown.is_cancelled() {
+                return Ok(Ended::Asked);
+            }
+            match ended {
+                Ok(()) => tracing::info!("the coordinator closed the stream; connecting again"),
+                Err(e @ (TransportError::Refused(_) | TransportError::Unwanted(_))) => {
+                    tracing::error!(error = %e, "refused");
+                    if this.options.exit_on_refusal {
+                        return Ok(Ended::Refused(e.to_string()));
+                    }
+                }
+                Err(e) => {
+                    tracing::warn!(error = %e, pause_ms = pause.as_millis(), "not connected; trying again")
+                }
+            }
+            // A connection that lasted was a good one.
+            if connected.elapsed() > PAUSE_LONGEST {
+                pause = PAUSE_FIRST;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(Ended::Asked),
+                () = tokio::time::sleep(jittered(pause)) => {}
+            }
+            pause = (pause * 2).min(PAUSE_LONGEST);
+        }
+    }
+
+    /// One connection: from the handshake to the end of the stream.
+    async fn session(self: Arc<Self>, shutdown: &CancellationToken) -> Result<(), TransportError> {
+        let mut coordinator = self.dialer.dial().await?;
+        let datasets = self.config.datasets.iter().map(|d| d.name.clone()).collect();
+        let mut pushes = coordinator.open(datasets, train::built()).await?;
+        let (tasks, waiting) = mpsc::channel(TASKS);
+        let mut worker = None;
+        let mut waiting = Some(waiting);
+        let result = loop {
+            let next = tokio::select! {
+                () = shutdown.cancelled() => break Ok(()),
+                next = pushes.next() => next,
+            };
+            match next {
+                None => break Ok(()),
+                Some(Err(status)) => break Err(status.into()),
+                Some(Ok(push)) => match push.push {
+                    Some(push::Push::Welcome(welcome)) => {
+                        let key = match self.welcome(&welcome).await {
+                            Ok(key) => key,
+                            Err(e) => break Err(e),
+                        };
+                        if let Some(waiting) = waiting.take() {
+                            let work = self.clone().work(waiting, coordinator.clone(), key);
+                            worker = Some(tokio::spawn(work));
+                        }
+                    }
+                    Some(push::Push::Task(task)) => {
+                        if tasks.try_send(task).is_err() {
+                            tracing::warn!(
+                                "more tasks than can wait; the coordinator will push it again"
+                            );
+                        }
+                    }
+                    Some(push::Push::StudyOver(over)) => {
+                        tracing::info!(study = over.study, outcome = over.outcome, "study over");
+                    }
+                    None => {}
+                },
+            }
+        };
+        drop(tasks);
+        if let Some(mut worker) = worker {
+            // What is sealed should leave; what is not will be asked for again.
+            if tokio::time::timeout(FAREWELL, &mut worker).await.is_err() {
+                worker.abort();
+            }
+        }
+        result
+    }
+
+    /// The log's key: pinned the first time, and the same for ever after.
+    async fn welcome(&self, welcome: &Welcome) -> Result<VerifierKey, TransportError> {
+        let broken = |what: String| TransportError::Broken(what);
+        let key: VerifierKey = welcome
+            .log_verifier_key
+            .parse()
+            .map_err(|e| broken(format!("a log key that is none ({e})")))?;
+        let pinned = self
+            .journal
+            .pin("log_verifier_key", &welcome.log_verifier_key)
+            .await
+            .map_err(|e| broken(format!("a log key that cannot be kept ({e})")))?;
+        if pinned != welcome.log_verifier_key {
+            return Err(TransportError::Unwanted(format!(
+                "the log's key has changed from `{pinned}` to `{}`: ask the coordinator's operator why, and remove the pin only if you believe the answer",
+                welcome.log_verifier_key
+            )));
+        }
+        if !welcome.checkpoint.is_empty() {
+            let head = Checkpoint::open(&welcome.checkpoint, &key)
+                .map_err(|e| broken(format!("a checkpoint that its own key did not sign ({e})")))?;
+            tracing::info!(tree_size = head.tree_size, root = %head.root_hash, "connected");
+        }
+        Ok(key)
+    }
+
+    /// Takes tasks one after the other.
+    async fn work(
+        self: Arc<Self>,
+        mut tasks: mpsc::Receiver<Task>,
+        mut coordinator: Coordinator,
+        key: VerifierKey,
+    ) {
+        while let Some(task) = tasks.recv().await {
+            let header = match TaskHeader::parse(&task.header) {
+                Ok(header) => header,
+                Err(e) => {
+                    tracing::error!(error = %e, "a task that cannot be read");
+                    continue;
+                }
+            };
+            let round = header.round.clone();
+            match self.task(&task, header, &mut coordinator, &key).await {
+                Ok(()) => {}
+                Err(e) => {
+                    tracing::warn!(%round, error = %e, "no update");
+                    if let Some((code, reason)) = e.declined() {
+                        let said = coordinator
+                            .decline(round.study.as_str(), round.number, code, reason)
+                            .await;
+                        if let Err(e) = said {
+                            tracing::warn!(%round, error = %e, "declining failed");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn task(
+        &self,
+        task: &Task,
+        header: TaskHeader,
+        coordinator: &mut Coordinator,
+        key: &VerifierKey,
+    ) -> Result<(), TaskError> {
+        let untrusted = |what: &str| Err(TaskError::Untrusted(what.to_owned()));
+        if !note::verify_context(key.key(), task::CONTEXT, &task.header, &task.signature) {
+            return untrusted("the log's key did not sign it");
+        }
+        if header.site != self.site {
+            return untrusted("it is for another site");
+        }
+        if Digest::of(&task.study) != header.study_sha256 {
+            return untrusted("the study is not the one that was signed");
+        }
+        let text = std::str::from_utf8(&task.study).map_err(|e| TaskError::Study(e.to_string()))?;
+        let study = falaj_proto::study::parse(text, "study")
+            .map_err(|e| TaskError::Study(e.to_string()))?;
+        ResidencyGuard::new(&self.config).permits(&study).map_err(LocalError::from)?;
+        let verifying = self.credentials.signing_key().verifying_key();
+        let kept = self.journal.find(&header.round, &header.base, &verifying).await?;
+        let (update, reservation) = match kept {
+            Some(kept) => {
+                tracing::info!(round = %header.round, "sending the sealed update again");
+                kept
+            }
+            None => self.train(&study, &header, coordinator).await?,
+        };
+        self.send(&header, &update, reservation, coordinator, key).await
+    }
+
+    /// Trains one round and seals what comes of it, durably.
+    async fn train(
+        &self,
+        study: &Study,
+        header: &TaskHeader,
+        coordinator: &mut Coordinator,
+    ) -> Result<(SignedUpdate, u64), TaskError> {
+        let manifest = study.manifest().map_err(LocalError::from)?;
+        if manifest.digest() != header.manifest {
+            return Err(TaskError::Untrusted("it is about another model".into()));
+        }
+        let site = Site::open(&self.config, &self.ledger, study).await?;
+        let reservation = site.reserve_round(header.round.number).await?;
+        let id = reservation.id();
+        let base = coordinator.fetch(study.id.as_str(), &header.base, manifest.params()).await?;
+        let (trainer, plan) = site.plan()?;
+        let (weight, epsilon) = (site.weight(), site.epsilon().await?);
+        let mut chance = self.chance(header);
+        let started = std::time::Instant::now();
+        let records = site.into_records();
+        let name = trainer.name();
+        let raw =
+            tokio::task::spawn_blocking(move || trainer.run(&records, &plan, &base, &mut chance))
+                .await
+                .map_err(|e| LocalError::from(train::TrainError::Library(e.to_string())))?
+                .map_err(LocalError::from)?;
+        let mechanism = match study.privacy.mechanism {
+            Declared::DpSgd { .. } => Mechanism::DpSgd,
+            Declared::LocalGaussian { noise_multiplier, clip_norm } => {
+                Mechanism::LocalGaussian { clip_norm, noise_multiplier }
+            }
+            // The guard has found `none` in the site's policy, by name.
+            Declared::None => Mechanism::None(Permit::by_policy("policy.mechanisms")),
+        };
+        let sealed = mechanism.seal(raw, reservation, study.encoding(), &manifest, &mut OpenDp)?;
+        if sealed.saturated() > 0 {
+            tracing::warn!(
+                values = sealed.saturated(),
+                of = sealed.params(),
+                "values were cut at the end of the grid; the study's `sealing.range` is small"
+            );
+        }
+        tracing::info!(
+            round = %header.round,
+            trainer = name,
+            took_ms = started.elapsed().as_millis(),
+            bytes = sealed.payload_bytes(),
+            %epsilon,
+            "sealed"
+        );
+        let about = About {
+            round: header.round.clone(),
+            site: self.site.clone(),
+            base: header.base,
+            manifest: header.manifest,
+            weight,
+            epsilon: epsilon.to_string(),
+        };
+        let update = sealed.sign(about, self.credentials.signing_key());
+        self.journal.keep(&header.round, &header.base, &update, id).await?;
+        Ok((update, id))
+    }
+
+    /// Sends until it is acknowledged, refused for good, or the connection is gone.
+    async fn send(
+        &self,
+        header: &TaskHeader,
+        update: &SignedUpdate,
+        reservation: u64,
+        coordinator: &mut Coordinator,
+        key: &VerifierKey,
+    ) -> Result<(), TaskError> {
+        let mut pause = PAUSE_FIRST;
+        for offer in 1..=OFFERS {
+            match coordinator.submit(update, key).await {
+                Ok(ack) => {
+                    self.journal
+                        .receipted(&header.round, &header.base, &ack.bytes, &ack.signature)
+                        .await?;
+                    self.ledger.commit(reservation).await.map_err(LocalError::from)?;
+                    tracing::info!(
+                        round = %header.round,
+                        log_index = ack.receipt.log_index,
+                        again = ack.already_counted,
+                        "acknowledged"
+                    );
+                    return Ok(());
+                }
+                Err(e) => {
+                    let code = e.code();
+                    let passing = matches!(
+                        code,
+                        Some(
+                            Code::Busy
+                                | Code::StorageFull
+                                | Code::LogUnavailable
+                                | Code::Unavailable
+                                | Code::SizeMismatch
+                        )
+                    );
+                    if !passing || offer == OFFERS {
+                        return Err(e.into());
+                    }
+                    tracing::warn!(round = %header.round, code = code.map(Code::as_str), error = %e, "not taken; offering it again");
+                    tokio::time::sleep(jittered(pause)).await;
+                    pause = (pause * 2).min(PAUSE_LONGEST);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn chance(&self, header: &TaskHeader) -> Chance {
+        #[cfg(debug_assertions)]
+        if let Some(seed) = self.options.insecure_seed {
+            return Chance::insecure(format!("{seed} {} {}", header.round, header.site).as_bytes());
+        }
+        let _ = header;
+        Chance::fresh()
+    }
+}
+
+/// Ledger and journal under a state folder.
+///
+/// # Errors
+/// When they cannot be opened.
+pub async fn state(dir: &Path) -> Result<(Ledger, Journal)> {
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let ledger = Ledger::open(&dir.join("ledger.sqlite"))
+        .await
+        .map_err(LedgerError::from)
+        .with_context(|| format!("opening the ledger in {}", dir.display()))?;
+    let journal = Journal::open(&dir.join("journal"))
+        .await
+        .with_context(|| format!("opening the journal in {}", dir.display()))?;
+    Ok((ledger, journal))
+}
+
+/// Half to the whole of a pause: agents that lost the same coordinator do not come back all at once.
+fn jittered(pause: Duration) -> Duration {
+    let mut byte = [0];
+    // Without randomness the whole pause is waited.
+    let share = if getrandom::fill(&mut byte).is_ok() { u32::from(byte[0]) } else { 255 };
+    pause / 2 + pause * share / 510
+}

@@ -1,0 +1,218 @@
+//! The agent's configuration: TOML, read once. The site's own policy is part of it and final here.
+
+use falaj_core::id::Place;
+use serde::Deserialize;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Threads for training unless the configuration says otherwise.
+const THREADS: usize = 1;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Who the site is.
+    pub identity: IdentityConfig,
+    /// Where the coordinator is.
+    pub coordinator: CoordinatorConfig,
+    /// What the site permits.
+    pub policy: SitePolicy,
+    /// Records that the site offers.
+    #[serde(rename = "dataset")]
+    pub datasets: Vec<DatasetConfig>,
+    /// How it trains.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// Where its state lies.
+    pub state: StateConfig,
+}
+
+/// Who the site is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityConfig {
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Its key, PEM, mode 0600; it also signs updates.
+    pub key: PathBuf,
+    /// Whom the federation trusts.
+    pub trust: PathBuf,
+}
+
+/// Where the coordinator is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CoordinatorConfig {
+    /// `host:port`.
+    pub address: String,
+}
+
+/// What the site permits; the coordinator can narrow it, never widen it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SitePolicy {
+    /// Places in which the coordinator may lie: `jurisdiction/region` or `jurisdiction/*`.
+    pub coordinator_places: Vec<String>,
+    /// Studies that may use the site's records, by name; `*` for any.
+    #[serde(default = "any")]
+    pub studies: Vec<String>,
+    /// Mechanisms that may seal updates; `none` lets them out without noise.
+    #[serde(default = "private")]
+    pub mechanisms: Vec<String>,
+}
+
+fn any() -> Vec<String> {
+    vec!["*".into()]
+}
+
+fn private() -> Vec<String> {
+    vec!["dp_sgd".into(), "local_gaussian".into()]
+}
+
+/// Records that the site offers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetConfig {
+    /// The name by which studies ask for it.
+    pub name: String,
+    /// A folder of CSV files, or one file.
+    pub path: PathBuf,
+    /// The most epsilon that all studies together may spend on it.
+    pub epsilon_limit: f64,
+    /// The delta at which that epsilon is stated.
+    pub delta: f64,
+}
+
+/// How the site trains.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// `auto`, `cpu`, or `cuda:0`.
+    pub device: String,
+    /// `auto`, `torch`, or `linear`.
+    pub trainer: String,
+    /// CPU threads.
+    pub threads: usize,
+    /// The `lib` folder of a full PyTorch, for training on a GPU.
+    pub libtorch_cuda: Option<PathBuf>,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            device: "auto".into(),
+            trainer: "auto".into(),
+            threads: THREADS,
+            libtorch_cuda: None,
+        }
+    }
+}
+
+/// Where state lies: ledger, journal, caches.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateConfig {
+    /// The folder.
+    pub dir: PathBuf,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {0}")]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The TOML is wrong.
+    #[error("{0}: {1}")]
+    Toml(PathBuf, Box<toml::de::Error>),
+    /// A value is wrong.
+    #[error("{file}, `{key}`: {what}; {mend}")]
+    Value {
+        /// The file.
+        file: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        mend: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads a configuration; paths in it are relative to the file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with file, key, what, and how to mend it.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|e| ConfigError::Read(path.to_owned(), e))?;
+        let mut this: Self =
+            toml::from_str(&text).map_err(|e| ConfigError::Toml(path.to_owned(), Box::new(e)))?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        let id = &mut this.identity;
+        for p in [&mut id.cert, &mut id.key, &mut id.trust, &mut this.state.dir] {
+            *p = base.join(&*p);
+        }
+        for d in &mut this.datasets {
+            d.path = base.join(&d.path);
+        }
+        this.check(path)?;
+        Ok(this)
+    }
+
+    fn check(&self, file: &Path) -> Result<(), ConfigError> {
+        let wrong = |key, what: String, mend| {
+            Err(ConfigError::Value { file: file.to_owned(), key, what, mend })
+        };
+        if self.policy.coordinator_places.is_empty() {
+            return wrong(
+                "policy.coordinator_places",
+                "no coordinator would be spoken to".into(),
+                "name the places that you permit, for example [\"ae-on/*\"]",
+            );
+        }
+        for place in &self.policy.coordinator_places {
+            if place.replace("/*", "/x").parse::<Place>().is_err() {
+                return wrong(
+                    "policy.coordinator_places",
+                    format!("`{place}` is not a place"),
+                    "write `<jurisdiction>/<region>` or `<jurisdiction>/*`",
+                );
+            }
+        }
+        for d in &self.datasets {
+            if d.epsilon_limit.is_nan() || d.epsilon_limit <= 0.0 {
+                return wrong(
+                    "dataset.epsilon_limit",
+                    format!("`{}` may spend {}", d.name, d.epsilon_limit),
+                    "give a positive number",
+                );
+            }
+            if !(d.delta > 0.0 && d.delta < 1.0) {
+                return wrong(
+                    "dataset.delta",
+                    format!("`{}` states delta {}", d.name, d.delta),
+                    "give a number well below one over the number of records, for example 1e-5",
+                );
+            }
+        }
+        let t = &self.train;
+        if !["auto", "torch", "linear"].contains(&t.trainer.as_str()) {
+            return wrong("train.trainer", format!("`{}`", t.trainer), "use auto, torch or linear");
+        }
+        let cuda = t.device.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok());
+        if !cuda && !["auto", "cpu"].contains(&t.device.as_str()) {
+            return wrong("train.device", format!("`{}`", t.device), "use auto, cpu or cuda:0");
+        }
+        Ok(())
+    }
+
+    /// The records bound to a name.
+    #[must_use]
+    pub fn dataset(&self, name: &str) -> Option<&DatasetConfig> {
+        self.datasets.iter().find(|d| d.name == name)
+    }
+}

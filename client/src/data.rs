@@ -1,0 +1,402 @@
+//! Records from CSV files, read under a study's schema.
+//!
+//! A row or file that breaks the schema is reported by file, line and column, to the site alone: neither
+//! the report nor a cell ever crosses the wire.
+
+use crate::noise::{self, NoiseSource};
+use falaj_core::{
+    dp::NoiseError,
+    study::{Bounds, Data, FeatureKind, Missing},
+};
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+/// The most rows that are read: memory has a bound.
+pub const ROWS_MAX: usize = 50_000_000;
+/// Complaints kept about one data set; the rest is counted.
+const COMPLAINTS_MAX: usize = 50;
+/// Powers of two between which bounds are estimated.
+const EXPONENTS: std::ops::RangeInclusive<i32> = -20..=40;
+
+/// Records as numbers: rows × inputs, scaled to [-1, 1], with a class each.
+#[derive(Clone)]
+pub struct Batch {
+    /// Row by row.
+    pub features: Vec<f32>,
+    /// Class of each row.
+    pub labels: Vec<u32>,
+    /// Inputs per row.
+    pub width: usize,
+}
+
+impl Batch {
+    /// Number of rows.
+    #[must_use]
+    pub const fn rows(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// One row's inputs.
+    #[must_use]
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.features[i * self.width..(i + 1) * self.width]
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Batch({} rows x {}, redacted)", self.rows(), self.width)
+    }
+}
+
+/// What is wrong at one place of the data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// The file.
+    pub file: PathBuf,
+    /// Line, from 1; 0 for the file as a whole.
+    pub line: u64,
+    /// The column's name, if it is about one.
+    pub column: Option<String>,
+    /// What is wrong. Never the cell itself.
+    pub what: String,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)?;
+        if let Some(column) = &self.column {
+            write!(f, ", column `{column}`")?;
+        }
+        write!(f, ": {}", self.what)
+    }
+}
+
+/// Why records cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// They break the schema.
+    #[error("{0}")]
+    Schema(Complaints),
+    /// Noise for bounds could not be drawn.
+    #[error(transparent)]
+    Noise(#[from] NoiseError),
+}
+
+/// Everything that is wrong with a data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaints {
+    /// The first ones.
+    pub first: Vec<Complaint>,
+    /// How many there are.
+    pub total: usize,
+}
+
+impl fmt::Display for Complaints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, c) in self.first.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            c.fmt(f)?;
+        }
+        if self.total > self.first.len() {
+            write!(f, "\nand {} more", self.total - self.first.len())?;
+        }
+        Ok(())
+    }
+}
+
+impl Complaints {
+    fn add(&mut self, file: &Path, line: u64, column: Option<&str>, what: impl Into<String>) {
+        self.total += 1;
+        if self.first.len() < COMPLAINTS_MAX {
+            self.first.push(Complaint {
+                file: file.to_owned(),
+                line,
+                column: column.map(str::to_owned),
+                what: what.into(),
+            });
+        }
+    }
+}
+
+/// Numeric bounds by column, declared or estimated.
+pub type ColumnBounds = BTreeMap<String, (f64, f64)>;
+
+/// The bounds that a study declares; columns with estimated ones are left out.
+#[must_use]
+pub fn declared_bounds(data: &Data) -> ColumnBounds {
+    data.features
+        .iter()
+        .filter_map(|f| match f.kind {
+            FeatureKind::Numeric { bounds: Bounds::Declared { min, max }, .. } => {
+                Some((f.name.clone(), (min, max)))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// Estimates the bounds of one column: a histogram over powers of two with discrete Laplace noise, from which
+/// the bins that rise above the noise are kept. Adding or removing one record changes one count by one, so
+/// noise of scale 1/epsilon makes it epsilon-DP.
+///
+/// # Errors
+/// [`DataError`] when the records cannot be read or noise cannot be drawn.
+pub fn estimate_bounds(
+    path: &Path,
+    column: &str,
+    epsilon: f64,
+    source: &mut dyn NoiseSource,
+) -> Result<(f64, f64), DataError> {
+    let exponents: Vec<i32> = EXPONENTS.collect();
+    let bins = 2 * exponents.len() + 1;
+    let mut counts = vec![0_i64; bins];
+    let bin = |v: f64| -> usize {
+        let exponent = (v.abs().log2().floor()).clamp(-20.0, 40.0);
+        #[expect(clippy::cast_possible_truncation, reason = "clamped to the exponents")]
+        let step = (exponent as i32 + 20).unsigned_abs() as usize;
+        if v == 0.0 {
+            exponents.len()
+        } else if v > 0.0 {
+            exponents.len() + 1 + step
+        } else {
+            exponents.len() - 1 - step
+        }
+    };
+    let mut complaints = Complaints { first: Vec::new(), total: 0 };
+    each_row(path, &mut complaints, |header, row, _, _, _| {
+        let cell = header.iter().position(|h| h == column).and_then(|i| row.get(i));
+        if let Some(v) = cell.and_then(|c| c.trim().parse::<f64>().ok()).filter(|v| v.is_finite()) {
+            counts[bin(v)] += 1;
+        }
+    });
+    if complaints.total > 0 {
+        return Err(DataError::Schema(complaints));
+    }
+    source.laplace(&mut counts, 1.0 / epsilon)?;
+    // A bin of nobody rises above this with a chance of about one in a thousand over all bins.
+    #[expect(clippy::cast_precision_loss, reason = "a small number of bins")]
+    let threshold = (1_000.0 * bins as f64).ln() / epsilon;
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+    let kept: Vec<usize> = (0..bins).filter(|&i| counts[i] as f64 > threshold).collect();
+    let edges = |i: usize| -> (f64, f64) {
+        let middle = exponents.len();
+        match i.cmp(&middle) {
+            std::cmp::Ordering::Equal => (0.0, 0.0),
+            std::cmp::Ordering::Greater => {
+                let low = 2_f64.powi(exponents[i - middle - 1]);
+                (low, 2.0 * low)
+            }
+            std::cmp::Ordering::Less => {
+                let low = 2_f64.powi(exponents[middle - 1 - i]);
+                (-2.0 * low, -low)
+            }
+        }
+    };
+    let (Some(&first), Some(&last)) = (kept.first(), kept.last()) else { return Ok((-1.0, 1.0)) };
+    let (min, max) = (edges(first).0, edges(last).1);
+    Ok(if min < max { (min, max) } else { (min - 1.0, max + 1.0) })
+}
+
+/// Reads every CSV file under `path` as the study's schema says.
+///
+/// # Errors
+/// [`DataError::Schema`]: everything that breaks it.
+pub fn load(path: &Path, data: &Data, bounds: &ColumnBounds) -> Result<Batch, DataError> {
+    let mut complaints = Complaints { first: Vec::new(), total: 0 };
+    let width: usize = data
+        .features
+        .iter()
+        .map(|f| match &f.kind {
+            FeatureKind::Numeric { .. } => 1,
+            FeatureKind::Categorical { values, missing } => {
+                values.len() + usize::from(*missing == Missing::Keep)
+            }
+        })
+        .sum();
+    let mut batch = Batch { features: Vec::new(), labels: Vec::new(), width };
+    let mut columns: Option<(PathBuf, Vec<Option<usize>>, Option<usize>)> = None;
+    let mut too_many = false;
+    each_row(path, &mut complaints, |header, row, file, line, complaints| {
+        if columns.as_ref().is_none_or(|(f, ..)| f != file) {
+            let find = |name: &str| header.iter().position(|h| h == name);
+            let features: Vec<_> = data.features.iter().map(|f| find(&f.name)).collect();
+            let label = find(&data.label.column);
+            let missing = data.features.iter().zip(&features).filter(|(_, at)| at.is_none());
+            for (feature, _) in missing {
+                complaints.add(file, 1, Some(&feature.name), "the file has no such column");
+            }
+            if label.is_none() {
+                let name = data.label.column.as_str();
+                complaints.add(file, 1, Some(name), "the file has no such column");
+            }
+            columns = Some((file.to_owned(), features, label));
+        }
+        let Some((_, features, label)) = &columns else { return };
+        if features.iter().any(Option::is_none) || label.is_none() {
+            return;
+        }
+        if batch.labels.len() >= ROWS_MAX {
+            too_many = true;
+            return;
+        }
+        let before = batch.features.len();
+        let mut good = true;
+        for (feature, at) in data.features.iter().zip(features) {
+            let cell = at.and_then(|i| row.get(i)).unwrap_or_default().trim();
+            let read =
+                read_cell(cell, &feature.kind, bounds.get(&feature.name), &mut batch.features);
+            if let Err(what) = read {
+                complaints.add(file, line, Some(&feature.name), what);
+                good = false;
+            }
+        }
+        let cell = label.and_then(|i| row.get(i)).unwrap_or_default().trim();
+        match data.label.classes.iter().position(|c| c == cell) {
+            Some(class) if good => batch.labels.push(u32::try_from(class).unwrap_or(u32::MAX)),
+            Some(_) => batch.features.truncate(before),
+            None => {
+                let classes = data.label.classes.join(", ");
+                let what = format!("the label is none of {classes}");
+                complaints.add(file, line, Some(&data.label.column), what);
+                batch.features.truncate(before);
+            }
+        }
+    });
+    if too_many {
+        complaints.add(path, 0, None, format!("there are more than {ROWS_MAX} rows"));
+    }
+    if complaints.total == 0 && batch.labels.is_empty() {
+        complaints.add(path, 0, None, "there are no rows");
+    }
+    if complaints.total > 0 { Err(DataError::Schema(complaints)) } else { Ok(batch) }
+}
+
+fn read_cell(
+    cell: &str,
+    kind: &FeatureKind,
+    bounds: Option<&(f64, f64)>,
+    out: &mut Vec<f32>,
+) -> Result<(), String> {
+    match kind {
+        FeatureKind::Numeric { missing, .. } => {
+            let (min, max) = bounds.copied().unwrap_or((-1.0, 1.0));
+            let value = match (cell.is_empty(), missing) {
+                (true, Missing::Keep) => f64::midpoint(min, max),
+                (true, Missing::Refuse) => {
+                    return Err(
+                        "the cell is empty; say `missing: keep` in the study if that may be".into(),
+                    );
+                }
+                (false, _) => match cell.parse::<f64>() {
+                    Ok(v) if v.is_finite() => v,
+                    _ => return Err("the cell is not a number".into()),
+                },
+            };
+            let unit = (value.clamp(min, max) - min) / (max - min);
+            #[expect(clippy::cast_possible_truncation, reason = "inputs are f32 in [-1, 1]")]
+            out.push((2.0 * unit - 1.0) as f32);
+        }
+        FeatureKind::Categorical { values, missing } => {
+            let extra = usize::from(*missing == Missing::Keep);
+            let at = match values.iter().position(|v| v == cell) {
+                Some(at) => at,
+                None if cell.is_empty() && extra == 1 => values.len(),
+                None => return Err(format!("the cell is none of {}", values.join(", "))),
+            };
+            out.extend((0..values.len() + extra).map(|i| if i == at { 1.0 } else { 0.0 }));
+        }
+    }
+    Ok(())
+}
+
+/// Every CSV file under `path`, by name.
+fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if path.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let file = entry?.path();
+        if file.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")) {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn each_row(
+    path: &Path,
+    complaints: &mut Complaints,
+    mut visit: impl FnMut(&csv::StringRecord, &csv::StringRecord, &Path, u64, &mut Complaints),
+) {
+    let files = match files(path) {
+        Ok(files) if files.is_empty() => {
+            complaints.add(path, 0, None, "the folder holds no CSV file");
+            return;
+        }
+        Ok(files) => files,
+        Err(e) => {
+            complaints.add(path, 0, None, format!("cannot be read ({e})"));
+            return;
+        }
+    };
+    for file in files {
+        let mut reader = match csv::Reader::from_path(&file) {
+            Ok(reader) => reader,
+            Err(e) => {
+                complaints.add(&file, 0, None, format!("cannot be read ({e})"));
+                continue;
+            }
+        };
+        let header = match reader.headers() {
+            Ok(header) => header.clone(),
+            Err(_) => {
+                complaints.add(&file, 1, None, "the header is not UTF-8 text");
+                continue;
+            }
+        };
+        let mut row = csv::StringRecord::new();
+        loop {
+            let line = reader.position().line();
+            match reader.read_record(&mut row) {
+                Ok(false) => break,
+                Ok(true) => {
+                    let line = row.position().map_or(line, csv::Position::line);
+                    visit(&header, &row, &file, line, complaints);
+                }
+                Err(e) => {
+                    let line = e.position().map_or(line, csv::Position::line);
+                    let what = match e.kind() {
+                        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                            format!("the row has {len} cells, the header {expected_len}")
+                        }
+                        csv::ErrorKind::Utf8 { .. } => "the row is not UTF-8 text".to_owned(),
+                        _ => "the row cannot be read".to_owned(),
+                    };
+                    complaints.add(&file, line, None, what);
+                    if matches!(e.kind(), csv::ErrorKind::Io(_)) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The number of rows as the site discloses it: with discrete Laplace noise of scale 1/epsilon.
+///
+/// # Errors
+/// [`NoiseError`].
+pub fn noised_count(rows: usize, epsilon: f64) -> Result<u32, NoiseError> {
+    let mut count = [i64::try_from(rows).unwrap_or(i64::MAX)];
+    noise::OpenDp.laplace(&mut count, 1.0 / epsilon)?;
+    let most = i64::from(falaj_core::study::WEIGHT_MAX);
+    Ok(u32::try_from(count[0].clamp(1, most)).unwrap_or(1))
+}

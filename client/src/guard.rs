@@ -1,0 +1,81 @@
+//! The residency guard: the only way from records to what a trainer may see.
+
+use crate::{config::Config, data::Batch};
+use falaj_core::study::Study;
+
+/// Records that this site's policy admits to a study. Only [`ResidencyGuard::admit`] makes one for a
+/// study; a trainer takes nothing else.
+#[derive(Debug)]
+pub struct LocalBatch(Batch);
+
+impl LocalBatch {
+    /// The records.
+    #[must_use]
+    pub const fn batch(&self) -> &Batch {
+        &self.0
+    }
+
+    /// For training that no study asked for and whose model stays here.
+    pub(crate) const fn for_this_site_only(batch: Batch) -> Self {
+        Self(batch)
+    }
+}
+
+/// Why records stay where they are.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GuardError {
+    /// The study is not on the site's list.
+    #[error(
+        "this site's policy does not permit study `{0}`: add it to `policy.studies` if a steward agrees"
+    )]
+    Study(String),
+    /// The mechanism is not permitted.
+    #[error("this site's policy does not permit mechanism `{0}`: it permits {1}")]
+    Mechanism(String, String),
+    /// The site offers no such data set.
+    #[error("this site offers no data set `{0}`")]
+    Dataset(String),
+}
+
+/// Asks the site's own policy.
+#[derive(Debug)]
+pub struct ResidencyGuard<'a> {
+    config: &'a Config,
+}
+
+impl<'a> ResidencyGuard<'a> {
+    /// A guard under a site's configuration.
+    #[must_use]
+    pub const fn new(config: &'a Config) -> Self {
+        Self { config }
+    }
+
+    /// Whether the site's policy permits the study at all.
+    ///
+    /// # Errors
+    /// [`GuardError`], which says what is not permitted.
+    pub fn permits(&self, study: &Study) -> Result<(), GuardError> {
+        let policy = &self.config.policy;
+        if !policy.studies.iter().any(|s| s == "*" || s == study.id.as_str()) {
+            return Err(GuardError::Study(study.id.to_string()));
+        }
+        let mechanism = study.privacy.mechanism.as_str();
+        if !policy.mechanisms.iter().any(|m| m == mechanism) {
+            let permitted = policy.mechanisms.join(", ");
+            return Err(GuardError::Mechanism(mechanism.to_owned(), permitted));
+        }
+        if self.config.dataset(&study.data.dataset).is_none() {
+            return Err(GuardError::Dataset(study.data.dataset.clone()));
+        }
+        Ok(())
+    }
+
+    /// Admits records to a study.
+    ///
+    /// # Errors
+    /// As [`Self::permits`].
+    pub fn admit(&self, batch: Batch, study: &Study) -> Result<LocalBatch, GuardError> {
+        self.permits(study)?;
+        Ok(LocalBatch(batch))
+    }
+}

@@ -1,0 +1,171 @@
+//! The journal: what has left the site, and what is about to.
+//!
+//! An update is durable here, sealed and signed, before its first byte is sent. After a crash the same task
+//! makes the agent send the same bytes again: nothing is trained or paid for twice.
+
+use falaj_core::{
+    id::{Digest, RoundId},
+    update::{RestoreError, SignedUpdate},
+};
+use sqlx::{
+    Row as _, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS outgoing (
+    study       TEXT NOT NULL,
+    round       INTEGER NOT NULL,
+    base        TEXT NOT NULL,
+    header      BLOB NOT NULL,
+    signature   BLOB NOT NULL,
+    payload     TEXT NOT NULL,
+    reservation INTEGER NOT NULL,
+    state       TEXT NOT NULL CHECK (state IN ('sealed', 'receipted', 'refused')),
+    receipt     BLOB,
+    receipt_signature BLOB,
+    PRIMARY KEY (study, round, base)
+) STRICT;
+CREATE TABLE IF NOT EXISTS pins (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+";
+
+/// The journal.
+#[derive(Clone)]
+pub struct Journal {
+    pool: SqlitePool,
+    dir: PathBuf,
+}
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The database failed; nothing is sent then.
+    #[error("the journal failed, so nothing is sent")]
+    Sql(#[from] sqlx::Error),
+    /// A payload cannot be written or read.
+    #[error("a journalled payload cannot be written or read")]
+    Io(#[from] std::io::Error),
+    /// What is there is not what was sealed.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+}
+
+impl Journal {
+    /// Opens the journal in a folder, creating it if there is none.
+    ///
+    /// # Errors
+    /// When the folder or the database cannot be opened.
+    pub async fn open(dir: &Path) -> Result<Self, JournalError> {
+        fs::create_dir_all(dir)?;
+        let options = SqliteConnectOptions::new()
+            .filename(dir.join("journal.sqlite"))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(10));
+        let pool = SqlitePoolOptions::new().max_connections(2).connect_with(options).await?;
+        sqlx::raw_sql(SCHEMA).execute(&pool).await?;
+        Ok(Self { pool, dir: dir.to_owned() })
+    }
+
+    /// Makes a signed update durable.
+    ///
+    /// # Errors
+    /// [`JournalError`]; the update must not be sent then.
+    pub async fn keep(
+        &self,
+        round: &RoundId,
+        base: &Digest,
+        update: &SignedUpdate,
+        reservation: u64,
+    ) -> Result<(), JournalError> {
+        let digest = Digest::of(update.payload());
+        let path = self.dir.join(digest.to_string());
+        let partial = path.with_extension("partial");
+        let mut file = File::create(&partial)?;
+        file.write_all(update.payload())?;
+        file.sync_all()?;
+        fs::rename(&partial, &path)?;
+        File::open(&self.dir)?.sync_all()?;
+        sqlx::query("INSERT INTO outgoing (study, round, base, header, signature, payload, reservation, state) VALUES (?, ?, ?, ?, ?, ?, ?, 'sealed')")
+            .bind(round.study.as_str())
+            .bind(round.number)
+            .bind(base.to_string())
+            .bind(update.header())
+            .bind(&update.signature()[..])
+            .bind(digest.to_string())
+            .bind(reservation.cast_signed())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// The update that was sealed for this very task before, with its reservation.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn find(
+        &self,
+        round: &RoundId,
+        base: &Digest,
+        site: &ed25519_dalek::VerifyingKey,
+    ) -> Result<Option<(SignedUpdate, u64)>, JournalError> {
+        let row = sqlx::query("SELECT header, signature, payload, reservation FROM outgoing WHERE study = ? AND round = ? AND base = ?")
+            .bind(round.study.as_str())
+            .bind(round.number)
+            .bind(base.to_string())
+            .fetch_optional(&self.pool)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let payload = fs::read(self.dir.join(row.get::<&str, _>("payload")))?;
+        let signature: &[u8] = row.get("signature");
+        let signature = signature.try_into().map_err(|_| RestoreError::Signature)?;
+        let update = SignedUpdate::restore(row.get("header"), signature, payload, site)?;
+        Ok(Some((update, row.get::<i64, _>("reservation").cast_unsigned())))
+    }
+
+    /// Keeps the coordinator's signed promise.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn receipted(
+        &self,
+        round: &RoundId,
+        base: &Digest,
+        receipt: &[u8],
+        signature: &[u8],
+    ) -> Result<(), JournalError> {
+        sqlx::query("UPDATE outgoing SET state = 'receipted', receipt = ?, receipt_signature = ? WHERE study = ? AND round = ? AND base = ?")
+            .bind(receipt)
+            .bind(signature)
+            .bind(round.study.as_str())
+            .bind(round.number)
+            .bind(base.to_string())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// The value pinned under a name; the first one offered stays.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn pin(&self, name: &str, value: &str) -> Result<String, JournalError> {
+        sqlx::query("INSERT INTO pins (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(name)
+            .bind(value)
+            .execute(&self.pool)
+            .await?;
+        let row = sqlx::query("SELECT value FROM pins WHERE name = ?")
+            .bind(name)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(row.get("value"))
+    }
+}

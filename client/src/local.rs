@@ -1,0 +1,302 @@
+//! What a site does with its records before and between rounds: bounds, counts, local training.
+
+use crate::{
+    config::{Config, DatasetConfig},
+    data::{self, Batch, ColumnBounds, DataError},
+    guard::{GuardError, LocalBatch, ResidencyGuard},
+    ledger::{Charge, Ledger, LedgerError, Limit},
+    noise::OpenDp,
+    train::{Chance, Plan, TrainError, Trainer},
+};
+use falaj_core::{
+    dp::{
+        NoiseError, Reservation,
+        rdp::{AccountantError, Epsilon, RdpCurve},
+    },
+    manifest::ManifestError,
+    study::{Bounds, FeatureKind, Mechanism, Study, Weights},
+};
+
+/// Why a site does not take part.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// Its own policy forbids it.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// Its records break the schema.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Its budget is spent, or cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The study's settings have no guarantee.
+    #[error(transparent)]
+    Accountant(#[from] AccountantError),
+    /// Noise could not be drawn.
+    #[error(transparent)]
+    Noise(#[from] NoiseError),
+    /// Training failed.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The study's model cannot exist.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The ledger remembers something that it did not write.
+    #[error("a released value in the ledger cannot be read: restore it from a backup")]
+    Remembered,
+}
+
+impl LocalError {
+    /// The word that the coordinator is told; details about records stay here.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Guard(_) => "policy",
+            Self::Data(_) => "data",
+            Self::Ledger(LedgerError::Spent { .. }) => "epsilon_spent",
+            Self::Train(_) | Self::Manifest(_) => "trainer",
+            _ => "internal",
+        }
+    }
+
+    /// What the coordinator is told: a sentence without anything about records.
+    #[must_use]
+    pub fn disclosed(&self) -> String {
+        match self {
+            Self::Guard(e) => e.to_string(),
+            Self::Data(_) => "the site's records do not fit the study's schema".into(),
+            Self::Ledger(e @ LedgerError::Spent { .. }) => e.to_string(),
+            Self::Train(e) => e.to_string(),
+            Self::Manifest(e) => e.to_string(),
+            _ => "the site cannot train at present".into(),
+        }
+    }
+}
+
+/// A study at this site: its records, what was disclosed about them, and the ledger that pays.
+pub struct Site<'a> {
+    config: &'a Config,
+    dataset: &'a DatasetConfig,
+    ledger: &'a Ledger,
+    study: &'a Study,
+    records: LocalBatch,
+    disclosed: u32,
+}
+
+/// The numeric bounds of a study's columns at this site; estimates are paid for once and remembered.
+async fn bounds(
+    dataset: &DatasetConfig,
+    ledger: &Ledger,
+    study: &Study,
+) -> Result<ColumnBounds, LocalError> {
+    let mut bounds = data::declared_bounds(&study.data);
+    for feature in &study.data.features {
+        let FeatureKind::Numeric { bounds: Bounds::Estimated { epsilon }, .. } = feature.kind
+        else {
+            continue;
+        };
+        let name = format!("bounds:{}", feature.name);
+        let known = ledger.released(&dataset.name, &study.id, &name).await?;
+        let pair = if let Some(text) = known {
+            let (min, max) = text.split_once(' ').ok_or(LocalError::Remembered)?;
+            let parse = |s: &str| s.parse::<f64>().map_err(|_| LocalError::Remembered);
+            (parse(min)?, parse(max)?)
+        } else {
+            reserve(dataset, ledger, study, &name, &RdpCurve::pure(epsilon)?).await?;
+            let pair = data::estimate_bounds(&dataset.path, &feature.name, epsilon, &mut OpenDp)?;
+            let text = format!("{:?} {:?}", pair.0, pair.1);
+            ledger.release(&dataset.name, &study.id, &name, &text).await?;
+            pair
+        };
+        bounds.insert(feature.name.clone(), pair);
+    }
+    Ok(bounds)
+}
+
+async fn reserve(
+    dataset: &DatasetConfig,
+    ledger: &Ledger,
+    study: &Study,
+    purpose: &str,
+    cost: &RdpCurve,
+) -> Result<Reservation, LedgerError> {
+    // A study without noise has no delta of its own; its infinite cost meets the data set's limit.
+    let delta = if study.privacy.delta > 0.0 { study.privacy.delta } else { dataset.delta };
+    ledger
+        .reserve(&Charge {
+            dataset: &dataset.name,
+            study: &study.id,
+            purpose,
+            cost,
+            dataset_limit: Limit { epsilon: dataset.epsilon_limit, delta: dataset.delta },
+            study_limit: Limit { epsilon: study.privacy.epsilon_limit, delta },
+        })
+        .await
+}
+
+impl<'a> Site<'a> {
+    /// Reads the records, after the site's policy has permitted the study, and discloses what the study
+    /// needs to know of them, with noise, once.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn open(
+        config: &'a Config,
+        ledger: &'a Ledger,
+        study: &'a Study,
+    ) -> Result<Self, LocalError> {
+        let guard = ResidencyGuard::new(config);
+        guard.permits(study)?;
+        let name = &study.data.dataset;
+        let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
+        let bounds = bounds(dataset, ledger, study).await?;
+        let records = guard.admit(data::load(&dataset.path, &study.data, &bounds)?, study)?;
+        let disclosed = disclosed(dataset, ledger, study, records.batch()).await?;
+        Ok(Self { config, dataset, ledger, study, records, disclosed })
+    }
+
+    /// The number of records as disclosed.
+    #[must_use]
+    pub const fn disclosed(&self) -> u32 {
+        self.disclosed
+    }
+
+    /// What the update counts for.
+    #[must_use]
+    pub fn weight(&self) -> u32 {
+        match self.study.cohort.weights {
+            Weights::Examples => self.disclosed,
+            Weights::Uniform => 1,
+        }
+    }
+
+    /// Reserves what one round costs.
+    ///
+    /// # Errors
+    /// [`LocalError::Ledger`] when the budget is spent.
+    pub async fn reserve_round(&self, round: u32) -> Result<Reservation, LocalError> {
+        let cost = self.study.cost_of_rounds(1)?;
+        let purpose = format!("round {round}");
+        Ok(reserve(self.dataset, self.ledger, self.study, &purpose, &cost).await?)
+    }
+
+    /// Epsilon that the study has cost this data set so far.
+    ///
+    /// # Errors
+    /// When the ledger fails.
+    pub async fn epsilon(&self) -> Result<Epsilon, LocalError> {
+        let spent = self.ledger.spent(&self.dataset.name, Some(&self.study.id)).await?;
+        let delta = self.study.privacy.delta;
+        Ok(spent.epsilon(if delta > 0.0 { delta } else { self.dataset.delta })?)
+    }
+
+    /// The trainer and the plan for one round.
+    ///
+    /// # Errors
+    /// [`LocalError::Train`] when this agent has no trainer for the model.
+    pub fn plan(&self) -> Result<(Box<dyn Trainer>, Plan), LocalError> {
+        let plan = Plan::of(self.study, self.disclosed);
+        Ok((crate::train::choose(&self.config.train, &plan.model)?, plan))
+    }
+
+    /// The records, for the trainer.
+    #[must_use]
+    pub fn into_records(self) -> LocalBatch {
+        self.records
+    }
+}
+
+/// The noised number of records; paid for once and remembered. A study that counts every site the same
+/// discloses nothing: its plan works with the number of steps' worth that everybody assumes.
+async fn disclosed(
+    dataset: &DatasetConfig,
+    ledger: &Ledger,
+    study: &Study,
+    records: &Batch,
+) -> Result<u32, LocalError> {
+    if study.privacy.mechanism == Mechanism::None {
+        return Ok(u32::try_from(records.rows()).unwrap_or(u32::MAX));
+    }
+    let known = ledger.released(&dataset.name, &study.id, "records").await?;
+    if let Some(text) = known {
+        return text.parse().map_err(|_| LocalError::Remembered);
+    }
+    let epsilon = study.privacy.weight_epsilon;
+    reserve(dataset, ledger, study, "number of records", &RdpCurve::pure(epsilon)?).await?;
+    let count = data::noised_count(records.rows(), epsilon)?;
+    ledger.release(&dataset.name, &study.id, "records", &count.to_string()).await?;
+    Ok(count)
+}
+
+/// How a site trains on its own, without a coordinator.
+#[derive(Clone, Copy, Debug)]
+pub struct Alone {
+    /// Rounds; the study's own number when absent.
+    pub rounds: Option<u32>,
+    /// Without noise and without spending the ledger. The model must not leave the site.
+    pub no_privacy: bool,
+}
+
+/// What came of it.
+pub struct Trained {
+    /// The model's parameters.
+    pub params: Vec<f32>,
+    /// Rounds that the budget allowed.
+    pub rounds: u32,
+    /// Epsilon that the study has cost; none without privacy.
+    pub epsilon: Option<Epsilon>,
+}
+
+/// Trains a study at this site alone: the same model, trainer, privacy and rounds, and nobody else.
+///
+/// # Errors
+/// [`LocalError`], unless the budget ends the training after at least one round.
+pub async fn train_alone(
+    config: &Config,
+    ledger: &Ledger,
+    study: &Study,
+    first: Vec<f32>,
+    how: Alone,
+    mut chance: Chance,
+    mut progress: impl FnMut(u32, u32),
+) -> Result<Trained, LocalError> {
+    let mut study = study.clone();
+    if how.no_privacy {
+        study.privacy.mechanism = Mechanism::None;
+    }
+    let planned = how.rounds.unwrap_or(study.rounds.count);
+    let mut params = first;
+    let (mut done, mut epsilon) = (0, None);
+    if how.no_privacy {
+        let dataset = config.dataset(&study.data.dataset);
+        let dataset = dataset.ok_or_else(|| GuardError::Dataset(study.data.dataset.clone()))?;
+        let bounds = bounds(dataset, ledger, &study).await?;
+        let batch = data::load(&dataset.path, &study.data, &bounds)?;
+        let plan = Plan::of(&study, u32::try_from(batch.rows()).unwrap_or(u32::MAX));
+        let trainer = crate::train::choose(&config.train, &plan.model)?;
+        let records = LocalBatch::for_this_site_only(batch);
+        while done < planned {
+            let update = trainer.run(&records, &plan, &params, &mut chance)?;
+            update.apply_locally(&mut params);
+            done += 1;
+            progress(done, planned);
+        }
+        return Ok(Trained { params, rounds: done, epsilon });
+    }
+    let site = Site::open(config, ledger, &study).await?;
+    let (trainer, plan) = site.plan()?;
+    while done < planned {
+        let reservation = match site.reserve_round(done + 1).await {
+            Ok(reservation) => reservation,
+            Err(LocalError::Ledger(LedgerError::Spent { .. })) if done > 0 => break,
+            Err(e) => return Err(e),
+        };
+        let update = trainer.run(&site.records, &plan, &params, &mut chance)?;
+        update.apply_locally(&mut params);
+        ledger.commit(reservation.id()).await?;
+        done += 1;
+        epsilon = Some(site.epsilon().await?);
+        progress(done, planned);
+    }
+    Ok(Trained { params, rounds: done, epsilon })
+}

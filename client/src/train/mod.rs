@@ -1,0 +1,266 @@
+//! Trainers: what turns admitted records into a raw update.
+//!
+//! All of them do the same DP-SGD (Abadi et al. 2016, algorithm 1): in each step every record enters the
+//! batch independently with the study's sample rate (true Poisson sampling), its gradient is clipped in L2,
+//! and Gaussian noise is added to the sum, also when the batch is empty. The sum is divided by the expected
+//! batch size, which is computed from the *disclosed* (noised) number of records, so that the exact number
+//! does not leak. What follows (momentum, FedProx's pull, the step) is post-processing.
+//!
+//! The noise is real-valued and drawn in floating point; `docs/adr/0003` says what that leaves open.
+
+pub mod cuda;
+pub mod linear;
+#[cfg(feature = "torch")]
+pub mod torch;
+
+use crate::{config::TrainConfig, guard::LocalBatch};
+use falaj_core::{
+    model::ModelSpec,
+    study::{Algorithm, Mechanism, Study, Training},
+    update::RawUpdate,
+};
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore as _, SeedableRng as _};
+
+/// Clipping aims this much below the bound, relatively: the rounding of f32 sums stays within it.
+const CLIP_SLACK: f64 = 1e-5;
+
+/// How one round is trained.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The model.
+    pub model: ModelSpec,
+    /// Steps, rates, algorithm.
+    pub training: Training,
+    /// Clip norm and noise multiplier, for DP-SGD.
+    pub dp: Option<(f64, f64)>,
+    /// The number of records as disclosed.
+    pub records: f64,
+}
+
+impl Plan {
+    /// How a study trains at a site that discloses `records`.
+    #[must_use]
+    pub fn of(study: &Study, records: u32) -> Self {
+        let dp = match study.privacy.mechanism {
+            Mechanism::DpSgd { clip_norm, noise_multiplier } => Some((clip_norm, noise_multiplier)),
+            Mechanism::LocalGaussian { .. } | Mechanism::None => None,
+        };
+        Self {
+            model: study.model_spec(),
+            training: study.training.clone(),
+            dp,
+            records: f64::from(records),
+        }
+    }
+
+    /// Expected records in one batch.
+    fn expected_batch(&self) -> f64 {
+        (self.training.sample_rate * self.records).max(1.0)
+    }
+
+    /// The bound that clipping aims at.
+    fn clip(&self) -> Option<f64> {
+        self.dp.map(|(clip_norm, _)| clip_norm * (1.0 - CLIP_SLACK))
+    }
+}
+
+/// Why training gave no update.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TrainError {
+    /// The trainer does not know the model.
+    #[error("the `{0}` trainer cannot train this model: use a trainer built with libtorch")]
+    Unsupported(&'static str),
+    /// The parameters do not fit the model.
+    #[error("the base model has {found} parameters, the study's model {expected}")]
+    Shape {
+        /// In the base model.
+        found: usize,
+        /// In the manifest.
+        expected: usize,
+    },
+    /// The library failed.
+    #[error("training failed: {0}")]
+    Library(String),
+}
+
+/// Trains one round.
+pub trait Trainer: Send + Sync {
+    /// Its name.
+    fn name(&self) -> &'static str;
+
+    /// New parameters minus base parameters, after the plan's steps.
+    ///
+    /// # Errors
+    /// [`TrainError`].
+    fn run(
+        &self,
+        records: &LocalBatch,
+        plan: &Plan,
+        base: &[f32],
+        chance: &mut Chance,
+    ) -> Result<RawUpdate, TrainError>;
+
+    /// The model's outputs (logits) for each row.
+    ///
+    /// # Errors
+    /// [`TrainError`].
+    fn logits(
+        &self,
+        records: &crate::data::Batch,
+        model: &ModelSpec,
+        params: &[f32],
+    ) -> Result<Vec<Vec<f32>>, TrainError>;
+}
+
+/// The trainer that a configuration asks for, and what a model needs.
+///
+/// # Errors
+/// [`TrainError::Unsupported`] when this agent was built without the one that is needed.
+pub fn choose(config: &TrainConfig, model: &ModelSpec) -> Result<Box<dyn Trainer>, TrainError> {
+    let simple = matches!(model, ModelSpec::Logistic { .. });
+    match config.trainer.as_str() {
+        "linear" if !simple => Err(TrainError::Unsupported("linear")),
+        "linear" => Ok(Box::new(linear::Linear)),
+        #[cfg(feature = "torch")]
+        _ => Ok(Box::new(torch::Torch::new(config)?)),
+        #[cfg(not(feature = "torch"))]
+        "auto" if simple => Ok(Box::new(linear::Linear)),
+        #[cfg(not(feature = "torch"))]
+        _ => Err(TrainError::Unsupported("linear")),
+    }
+}
+
+/// Names of the trainers that this agent was built with.
+#[must_use]
+pub fn built() -> Vec<String> {
+    let mut names = vec!["linear".to_owned()];
+    if cfg!(feature = "torch") {
+        names.push("torch".to_owned());
+    }
+    names
+}
+
+/// Where chance comes from: a cryptographic generator, keyed by the operating system for each use.
+pub struct Chance {
+    rng: ChaCha20Rng,
+    spare: Option<f64>,
+}
+
+impl Chance {
+    /// Keyed afresh by the operating system.
+    ///
+    /// # Panics
+    /// When the operating system has no randomness to give: noise without it would protect nobody.
+    #[must_use]
+    pub fn fresh() -> Self {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).expect("invariant: the operating system gives randomness");
+        Self { rng: ChaCha20Rng::from_seed(seed), spare: None }
+    }
+
+    /// The same chance every time: for tests, and absent from release builds.
+    #[cfg(debug_assertions)]
+    #[must_use]
+    pub fn insecure(seed: &[u8]) -> Self {
+        let seed = falaj_core::id::Digest::of(seed);
+        Self { rng: ChaCha20Rng::from_seed(*seed.as_bytes()), spare: None }
+    }
+
+    /// Uniform in [0, 1).
+    fn unit(&mut self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
+        let unit = (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+        unit
+    }
+
+    /// The rows of a Poisson sample: each with chance `rate`, independently.
+    pub fn sample(&mut self, rows: usize, rate: f64) -> Vec<usize> {
+        (0..rows).filter(|_| self.unit() < rate).collect()
+    }
+
+    /// A standard normal draw (polar method of Marsaglia and Bray 1964).
+    pub fn normal(&mut self) -> f64 {
+        if let Some(spare) = self.spare.take() {
+            return spare;
+        }
+        loop {
+            let (u, v) = (2.0 * self.unit() - 1.0, 2.0 * self.unit() - 1.0);
+            let s = u * u + v * v;
+            if s > 0.0 && s < 1.0 {
+                let factor = (-2.0 * s.ln() / s).sqrt();
+                self.spare = Some(v * factor);
+                return u * factor;
+            }
+        }
+    }
+}
+
+/// The step that every trainer takes with a privatised sum of gradients: mean, FedProx, momentum, move.
+/// Everything here works on what is already private.
+fn descend(
+    plan: &Plan,
+    batch: usize,
+    sum: &[f32],
+    chance: &mut Chance,
+    base: &[f32],
+    params: &mut [f32],
+    velocity: &mut [f32],
+) {
+    #[expect(clippy::cast_precision_loss, reason = "batches are small")]
+    let divisor = if plan.dp.is_some() { plan.expected_batch() } else { batch.max(1) as f64 };
+    let sigma = plan.dp.map_or(0.0, |(clip_norm, noise)| clip_norm * noise);
+    let mu = match plan.training.algorithm {
+        Algorithm::FedAvg => 0.0,
+        Algorithm::FedProx { mu } => mu,
+    };
+    let (rate, momentum) = (plan.training.learning_rate, plan.training.momentum);
+    for (i, &g) in sum.iter().enumerate() {
+        let noise = if sigma > 0.0 { sigma * chance.normal() } else { 0.0 };
+        let pull = mu * (f64::from(params[i]) - f64::from(base[i]));
+        let gradient = (f64::from(g) + noise) / divisor + pull;
+        let v = momentum * f64::from(velocity[i]) + gradient;
+        #[expect(clippy::cast_possible_truncation, reason = "parameters are f32")]
+        {
+            velocity[i] = v as f32;
+            params[i] = (f64::from(params[i]) - rate * v) as f32;
+        }
+    }
+}
+
+/// New parameters minus base parameters.
+fn difference(params: &[f32], base: &[f32]) -> RawUpdate {
+    RawUpdate::new(params.iter().zip(base).map(|(p, b)| p - b).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sampling_is_independent_with_the_rate_that_was_asked_for() {
+        let mut chance = Chance::insecure(b"sampling");
+        let sizes: Vec<usize> = (0..400).map(|_| chance.sample(1_000, 0.1).len()).collect();
+        #[expect(clippy::cast_precision_loss, reason = "small counts")]
+        let mean = sizes.iter().sum::<usize>() as f64 / 400.0;
+        #[expect(clippy::cast_precision_loss, reason = "small counts")]
+        let variance = sizes.iter().map(|&s| (s as f64 - mean).powi(2)).sum::<f64>() / 399.0;
+        // A binomial of 1,000 at 0.1: mean 100, variance 90. A fixed batch would have variance 0.
+        assert!((98.0..102.0).contains(&mean), "{mean}");
+        assert!((70.0..112.0).contains(&variance), "{variance}");
+    }
+
+    #[test]
+    fn normal_draws_have_the_moments_of_a_standard_normal() {
+        let mut chance = Chance::insecure(b"normal");
+        let draws: Vec<f64> = (0..20_000).map(|_| chance.normal()).collect();
+        let moment = |k: i32| draws.iter().map(|d| d.powi(k)).sum::<f64>() / 20_000.0;
+        assert!(
+            moment(1).abs() < 0.03 && (moment(2) - 1.0).abs() < 0.04,
+            "{} {}",
+            moment(1),
+            moment(2)
+        );
+        assert!((moment(4) - 3.0).abs() < 0.3, "{}", moment(4));
+    }
+}
