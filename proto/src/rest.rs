@@ -3,7 +3,7 @@
 //! Times are RFC 3339 in UTC; digests are lower-case hexadecimal SHA-256; epsilon is a number at the
 //! study's delta, rounded up.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
@@ -77,7 +77,8 @@ pub struct Study {
     pub rounds_promoted: u32,
     /// SHA-256 of the newest model's parameters.
     pub model_sha256: String,
-    /// Epsilon per site, as the sites' newest updates state it.
+    /// Epsilon per site, as the sites' newest updates state it. A site without a guarantee is absent.
+    #[serde(serialize_with = "only_finite")]
     pub epsilon_by_site: BTreeMap<String, f64>,
     /// Bytes of update payloads received per site.
     pub bytes_by_site: BTreeMap<String, u64>,
@@ -145,7 +146,8 @@ pub struct StudyEvent {
     pub site: Option<String>,
     /// What happened, in one line for people.
     pub message: String,
-    /// Epsilon per site so far.
+    /// Epsilon per site so far. A site without a guarantee is absent.
+    #[serde(serialize_with = "only_finite")]
     pub epsilon_by_site: BTreeMap<String, f64>,
     /// The model that was published, if one was.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -173,4 +175,39 @@ pub struct Checkpoint {
     pub tree_size: u64,
     /// Root hash of the tree.
     pub root_hash: String,
+}
+
+/// JSON has no infinity: what has no guarantee is left out, so that a reader never meets a `null`.
+fn only_finite<S: Serializer>(
+    epsilon: &BTreeMap<String, f64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(epsilon.iter().filter(|(_, e)| e.is_finite()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_an_unprotected_study_can_be_read_back() {
+        let event = StudyEvent {
+            seq: 1,
+            at: "2026-01-02T03:04:05.678Z".into(),
+            study: "s".into(),
+            state: "running".into(),
+            round: 1,
+            rounds: 2,
+            stage: "collecting".into(),
+            cohort: 2,
+            updates_in: 2,
+            site: None,
+            message: "an update is in".into(),
+            epsilon_by_site: [("a".to_owned(), 1.5), ("b".to_owned(), f64::INFINITY)].into(),
+            model_sha256: None,
+        };
+        let text = serde_json::to_string(&event).expect("JSON");
+        let read: StudyEvent = serde_json::from_str(&text).expect("an event");
+        assert_eq!(read.epsilon_by_site, [("a".to_owned(), 1.5)].into());
+    }
 }
