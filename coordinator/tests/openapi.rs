@@ -1,0 +1,36 @@
+//! The description of REST in the repository is the one that the handlers give.
+
+use falaj_coordinator::rest;
+use serde_json::Value;
+use std::{env, error::Error, fs};
+
+const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/openapi.json");
+
+#[test]
+fn the_api_is_the_one_in_the_repository() -> Result<(), Box<dyn Error>> {
+    let (_, api) = rest::routes();
+    let now = api.to_pretty_json()? + "\n";
+    if env::var_os("FALAJ_BLESS").is_some() {
+        fs::write(SNAPSHOT, &now)?;
+    }
+    let kept = fs::read_to_string(SNAPSHOT)?;
+    assert!(now == kept, "the API changed: look at it, then run this with FALAJ_BLESS=1");
+    Ok(())
+}
+
+#[test]
+fn every_operation_says_what_it_does_and_how_it_fails() -> Result<(), Box<dyn Error>> {
+    let (_, api) = rest::routes();
+    let api = serde_json::to_value(api)?;
+    let paths = api["paths"].as_object().ok_or("no paths")?;
+    assert!(paths.len() >= 11, "{} paths", paths.len());
+    for (path, item) in paths {
+        for (method, operation) in item.as_object().into_iter().flatten() {
+            assert!(operation["summary"].is_string(), "{method} {path} has no summary");
+            let failures = operation["responses"].as_object().into_iter().flatten();
+            let problem = |(code, _): &(&String, &Value)| code.starts_with('4');
+            assert!(failures.filter(problem).count() > 0, "{method} {path} never fails");
+        }
+    }
+    Ok(())
+}
