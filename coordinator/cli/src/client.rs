@@ -40,9 +40,7 @@ pub(crate) enum ClientError {
     #[error("{} [{}]", .0.detail, .0.code)]
     Refused(ProblemJson),
     /// It could not be reached, or the connection broke.
-    #[error(
-        "no answer from {server}: is the coordinator running there, and may this certificate connect?"
-    )]
+    #[error("cannot talk to {server}; check --server, --cert and --place")]
     Unreachable {
         /// Where it was looked for.
         server: String,

@@ -98,7 +98,8 @@ async fn study(client: &Client, command: StudyCommand, json: bool) -> Result<Exi
         }
         StudyCommand::Stop { id } => {
             let study = client.stop(&named(&id)?).await?;
-            show::answer(json, &study, |s| format!("{} {}", s.id, s.state))?;
+            // The round is closed first, so the study may still be on its way to `stopped`.
+            show::answer(json, &study, |s| format!("{} stops; its models stay", s.id))?;
         }
     }
     Ok(ExitCode::SUCCESS)
