@@ -1,1 +1,284 @@
-//! Falaj.
+//! The offline verifier: checks an exported bundle without a database, a network, or trust in anyone.
+//!
+//! It reads the tar once, from front to back, and keeps one tile of hashes, the frontier of the tree, and one
+//! digest per certificate, header and open round. What it finds wrong first, it names.
+
+mod replay;
+
+use falaj_core::{
+    audit::{Entry, bundle},
+    canon,
+    id::Digest,
+    merkle::{self, Frontier, TILE_WIDTH},
+    note::{Checkpoint, VerifierKey},
+};
+use replay::Replay;
+use serde::Serialize;
+use std::io::{self, Read};
+
+/// No single file of a bundle is larger, apart from what is streamed: a full tile of entries.
+const FILE_BYTES_MAX: u64 = TILE_WIDTH * (merkle::ENTRY_BYTES_MAX as u64 + 2);
+
+/// What is wrong with a bundle: the first thing found.
+#[derive(Debug, thiserror::Error)]
+pub enum Wrong {
+    /// The file cannot be read as a bundle.
+    #[error("the bundle cannot be read: {0}")]
+    Unreadable(String),
+    /// Something that every bundle has is missing.
+    #[error("the bundle has no `{0}`")]
+    Missing(String),
+    /// The checkpoint does not hold.
+    #[error("the checkpoint is wrong: {0}")]
+    Checkpoint(String),
+    /// An entry's bytes are not those that were hashed.
+    #[error(
+        "entry {index} is wrong: its leaf hash should be {expected}, its bytes hash to {found}{claims}"
+    )]
+    Entry {
+        /// Index in the log.
+        index: u64,
+        /// In the tile.
+        expected: Digest,
+        /// Of the bytes.
+        found: Digest,
+        /// What the changed bytes claim, if they can be read.
+        claims: String,
+    },
+    /// An entry is not what its place says.
+    #[error("entry {index} is wrong: {what}")]
+    Content {
+        /// Index in the log.
+        index: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// The entries are whole, but lead to another root than was signed.
+    #[error(
+        "the log is not the one that was signed: {size} entries have root {found}, the checkpoint says {signed}"
+    )]
+    Root {
+        /// Entries.
+        size: u64,
+        /// Of the entries.
+        found: Digest,
+        /// In the checkpoint.
+        signed: Digest,
+    },
+    /// A file beside the log is not what the log says.
+    #[error("`{path}` is wrong: {what}")]
+    File {
+        /// In the tar.
+        path: String,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// What was checked.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The log's name.
+    pub origin: String,
+    /// Its verifier key.
+    pub log_verifier_key: String,
+    /// Whether the caller pinned that key; otherwise it was taken from the bundle itself.
+    pub key_pinned: bool,
+    /// Entries.
+    pub tree_size: u64,
+    /// Their root.
+    pub root_hash: String,
+    /// Rounds that gave a model.
+    pub models: u64,
+    /// Updates that were accepted, each under its site's signature.
+    pub updates: u64,
+    /// Connections, updates and requests that were refused.
+    pub refusals: u64,
+}
+
+/// Verifies a bundle. `pinned` is the log's key as known from elsewhere; `progress` hears of entries done
+/// and in all.
+///
+/// # Errors
+/// [`Wrong`]: the first thing that does not hold.
+pub fn verify(
+    bundle: impl Read,
+    pinned: Option<&VerifierKey>,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Report, Wrong> {
+    let unreadable = |e: io::Error| Wrong::Unreadable(e.to_string());
+    let mut tar = tar::Archive::new(bundle);
+    let mut files = tar.entries().map_err(unreadable)?;
+    let mut next = || -> Result<Option<(String, Vec<u8>)>, Wrong> {
+        let Some(file) = files.next() else { return Ok(None) };
+        let mut file = file.map_err(unreadable)?;
+        let path = String::from_utf8_lossy(&file.path_bytes()).into_owned();
+        let declared = file.header().size().map_err(unreadable)?;
+        if declared > FILE_BYTES_MAX {
+            return Err(Wrong::File {
+                path,
+                what: format!("{declared} bytes is more than any file of a bundle has"),
+            });
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(unreadable)?;
+        if bytes.len() as u64 != declared {
+            return Err(Wrong::Unreadable(format!("`{path}` ends early")));
+        }
+        Ok(Some((path, bytes)))
+    };
+    let mut expect = |wanted: &str| match next()? {
+        Some((path, bytes)) if path == wanted => Ok(bytes),
+        _ => Err(Wrong::Missing(wanted.to_owned())),
+    };
+    let about = About::parse(&expect(bundle::ABOUT)?)?;
+    let key = pinned.unwrap_or(&about.key);
+    let note = expect(bundle::CHECKPOINT)?;
+    let note = str::from_utf8(&note).map_err(|e| Wrong::Checkpoint(e.to_string()))?;
+    let head = Checkpoint::open(note, key).map_err(|e| Wrong::Checkpoint(e.to_string()))?;
+    if head.origin != about.origin || head.tree_size != about.tree_size {
+        return Err(Wrong::Checkpoint(format!(
+            "`{}` speaks of {} entries of {}, the checkpoint of {} of {}",
+            bundle::ABOUT,
+            about.tree_size,
+            about.origin,
+            head.tree_size,
+            head.origin
+        )));
+    }
+    let mut replay = Replay::default();
+    let mut log = Log { frontier: Frontier::new(), tile: Vec::new(), last_ts: String::new() };
+    while let Some((path, bytes)) = next()? {
+        if path.starts_with(bundle::TILES) {
+            log.take_tile(&path, &bytes)?;
+        } else if path.starts_with(bundle::ENTRIES) {
+            log.take_entries(&path, &bytes, head.tree_size, &mut replay)?;
+            progress(log.frontier.size(), head.tree_size);
+        } else {
+            replay.take_file(&path, bytes)?;
+        }
+    }
+    let (size, found) = (log.frontier.size(), log.frontier.root());
+    if size != head.tree_size {
+        return Err(Wrong::Missing(merkle::entries_path(size / TILE_WIDTH, TILE_WIDTH)));
+    }
+    if found != head.root_hash {
+        return Err(Wrong::Root { size, found, signed: head.root_hash });
+    }
+    replay.finish()?;
+    Ok(Report {
+        origin: head.origin,
+        log_verifier_key: key.to_string(),
+        key_pinned: pinned.is_some(),
+        tree_size: size,
+        root_hash: found.to_string(),
+        models: replay.models,
+        updates: replay.updates,
+        refusals: replay.refusals,
+    })
+}
+
+struct About {
+    origin: String,
+    tree_size: u64,
+    key: VerifierKey,
+}
+
+impl About {
+    fn parse(bytes: &[u8]) -> Result<Self, Wrong> {
+        let wrong = |what: String| Wrong::File { path: bundle::ABOUT.into(), what };
+        let c = canon::parse(bytes).map_err(|e| wrong(e.to_string()))?;
+        let version: u32 = c.int("v").map_err(|e| wrong(e.to_string()))?;
+        if version != bundle::VERSION {
+            return Err(wrong(format!("layout {version} is not known to this verifier")));
+        }
+        Ok(Self {
+            origin: c.text("origin").map_err(|e| wrong(e.to_string()))?.to_owned(),
+            tree_size: c.int("tree_size").map_err(|e| wrong(e.to_string()))?,
+            key: c.parsed("log_verifier_key").map_err(|e| wrong(e.to_string()))?,
+        })
+    }
+}
+
+/// The log as it is read: one tile of hashes, and the tree so far.
+struct Log {
+    frontier: Frontier,
+    tile: Vec<Digest>,
+    last_ts: String,
+}
+
+impl Log {
+    fn take_tile(&mut self, path: &str, bytes: &[u8]) -> Result<(), Wrong> {
+        let wrong = |what: &str| Wrong::File { path: path.to_owned(), what: what.to_owned() };
+        let (hashes, rest) = bytes.as_chunks::<32>();
+        if !rest.is_empty() || !self.tile.is_empty() {
+            return Err(wrong("it is no tile, or entries are missing before it"));
+        }
+        let expected = merkle::tile_path(self.frontier.size() / TILE_WIDTH, hashes.len() as u64);
+        if path != expected {
+            return Err(Wrong::Missing(expected));
+        }
+        self.tile = hashes.iter().map(|h| Digest(*h)).collect();
+        Ok(())
+    }
+
+    fn take_entries(
+        &mut self,
+        path: &str,
+        bytes: &[u8],
+        tree_size: u64,
+        replay: &mut Replay,
+    ) -> Result<(), Wrong> {
+        let tile = std::mem::take(&mut self.tile);
+        let expected = merkle::entries_path(self.frontier.size() / TILE_WIDTH, tile.len() as u64);
+        if path != expected {
+            return Err(Wrong::Missing(expected));
+        }
+        let mut hashes = tile.into_iter();
+        for entry in merkle::entries(bytes) {
+            let index = self.frontier.size();
+            let Some(entry) = entry else {
+                return Err(Wrong::Content { index, what: "it ends early".into() });
+            };
+            let Some(expected) = hashes.next() else {
+                return Err(Wrong::Content { index, what: "no hash stands for it".into() });
+            };
+            let found = merkle::leaf_hash(entry);
+            if found != expected {
+                let claims = Entry::parse(entry)
+                    .map(|e| format!("; it claims to be {} at {}", e.kind, e.ts))
+                    .unwrap_or_default();
+                return Err(Wrong::Entry { index, expected, found, claims });
+            }
+            self.frontier.push(found);
+            self.take_entry(index, entry, replay)?;
+        }
+        let index = self.frontier.size();
+        if hashes.next().is_some() {
+            return Err(Wrong::Content { index, what: "it is missing".into() });
+        }
+        if index > tree_size {
+            return Err(Wrong::Content {
+                index: tree_size,
+                what: "the checkpoint ends before it".into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn take_entry(&mut self, index: u64, bytes: &[u8], replay: &mut Replay) -> Result<(), Wrong> {
+        let wrong = |what: String| Wrong::Content { index, what };
+        let entry = Entry::parse(bytes).map_err(|e| wrong(e.to_string()))?;
+        if entry.seq != index {
+            return Err(wrong(format!("it calls itself entry {}", entry.seq)));
+        }
+        if entry.ts < self.last_ts {
+            return Err(wrong(format!(
+                "it is from {}, the one before it from {}",
+                entry.ts, self.last_ts
+            )));
+        }
+        self.last_ts.clone_from(&entry.ts);
+        replay.take_entry(&entry).map_err(wrong)
+    }
+}

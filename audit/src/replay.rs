@@ -1,0 +1,199 @@
+//! The replay: each model follows from a round, each round from accepted updates, each update from a site's
+//! signature under a certificate of that site.
+
+use crate::Wrong;
+use ed25519_dalek::VerifyingKey;
+use falaj_core::{
+    audit::{Entry, Kind},
+    id::{Digest, RoundId, SiteId, SpiffeId},
+    note,
+    update::{CONTEXT, UpdateHeader},
+};
+use std::collections::{BTreeMap, BTreeSet};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
+
+/// What is remembered between entries.
+#[derive(Default)]
+pub(crate) struct Replay {
+    /// Keys by site, from the certificates.
+    keys: BTreeMap<String, Vec<VerifyingKey>>,
+    /// The header that waits for its signature.
+    unsigned: Option<(Digest, Vec<u8>)>,
+    /// Signed headers by digest: what each says about its update.
+    headers: BTreeMap<Digest, Claim>,
+    studies: BTreeSet<Digest>,
+    /// The newest model of each study.
+    newest: BTreeMap<String, Digest>,
+    /// Rounds that are open, with their base and what was accepted into them.
+    open: BTreeMap<RoundId, Open>,
+    pub(crate) models: u64,
+    pub(crate) updates: u64,
+    pub(crate) refusals: u64,
+}
+
+struct Claim {
+    site: SiteId,
+    round: RoundId,
+    payload: Digest,
+    base: Digest,
+}
+
+struct Open {
+    base: Digest,
+    accepted: BTreeMap<SiteId, Digest>,
+}
+
+impl Replay {
+    /// A file that entries refer to.
+    pub(crate) fn take_file(&mut self, path: &str, bytes: Vec<u8>) -> Result<(), Wrong> {
+        let wrong = |what: String| Wrong::File { path: path.to_owned(), what };
+        let named = |folder: &str, ending: &str| {
+            let name = path.strip_prefix(folder)?.strip_suffix(ending)?;
+            name.parse::<Digest>().ok()
+        };
+        let matches = |digest: Digest| {
+            let found = Digest::of(&bytes);
+            if found == digest { Ok(()) } else { Err(wrong(format!("its SHA-256 is {found}"))) }
+        };
+        if let Some(digest) = named("certificates/", ".der") {
+            matches(digest)?;
+            if let Some((id, key)) = certificate(&bytes) {
+                self.keys.entry(id.to_string()).or_default().push(key);
+            }
+        } else if let Some(digest) = named("studies/", ".yaml") {
+            matches(digest)?;
+            self.studies.insert(digest);
+        } else if let Some(digest) = named("updates/", ".header") {
+            matches(digest)?;
+            self.unsigned = Some((digest, bytes));
+        } else if let Some(digest) = named("updates/", ".sig") {
+            let header = self.unsigned.take().filter(|(d, _)| *d == digest);
+            let (_, header) =
+                header.ok_or_else(|| wrong("its header does not stand before it".into()))?;
+            let parsed = UpdateHeader::parse(&header).map_err(|e| wrong(e.to_string()))?;
+            let site = parsed.site.to_string();
+            let keys = self.keys.get(&site).map(Vec::as_slice).unwrap_or_default();
+            if !keys.iter().any(|k| note::verify_context(k, CONTEXT, &header, &bytes)) {
+                return Err(wrong(format!("it is no signature by a certificate of {site}")));
+            }
+            self.headers.insert(
+                digest,
+                Claim {
+                    site: parsed.site,
+                    round: parsed.round,
+                    payload: parsed.payload,
+                    base: parsed.base,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// The next entry of the log.
+    pub(crate) fn take_entry(&mut self, entry: &Entry) -> Result<(), String> {
+        let body = entry.body();
+        let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
+        let round = || entry.round().map_err(|e| e.to_string());
+        match entry.kind {
+            Kind::StudySubmitted => {
+                let study = digest("study_sha256")?;
+                if !self.studies.contains(&study) {
+                    return Err(format!("its study {study} is not in the bundle"));
+                }
+                let name = body.text("study").map_err(|e| e.to_string())?;
+                self.newest.insert(name.to_owned(), digest("model_sha256")?);
+            }
+            Kind::RoundOpened => {
+                let (round, base) = (round()?, digest("base_sha256")?);
+                let newest = self.newest.get(round.study.as_str());
+                if newest != Some(&base) {
+                    return Err(format!(
+                        "round {round} opens on {base}, which is not the study's newest model"
+                    ));
+                }
+                self.open.insert(round, Open { base, accepted: BTreeMap::new() });
+            }
+            Kind::UpdateAccepted => self.accepted(entry)?,
+            Kind::ModelPublished => {
+                let round = round()?;
+                let Some(open) = self.open.remove(&round) else {
+                    return Err(format!("round {round} was not open"));
+                };
+                let base = digest("base_sha256")?;
+                if base != open.base {
+                    return Err(format!("round {round} opened on {}, not on {base}", open.base));
+                }
+                let mut counted: Vec<Digest> = open.accepted.into_values().collect();
+                counted.sort_unstable();
+                if entry.digests("updates").map_err(|e| e.to_string())? != counted {
+                    return Err(format!(
+                        "the model of round {round} does not follow from exactly the {} updates that were accepted into it",
+                        counted.len()
+                    ));
+                }
+                self.newest.insert(round.study.to_string(), digest("model_sha256")?);
+                self.models += 1;
+            }
+            Kind::RoundFailed | Kind::ModelRejected => {
+                self.open.remove(&round()?);
+            }
+            Kind::ConnectionRefused | Kind::UpdateRefused | Kind::AdminDenied => self.refusals += 1,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn accepted(&mut self, entry: &Entry) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: falaj_core::canon::CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        let site: SiteId = body.parsed("site").map_err(text)?;
+        let header: Digest = body.parsed("header_sha256").map_err(text)?;
+        let payload: Digest = body.parsed("payload_sha256").map_err(text)?;
+        if entry.actor_id().as_ref() != Some(site.spiffe()) {
+            return Err(format!("it counts an update of {site}, but somebody else sent it"));
+        }
+        let Some(open) = self.open.get_mut(&round) else {
+            return Err(format!("round {round} was not open"));
+        };
+        let Some(claim) = self.headers.get(&header) else {
+            return Err(format!("the signed header {header} is not in the bundle"));
+        };
+        if claim.site != site
+            || claim.round != round
+            || claim.payload != payload
+            || claim.base != open.base
+        {
+            return Err(format!("the header that {site} signed speaks of another update"));
+        }
+        if open.accepted.insert(site.clone(), payload).is_some() {
+            return Err(format!("round {round} counts two updates of {site}"));
+        }
+        self.updates += 1;
+        Ok(())
+    }
+
+    /// Whether anything is left over.
+    pub(crate) fn finish(&self) -> Result<(), Wrong> {
+        match &self.unsigned {
+            Some((digest, _)) => Err(Wrong::Missing(format!("updates/{digest}.sig"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whom a certificate names, and its Ed25519 key. A certificate that names nobody vouches for nothing.
+fn certificate(der: &[u8]) -> Option<(SpiffeId, VerifyingKey)> {
+    let (_, x509) = X509Certificate::from_der(der).ok()?;
+    let names = x509.subject_alternative_name().ok()??;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let id: SpiffeId = uris.next()?.parse().ok()?;
+    if uris.next().is_some() {
+        return None;
+    }
+    let key: &[u8] = &x509.public_key().subject_public_key.data;
+    Some((id, VerifyingKey::from_bytes(key.try_into().ok()?).ok()?))
+}
