@@ -137,7 +137,9 @@ impl Replay {
             Kind::RoundFailed | Kind::ModelRejected => {
                 self.open.remove(&round()?);
             }
-            Kind::ConnectionRefused | Kind::UpdateRefused | Kind::AdminDenied => self.refusals += 1,
+            Kind::ConnectionRefused | Kind::UpdateRefused | Kind::AccessDenied => {
+                self.refusals += 1
+            }
             _ => {}
         }
         Ok(())

@@ -6,7 +6,7 @@ use crate::{
     journal::{Journal, JournalError},
     ledger::{Ledger, LedgerError},
     local::{LocalError, Site},
-    noise::OpenDp,
+    noise::{NoiseSource, OpenDp},
     train::{self, Chance},
     transport::{Coordinator, Dialer, TransportError},
 };
@@ -318,7 +318,7 @@ impl Agent {
         if manifest.digest() != header.manifest {
             return Err(TaskError::Untrusted("it is about another model".into()));
         }
-        let site = Site::open(&self.config, &self.ledger, study).await?;
+        let site = Site::open(&self.config, &self.ledger, study, self.noise().as_mut()).await?;
         let reservation = site.reserve_round(header.round.number).await?;
         let id = reservation.id();
         let base = coordinator.fetch(study.id.as_str(), &header.base, manifest.params()).await?;
@@ -417,6 +417,15 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Noise on what is disclosed once per study.
+    fn noise(&self) -> Box<dyn NoiseSource + Send> {
+        #[cfg(debug_assertions)]
+        if let Some(seed) = self.options.insecure_seed {
+            return Box::new(Chance::insecure(format!("{seed} {}", self.site).as_bytes()));
+        }
+        Box::new(OpenDp)
     }
 
     fn chance(&self, header: &TaskHeader) -> Chance {

@@ -3,7 +3,7 @@
 //! A row or file that breaks the schema is reported by file, line and column, to the site alone: neither
 //! the report nor a cell ever crosses the wire.
 
-use crate::noise::{self, NoiseSource};
+use crate::noise::NoiseSource;
 use falaj_core::{
     dp::NoiseError,
     study::{Bounds, Data, FeatureKind, Missing},
@@ -394,9 +394,13 @@ fn each_row(
 ///
 /// # Errors
 /// [`NoiseError`].
-pub fn noised_count(rows: usize, epsilon: f64) -> Result<u32, NoiseError> {
+pub fn noised_count(
+    rows: usize,
+    epsilon: f64,
+    noise: &mut dyn NoiseSource,
+) -> Result<u32, NoiseError> {
     let mut count = [i64::try_from(rows).unwrap_or(i64::MAX)];
-    noise::OpenDp.laplace(&mut count, 1.0 / epsilon)?;
+    noise.laplace(&mut count, 1.0 / epsilon)?;
     let most = i64::from(falaj_core::study::WEIGHT_MAX);
     Ok(u32::try_from(count[0].clamp(1, most)).unwrap_or(1))
 }

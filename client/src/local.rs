@@ -5,7 +5,7 @@ use crate::{
     data::{self, Batch, ColumnBounds, DataError},
     guard::{GuardError, LocalBatch, ResidencyGuard},
     ledger::{Charge, Ledger, LedgerError, Limit},
-    noise::OpenDp,
+    noise::{NoiseSource, OpenDp},
     train::{Chance, Plan, TrainError, Trainer},
 };
 use falaj_core::{
@@ -88,6 +88,7 @@ async fn bounds(
     dataset: &DatasetConfig,
     ledger: &Ledger,
     study: &Study,
+    noise: &mut (dyn NoiseSource + Send),
 ) -> Result<ColumnBounds, LocalError> {
     let mut bounds = data::declared_bounds(&study.data);
     for feature in &study.data.features {
@@ -103,7 +104,7 @@ async fn bounds(
             (parse(min)?, parse(max)?)
         } else {
             reserve(dataset, ledger, study, &name, &RdpCurve::pure(epsilon)?).await?;
-            let pair = data::estimate_bounds(&dataset.path, &feature.name, epsilon, &mut OpenDp)?;
+            let pair = data::estimate_bounds(&dataset.path, &feature.name, epsilon, noise)?;
             let text = format!("{:?} {:?}", pair.0, pair.1);
             ledger.release(&dataset.name, &study.id, &name, &text).await?;
             pair
@@ -144,14 +145,15 @@ impl<'a> Site<'a> {
         config: &'a Config,
         ledger: &'a Ledger,
         study: &'a Study,
+        noise: &mut (dyn NoiseSource + Send),
     ) -> Result<Self, LocalError> {
         let guard = ResidencyGuard::new(config);
         guard.permits(study)?;
         let name = &study.data.dataset;
         let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
-        let bounds = bounds(dataset, ledger, study).await?;
+        let bounds = bounds(dataset, ledger, study, noise).await?;
         let records = guard.admit(data::load(&dataset.path, &study.data, &bounds)?, study)?;
-        let disclosed = disclosed(dataset, ledger, study, records.batch()).await?;
+        let disclosed = disclosed(dataset, ledger, study, records.batch(), noise).await?;
         Ok(Self { config, dataset, ledger, study, records, disclosed })
     }
 
@@ -213,6 +215,7 @@ async fn disclosed(
     ledger: &Ledger,
     study: &Study,
     records: &Batch,
+    noise: &mut (dyn NoiseSource + Send),
 ) -> Result<u32, LocalError> {
     if study.privacy.mechanism == Mechanism::None {
         return Ok(u32::try_from(records.rows()).unwrap_or(u32::MAX));
@@ -223,7 +226,7 @@ async fn disclosed(
     }
     let epsilon = study.privacy.weight_epsilon;
     reserve(dataset, ledger, study, "number of records", &RdpCurve::pure(epsilon)?).await?;
-    let count = data::noised_count(records.rows(), epsilon)?;
+    let count = data::noised_count(records.rows(), epsilon, noise)?;
     ledger.release(&dataset.name, &study.id, "records", &count.to_string()).await?;
     Ok(count)
 }
@@ -270,7 +273,7 @@ pub async fn train_alone(
     if how.no_privacy {
         let dataset = config.dataset(&study.data.dataset);
         let dataset = dataset.ok_or_else(|| GuardError::Dataset(study.data.dataset.clone()))?;
-        let bounds = bounds(dataset, ledger, &study).await?;
+        let bounds = bounds(dataset, ledger, &study, &mut OpenDp).await?;
         let batch = data::load(&dataset.path, &study.data, &bounds)?;
         let plan = Plan::of(&study, u32::try_from(batch.rows()).unwrap_or(u32::MAX));
         let trainer = crate::train::choose(&config.train, &plan.model)?;
@@ -283,7 +286,7 @@ pub async fn train_alone(
         }
         return Ok(Trained { params, rounds: done, epsilon });
     }
-    let site = Site::open(config, ledger, &study).await?;
+    let site = Site::open(config, ledger, &study, &mut OpenDp).await?;
     let (trainer, plan) = site.plan()?;
     while done < planned {
         let reservation = match site.reserve_round(done + 1).await {

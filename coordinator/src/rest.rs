@@ -351,7 +351,6 @@ async fn download(
     Path((id, round)): Path<(String, String)>,
 ) -> Answer<Response> {
     let handle = app.study(&id)?;
-    app.grant(&peer, Action::ModelRead, Some(&handle)).await?;
     let parts = app.engine.parts();
     let rows = parts.store.models(&handle.meta.study.id).await.map_err(unreadable)?;
     let row = match round.as_str() {
@@ -361,6 +360,7 @@ async fn download(
     let row = row.ok_or_else(|| {
         Code::UnknownModel.because(format!("study `{id}` has no model of round {round}"))
     })?;
+    app.grant(&peer, Action::ModelRead, Some(&handle)).await?;
     let head = safetensors_head(&handle, &row.sha256, row.number)?;
     let file = tokio::fs::File::open(parts.models.path(&row.sha256)).await.map_err(|e| {
         tracing::error!(error = %e, model = %row.sha256, "a model cannot be read");

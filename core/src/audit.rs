@@ -78,8 +78,8 @@ kinds! {
     UpdateDuplicate = "update.duplicate";
     /// An operator is about to be served.
     AdminRead = "admin.read";
-    /// An operator was refused.
-    AdminDenied = "admin.denied";
+    /// Somebody who is connected was refused by policy.
+    AccessDenied = "access.denied";
     /// The log is about to be exported.
     LogExported = "log.exported";
 }
@@ -130,6 +130,13 @@ impl Draft {
     #[must_use]
     pub const fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The same entry as one of another kind.
+    #[must_use]
+    pub const fn into_kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
     }
 
     /// Who did it.

@@ -61,7 +61,7 @@ impl Rogue {
         trust: &TrustStore,
     ) -> Result<Self> {
         let expect = ServerExpectation::coordinator(&["ae-on/*"]);
-        let config = Arc::new(tls::client_config(&credentials, trust, &expect)?);
+        let config = Arc::new(tls::client_config(&credentials, trust, &expect, &["h2"])?);
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?.timeout(PATIENCE);
         let channel = endpoint
             .connect_with_connector(tower::service_fn(move |_| {
@@ -112,7 +112,7 @@ impl Rogue {
     pub fn honest(&self, tasked: &Tasked) -> Result<UpdateHeader> {
         let study = falaj_proto::study::parse(std::str::from_utf8(&tasked.study)?, "study.yaml")?;
         let payload = Self::zeros(tasked)?;
-        let site = self.credentials.identity().spiffe.clone().try_into()?;
+        let site = self.credentials.identity()?.spiffe.try_into()?;
         Ok(UpdateHeader {
             round: tasked.task.round.clone(),
             site,

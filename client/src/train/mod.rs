@@ -196,6 +196,24 @@ impl Chance {
     }
 }
 
+/// The same noise every time, for tests: rounded Laplace draws that no theorem stands behind.
+#[cfg(debug_assertions)]
+impl crate::noise::NoiseSource for Chance {
+    fn laplace(
+        &mut self,
+        counts: &mut [i64],
+        scale: f64,
+    ) -> Result<(), falaj_core::dp::NoiseError> {
+        for count in counts {
+            let u = self.unit() - 0.5;
+            #[expect(clippy::cast_possible_truncation, reason = "draws are small")]
+            let draw = (-scale * u.signum() * (1.0 - 2.0 * u.abs()).ln()).round() as i64;
+            *count += draw;
+        }
+        Ok(())
+    }
+}
+
 /// The step that every trainer takes with a privatised sum of gradients: mean, FedProx, momentum, move.
 /// Everything here works on what is already private.
 fn descend(

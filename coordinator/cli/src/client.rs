@@ -1,159 +1,282 @@
-//! REST over mutual TLS.
+//! REST over mutual TLS: one method per thing that a coordinator can be asked.
 
-use crate::Connection;
-use anyhow::{Context as _, Result, anyhow, bail};
+use crate::settings::Settings;
+use anyhow::{Context as _, Result};
 use falaj_certs::{
     tls::{Credentials, ServerExpectation, client_config},
     trust::TrustStore,
 };
-use falaj_proto::{problem::ProblemJson, rest::Study};
-use indicatif::{ProgressBar, ProgressStyle};
-use reqwest::Response;
-use serde::{Deserialize, de::DeserializeOwned};
-use std::{
-    fs::{self, File},
-    io::{IsTerminal as _, Write as _},
-    path::{Path, PathBuf},
-    time::Duration,
+use falaj_core::id::StudyId;
+use falaj_proto::{
+    problem::ProblemJson,
+    rest::{Checkpoint, LogEntry, Model, Page, Round, Site, Status, Study, StudyEvent},
 };
+use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
+use serde::de::DeserializeOwned;
+use std::time::Duration;
 
-/// Places in which a coordinator may lie unless the caller says otherwise.
-const PLACES: &str = "ae-on/*";
-/// Connecting takes at most this long.
+/// A coordinator that does not take the connection within this time is away.
 const CONNECT: Duration = Duration::from_secs(10);
+/// A coordinator that is silent for this long has gone; an export may take a while before its first byte.
+const SILENCE: Duration = Duration::from_mins(2);
+/// The longest event that a watcher takes.
+const EVENT_BYTES_MAX: usize = 1 << 20;
+/// The longest problem that is read.
+const PROBLEM_BYTES_MAX: usize = 64 << 10;
+/// Carries the name of a study's file, for messages.
+const FILE_NAME: &str = "falaj-file-name";
 
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileConfig {
-    server: Option<String>,
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
-    trust: Option<PathBuf>,
-    #[serde(default)]
-    places: Vec<String>,
-}
-
-/// A coordinator that can be asked.
+/// A coordinator.
+#[derive(Debug)]
 pub(crate) struct Client {
-    server: String,
     http: reqwest::Client,
+    server: String,
 }
+
+/// Why the coordinator gave no answer that can be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// It said no, and why.
+    #[error("{} [{}]", .0.detail, .0.code)]
+    Refused(ProblemJson),
+    /// It could not be reached, or the connection broke.
+    #[error("cannot talk to {server}; check --server, --cert and --place")]
+    Unreachable {
+        /// Where it was looked for.
+        server: String,
+        /// What went wrong.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// It answered in a way that cannot be read.
+    #[error("{server} answered {status}, which is no answer of a coordinator")]
+    Foreign {
+        /// Who answered.
+        server: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// An event that cannot be read.
+    #[error("an event of the study cannot be read: {0}")]
+    Event(String),
+}
+
+type Answer<T> = Result<T, ClientError>;
 
 impl Client {
-    /// A client from flags, the environment, or a file.
-    pub(crate) fn new(connection: &Connection) -> Result<Self> {
-        let file = match &connection.config {
-            Some(path) => {
-                let text = fs::read_to_string(path)
-                    .with_context(|| format!("reading {}", path.display()))?;
-                let mut file: FileConfig =
-                    toml::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
-                let base = path.parent().unwrap_or(Path::new("."));
-                for p in [&mut file.cert, &mut file.key, &mut file.trust].into_iter().flatten() {
-                    *p = base.join(&*p);
-                }
-                file
-            }
-            None => FileConfig::default(),
-        };
-        let missing = |what: &str| {
-            anyhow!(
-                "`{what}` is not set: give --{what}, FALAJ_{}, or `{what}` in --config",
-                what.to_uppercase()
-            )
-        };
-        let path = |flag: &Option<PathBuf>, file: Option<PathBuf>, what: &str| {
-            flag.clone().or(file).ok_or_else(|| missing(what))
-        };
-        let server = connection.server.clone().or(file.server).ok_or_else(|| missing("server"))?;
-        let cert = path(&connection.cert, file.cert, "cert")?;
-        let key = path(&connection.key, file.key, "key")?;
-        let trust = path(&connection.trust, file.trust, "trust")?;
-        let mut places =
-            if connection.places.is_empty() { file.places } else { connection.places.clone() };
-        if places.is_empty() {
-            places.push(PLACES.to_owned());
-        }
-        let credentials = Credentials::load(&cert, &key)?;
-        let expect = ServerExpectation::coordinator(&places);
-        let tls =
-            client_config(&credentials, &TrustStore::load(&trust)?, &expect, &["h2", "http/1.1"])?;
+    /// A client with these settings; nothing is sent yet.
+    ///
+    /// # Errors
+    /// When certificate, key or trust configuration cannot be used.
+    pub(crate) fn new(settings: Settings) -> Result<Self> {
+        let credentials = Credentials::load(&settings.cert, &settings.key)?;
+        let trust = TrustStore::load(&settings.trust)?;
+        let expect = ServerExpectation::coordinator(&settings.places);
+        let tls = client_config(&credentials, &trust, &expect, &["http/1.1"])?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
-            .connect_timeout(CONNECT)
-            .redirect(reqwest::redirect::Policy::none())
+            .https_only(true)
             .no_proxy()
-            .build()?;
-        Ok(Self { server: server.trim_end_matches('/').to_owned(), http })
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT)
+            .read_timeout(SILENCE)
+            .user_agent(concat!("falaj/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .context("setting up TLS")?;
+        Ok(Self { http, server: settings.server })
     }
 
-    fn url(&self, path: &str) -> String {
-        format!("{}/api/v1/{path}", self.server)
+    /// How the coordinator is.
+    pub(crate) async fn status(&self) -> Answer<Status> {
+        self.get("status").await
     }
 
-    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        Ok(self.open(path).await?.json().await?)
+    /// The connected sites.
+    pub(crate) async fn sites(&self) -> Answer<Page<Site>> {
+        self.pages("sites").await
     }
 
-    pub(crate) async fn open(&self, path: &str) -> Result<Response> {
-        self.good(self.http.get(self.url(path)).send().await).await
+    /// Submits a study file.
+    pub(crate) async fn submit(&self, yaml: String, file: &str) -> Answer<Study> {
+        let name: String = file.chars().filter(char::is_ascii_graphic).collect();
+        let name = HeaderValue::from_str(&name).unwrap_or(HeaderValue::from_static("study.yaml"));
+        let request = self.request(Method::POST, "studies");
+        let request = request.header(FILE_NAME, name).header("content-type", "application/yaml");
+        self.read(request.body(yaml)).await
     }
 
-    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        Ok(self.good(self.http.post(self.url(path)).send().await).await?.json().await?)
+    /// Every study.
+    pub(crate) async fn studies(&self) -> Answer<Page<Study>> {
+        self.pages("studies").await
     }
 
-    pub(crate) async fn submit(&self, file: &Path, yaml: String) -> Result<Study> {
-        let name = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let request = self
-            .http
-            .post(self.url("studies"))
-            .header("content-type", "application/yaml")
-            .header("falaj-file-name", name)
-            .body(yaml);
-        Ok(self.good(request.send().await).await?.json().await?)
+    /// One study.
+    pub(crate) async fn study(&self, id: &StudyId) -> Answer<Study> {
+        self.get(&format!("studies/{id}")).await
     }
 
-    /// Downloads into a file that appears only when it is whole.
-    pub(crate) async fn download(&self, path: &str, to: &Path, quiet: bool) -> Result<u64> {
-        let mut response = self.open(path).await?;
-        let bar = match response.content_length() {
-            Some(bytes) if !quiet && std::io::stderr().is_terminal() => ProgressBar::new(bytes)
-                .with_style(ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta}")?),
-            _ => ProgressBar::hidden(),
-        };
-        let partial = to.with_extension("partial");
-        let write = || format!("writing {}", to.display());
-        let mut file = File::create(&partial).with_context(write)?;
-        let mut bytes = 0;
-        while let Some(chunk) = response.chunk().await? {
-            file.write_all(&chunk).with_context(write)?;
-            bytes += chunk.len() as u64;
-            bar.set_position(bytes);
+    /// Stops a study.
+    pub(crate) async fn stop(&self, id: &StudyId) -> Answer<Study> {
+        self.read(self.request(Method::POST, &format!("studies/{id}/stop"))).await
+    }
+
+    /// The rounds of a study.
+    pub(crate) async fn rounds(&self, id: &StudyId) -> Answer<Page<Round>> {
+        self.pages(&format!("studies/{id}/rounds")).await
+    }
+
+    /// What happens in a study from now on.
+    pub(crate) async fn events(&self, id: &StudyId) -> Answer<Events> {
+        let request = self.request(Method::GET, &format!("studies/{id}/events"));
+        let server = self.server.clone();
+        Ok(Events { answer: self.send(request).await?, server, text: Vec::new() })
+    }
+
+    /// The models of a study.
+    pub(crate) async fn models(&self, id: &StudyId) -> Answer<Page<Model>> {
+        self.pages(&format!("studies/{id}/models")).await
+    }
+
+    /// A model's bytes; the newest when no round is named.
+    pub(crate) async fn model(&self, id: &StudyId, round: Option<u32>) -> Answer<Response> {
+        let round = round.map_or_else(|| "latest".to_owned(), |n| n.to_string());
+        self.send(self.request(Method::GET, &format!("studies/{id}/models/{round}"))).await
+    }
+
+    /// A checkpoint, signed now.
+    pub(crate) async fn checkpoint(&self) -> Answer<Checkpoint> {
+        self.get("log/checkpoint").await
+    }
+
+    /// One page of log entries.
+    pub(crate) async fn entries(
+        &self,
+        from: u64,
+        limit: u32,
+        kind: Option<&str>,
+    ) -> Answer<Page<LogEntry>> {
+        let mut path = format!("log/entries?from={from}&limit={limit}");
+        if let Some(kind) = kind {
+            path.push_str("&kind=");
+            path.push_str(kind);
         }
-        file.sync_all().with_context(write)?;
-        fs::rename(&partial, to).with_context(write)?;
-        bar.finish_and_clear();
-        Ok(bytes)
+        self.get(&path).await
     }
 
-    /// A response that is no problem.
-    async fn good(&self, response: reqwest::Result<Response>) -> Result<Response> {
-        let response = response.map_err(|e| {
-            // The innermost cause says what is wrong; the layers above only that something is.
-            let mut cause: &dyn std::error::Error = &e;
-            while let Some(next) = cause.source() {
-                cause = next;
-            }
-            anyhow!("{}: {cause}", self.server)
-        })?;
-        let status = response.status();
+    /// The export's bytes.
+    pub(crate) async fn export(&self) -> Answer<Response> {
+        self.send(self.request(Method::GET, "log/export")).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}/api/v1/{path}", self.server))
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
+        self.read(self.request(Method::GET, path)).await
+    }
+
+    /// Every page of a list, as one.
+    async fn pages<T: DeserializeOwned>(&self, path: &str) -> Answer<Page<T>> {
+        let mut all: Page<T> = self.get(path).await?;
+        while let Some(cursor) = all.next.take() {
+            let page: Page<T> = self.get(&format!("{path}?cursor={cursor}")).await?;
+            // A page that adds nothing would go on for ever.
+            all.next = page.next.filter(|next| !page.items.is_empty() && *next != cursor);
+            all.items.extend(page.items);
+        }
+        Ok(all)
+    }
+
+    async fn read<T: DeserializeOwned>(&self, request: RequestBuilder) -> Answer<T> {
+        let answer = self.send(request).await?;
+        answer.json().await.map_err(|source| self.unreachable(source))
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Answer<Response> {
+        let answer = request.send().await.map_err(|source| self.unreachable(source))?;
+        let status = answer.status();
         if status.is_success() {
-            return Ok(response);
+            return Ok(answer);
         }
-        match response.json::<ProblemJson>().await {
-            Ok(p) => bail!("{} [{}]", p.detail, p.code),
-            Err(_) => bail!("{} answers {status}", self.server),
+        let foreign = ClientError::Foreign { server: self.server.clone(), status: status.as_u16() };
+        if answer.content_length().is_some_and(|n| n > PROBLEM_BYTES_MAX as u64) {
+            return Err(foreign);
         }
+        Err(answer.json().await.map_or(foreign, ClientError::Refused))
+    }
+
+    fn unreachable(&self, source: reqwest::Error) -> ClientError {
+        // The address is in the message already.
+        ClientError::Unreachable { server: self.server.clone(), source: source.without_url() }
+    }
+}
+
+/// A study's events, as they come.
+#[derive(Debug)]
+pub(crate) struct Events {
+    answer: Response,
+    server: String,
+    text: Vec<u8>,
+}
+
+impl Events {
+    /// The next event; none when the stream has ended.
+    ///
+    /// # Errors
+    /// When the connection breaks, or an event cannot be read.
+    pub(crate) async fn next(&mut self) -> Answer<Option<StudyEvent>> {
+        loop {
+            if let Some(data) = take_event(&mut self.text) {
+                let event = serde_json::from_slice(&data);
+                return event.map(Some).map_err(|e| ClientError::Event(e.to_string()));
+            }
+            if self.text.len() > EVENT_BYTES_MAX {
+                return Err(ClientError::Event(format!(
+                    "it is longer than {EVENT_BYTES_MAX} bytes"
+                )));
+            }
+            let chunk = self.answer.chunk().await.map_err(|source| ClientError::Unreachable {
+                server: self.server.clone(),
+                source: source.without_url(),
+            })?;
+            match chunk {
+                Some(chunk) => self.text.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// The data of the first whole event in `text`, which it is taken from. Comments, which only keep the
+/// connection alive, are skipped. Source: WHATWG HTML, section 9.2.6.
+fn take_event(text: &mut Vec<u8>) -> Option<Vec<u8>> {
+    loop {
+        let end = text.windows(2).position(|w| w == b"\n\n")?;
+        let block: Vec<u8> = text.drain(..end + 2).collect();
+        let data: Vec<&[u8]> = block
+            .split(|&b| b == b'\n')
+            .filter_map(|line| line.strip_prefix(b"data:"))
+            .map(|line| line.strip_prefix(b" ").unwrap_or(line))
+            .collect();
+        if !data.is_empty() {
+            return Some(data.join(&b'\n'));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_found_across_chunks_and_comments() {
+        let mut text = b":\n\nid: 1\ndata: {\"a\":".to_vec();
+        assert_eq!(take_event(&mut text), None);
+        text.extend_from_slice(b"1}\n\ndata:x\ndata: y\n\n:alive\n\n");
+        assert_eq!(take_event(&mut text).as_deref(), Some(&b"{\"a\":1}"[..]));
+        assert_eq!(take_event(&mut text).as_deref(), Some(&b"x\ny"[..]));
+        assert_eq!(take_event(&mut text), None);
+        assert!(text.is_empty());
     }
 }

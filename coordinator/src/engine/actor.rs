@@ -190,11 +190,21 @@ impl Actor {
     /// Opens a round on `base`.
     async fn open(&mut self, number: u32, attempt: u32, base: Digest) -> Result<(), Failed> {
         let study = &self.meta.study;
+        // Who is named is waited for; otherwise whoever is here when the round opens, if that is enough.
+        let here = self
+            .engine
+            .sites()
+            .all()
+            .into_iter()
+            .filter(|(site, c)| self.may_sit(site, &c.datasets));
+        let named = study.cohort.sites.len();
+        let expected = if named > 0 { named } else { here.count() };
+        let expected = u32::try_from(expected).unwrap_or(0);
         let spec = RoundSpec {
             base,
             min_sites: study.cohort.min_sites,
             max_sites: SITES_MAX,
-            expected_sites: u32::try_from(study.cohort.sites.len()).unwrap_or(0),
+            expected_sites: if expected >= study.cohort.min_sites { expected } else { 0 },
             deadline_ms: u64::from(study.rounds.deadline_s) * 1_000,
             grace_ms: u64::from(study.rounds.grace_s) * 1_000,
             attempt,
@@ -455,16 +465,16 @@ impl Actor {
         }
     }
 
+    /// Whether the study itself has a seat for a site that offers these data sets.
+    fn may_sit(&self, site: &SiteId, datasets: &[String]) -> bool {
+        let study = &self.meta.study;
+        study.cohort.admits(site) && datasets.contains(&study.data.dataset)
+    }
+
     async fn seat(&mut self, site: SiteId) {
         let study = &self.meta.study;
-        let offers = |s: &SiteId| {
-            self.engine
-                .sites()
-                .all()
-                .into_iter()
-                .any(|(id, c)| id == *s && c.datasets.contains(&study.data.dataset))
-        };
-        if !study.cohort.admits(&site) || !offers(&site) {
+        let connected = self.engine.sites().all().into_iter().find(|(id, _)| *id == site);
+        if !connected.is_some_and(|(id, c)| self.may_sit(&id, &c.datasets)) {
             return;
         }
         let mechanism = study.privacy.mechanism.as_str();

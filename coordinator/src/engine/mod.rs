@@ -295,6 +295,11 @@ impl Engine {
             &decision.policies,
             &decision.policy_set,
         );
+        let draft = if decision.allow {
+            draft
+        } else {
+            draft.into_kind(Kind::AccessDenied).text("reason", &decision.reason)
+        };
         let committed =
             self.parts().writer.record(vec![draft]).await.map_err(|e| problem_of(&e))?;
         if decision.allow {
@@ -338,7 +343,7 @@ impl Engine {
                 .decided(decision.allow, &decision.policies, &decision.policy_set)
         };
         if !decision.allow {
-            let denied = vec![draft(Kind::AdminDenied)];
+            let denied = vec![draft(Kind::AccessDenied).text("reason", &decision.reason)];
             self.parts().writer.record(denied).await.map_err(|e| problem_of(&e))?;
             return Err(Code::Denied.because(&decision.reason));
         }

@@ -1,8 +1,17 @@
 //! Who dies when: nothing that was acknowledged is lost, nothing is counted twice.
 
-use anyhow::{Result, ensure};
-use falaj_tests::federation::{Federation, Process, SiteSpec, study_yaml, wait_for, wisconsin};
-use std::time::{Duration, Instant};
+use anyhow::{Context as _, Result, ensure};
+use falaj_proto::problem::{Code, code_of};
+use falaj_tests::{
+    federation::{Federation, Process, SiteSpec, study_yaml, wait_for, wisconsin},
+    rogue::Rogue,
+};
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 /// Two honest sites in a running federation.
 fn two_sites(federation: &mut Federation) -> Result<(Process, Vec<SiteSpec>, Vec<Process>)> {
@@ -71,7 +80,7 @@ const KILLS: u32 = 8;
 
 #[test]
 fn a_coordinator_killed_at_random_instants_finishes_every_time() -> Result<()> {
-    let kills = option_env!("FALAJ_KILLS").and_then(|k| k.parse().ok()).unwrap_or(KILLS);
+    let kills = std::env::var("FALAJ_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(KILLS);
     let mut federation = Federation::new()?;
     let (mut coordinator, _sites, _agents) = two_sites(&mut federation)?;
     // A fixed multiplicative generator: the instants differ, the test repeats.
@@ -102,26 +111,36 @@ fn a_full_disk_refuses_updates_and_corrupts_nothing() -> Result<()> {
     }
     let mut federation = Federation::new()?;
     let state = federation.coordinator_state();
-    std::fs::create_dir_all(&state)?;
-    let script = format!("mount -t tmpfs -o size=3m tmpfs '{}' && exec \"$@\"", state.display());
+    fs::create_dir_all(&state)?;
+    let script = format!("mount -t tmpfs -o size=8m tmpfs '{}' && exec \"$@\"", state.display());
     let coordinator =
         federation.start_coordinator_through(&["unshare", "-rm", "sh", "-c", &script, "sh"])?;
-    let records = wisconsin(2)?;
-    let mut agents = Vec::new();
-    for (i, place) in ["ae-on/ae-az", "ae-on/ae-du"].iter().enumerate() {
-        let site = SiteSpec::new(&format!("hospital-{}", i + 1), place);
-        federation.prepare_site(&site, &records[i])?;
-        agents.push(federation.start_agent(&site)?);
+    federation.issue("site", "rogue", "ae-on/ae-sh")?;
+    let address = federation.addresses.context("started")?.grpc;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let credentials = federation.credentials("site", "rogue")?;
+    let trust = federation.trust()?;
+    let mut rogue = runtime.block_on(Rogue::connect(address, credentials, &trust))?;
+    let yaml = study_yaml("full", 1, 1).replace("min_sites: 1", "sites: [rogue], min_sites: 1");
+    federation.submit(&yaml)?;
+    let tasked = runtime.block_on(rogue.tasked())?;
+    // The same file system, seen through the coordinator's own root.
+    let inside = format!("/proc/{}/root{}", coordinator.id(), state.display());
+    let filler = Path::new(&inside).join("filler");
+    let mut file = File::create(&filler)?;
+    for block in [1 << 20, 1 << 12, 1] {
+        while file.write_all(&vec![0; block]).is_ok() {}
     }
-    federation.submit(
-        &study_yaml("full", 2_000, 2).replace("epsilon_limit: 900.0", "epsilon_limit: 90000.0"),
-    )?;
-    for agent in &mut agents {
-        agent.says("storage_full")?;
-    }
-    // It still answers, and what it exports verifies.
-    let status = federation.falaj(&["status"])?;
-    ensure!(status.status.code().is_some());
-    drop(coordinator);
+    let update = rogue.forge(&rogue.honest(&tasked)?, Rogue::zeros(&tasked)?);
+    let refusal = runtime.block_on(rogue.submit(update.clone())).err().context("it was taken")?;
+    ensure!(code_of(&refusal) == Some(Code::StorageFull), "{refusal:?}");
+    // With room again it goes on, without a restart, and nothing is corrupted.
+    fs::remove_file(&filler)?;
+    runtime.block_on(rogue.submit(update))?;
+    let study = federation.study_reaches("full", &["finished", "failed"])?;
+    ensure!(study["state"] == "finished", "{study}");
+    ensure!(federation.entries("update.accepted")?.len() == 1);
+    federation.verified()?;
     Ok(())
 }

@@ -148,7 +148,7 @@ fn refusal_is_logged(federation: &Federation, reason: &str) -> Result<()> {
 /// What the coordinator tells a site that holds the certificate in `dir` and opens its stream.
 fn answer(federation: &Federation, dir: &std::path::Path) -> Result<Status> {
     let address: SocketAddr = federation.addresses.context("started")?.grpc;
-    let credentials = Credentials::load_unidentified(&dir.join("cert.pem"), &dir.join("key.pem"))?;
+    let credentials = Credentials::load(&dir.join("cert.pem"), &dir.join("key.pem"))?;
     let trust = federation.trust()?;
     runtime()?.block_on(async {
         let mut rogue = Rogue::connect(address, credentials, &trust).await?;

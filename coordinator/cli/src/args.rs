@@ -1,0 +1,248 @@
+//! The command line: what can be asked, and how.
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+/// Operates a Falaj coordinator: studies, models, and the audit log.
+///
+/// Speaks REST over mutual TLS 1.3 with an operator's certificate. Settings come from flags, then the
+/// environment, then the file that --config names.
+#[derive(Debug, Parser)]
+#[command(
+    name = "falaj",
+    version,
+    after_help = "Examples:
+  falaj --config falaj.toml status
+  falaj study check heart.yaml
+  falaj study submit heart.yaml && falaj study watch heart
+  falaj model download heart -o heart.safetensors
+  falaj log export -o log.tar && falaj-verify log.tar
+  falaj --json log entries --kind connection.refused
+
+A falaj.toml:
+  server = \"https://127.0.0.1:7444\"
+  cert   = \"cert.pem\"      # paths are relative to the file
+  key    = \"key.pem\"
+  trust  = \"trust.toml\"
+  places = [\"ae-on/*\"]     # where a coordinator may be"
+)]
+pub(crate) struct Cli {
+    /// Answer in JSON: one document, or one a line where things happen over time.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How to reach the coordinator, and as whom.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Connection")]
+pub(crate) struct Connection {
+    /// Read settings from this file.
+    #[arg(long, global = true, env = "FALAJ_CONFIG", hide_env_values = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The coordinator's REST address [default: `https://127.0.0.1:7444`].
+    #[arg(long, global = true, env = "FALAJ_SERVER", hide_env_values = true, value_name = "URL")]
+    pub(crate) server: Option<String>,
+    /// The operator's certificate, PEM.
+    #[arg(long, global = true, env = "FALAJ_CERT", hide_env_values = true, value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+    /// Its key, PEM, mode 0600.
+    #[arg(long, global = true, env = "FALAJ_KEY", hide_env_values = true, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Whom to trust: the federation's trust.toml.
+    #[arg(long, global = true, env = "FALAJ_TRUST", hide_env_values = true, value_name = "FILE")]
+    pub(crate) trust: Option<PathBuf>,
+    /// Where the coordinator may be, for example ae-on/ae-az [default: ae-on/*].
+    #[arg(
+        long = "place",
+        global = true,
+        env = "FALAJ_PLACES",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "PLACE"
+    )]
+    pub(crate) places: Vec<String>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show how the coordinator is.
+    Status,
+    /// List the sites that are connected.
+    Sites,
+    /// Work with studies.
+    #[command(subcommand)]
+    Study(StudyCommand),
+    /// Work with the models of a study.
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Work with the audit log.
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Reckon with privacy; nothing is asked of a coordinator.
+    #[command(subcommand)]
+    Privacy(PrivacyCommand),
+    /// Print completions for a shell.
+    #[command(
+        after_help = "Example:\n  falaj completions bash > ~/.local/share/bash-completion/completions/falaj"
+    )]
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+/// Work with studies.
+#[derive(Debug, Subcommand)]
+pub(crate) enum StudyCommand {
+    /// Check a study file; nothing is asked of a coordinator.
+    Check {
+        /// The study, YAML.
+        file: PathBuf,
+    },
+    /// Submit a study; it starts at once.
+    Submit {
+        /// The study, YAML.
+        file: PathBuf,
+    },
+    /// List the studies.
+    List,
+    /// Show one study.
+    Show {
+        /// Its name.
+        id: String,
+    },
+    /// Watch a study until it is over.
+    ///
+    /// Exits with 0 when it has finished, with 1 when it failed or was stopped. Outlives short absences of
+    /// the coordinator.
+    Watch {
+        /// Its name.
+        id: String,
+    },
+    /// List the rounds of a study.
+    Rounds {
+        /// Its name.
+        id: String,
+    },
+    /// Stop a study; its models stay.
+    Stop {
+        /// Its name.
+        id: String,
+    },
+}
+
+/// Work with the models of a study.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// List the models; round 0 is the first, untrained one.
+    List {
+        /// Name of the study.
+        id: String,
+    },
+    /// Download a model as safetensors and check its digest.
+    #[command(
+        after_help = "Example:\n  falaj model download heart --round 7 -o heart-7.safetensors"
+    )]
+    Download {
+        /// Name of the study.
+        id: String,
+        /// The round that gave it; the newest when absent.
+        #[arg(long)]
+        round: Option<u32>,
+        /// Where to write it.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+}
+
+/// Work with the audit log.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogCommand {
+    /// Have the log signed now, and show the checkpoint.
+    Checkpoint,
+    /// List entries.
+    #[command(
+        after_help = "Examples:\n  falaj log entries --kind connection.refused\n  falaj log entries --from 1000 --limit 50"
+    )]
+    Entries {
+        /// Only entries of this kind.
+        #[arg(long)]
+        kind: Option<String>,
+        /// Index to begin with.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// At most this many; all when absent.
+        #[arg(long)]
+        limit: Option<u64>,
+    },
+    /// Export the log as one tar, for `falaj-verify`.
+    Export {
+        /// Where to write it.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+}
+
+/// Reckon with privacy.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PrivacyCommand {
+    /// Epsilon of Poisson-sampled Gaussian steps, by Renyi accounting.
+    #[command(
+        after_help = "Example:\n  falaj privacy epsilon --sample-rate 0.05 --noise-multiplier 1.1 --steps 400 --delta 1e-5"
+    )]
+    Epsilon {
+        /// Chance with which a record is in a batch, above 0, at most 1.
+        #[arg(long)]
+        sample_rate: f64,
+        /// Noise standard deviation over the clip norm.
+        #[arg(long)]
+        noise_multiplier: f64,
+        /// Steps, over all rounds.
+        #[arg(long)]
+        steps: u64,
+        /// The delta at which epsilon is stated.
+        #[arg(long)]
+        delta: f64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+    use std::fmt::Write as _;
+
+    fn help(command: &mut clap::Command, path: &str, out: &mut String) {
+        let path = format!("{path}{}", command.get_name());
+        let text = command.render_long_help().to_string();
+        writeln!(out, "# {path} --help\n\n{text}").expect("invariant: a string takes text");
+        for sub in command.get_subcommands_mut().filter(|s| s.get_name() != "help") {
+            help(sub, &format!("{path} "), out);
+        }
+    }
+
+    #[test]
+    fn the_help_is_the_one_in_the_repository() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/help.txt");
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        let mut now = String::new();
+        help(&mut command, "", &mut now);
+        if std::env::var_os("FALAJ_BLESS").is_some() {
+            std::fs::write(path, &now).expect("written");
+        }
+        let kept = std::fs::read_to_string(path).expect("the snapshot is there");
+        assert!(now == kept, "the help changed: look at it, then run this with FALAJ_BLESS=1");
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

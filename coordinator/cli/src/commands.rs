@@ -1,0 +1,338 @@
+//! What each command does: ask, then show.
+
+use crate::{
+    args::{Cli, Command, LogCommand, ModelCommand, PrivacyCommand, StudyCommand},
+    client::Client,
+    download::{ParamsHash, save, save_as_is},
+    settings::Settings,
+    show,
+    watch::watch,
+};
+use anyhow::{Context as _, Result, ensure};
+use clap::CommandFactory as _;
+use falaj_core::{
+    audit::Kind,
+    dp::rdp::RdpCurve,
+    id::{Digest, StudyId},
+    study::{Mechanism, Study},
+};
+use falaj_proto::{
+    rest::{self, LogEntry, Page},
+    study::STUDY_BYTES_MAX,
+};
+use serde_json::{Value, json};
+use std::{fs, path::Path, process::ExitCode};
+
+/// Entries asked for at once.
+const ENTRIES_PER_PAGE: u32 = 1_000;
+/// Names the parameters' digest beside a model's bytes.
+const MODEL_SHA256: &str = "falaj-model-sha256";
+
+/// Does what the command line says.
+///
+/// # Errors
+/// What went wrong, and what to do.
+pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
+    let json = cli.json;
+    let connect = || Client::new(Settings::new(cli.connection)?);
+    match cli.command {
+        Command::Status => {
+            let status = connect()?.status().await?;
+            show::answer(json, &status, status_facts)?;
+        }
+        Command::Sites => {
+            let sites = connect()?.sites().await?;
+            show::answer(json, &sites, sites_table)?;
+        }
+        Command::Study(StudyCommand::Check { file }) => {
+            let (_, study) = read_study(&file)?;
+            show::answer(json, &study_plan(&study)?, |plan| plan_text(&file, plan))?;
+        }
+        Command::Study(command) => return study(&connect()?, command, json).await,
+        Command::Model(command) => model(&connect()?, command, json).await?,
+        Command::Log(command) => log(&connect()?, command, json).await?,
+        Command::Privacy(PrivacyCommand::Epsilon {
+            sample_rate,
+            noise_multiplier,
+            steps,
+            delta,
+        }) => {
+            let cost = RdpCurve::poisson_gaussian(sample_rate, noise_multiplier, steps)?;
+            let epsilon = cost.epsilon(delta)?.value();
+            let answer = json!({ "epsilon": epsilon, "delta": delta, "steps": steps,
+                "sample_rate": sample_rate, "noise_multiplier": noise_multiplier });
+            let text = format!(
+                "epsilon {} at delta {delta:e} after {steps} steps",
+                show::epsilon(epsilon)
+            );
+            show::answer(json, &answer, |_| text)?;
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "falaj", &mut std::io::stdout());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn study(client: &Client, command: StudyCommand, json: bool) -> Result<ExitCode> {
+    match command {
+        StudyCommand::Check { file } => {
+            read_study(&file)?;
+        }
+        StudyCommand::Submit { file } => {
+            // What is wrong with the file is said here, before anybody is asked.
+            let (text, _) = read_study(&file)?;
+            let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
+            let study = client.submit(text, &name).await?;
+            show::answer(json, &study, |s| {
+                format!("{} runs; `falaj study watch {}` follows it", s.id, s.id)
+            })?;
+        }
+        StudyCommand::List => show::answer(json, &client.studies().await?, studies_table)?,
+        StudyCommand::Show { id } => {
+            show::answer(json, &client.study(&named(&id)?).await?, study_facts)?;
+        }
+        StudyCommand::Watch { id } => return watch(client, &named(&id)?, json).await,
+        StudyCommand::Rounds { id } => {
+            show::answer(json, &client.rounds(&named(&id)?).await?, rounds_table)?;
+        }
+        StudyCommand::Stop { id } => {
+            let study = client.stop(&named(&id)?).await?;
+            // The round is closed first, so the study may still be on its way to `stopped`.
+            show::answer(json, &study, |s| format!("{} stops; its models stay", s.id))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn model(client: &Client, command: ModelCommand, json: bool) -> Result<()> {
+    match command {
+        ModelCommand::List { id } => {
+            show::answer(json, &client.models(&named(&id)?).await?, models_table)
+        }
+        ModelCommand::Download { id, round, output } => {
+            let answer = client.model(&named(&id)?, round).await?;
+            let promised: Digest = answer
+                .headers()
+                .get(MODEL_SHA256)
+                .and_then(|digest| digest.to_str().ok()?.parse().ok())
+                .context("the coordinator did not name the model's digest")?;
+            let check = |hash: ParamsHash| {
+                let found = hash.finish();
+                ensure!(
+                    found == promised,
+                    "the model is damaged: its parameters have digest {found}, {promised} was promised"
+                );
+                Ok(())
+            };
+            let bytes = save(answer, &output, json, ParamsHash::feed, check).await?;
+            let answer =
+                json!({ "file": output, "bytes": bytes, "model_sha256": promised.to_string() });
+            show::answer(json, &answer, |_| {
+                let digest = promised.to_string();
+                format!(
+                    "{} ({}), model {}",
+                    output.display(),
+                    show::bytes(bytes),
+                    show::short(&digest)
+                )
+            })
+        }
+    }
+}
+
+async fn log(client: &Client, command: LogCommand, json: bool) -> Result<()> {
+    match command {
+        LogCommand::Checkpoint => {
+            show::answer(json, &client.checkpoint().await?, |c| c.note.clone())
+        }
+        LogCommand::Entries { kind, from, limit } => {
+            let entries = entries(client, kind.as_deref(), from, limit).await?;
+            show::answer(json, &entries, entries_table)
+        }
+        LogCommand::Export { output } => {
+            let bytes = save_as_is(client.export().await?, &output, json).await?;
+            let answer = json!({ "file": output, "bytes": bytes });
+            let (file, size) = (output.display(), show::bytes(bytes));
+            show::answer(json, &answer, |_| {
+                format!("{file} ({size}); check it with `falaj-verify {file}`")
+            })
+        }
+    }
+}
+
+/// Entries, page after page. Asking is itself an entry, so the log grows by one for every thousand read:
+/// this ends.
+async fn entries(
+    client: &Client,
+    kind: Option<&str>,
+    mut from: u64,
+    limit: Option<u64>,
+) -> Result<Page<LogEntry>> {
+    if let Some(kind) = kind {
+        kind.parse::<Kind>().map_err(|_| {
+            let known: Vec<&str> = Kind::ALL.iter().map(|k| k.as_str()).collect();
+            anyhow::anyhow!("`{kind}` is no kind of entry; there are {}", known.join(", "))
+        })?;
+    }
+    let mut left = limit.unwrap_or(u64::MAX);
+    let mut items = Vec::new();
+    while left > 0 {
+        let asked = u32::try_from(left).unwrap_or(ENTRIES_PER_PAGE).min(ENTRIES_PER_PAGE);
+        let page = client.entries(from, asked, kind).await?;
+        left -= left.min(page.items.len() as u64);
+        items.extend(page.items);
+        match page.next.and_then(|next| next.parse().ok()).filter(|next| *next > from) {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    Ok(Page { items, next: None })
+}
+
+fn named(id: &str) -> Result<StudyId> {
+    Ok(id.parse()?)
+}
+
+/// A study file's text and the study in it.
+fn read_study(file: &Path) -> Result<(String, Study)> {
+    let shown = file.display();
+    let size = fs::metadata(file).with_context(|| format!("cannot read {shown}"))?.len();
+    ensure!(size <= STUDY_BYTES_MAX as u64, "{shown} is larger than a study may be: 1 MiB");
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
+    let study = falaj_proto::study::parse(&text, &shown.to_string())?;
+    Ok((text, study))
+}
+
+/// What a study would do and cost.
+fn study_plan(study: &Study) -> Result<Value> {
+    let epsilon = if study.privacy.mechanism == Mechanism::None {
+        None
+    } else {
+        let cost = study.cost_of_rounds(study.rounds.count)?.compose(&study.cost_of_joining()?);
+        Some(cost.epsilon(study.privacy.delta)?.value())
+    };
+    Ok(json!({
+        "study": study.id.as_str(),
+        "params": study.manifest()?.params(),
+        "rounds": study.rounds.count,
+        "mechanism": study.privacy.mechanism.as_str(),
+        "epsilon_planned": epsilon,
+        "delta": study.privacy.delta,
+    }))
+}
+
+fn plan_text(file: &Path, plan: &Value) -> String {
+    let cost = plan["epsilon_planned"].as_f64().map_or_else(
+        || "no protection".to_owned(),
+        |e| format!("epsilon {} at delta {} per site", show::epsilon(e), plan["delta"]),
+    );
+    format!(
+        "{} is sound: study {}, {} parameters, {} rounds, {cost}",
+        file.display(),
+        plan["study"].as_str().unwrap_or_default(),
+        plan["params"],
+        plan["rounds"]
+    )
+}
+
+fn status_facts(s: &rest::Status) -> String {
+    show::facts(&[
+        ("coordinator", s.identity.clone()),
+        ("version", s.version.clone()),
+        ("started", s.started.clone()),
+        ("sites connected", s.sites_connected.to_string()),
+        ("studies running", s.studies_running.to_string()),
+        ("log entries", s.log_size.to_string()),
+        ("policy set", s.policy_set_sha256.clone()),
+        ("log key", s.log_verifier_key.clone()),
+    ])
+}
+
+fn sites_table(page: &Page<rest::Site>) -> String {
+    let row = |s: &rest::Site| {
+        [
+            s.id.clone(),
+            s.connected.clone(),
+            s.address.clone(),
+            s.agent_version.clone(),
+            s.datasets.join(", "),
+        ]
+    };
+    show::table(["SITE", "CONNECTED", "ADDRESS", "AGENT", "DATA SETS"], page.items.iter().map(row))
+}
+
+fn studies_table(page: &Page<rest::Study>) -> String {
+    let row = |s: &rest::Study| {
+        let rounds = format!("{}/{}", s.round, s.rounds);
+        [
+            s.id.clone(),
+            s.state.clone(),
+            rounds,
+            s.submitted.clone(),
+            show::epsilons(&s.epsilon_by_site),
+        ]
+    };
+    show::table(["STUDY", "STATE", "ROUND", "SUBMITTED", "EPSILON"], page.items.iter().map(row))
+}
+
+fn study_facts(s: &rest::Study) -> String {
+    let sent: Vec<String> =
+        s.bytes_by_site.iter().map(|(site, n)| format!("{site} {}", show::bytes(*n))).collect();
+    let mut facts = vec![
+        ("study", s.id.clone()),
+        ("state", s.state.clone()),
+        ("round", format!("{}/{}, {} gave a model", s.round, s.rounds, s.rounds_promoted)),
+        ("submitted", format!("{} by {}", s.submitted, s.submitted_by)),
+        ("file", s.study_sha256.clone()),
+        ("model", s.model_sha256.clone()),
+        ("epsilon", show::epsilons(&s.epsilon_by_site)),
+        ("received", if sent.is_empty() { "-".into() } else { sent.join(", ") }),
+    ];
+    if let Some(reason) = &s.reason {
+        facts.insert(2, ("reason", reason.clone()));
+    }
+    show::facts(&facts)
+}
+
+fn rounds_table(page: &Page<rest::Round>) -> String {
+    let row = |r: &rest::Round| {
+        let sites: Vec<String> =
+            r.sites.iter().map(|(site, how)| format!("{site} {how}")).collect();
+        let model = r.model_sha256.as_deref().map_or("-", show::short).to_owned();
+        let reason = r.reason.clone().unwrap_or_default();
+        [
+            r.round.to_string(),
+            r.attempt.to_string(),
+            r.stage.clone(),
+            model,
+            sites.join(", "),
+            reason,
+        ]
+    };
+    show::table(["ROUND", "TRY", "STAGE", "MODEL", "SITES", "REASON"], page.items.iter().map(row))
+}
+
+fn models_table(page: &Page<rest::Model>) -> String {
+    let row = |m: &rest::Model| {
+        [m.round.to_string(), m.published.clone(), m.params.to_string(), m.model_sha256.clone()]
+    };
+    show::table(["ROUND", "PUBLISHED", "PARAMS", "SHA-256"], page.items.iter().map(row))
+}
+
+fn entries_table(page: &Page<LogEntry>) -> String {
+    let row = |e: &LogEntry| {
+        let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+        let entry = &e.entry;
+        let who =
+            entry["actor"]["id"].as_str().or(entry["actor"]["address"].as_str()).unwrap_or("-");
+        let about = match (entry["study"].as_str(), &entry["round"]) {
+            (Some(study), Value::Number(round)) => format!("{study} round {round}"),
+            (Some(study), _) => study.to_owned(),
+            (None, _) => text(&entry["action"]),
+        };
+        let why = text(&entry["reason"]);
+        [e.index.to_string(), text(&entry["ts"]), text(&entry["kind"]), who.to_owned(), about, why]
+    };
+    show::table(["INDEX", "TIME", "KIND", "WHO", "ABOUT", "REASON"], page.items.iter().map(row))
+}
