@@ -12,7 +12,7 @@ use falaj_core::{
     id::StudyId,
 };
 use sqlx::{
-    Row as _, SqliteConnection, SqlitePool,
+    Connection as _, Row as _, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use std::{path::Path, time::Duration};
@@ -123,36 +123,14 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::Spent`] with the figures, or why the ledger cannot say.
     pub async fn reserve(&self, charge: &Charge<'_>) -> Result<Reservation, LedgerError> {
-        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let by_study = total(&mut tx, charge.dataset, Some(charge.study)).await?;
-        let whole = total(&mut tx, charge.dataset, None).await?;
-        let checks = [
-            (format!("data set `{}`", charge.dataset), &whole, charge.dataset_limit),
-            (format!("study `{}`", charge.study), &by_study, charge.study_limit),
-        ];
-        for (whose, spent, limit) in checks {
-            let would_be = spent.compose(charge.cost).epsilon(limit.delta)?;
-            if would_be.value() > limit.epsilon {
-                let (delta, limit) = (limit.delta, limit.epsilon);
-                return Err(LedgerError::Spent { whose, would_be, delta, limit });
-            }
+        let mut connection = self.pool.acquire().await?;
+        let done = reserve_on(&mut connection, charge).await;
+        if matches!(done, Err(LedgerError::Sql(_))) {
+            // A commit that fails for want of room leaves the connection in doubt about its
+            // transaction; a fresh one has none.
+            connection.close_on_drop();
         }
-        let id = sqlx::query("INSERT INTO reservations (dataset, study, purpose, cost, state) VALUES (?, ?, ?, ?, 'reserved')")
-            .bind(charge.dataset)
-            .bind(charge.study.as_str())
-            .bind(charge.purpose)
-            .bind(charge.cost.to_text())
-            .execute(&mut *tx)
-            .await?
-            .last_insert_rowid();
-        sqlx::query("INSERT INTO totals (dataset, study, cost) VALUES (?, ?, ?) ON CONFLICT (dataset, study) DO UPDATE SET cost = excluded.cost")
-            .bind(charge.dataset)
-            .bind(charge.study.as_str())
-            .bind(by_study.compose(charge.cost).to_text())
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(Reservation::from_ledger(id.cast_unsigned()))
+        done
     }
 
     /// Marks a reservation as used. It counted from the moment it was made.
@@ -236,6 +214,42 @@ impl Ledger {
             .await?;
         Ok(())
     }
+}
+
+async fn reserve_on(
+    connection: &mut SqliteConnection,
+    charge: &Charge<'_>,
+) -> Result<Reservation, LedgerError> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let by_study = total(&mut tx, charge.dataset, Some(charge.study)).await?;
+    let whole = total(&mut tx, charge.dataset, None).await?;
+    let checks = [
+        (format!("data set `{}`", charge.dataset), &whole, charge.dataset_limit),
+        (format!("study `{}`", charge.study), &by_study, charge.study_limit),
+    ];
+    for (whose, spent, limit) in checks {
+        let would_be = spent.compose(charge.cost).epsilon(limit.delta)?;
+        if would_be.value() > limit.epsilon {
+            let (delta, limit) = (limit.delta, limit.epsilon);
+            return Err(LedgerError::Spent { whose, would_be, delta, limit });
+        }
+    }
+    let id = sqlx::query("INSERT INTO reservations (dataset, study, purpose, cost, state) VALUES (?, ?, ?, ?, 'reserved')")
+            .bind(charge.dataset)
+            .bind(charge.study.as_str())
+            .bind(charge.purpose)
+            .bind(charge.cost.to_text())
+            .execute(&mut *tx)
+            .await?
+            .last_insert_rowid();
+    sqlx::query("INSERT INTO totals (dataset, study, cost) VALUES (?, ?, ?) ON CONFLICT (dataset, study) DO UPDATE SET cost = excluded.cost")
+            .bind(charge.dataset)
+            .bind(charge.study.as_str())
+            .bind(by_study.compose(charge.cost).to_text())
+            .execute(&mut *tx)
+            .await?;
+    tx.commit().await?;
+    Ok(Reservation::from_ledger(id.cast_unsigned()))
 }
 
 async fn total(

@@ -1,2 +1,96 @@
-//! Falaj.
-fn main() {}
+//! The project's own commands: set up, demonstrate, test, check, measure.
+
+mod bench;
+mod demo;
+mod setup;
+mod tools;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(
+    bin_name = "cargo xtask",
+    after_help = "Examples:\n  cargo xtask demo\n  cargo xtask test\n  cargo xtask test -- -p falaj-core\n  cargo xtask check"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Get libtorch, pinned by hash, once.
+    Setup,
+    /// Run the main job: hospitals of three emirates learn one model, and a fourth is refused.
+    Demo(demo::Options),
+    /// Set up and run every test. Arguments after `--` replace `--workspace`.
+    Test {
+        /// Passed on to `cargo test`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Format, lints, docs, licences.
+    Check,
+    /// Run the simulation of the round engine over more seeds.
+    Sim {
+        /// How many seeds.
+        #[arg(long, default_value_t = 2_000)]
+        seeds: u32,
+    },
+    /// Measure, as ratios within one run.
+    Bench,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Setup => setup::setup().map(drop),
+        Command::Demo(options) => demo::run(&options),
+        Command::Test { args } => test(&args),
+        Command::Check => check(),
+        Command::Sim { seeds } => sim(seeds),
+        Command::Bench => bench::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn test(args: &[String]) -> Result<()> {
+    setup::setup()?;
+    // End-to-end tests run the very binaries, so all of them come first.
+    tools::cargo(&["build", "--workspace", "--bins"])?;
+    let mut words = vec!["test"];
+    if args.is_empty() {
+        words.push("--workspace");
+    }
+    words.extend(args.iter().map(String::as_str));
+    tools::cargo(&words)
+}
+
+fn check() -> Result<()> {
+    setup::setup()?;
+    tools::cargo(&["fmt", "--all", "--check"])?;
+    tools::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    tools::cargo_with(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")])?;
+    if tools::has("cargo-deny") {
+        tools::cargo(&["deny", "check", "bans", "licenses", "sources"])?;
+    } else {
+        eprintln!("skipped: licences and sources; `cargo install cargo-deny --locked` mends that");
+    }
+    tools::cargo(&["test", "-p", "falaj-tests", "--test", "tidy"])
+}
+
+fn sim(seeds: u32) -> Result<()> {
+    let seeds = seeds.to_string();
+    tools::cargo_with(
+        &["test", "-p", "falaj-coordinator", "--test", "sim", "--", "--nocapture"],
+        &[("FALAJ_SIM_SEEDS", &seeds)],
+    )
+}

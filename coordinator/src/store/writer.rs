@@ -16,7 +16,7 @@ use falaj_core::{
     round::AnyRound,
     time::Timestamp,
 };
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
+use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
 use std::{sync::Arc, time::Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -95,6 +95,9 @@ impl From<StoreError> for CommitError {
 
 /// A tree head: size and root.
 pub type Head = (u64, Digest);
+
+/// What one transaction gives: each commit's result, and the frontier after them.
+type Group = (Vec<Result<Committed, CommitError>>, Frontier);
 
 type Waiting = (Commit, oneshot::Sender<Result<Committed, CommitError>>);
 
@@ -232,14 +235,26 @@ impl Service {
     }
 
     /// One transaction. Gives each commit's result and the frontier after them.
-    async fn write(
+    async fn write(&self, commits: Vec<Commit>) -> Result<Group, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        let done = self.write_on(&mut connection, commits).await;
+        if done.is_err() {
+            // A commit that fails for want of room leaves the connection in doubt about its
+            // transaction; a fresh one has none.
+            connection.close_on_drop();
+        }
+        done
+    }
+
+    async fn write_on(
         &self,
+        connection: &mut SqliteConnection,
         commits: Vec<Commit>,
-    ) -> Result<(Vec<Result<Committed, CommitError>>, Frontier), StoreError> {
+    ) -> Result<Group, StoreError> {
         let mut frontier = self.frontier.clone();
         let mut entries = Vec::new();
         let mut results = Vec::with_capacity(commits.len());
-        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
         for commit in commits {
             if let Some((round, version)) = &commit.round
                 && !put_round(&mut tx, round, *version).await?

@@ -136,8 +136,9 @@ fn a_full_disk_refuses_updates_and_corrupts_nothing() -> Result<()> {
     let refusal = runtime.block_on(rogue.submit(update.clone())).err().context("it was taken")?;
     ensure!(code_of(&refusal) == Some(Code::StorageFull), "{refusal:?}");
     // With room again it goes on, without a restart, and nothing is corrupted.
+    drop(file);
     fs::remove_file(&filler)?;
-    runtime.block_on(rogue.submit(update))?;
+    runtime.block_on(rogue.submit(update)).with_context(|| coordinator.output())?;
     let study = federation.study_reaches("full", &["finished", "failed"])?;
     ensure!(study["state"] == "finished", "{study}");
     ensure!(federation.entries("update.accepted")?.len() == 1);

@@ -1,0 +1,55 @@
+//! The records: Wisconsin's, split into rows that nobody trains on and three unequal, unlike parts.
+
+use crate::tools;
+use anyhow::{Context as _, Result};
+use std::fs;
+
+/// One in this many records is held out.
+const HELD_OUT: u64 = 5;
+/// Of a hundred records with this diagnosis, how many go to each hospital: benign ones, malignant ones.
+const SHARES: [[u64; 2]; 3] = [[58, 34], [27, 36], [15, 30]];
+
+/// The split: CSV texts, each with the header.
+pub(crate) struct Split {
+    /// Rows that no site has.
+    pub(crate) held_out: String,
+    /// Each hospital's rows.
+    pub(crate) hospitals: [String; 3],
+}
+
+/// Splits the records; the same seed gives the same split.
+pub(crate) fn split(seed: u64) -> Result<Split> {
+    let path = tools::root().join("tests/data/wdbc.csv");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let mut lines = text.lines();
+    let header = lines.next().context("the records have a header")?;
+    let start = format!("{header}\n");
+    let mut split =
+        Split { held_out: start.clone(), hospitals: [start.clone(), start.clone(), start] };
+    for (row, line) in lines.enumerate() {
+        let hash = mix(seed, row as u64);
+        let to = if hash.is_multiple_of(HELD_OUT) {
+            &mut split.held_out
+        } else {
+            let kind = usize::from(line.ends_with("malignant"));
+            let lot = (hash / HELD_OUT) % 100;
+            let mut reach = 0;
+            let hospital = SHARES.iter().position(|share| {
+                reach += share[kind];
+                lot < reach
+            });
+            &mut split.hospitals[hospital.unwrap_or(2)]
+        };
+        to.push_str(line);
+        to.push('\n');
+    }
+    Ok(split)
+}
+
+/// A fixed mixing of two numbers (Steele, Lea, Flood 2014, the finaliser of SplitMix64).
+fn mix(seed: u64, row: u64) -> u64 {
+    let mut z = seed.wrapping_add((row + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

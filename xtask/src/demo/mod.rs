@@ -1,0 +1,402 @@
+//! The main job: hospitals of three emirates learn one model over mutual TLS, with differential privacy.
+//!
+//! This composes the public programs and adds nothing to them: certificates by `falaj-certs`, a coordinator
+//! and four agents as separate processes, the operator's `falaj`, and `falaj-verify` at the end.
+
+mod data;
+mod processes;
+mod report;
+
+use crate::{setup, tools};
+use anyhow::{Context as _, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use processes::{Running, Stage, wait_for};
+use report::Row;
+use serde_json::Value;
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, IsTerminal as _},
+    path::PathBuf,
+    process::Stdio,
+    time::Instant,
+};
+
+const STUDY: &str = "breast-cancer";
+const HOSPITALS: [(&str, &str, &str); 3] = [
+    ("hospital-1", "ae-on/ae-az", "Abu Dhabi"),
+    ("hospital-2", "ae-on/ae-du", "Dubai"),
+    ("hospital-3", "ae-on/ae-sh", "Sharjah"),
+];
+/// What each hospital's data set may spend; Sharjah's is spent before the study ends.
+const LIMITS: [f64; 3] = [8.0, 8.0, 4.0];
+
+/// How the demo runs.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Where everything is put; emptied first.
+    #[arg(long, default_value = "demo-out")]
+    out: PathBuf,
+    /// Which split of the records.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Run this many splits, from `--seed` on, and print the means.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+}
+
+/// What one run gave.
+struct Outcome {
+    rows: Vec<Row>,
+}
+
+/// Runs the demo.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    setup::setup()?;
+    eprintln!("building the programs that a deployment runs (release)");
+    tools::cargo(&[
+        "build",
+        "--release",
+        "-p",
+        "falaj-certs",
+        "-p",
+        "falaj-coordinator",
+        "-p",
+        "falaj-cli",
+        "-p",
+        "falaj-agent",
+        "-p",
+        "falaj-verify",
+    ])?;
+    let out = std::path::absolute(&options.out)?;
+    let mut outcomes = Vec::new();
+    for seed in options.seed..options.seed + options.seeds {
+        let stage = Stage { out: out.clone(), bin: tools::root().join("target/release") };
+        outcomes.push(once(&stage, seed)?);
+    }
+    if outcomes.len() > 1 {
+        println!("\nMeans over {} splits (accuracy, AUC):", outcomes.len());
+        #[expect(clippy::cast_precision_loss, reason = "a few runs")]
+        let n = outcomes.len() as f64;
+        for (i, row) in outcomes[0].rows.iter().enumerate() {
+            let mean = |f: fn(&Row) -> f64| outcomes.iter().map(|o| f(&o.rows[i])).sum::<f64>() / n;
+            println!(
+                "  {:34} {:.2} %  {:.4}",
+                row.model,
+                100.0 * mean(|r| r.accuracy),
+                mean(|r| r.auc)
+            );
+        }
+    }
+    Ok(())
+}
+
+fn once(stage: &Stage, seed: u64) -> Result<Outcome> {
+    let started = Instant::now();
+    prepare(stage, seed)?;
+    let coordinator = coordinator(stage)?;
+    let mut agents = Vec::new();
+    for (name, ..) in HOSPITALS {
+        agents.push(stage.start(
+            "falaj-agent",
+            &["run", "--config", &format!("{name}/agent.toml")],
+            &format!("{name}/agent.log"),
+        )?);
+    }
+    let mut notes = vec![london(stage)?];
+    wait_for("the hospitals to connect", || {
+        let sites = stage.falaj(&["sites"])?;
+        Ok((sites["items"].as_array().map_or(0, Vec::len) == HOSPITALS.len()).then_some(()))
+    })?;
+    let learning = Instant::now();
+    stage.falaj(&["study", "submit", "study.yaml"])?;
+    let curve = follow(stage)?;
+    let took = learning.elapsed().as_secs_f64();
+    notes.push(spent(stage)?);
+
+    let study = stage.falaj(&["study", "show", STUDY])?;
+    stage.falaj(&["model", "download", STUDY, "-o", "model.safetensors"])?;
+    let rows = compare(stage, &study, took)?;
+    println!("\nOn rows that nobody trained on:\n{}", report::table(&rows));
+
+    notes.extend(audit(stage)?);
+    stage.write("report.html", &report::html(&rows, &curve, &notes))?;
+    agents.into_iter().try_for_each(Running::stop)?;
+    coordinator.stop()?;
+    println!(
+        "\nEverything lies in {} (open report.html); {:.0} s in all.",
+        stage.out.display(),
+        started.elapsed().as_secs_f64()
+    );
+    Ok(Outcome { rows })
+}
+
+/// Certificates, records, configurations, the study.
+fn prepare(stage: &Stage, seed: u64) -> Result<()> {
+    if stage.out.exists() {
+        ensure!(
+            stage.out.join("study.yaml").is_file() || fs::read_dir(&stage.out)?.next().is_none(),
+            "{} is not a demo's folder: choose another with --out",
+            stage.out.display()
+        );
+        fs::remove_dir_all(&stage.out)?;
+    }
+    fs::create_dir_all(&stage.out)?;
+    stage.write("study.yaml", include_str!("../../demo/study.yaml"))?;
+    stage.run("falaj-certs", &["init", "ca", "--trust-domain", "falaj.demo"])?;
+    for place in ["ae-on/ae-az", "ae-on/ae-du", "ae-on/ae-sh", "gb/gb-lnd"] {
+        stage.run("falaj-certs", &["issuer", "ca", place])?;
+    }
+    let issue = |role: &str, name: &str, place: &str| {
+        stage.run("falaj-certs", &["issue", "ca", role, name, "--place", place]).map(drop)
+    };
+    issue("coordinator", "main", "ae-on/ae-az")?;
+    issue("operator", "health-authority", "ae-on/ae-az")?;
+    let split = data::split(seed)?;
+    stage.write("held-out/records.csv", &split.held_out)?;
+    let mut pooled = String::new();
+    for (((name, place, _), records), limit) in HOSPITALS.iter().zip(&split.hospitals).zip(LIMITS) {
+        issue("site", name, place)?;
+        stage.write(&format!("{name}/data/records.csv"), records)?;
+        pooled.push_str(if pooled.is_empty() {
+            records
+        } else {
+            records.split_once('\n').map_or("", |r| r.1)
+        });
+        agent_config(stage, name, name, "state", limit)?;
+        // The comparison with training alone spends a ledger of its own.
+        let alone = format!("alone/{name}");
+        stage.write(&format!("{alone}/data/records.csv"), records)?;
+        agent_config(stage, &alone, name, "state", limit)?;
+    }
+    stage.write("alone/pooled/data/records.csv", &pooled)?;
+    agent_config(stage, "alone/pooled", "hospital-1", "state", 8.0)?;
+    issue("site", "london", "gb/gb-lnd")?;
+    stage.write("london/data/records.csv", &split.hospitals[0])?;
+    agent_config(stage, "london", "london", "state", 8.0)
+}
+
+/// A fresh port each time would do as well; the demo's are fixed so that its files can be read.
+const GRPC: &str = "127.0.0.1:17443";
+const REST: &str = "127.0.0.1:17444";
+const METRICS: &str = "127.0.0.1:17464";
+
+fn agent_config(stage: &Stage, dir: &str, site: &str, state: &str, limit: f64) -> Result<()> {
+    let ca = stage.out.join("ca");
+    let text = format!(
+        "[identity]\ncert = \"{ca}/site/{site}/cert.pem\"\nkey = \"{ca}/site/{site}/key.pem\"\ntrust = \"{ca}/trust.toml\"\n\n\
+         [coordinator]\naddress = \"{GRPC}\"\n\n[policy]\ncoordinator_places = [\"ae-on/*\"]\nstudies = [\"{STUDY}\"]\n\n\
+         [[dataset]]\nname = \"wdbc\"\npath = \"data\"\nepsilon_limit = {limit:?}\ndelta = 1e-5\n\n\
+         [state]\ndir = \"{state}\"\n",
+        ca = ca.display()
+    );
+    stage.write(&format!("{dir}/agent.toml"), &text)
+}
+
+fn coordinator(stage: &Stage) -> Result<Running> {
+    let ca = stage.out.join("ca");
+    let policies = tools::root().join("policies");
+    stage.write(
+        "coordinator/coordinator.toml",
+        &format!(
+            "[identity]\ncert = \"{ca}/coordinator/main/cert.pem\"\nkey = \"{ca}/coordinator/main/key.pem\"\ntrust = \"{ca}/trust.toml\"\n\n\
+             [listen]\ngrpc = \"{GRPC}\"\nrest = \"{REST}\"\nmetrics = \"{METRICS}\"\n\n[state]\ndir = \"state\"\n\n\
+             [log]\norigin = \"falaj.demo/audit/2026\"\n\n[policy]\ndir = \"{}\"\n",
+            policies.display(),
+            ca = ca.display()
+        ),
+    )?;
+    stage.write(
+        "operator/falaj.toml",
+        &format!(
+            "server = \"https://{REST}\"\ncert = \"{ca}/operator/health-authority/cert.pem\"\nkey = \"{ca}/operator/health-authority/key.pem\"\ntrust = \"{ca}/trust.toml\"\n",
+            ca = ca.display()
+        ),
+    )?;
+    let args = [
+        "run",
+        "--config",
+        "coordinator/coordinator.toml",
+        "--ready-file",
+        "coordinator/ready.json",
+    ];
+    let mut running = stage.start("falaj-coordinator", &args, "coordinator/coordinator.log")?;
+    wait_for("the coordinator to be ready", || {
+        if running.ended()?.is_some() {
+            bail!("the coordinator ended:\n{}", running.output());
+        }
+        Ok(stage.out.join("coordinator/ready.json").is_file().then_some(()))
+    })?;
+    Ok(running)
+}
+
+/// London is refused, told why, and the refusal is in the log.
+fn london(stage: &Stage) -> Result<String> {
+    let args = ["run", "--config", "london/agent.toml", "--exit-on-refusal"];
+    let mut agent = stage.start("falaj-agent", &args, "london/agent.log")?;
+    let code = wait_for("London to be refused", || agent.ended())?;
+    ensure!(code == 3, "London's agent ended with {code}:\n{}", agent.output());
+    let log = agent.output();
+    let why = log.lines().last().unwrap_or_default();
+    let entries = stage.falaj(&["log", "entries", "--kind", "connection.refused"])?;
+    let entry = entries["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|e| e["entry"]["actor"]["place"] == "gb/gb-lnd")
+        .context("London's refusal is not in the log")?;
+    println!("London is refused: {why}");
+    println!(
+        "  log entry {}: {}",
+        entry["index"],
+        entry["entry"]["reason"].as_str().unwrap_or("?")
+    );
+    Ok(format!("London was refused (log entry {}): {why}", entry["index"]))
+}
+
+/// Follows the study; gives accuracy on held-out rows by round.
+fn follow(stage: &Stage) -> Result<Vec<(u32, f64)>> {
+    let mut watch = stage
+        .program("falaj")
+        .args(["--config", "operator/falaj.toml", "--json", "study", "watch", STUDY])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let events = BufReader::new(watch.stdout.take().context("a pipe")?);
+    let bar = if std::io::stderr().is_terminal() {
+        ProgressBar::new(0)
+            .with_style(ProgressStyle::with_template("{bar:24} round {pos}/{len}  {msg}")?)
+    } else {
+        ProgressBar::hidden()
+    };
+    let mut curve = vec![(0, accuracy_of_round(stage, 0)?)];
+    for line in events.lines() {
+        let event: Value = serde_json::from_str(&line?)?;
+        let round = event["round"].as_u64().unwrap_or(0);
+        let number = u32::try_from(round)?;
+        if event["stage"] == "promoted" && curve.last().is_some_and(|(r, _)| *r < number) {
+            curve.push((number, accuracy_of_round(stage, number)?));
+        }
+        let accuracy = curve.last().map_or(0.0, |(_, a)| *a);
+        let epsilon: Vec<String> = event["epsilon_by_site"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(site, e)| format!("{site} {:.2}", e.as_f64().unwrap_or(f64::INFINITY)))
+            .collect();
+        let status = format!(
+            "{} of {} updates  accuracy {:.1} %  epsilon {}",
+            event["updates_in"],
+            event["cohort"],
+            100.0 * accuracy,
+            epsilon.join(", ")
+        );
+        bar.set_length(event["rounds"].as_u64().unwrap_or(0));
+        bar.set_position(round);
+        if bar.is_hidden() && event["stage"] == "promoted" && event["state"] == "running" {
+            println!("round {round}/{}  {status}", event["rounds"]);
+        }
+        bar.set_message(status);
+    }
+    bar.finish();
+    ensure!(watch.wait()?.success(), "the study did not finish: see coordinator/coordinator.log");
+    Ok(curve)
+}
+
+fn accuracy_of_round(stage: &Stage, round: u32) -> Result<f64> {
+    let file = format!("models/round-{round}.safetensors");
+    fs::create_dir_all(stage.out.join("models"))?;
+    let number = round.to_string();
+    stage.falaj(&["model", "download", STUDY, "--round", &number, "-o", &file])?;
+    Ok(scores(stage, &file)?.0)
+}
+
+/// Accuracy and AUC of a model file on the held-out rows.
+fn scores(stage: &Stage, model: &str) -> Result<(f64, f64)> {
+    let args = ["--json", "evaluate", "study.yaml", "--model", model, "--data", "held-out"];
+    let said = stage.json("falaj-agent", &args)?;
+    let number = |key: &str| said[key].as_f64().with_context(|| format!("no {key} in {said}"));
+    Ok((number("accuracy")?, number("auc")?))
+}
+
+/// Sharjah refused to train once its budget was spent, and the study went on.
+fn spent(stage: &Stage) -> Result<String> {
+    let declined = stage.falaj(&["log", "entries", "--kind", "site.declined"])?;
+    let first = declined["items"]
+        .as_array()
+        .and_then(|d| d.first())
+        .context("no site declined: the small budget was not spent")?
+        .clone();
+    let entry = &first["entry"];
+    let told = format!(
+        "hospital-3 declined from round {} on ({}); the study went on with the others",
+        entry["round"],
+        entry["reason"].as_str().unwrap_or("?")
+    );
+    println!("{told}");
+    Ok(told)
+}
+
+/// The federated model against training alone and against pooled records, with and without privacy.
+fn compare(stage: &Stage, study: &Value, took: f64) -> Result<Vec<Row>> {
+    let (accuracy, auc) = scores(stage, "model.safetensors")?;
+    let list = |key: &str, show: fn(&Value) -> String| -> String {
+        let items = study[key].as_object().into_iter().flatten();
+        items.map(|(_, v)| show(v)).collect::<Vec<_>>().join(" / ")
+    };
+    let bytes = study["bytes_by_site"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, b)| b.as_u64())
+        .sum();
+    let mut rows = vec![Row {
+        model: "federated, private".into(),
+        accuracy,
+        auc,
+        epsilon: list("epsilon_by_site", |v| format!("{:.2}", v.as_f64().unwrap_or(f64::INFINITY))),
+        bytes: Some(bytes),
+        seconds: took,
+    }];
+    let mut alone = |model: String, dir: &str, extra: &[&str]| -> Result<()> {
+        let started = Instant::now();
+        let config = format!("alone/{dir}/agent.toml");
+        let out = format!("alone/{dir}/model{}.safetensors", extra.len());
+        let mut args = vec!["--json", "train", "study.yaml", "--config", &config, "--out", &out];
+        args.extend(extra);
+        let said = stage.json("falaj-agent", &args)?;
+        let (accuracy, auc) = scores(stage, &out)?;
+        let epsilon = said["epsilon"].as_str().unwrap_or("none").to_owned();
+        let seconds = started.elapsed().as_secs_f64();
+        rows.push(Row { model, accuracy, auc, epsilon, bytes: None, seconds });
+        Ok(())
+    };
+    for (name, _, emirate) in HOSPITALS {
+        alone(format!("{name} alone, private ({emirate})"), name, &[])?;
+    }
+    alone("pooled, private".into(), "pooled", &[])?;
+    alone("pooled, without privacy".into(), "pooled", &["--no-privacy"])?;
+    Ok(rows)
+}
+
+/// Exports and verifies the log; then one byte is changed, and the verifier names the entry.
+fn audit(stage: &Stage) -> Result<Vec<String>> {
+    stage.falaj(&["log", "export", "-o", "bundle.tar"])?;
+    let verified = stage.run("falaj-verify", &["bundle.tar"])?;
+    let verdict = verified.lines().last().unwrap_or_default().to_owned();
+    println!("falaj-verify: {verdict}");
+    let mut bytes = fs::read(stage.out.join("bundle.tar"))?;
+    let needle = b"\"kind\":\"update.accepted\"";
+    let at = bytes
+        .windows(needle.len())
+        .rposition(|w| w == needle)
+        .context("no accepted update in the export")?;
+    bytes[at + needle.len() - 3] ^= 1;
+    fs::write(stage.out.join("bundle-changed.tar"), bytes)?;
+    let out = stage.try_run("falaj-verify", &["bundle-changed.tar"])?;
+    let found = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+    ensure!(
+        out.status.code() == Some(1) && found.contains("entry "),
+        "the changed byte was not found: {found}"
+    );
+    println!("one byte changed, falaj-verify: {found}");
+    Ok(vec![verdict, format!("After one byte was changed: {found}")])
+}
