@@ -155,30 +155,34 @@ impl Actor {
 
     /// Puts an event through the round and makes what follows durable.
     async fn apply(&mut self, event: Event) -> Result<Option<Committed>, Failed> {
-        self.apply_with(event, &Who::default(), |_| Vec::new()).await
+        self.apply_with(event, &Who::default(), Vec::new(), |d| d).await
     }
 
+    /// As [`Self::apply`]: `who` stands in the entries, `rows` and `more` add to the commit.
     async fn apply_with(
         &mut self,
         event: Event,
         who: &Who,
-        rows: impl FnOnce(&AnyRound) -> Vec<Change>,
+        rows: Vec<Change>,
+        more: impl FnOnce(Draft) -> Draft,
     ) -> Result<Option<Committed>, Failed> {
-        let Some((round, version)) = &self.round else { return Ok(None) };
-        let step = step(round, event, clock::now()).map_err(Failed::Refused)?;
-        if step.next == *round && step.records.is_empty() {
+        let Some((round, version)) = self.round.clone() else { return Ok(None) };
+        let step = step(&round, event, clock::now()).map_err(Failed::Refused)?;
+        if step.next == round && step.records.is_empty() {
             self.owed.extend(step.effects);
             return Ok(None);
         }
-        let entries = step.records.iter().map(|r| self.draft(round, r, who)).collect();
-        let rows = rows(&step.next);
-        let commit = Commit { round: Some((step.next.clone(), *version)), rows, entries };
-        let committed = self.engine.parts().writer.commit(commit).await?;
+        let mut entries: Vec<Draft> =
+            step.records.iter().map(|r| self.draft(&round, r, who)).collect();
+        if let Some(first) = entries.first_mut() {
+            *first = more(first.clone());
+        }
+        let commit = Commit { round: Some((step.next.clone(), version)), rows, entries };
+        let committed = self.commit(commit).await?;
         if step.next.stage() != round.stage() {
             self.engine.parts().metrics.round(step.next.stage());
         }
-        let version = version + 1;
-        self.round = Some((step.next.clone(), version));
+        self.round = Some((step.next.clone(), version + 1));
         self.owed.extend(step.effects);
         self.viewing.send_modify(|v| v.round = Some(step.next));
         for record in &step.records {
@@ -210,10 +214,35 @@ impl Actor {
             attempt,
         };
         let planned = AnyRound::planned(RoundId { study: study.id.clone(), number }, spec);
-        self.round = Some((planned, 0));
-        self.apply(Event::Open).await?;
+        let before = self.round.replace((planned, 0));
+        if let Err(e) = self.apply(Event::Open).await {
+            if self.round.as_ref().is_some_and(|(_, version)| *version == 0) {
+                self.round = before;
+            }
+            return Err(e);
+        }
         self.seat_connected().await;
         Ok(())
+    }
+
+    /// Makes a change durable. When somebody changed the round first (a write that failed and persisted
+    /// all the same looks like that), what is stored is believed, and nothing else.
+    async fn commit(&mut self, commit: Commit) -> Result<Committed, Failed> {
+        let done = self.engine.parts().writer.commit(commit).await;
+        if matches!(done, Err(CommitError::Conflict)) {
+            let stored = self.engine.parts().store.newest_round(&self.meta.study.id).await;
+            match stored {
+                Ok(stored) => {
+                    self.owed = stored.as_ref().map(|(r, _)| r.owed()).unwrap_or_default().into();
+                    self.viewing.send_modify(|v| v.round = stored.as_ref().map(|(r, _)| r.clone()));
+                    self.round = stored;
+                }
+                Err(e) => {
+                    tracing::error!(error = %format!("{:#}", anyhow::Error::from(e)), "the round cannot be read again");
+                }
+            }
+        }
+        Ok(done?)
     }
 
     // ---- act ----
@@ -382,13 +411,10 @@ impl Actor {
         let verdict = gate::judge(&metrics, &gates);
         let (study, number) = (round.id.study.clone(), round.id.number);
         let pass = verdict.pass;
-        let committed = self
-            .apply_with(Event::Judged(verdict), &Who::default(), |_| {
-                let published = clock::now();
-                let model = ModelRow { study, number, sha256: candidate, published };
-                if pass { vec![Change::Model(model)] } else { Vec::new() }
-            })
-            .await?;
+        let model = ModelRow { study, number, sha256: candidate, published: clock::now() };
+        let rows = if pass { vec![Change::Model(model)] } else { Vec::new() };
+        let event = Event::Judged(verdict);
+        let committed = self.apply_with(event, &Who::default(), rows, |d| d).await?;
         if committed.is_some() && pass {
             self.viewing.send_modify(|v| {
                 v.promoted += 1;
@@ -402,7 +428,7 @@ impl Actor {
     async fn advance(&mut self) -> Result<(), Failed> {
         let Some((round, _)) = self.round.clone() else { return Ok(()) };
         let (number, attempt) = (round.id().number, round.spec().attempt);
-        let study = &self.meta.study;
+        let study = self.meta.study.clone();
         let again = |why: String| {
             if attempt < study.rounds.retries {
                 None
@@ -439,7 +465,7 @@ impl Actor {
         }
         let rows = vec![Change::StudyState(study.id.clone(), state, reason.clone())];
         let commit = Commit { round: None, rows, entries: vec![draft] };
-        self.engine.parts().writer.commit(commit).await?;
+        self.commit(commit).await?;
         tracing::info!(study = %study.id, state, reason = reason.as_deref(), "study over");
         for (site, _) in self.engine.sites().all() {
             if study.cohort.admits(&site) {
@@ -530,11 +556,18 @@ impl Actor {
                 header.round.number
             )));
         }
-        let kept = row.clone();
+        let rows = vec![Change::Update(row.clone(), 0)];
         let event = Event::Update(site.clone(), update);
-        let who = actor.clone();
-        let policies = (decision.policies.clone(), decision.policy_set);
-        let applied = self.apply_update(event, &who, &header, &policies, kept).await;
+        let described = |entry: Draft| {
+            entry
+                .digest("base_sha256", &header.base)
+                .count("payload_bytes", header.payload_bytes)
+                .text("epsilon", &header.epsilon)
+                .text("mechanism", &header.mechanism)
+                .text("action", Action::UpdateSend.as_str())
+                .decided(true, &decision.policies, &decision.policy_set)
+        };
+        let applied = self.apply_with(event, &actor, rows, described).await;
         match applied {
             Ok(Some(committed)) => {
                 row.log_index = committed.first;
@@ -549,7 +582,6 @@ impl Actor {
                         epsilon,
                     );
                 }
-                self.send_event(Some(&site), format!("update from {}", site.name()));
                 Ok(self.engine.receipt(&row, false))
             }
             Ok(None) => Err(Code::Internal.because("the update changed nothing")),
@@ -558,50 +590,8 @@ impl Actor {
         }
     }
 
-    /// As [`Self::apply_with`]; the entry of the update carries its whole description.
-    async fn apply_update(
-        &mut self,
-        event: Event,
-        who: &Who,
-        header: &falaj_core::update::UpdateHeader,
-        policies: &(Vec<String>, Digest),
-        row: UpdateRow,
-    ) -> Result<Option<Committed>, Failed> {
-        let Some((round, version)) = &self.round else { return Ok(None) };
-        let step = step(round, event, clock::now()).map_err(Failed::Refused)?;
-        let mut entries: Vec<Draft> =
-            step.records.iter().map(|r| self.draft(round, r, who)).collect();
-        if let Some(first) = entries.first_mut() {
-            *first = first
-                .clone()
-                .digest("base_sha256", &header.base)
-                .count("payload_bytes", header.payload_bytes)
-                .text("epsilon", &header.epsilon)
-                .text("mechanism", &header.mechanism)
-                .text("action", Action::UpdateSend.as_str())
-                .decided(true, &policies.0, &policies.1);
-        }
-        let commit = Commit {
-            round: Some((step.next.clone(), *version)),
-            rows: vec![Change::Update(row, 0)],
-            entries,
-        };
-        let committed = self.engine.parts().writer.commit(commit).await?;
-        if step.next.stage() != round.stage() {
-            self.engine.parts().metrics.round(step.next.stage());
-        }
-        let version = version + 1;
-        self.round = Some((step.next.clone(), version));
-        self.owed.extend(step.effects);
-        self.viewing.send_modify(|v| v.round = Some(step.next));
-        for record in step.records.iter().skip(1) {
-            self.tell(record);
-        }
-        Ok(Some(committed))
-    }
-
     async fn stop(&mut self, who: &Who) -> Result<(), Problem> {
-        match self.apply_with(Event::Stop, who, |_| Vec::new()).await {
+        match self.apply_with(Event::Stop, who, Vec::new(), |d| d).await {
             Ok(_) => Ok(()),
             Err(Failed::Refused(r)) => Err(refusal(&r)),
             Err(Failed::Commit(e)) => Err(problem_of(&e)),

@@ -1,6 +1,8 @@
 //! Differential privacy: mechanisms that seal updates, and the accountant of what they cost.
 
+pub mod gauss;
 pub mod rdp;
 pub mod seal;
 
+pub use gauss::ExactDiscreteGaussian;
 pub use seal::{Mechanism, Noise, NoiseError, Permit, Reservation, SealError};

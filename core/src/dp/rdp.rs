@@ -16,6 +16,10 @@ use std::fmt;
 const ORDERS: usize = 99 + 53 + 4;
 /// Added to every figure, relatively, for the rounding of the arithmetic.
 const SLACK: f64 = 1e-9;
+/// Added to the logarithm of every sampled moment. Where sampling makes that moment almost one, its
+/// logarithm is smaller than the rounding of the sum, and a relative slack would not cover it. Also
+/// covers the end of the series and of `log_erfc`.
+const LOG_SLACK: f64 = 1e-11;
 /// The fractional series ends when its terms are below e to this power.
 const SERIES_END: f64 = -30.0;
 /// The fractional series is given up after this many terms, and the order counts as infinite.
@@ -221,6 +225,31 @@ pub fn noise_multiplier_for(
     Ok(enough)
 }
 
+/// How many Poisson-sampled Gaussian steps stay within `limit`; at most 2^32 are counted.
+///
+/// # Errors
+/// [`AccountantError`] when an argument is none.
+pub fn steps_within(
+    limit: f64,
+    delta: f64,
+    sample_rate: f64,
+    noise_multiplier: f64,
+) -> Result<u64, AccountantError> {
+    if !(limit.is_finite() && limit > 0.0) {
+        return Err(AccountantError::Epsilon(limit));
+    }
+    let fits = |steps: u64| -> Result<bool, AccountantError> {
+        let cost = RdpCurve::poisson_gaussian(sample_rate, noise_multiplier, steps)?;
+        Ok(cost.epsilon(delta)?.value() <= limit)
+    };
+    let (mut fit, mut too_many) = (0, (1 << 32) + 1);
+    while too_many - fit > 1 {
+        let middle = u64::midpoint(fit, too_many);
+        if fits(middle)? { fit = middle } else { too_many = middle }
+    }
+    Ok(fit)
+}
+
 /// A little more than `v`, for the rounding of the arithmetic before it.
 fn up(v: f64) -> f64 {
     v * (1.0 + SLACK)
@@ -237,7 +266,7 @@ fn sampled_gaussian(q: f64, sigma: f64, order: f64) -> f64 {
     } else {
         log_a_fractional(q, sigma, order)
     };
-    let rdp = log_a / (order - 1.0);
+    let rdp = (log_a + LOG_SLACK) / (order - 1.0);
     if rdp.is_nan() { f64::INFINITY } else { rdp.max(0.0) }
 }
 
@@ -401,6 +430,34 @@ mod tests {
             curve.epsilon(1e-5).expect("valid").value()
         };
         assert!(eps(noise) <= 8.0 && eps(noise * 0.999) > 8.0);
+    }
+
+    #[test]
+    fn the_steps_that_fit_are_the_most_that_fit() {
+        let steps = steps_within(3.0, 1e-5, 0.05, 1.2).expect("valid");
+        let eps = |t| {
+            let curve = RdpCurve::poisson_gaussian(0.05, 1.2, t).expect("valid");
+            curve.epsilon(1e-5).expect("valid").value()
+        };
+        assert!(steps > 0 && eps(steps) <= 3.0 && eps(steps + 1) > 3.0, "{steps}");
+        assert_eq!(steps_within(0.01, 1e-5, 1.0, 0.5), Ok(0));
+        assert!(steps_within(f64::NAN, 1e-5, 0.05, 1.2).is_err());
+        assert!(steps_within(3.0, 1e-5, 0.05, 0.0).is_err());
+    }
+
+    #[test]
+    fn a_pure_release_costs_no_more_than_its_epsilon() {
+        let eps =
+            |e: f64, d: f64| RdpCurve::pure(e).and_then(|c| c.epsilon(d)).expect("valid").value();
+        for (e, delta) in [(0.1, 1e-5), (1.0, 1e-5), (1.0, 1e-9), (5.0, 1e-6)] {
+            assert!(eps(e, delta) <= e * (1.0 + 1e-6), "{e} at {delta}: {}", eps(e, delta));
+        }
+        let hundred = (0..100).try_fold(RdpCurve::zero(), |total, _| {
+            Ok::<_, AccountantError>(total.compose(&RdpCurve::pure(0.1)?))
+        });
+        let hundred = hundred.and_then(|c| c.epsilon(1e-5)).expect("valid").value();
+        // Basic composition says 10, advanced composition (Kairouz, Oh, Viswanath 2015, theorem 3.4) 5.33.
+        assert!((4.0..5.5).contains(&hundred), "{hundred}");
     }
 
     #[test]

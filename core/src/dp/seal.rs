@@ -9,6 +9,9 @@ use crate::{
     update::{Encoding, RawUpdate, SealedUpdate},
 };
 
+/// How often a clipped update is scaled down again because rounding lengthened it.
+const RESCALES: usize = 4;
+
 /// Proof that the site's ledger holds, durably, what the update costs. Sealing consumes it, so one
 /// reservation pays for one update.
 #[derive(Debug)]
@@ -112,6 +115,11 @@ pub enum SealError {
         /// In steps.
         steps: f64,
     },
+    /// Noise that protects nobody.
+    #[error(
+        "a noise multiplier of {0} protects nobody: set `privacy.noise_multiplier` to a positive number"
+    )]
+    NoNoise(f64),
     /// Noise failed.
     #[error(transparent)]
     Noise(#[from] NoiseError),
@@ -154,8 +162,11 @@ impl Mechanism {
                 values.iter().map(|&v| nearest(f64::from(v) / encoding.step())).collect()
             }
             Self::LocalGaussian { clip_norm, noise_multiplier } => {
+                if !(noise_multiplier.is_finite() && noise_multiplier > 0.0) {
+                    return Err(SealError::NoNoise(noise_multiplier));
+                }
                 let bound = steps(clip_norm, encoding)?;
-                let mut whole = clip(&values, clip_norm, encoding, bound);
+                let mut whole = clip(&values, encoding, bound);
                 #[expect(clippy::cast_precision_loss, reason = "the bound is below 2^30")]
                 noise.add(&mut whole, noise_multiplier * bound as f64)?;
                 whole
@@ -188,6 +199,13 @@ fn nearest(v: f64) -> i64 {
     whole
 }
 
+/// The whole number next towards zero.
+fn towards_zero(v: f64) -> i64 {
+    #[expect(clippy::cast_possible_truncation, reason = "values are clipped to 2^30 steps")]
+    let whole = v as i64;
+    whole
+}
+
 /// The clip norm in whole steps of the grid, rounded down: the sensitivity that the noise is scaled to.
 fn steps(clip_norm: f64, encoding: Encoding) -> Result<i64, SealError> {
     let steps = clip_norm / encoding.step();
@@ -200,31 +218,34 @@ fn steps(clip_norm: f64, encoding: Encoding) -> Result<i64, SealError> {
 }
 
 /// Clips in L2 and rounds, so that the whole numbers' exact norm is at most `bound`.
-fn clip(values: &[f32], clip_norm: f64, encoding: Encoding, bound: i64) -> Vec<i64> {
+fn clip(values: &[f32], encoding: Encoding, bound: i64) -> Vec<i64> {
+    #[expect(clippy::cast_precision_loss, reason = "the bound is below 2^30")]
+    let limit = bound as f64;
     let norm = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
-    let factor = if norm > clip_norm { clip_norm / norm } else { 1.0 };
-    let scale = factor / encoding.step();
-    let rounded: Vec<i64> = values.iter().map(|&v| nearest(f64::from(v) * scale)).collect();
-    if within(&rounded, bound) {
-        return rounded;
-    }
-    // Rounding pushed it over: round towards zero, which only shortens, and shrink until it fits.
-    let mut shrink = 1.0;
-    loop {
-        #[expect(clippy::cast_possible_truncation, reason = "values are clipped to 2^30 steps")]
-        let shorter: Vec<i64> =
-            values.iter().map(|&v| (f64::from(v) * scale * shrink) as i64).collect();
-        if within(&shorter, bound) {
-            return shorter;
+    let mut scale = (1.0 / encoding.step()).min(limit / norm);
+    // Rounding may push the norm over by what it adds; scaling that off keeps the direction.
+    for _ in 0..RESCALES {
+        let rounded: Vec<i64> = values.iter().map(|&v| nearest(f64::from(v) * scale)).collect();
+        let squared = norm_squared(&rounded);
+        if squared <= i128::from(bound) * i128::from(bound) {
+            return rounded;
         }
-        shrink *= 0.999;
+        #[expect(clippy::cast_precision_loss, reason = "an estimate that is checked again")]
+        let excess = limit / (squared as f64).sqrt();
+        scale *= excess * (1.0 - 1e-9);
     }
+    // A grid too coarse for so many parameters: rounding towards zero only shortens.
+    let mut shorter: Vec<i64> =
+        values.iter().map(|&v| towards_zero(f64::from(v) * scale)).collect();
+    while norm_squared(&shorter) > i128::from(bound) * i128::from(bound) {
+        shorter.iter_mut().for_each(|v| *v /= 2);
+    }
+    shorter
 }
 
-/// Whether the exact integer L2 norm is at most `bound`.
-fn within(values: &[i64], bound: i64) -> bool {
-    let squared: i128 = values.iter().map(|&v| i128::from(v) * i128::from(v)).sum();
-    squared <= i128::from(bound) * i128::from(bound)
+/// The exact squared L2 norm; sums of up to 2^31 squares below 2^62 fit.
+fn norm_squared(values: &[i64]) -> i128 {
+    values.iter().map(|&v| i128::from(v) * i128::from(v)).sum()
 }
 
 #[cfg(test)]
@@ -287,6 +308,38 @@ mod tests {
                 .sum();
             let bound = noise.0.expect("noised") / 2.0;
             assert!(squared as f64 <= bound * bound, "{squared} > {bound}^2");
+        }
+    }
+
+    #[test]
+    fn clipping_many_parameters_on_a_coarse_grid_keeps_their_direction() {
+        let encoding = Encoding::for_range(8, 1.0).expect("valid");
+        let values: Vec<f32> = (0..400_u16).map(|i| f32::from(i % 7) - 3.0).collect();
+        let whole = clip(&values, encoding, 127);
+        let dot: f64 = whole.iter().zip(&values).map(|(&w, &v)| w as f64 * f64::from(v)).sum();
+        let norm: f64 = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let length = (norm_squared(&whole) as f64).sqrt();
+        assert!(length <= 127.0, "{length}");
+        assert!(length > 110.0 && dot / norm / length > 0.99, "{length}, {}", dot / norm / length);
+    }
+
+    #[test]
+    fn a_grid_too_coarse_for_its_parameters_still_keeps_the_bound() {
+        let encoding = Encoding::for_range(8, 1.0).expect("valid");
+        let whole = clip(&vec![0.6 * encoding.step() as f32; 100_000], encoding, 127);
+        assert!(norm_squared(&whole) <= 127 * 127);
+    }
+
+    #[test]
+    fn noise_that_protects_nobody_is_refused() {
+        let encoding = Encoding::for_range(16, 8.0).expect("valid");
+        for noise_multiplier in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let mechanism = Mechanism::LocalGaussian { clip_norm: 1.0, noise_multiplier };
+            let (raw, paid) = (RawUpdate::new(vec![0.0; 4]), Reservation::from_ledger(1));
+            let err = mechanism
+                .seal(raw, paid, encoding, &manifest(), &mut Silent(None))
+                .expect_err("refused");
+            assert!(matches!(err, SealError::NoNoise(_)), "{err}");
         }
     }
 
