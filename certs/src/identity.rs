@@ -60,6 +60,9 @@ pub enum IdentityError {
     /// The issuer that signed it is not bound to the place that it names.
     #[error("the certificate claims {0}, but no issuer bound to that place signed it")]
     NotBound(Place),
+    /// The issuer that signed it is not valid itself any more.
+    #[error("the issuer that vouches for {0} has expired: make a new one and bind it")]
+    IssuerExpired(Place),
     /// It is a certificate for something else.
     #[error("the certificate is a {found}'s, a {wanted} was expected")]
     Role {

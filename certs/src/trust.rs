@@ -73,15 +73,25 @@ pub enum TrustError {
 #[derive(Clone)]
 pub struct TrustStore {
     trust_domain: String,
-    by_place: Arc<BTreeMap<Place, Anchors>>,
+    by_place: Arc<BTreeMap<Place, Vec<Arc<Anchor>>>>,
     all: Arc<RootCertStore>,
     provider: Arc<CryptoProvider>,
     digest: Digest,
 }
 
-struct Anchors {
+/// One issuer, as the only anchor. An anchor's own validity is nobody's business but ours.
+struct Anchor {
     roots: Arc<RootCertStore>,
     clients: Arc<dyn ClientCertVerifier>,
+    not_before: i64,
+    not_after: i64,
+}
+
+impl Anchor {
+    fn is_valid(&self, now: UnixTime) -> bool {
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        self.not_before <= now && now <= self.not_after
+    }
 }
 
 impl std::fmt::Debug for TrustStore {
@@ -104,7 +114,7 @@ impl TrustStore {
         }
         let provider = Arc::new(crate::tls::provider());
         let mut all = RootCertStore::empty();
-        let mut roots: BTreeMap<Place, RootCertStore> = BTreeMap::new();
+        let mut by_place: BTreeMap<Place, Vec<Arc<Anchor>>> = BTreeMap::new();
         for issuer in &file.issuers {
             let wrong = |what: String| TrustError::Issuer {
                 file: path.to_owned(),
@@ -122,28 +132,12 @@ impl TrustStore {
                 )));
             }
             all.add(cert.clone()).map_err(|e| wrong(e.to_string()))?;
+            let anchor = Arc::new(anchor(cert, &provider).map_err(wrong)?);
             for place in &issuer.places {
                 let place: Place =
                     place.parse().map_err(|e: falaj_core::id::IdError| wrong(e.to_string()))?;
-                roots
-                    .entry(place)
-                    .or_insert_with(RootCertStore::empty)
-                    .add(cert.clone())
-                    .map_err(|e| wrong(e.to_string()))?;
+                by_place.entry(place).or_default().push(anchor.clone());
             }
-        }
-        let mut by_place = BTreeMap::new();
-        for (place, roots) in roots {
-            let roots = Arc::new(roots);
-            let clients =
-                WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
-                    .build()
-                    .map_err(|e| TrustError::Issuer {
-                        file: path.to_owned(),
-                        cert: PathBuf::new(),
-                        what: e.to_string(),
-                    })?;
-            by_place.insert(place, Anchors { roots, clients });
         }
         Ok(Self {
             trust_domain: file.trust_domain,
@@ -173,11 +167,19 @@ impl TrustStore {
     pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, IdentityError> {
         let leaf = chain.first().ok_or(IdentityError::Missing)?;
         let identity = Identity::parse(leaf)?;
-        let anchors = self.anchors_of(&identity)?;
-        anchors
-            .clients
-            .verify_client_cert(leaf, &[], UnixTime::now())
-            .map_err(|_| IdentityError::NotBound(identity.spiffe.place().clone()))?;
+        let now = UnixTime::now();
+        let mut signers = self
+            .anchors_of(&identity)?
+            .iter()
+            .filter(|a| a.clients.verify_client_cert(leaf, &[], now).is_ok())
+            .peekable();
+        let place = || identity.spiffe.place().clone();
+        if signers.peek().is_none() {
+            return Err(IdentityError::NotBound(place()));
+        }
+        if !signers.any(|a| a.is_valid(now)) {
+            return Err(IdentityError::IssuerExpired(place()));
+        }
         Ok(identity)
     }
 
@@ -194,17 +196,23 @@ impl TrustStore {
         let direct = |roots: &RootCertStore| {
             verify_server_cert_signed_by_trust_anchor(&parsed, roots, &[], now, algorithms)
         };
-        match direct(&anchors.roots) {
-            Ok(()) => Ok(identity),
+        let place = || identity.spiffe.place().clone();
+        let mut signers = anchors.iter().filter(|a| direct(&a.roots).is_ok()).peekable();
+        if signers.peek().is_some() {
+            return if signers.any(|a| a.is_valid(now)) {
+                Ok(identity)
+            } else {
+                Err(IdentityError::IssuerExpired(place()).into())
+            };
+        }
+        match direct(&self.all) {
             // Somebody whom we trust signed it, but for another place.
-            Err(_) if direct(&self.all).is_ok() => {
-                Err(IdentityError::NotBound(identity.spiffe.place().clone()).into())
-            }
+            Ok(()) => Err(IdentityError::NotBound(place()).into()),
             Err(e) => Err(ServerError::Chain(e)),
         }
     }
 
-    fn anchors_of(&self, identity: &Identity) -> Result<&Anchors, IdentityError> {
+    fn anchors_of(&self, identity: &Identity) -> Result<&[Arc<Anchor>], IdentityError> {
         let spiffe = &identity.spiffe;
         if spiffe.trust_domain() != self.trust_domain {
             return Err(IdentityError::TrustDomain {
@@ -214,6 +222,7 @@ impl TrustStore {
         }
         self.by_place
             .get(spiffe.place())
+            .map(Vec::as_slice)
             .ok_or_else(|| IdentityError::UnknownPlace(spiffe.place().clone()))
     }
 }
@@ -225,6 +234,24 @@ pub(crate) enum ServerError {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Chain(rustls::Error),
+}
+
+/// An issuer as an anchor: it must be a certificate authority.
+fn anchor(cert: CertificateDer<'static>, provider: &Arc<CryptoProvider>) -> Result<Anchor, String> {
+    let (not_before, not_after) = {
+        let (_, x509) = X509Certificate::from_der(&cert).map_err(|e| e.to_string())?;
+        if !x509.is_ca() {
+            return Err("it is no certificate authority's, and could vouch for nobody".into());
+        }
+        (x509.validity().not_before.timestamp(), x509.validity().not_after.timestamp())
+    };
+    let mut roots = RootCertStore::empty();
+    roots.add(cert).map_err(|e| e.to_string())?;
+    let roots = Arc::new(roots);
+    let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+        .build()
+        .map_err(|e| e.to_string())?;
+    Ok(Anchor { roots, clients, not_before, not_after })
 }
 
 /// SHA-256 of a certificate's SubjectPublicKeyInfo.

@@ -260,20 +260,25 @@ impl UpdateHeader {
         if c.int::<u32>("v")? != 1 {
             return Err(bad("v"));
         }
-        let step = u64::from_str_radix(c.text("step_f64")?, 16).map_err(|_| bad("step_f64"))?;
+        let step = c.text("step_f64")?;
+        let bits = u64::from_str_radix(step, 16).map_err(|_| bad("step_f64"))?;
+        if step != format!("{bits:016x}") {
+            return Err(bad("step_f64"));
+        }
         let epsilon = c.text("epsilon")?;
-        let decimal =
-            |s: &str| s.len() <= 32 && s.parse::<f64>().is_ok_and(|e| e >= 0.0) || s == "inf";
-        let mechanism = c.text("mechanism")?;
-        if !decimal(epsilon) || mechanism.len() > 64 {
+        if !is_decimal(epsilon) {
             return Err(bad("epsilon"));
+        }
+        let mechanism = c.text("mechanism")?;
+        if mechanism.len() > 64 {
+            return Err(bad("mechanism"));
         }
         Ok(Self {
             round: RoundId { study: c.parsed("study")?, number: c.int("round")? },
             site: c.parsed("site")?,
             base: c.parsed("base_sha256")?,
             manifest: c.parsed("manifest_sha256")?,
-            encoding: Encoding::new(c.int("bits")?, f64::from_bits(step))
+            encoding: Encoding::new(c.int("bits")?, f64::from_bits(bits))
                 .map_err(|_| bad("step_f64"))?,
             params: c.int("params")?,
             payload_bytes: c.int("payload_bytes")?,
@@ -283,6 +288,13 @@ impl UpdateHeader {
             epsilon: epsilon.to_owned(),
         })
     }
+}
+
+/// Whether `s` is digits with at most one point between them, or `inf`: one spelling, no signs, no exponents.
+fn is_decimal(s: &str) -> bool {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let (whole, fraction) = s.split_once('.').unwrap_or((s, "0"));
+    s == "inf" || s.len() <= 32 && digits(whole) && digits(fraction)
 }
 
 /// A sealed update with its signed header: the only thing that the wire takes.
@@ -510,6 +522,25 @@ mod tests {
     fn a_header_round_trips_exactly_step_included() {
         let h = header(16, &[0; 8]);
         assert_eq!(UpdateHeader::parse(&h.to_bytes()), Ok(h));
+    }
+
+    #[test]
+    fn a_number_that_is_spelled_in_another_way_is_refused() {
+        for epsilon in ["", "-1", "+1", "1e3", "NaN", "infinity", "1.", ".5", "1.2.3"] {
+            let h = UpdateHeader { epsilon: epsilon.into(), ..header(16, &[0; 8]) };
+            let refused = UpdateHeader::parse(&h.to_bytes());
+            assert_eq!(refused, Err(CanonError::Member("epsilon".into())), "{epsilon}");
+        }
+        for epsilon in ["0", "12.5000", "inf"] {
+            let h = UpdateHeader { epsilon: epsilon.into(), ..header(16, &[0; 8]) };
+            assert_eq!(UpdateHeader::parse(&h.to_bytes()), Ok(h));
+        }
+        let text = String::from_utf8(header(16, &[0; 8]).to_bytes()).expect("ASCII");
+        let step = format!("{:016x}", 0.1_f64.to_bits());
+        for other in [step.to_uppercase(), format!("+{step}"), format!("0{step}")] {
+            let refused = UpdateHeader::parse(text.replace(&step, &other).as_bytes());
+            assert_eq!(refused, Err(CanonError::Member("step_f64".into())), "{other}");
+        }
     }
 
     #[test]

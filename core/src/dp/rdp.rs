@@ -446,11 +446,12 @@ mod tests {
     }
 
     #[test]
-    fn a_pure_release_costs_no_more_than_its_epsilon() {
+    fn pure_releases_cost_about_their_epsilon_and_less_together() {
         let eps =
             |e: f64, d: f64| RdpCurve::pure(e).and_then(|c| c.epsilon(d)).expect("valid").value();
+        // The largest order is 1024, which leaves -ln(1024 delta) / 1023 above the epsilon itself.
         for (e, delta) in [(0.1, 1e-5), (1.0, 1e-5), (1.0, 1e-9), (5.0, 1e-6)] {
-            assert!(eps(e, delta) <= e * (1.0 + 1e-6), "{e} at {delta}: {}", eps(e, delta));
+            assert!(eps(e, delta) <= e + 0.02, "{e} at {delta}: {}", eps(e, delta));
         }
         let hundred = (0..100).try_fold(RdpCurve::zero(), |total, _| {
             Ok::<_, AccountantError>(total.compose(&RdpCurve::pure(0.1)?))
