@@ -18,7 +18,7 @@ const FLOORS: [(&str, &[&str]); 9] = [
     ("falaj-cli", &["falaj-core", "falaj-proto", "falaj-certs"]),
     ("falaj-agent", &["falaj-core", "falaj-proto", "falaj-certs"]),
     ("falaj-verify", &["falaj-core"]),
-    ("falaj-tests", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-verify"]),
+    ("falaj-tests", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-coordinator"]),
     ("xtask", &[]),
 ];
 

@@ -1,0 +1,305 @@
+//! Measurements as ratios within one run: each figure stands beside a limit of this machine that was measured
+//! in the same minute. Absolute times prove nothing on a shared machine.
+//!
+//! `cargo xtask bench` builds the programs in release and runs this.
+
+use anyhow::{Context as _, Result, ensure};
+use falaj_coordinator::{
+    metrics::Metrics,
+    store::{Store, writer},
+};
+use falaj_core::{
+    aggregate::Accumulator,
+    audit::{Draft, Kind},
+    merkle::{Frontier, leaf_hash},
+    note::NoteSigner,
+    update::Encoding,
+};
+use falaj_tests::{
+    federation::{Federation, Process},
+    rogue::{Forgery, Rogue, Tasked},
+};
+use std::{
+    fs::File,
+    hint::black_box,
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Parameters of the model that is 100 MB as f32.
+const PARAMS: usize = 25_000_000;
+/// How often each short measurement is repeated; the best one counts.
+const TIMES: usize = 7;
+
+fn best(mut work: impl FnMut()) -> Duration {
+    (0..TIMES)
+        .map(|_| {
+            let started = Instant::now();
+            work();
+            started.elapsed()
+        })
+        .min()
+        .unwrap_or_default()
+}
+
+fn report(what: &str, ratio: f64, aim: &str, detail: &str) {
+    println!("{what:58} {ratio:>8.3}   aim {aim:10} {detail}");
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+fn gb_per_s(bytes: usize, took: Duration) -> f64 {
+    bytes as f64 / took.as_secs_f64() / 1e9
+}
+
+fn main() -> Result<()> {
+    fold()?;
+    log()?;
+    uploads()?;
+    memory()
+}
+
+/// Folding 16-bit updates into 64-bit sums against adding two vectors and copying memory.
+fn fold() -> Result<()> {
+    let encoding = Encoding::for_range(16, 1.0)?;
+    let payload = vec![1_u8; PARAMS * 2];
+    let mut sums = Accumulator::new(PARAMS, encoding);
+    let folding = best(|| sums.fold(black_box(&payload), 3).expect("it fits"));
+    let (mut a, b) = (vec![0.0_f32; PARAMS], vec![1.0_f32; PARAMS]);
+    let adding = best(|| a.iter_mut().zip(black_box(&b)).for_each(|(a, b)| *a += b));
+    black_box(&a);
+    let source = vec![1_u8; PARAMS * 8];
+    let mut target = vec![0_u8; PARAMS * 8];
+    let copying = best(|| target.copy_from_slice(black_box(&source)));
+    black_box(&target);
+    // A fold reads two bytes, and reads and writes eight; an addition moves twelve, a copy two per byte.
+    let (fold, add, copy) = (
+        gb_per_s(PARAMS * 18, folding),
+        gb_per_s(PARAMS * 12, adding),
+        gb_per_s(PARAMS * 16, copying),
+    );
+    let detail = format!("({fold:.1} GB/s, a += b {add:.1}, copy {copy:.1})");
+    report("fold bandwidth / `a += b` bandwidth", fold / add, ">= 0.9", &detail);
+    report("fold bandwidth / memory copy bandwidth", fold / copy, "", "");
+    Ok(())
+}
+
+/// Durable log entries per second through the writer, and verified ones per second on one core.
+fn log() -> Result<()> {
+    const CALLERS: u32 = 64;
+    const EACH: u32 = 400;
+    const BURST: usize = 8;
+    let dir = tempfile::tempdir()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let took = runtime.block_on(async {
+        let key = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+        let signer = NoteSigner::new("bench", key)?;
+        let (_, pool) = Store::open(&dir.path().join("bench.sqlite")).await?;
+        let (writer, service) = writer::open(pool, &signer, Arc::new(Metrics::default())).await?;
+        tokio::spawn(service.run());
+        let started = Instant::now();
+        let mut callers = Vec::new();
+        for caller in 0..CALLERS {
+            let writer = writer.clone();
+            callers.push(tokio::spawn(async move {
+                for n in 0..EACH {
+                    let draft = Draft::new(Kind::AdminRead)
+                        .text("action", "study.read")
+                        .text("reason", &format!("caller {caller} entry {n}"));
+                    writer.record(vec![draft; BURST]).await?;
+                }
+                anyhow::Ok(())
+            }));
+        }
+        for caller in callers {
+            caller.await??;
+        }
+        anyhow::Ok(started.elapsed())
+    })?;
+    let entries = f64::from(CALLERS * EACH) * 8.0;
+    let per_s = entries / took.as_secs_f64();
+    // The limit beside it: synced writes of one page, one after the other.
+    let mut file = File::create(dir.path().join("synced"))?;
+    let started = Instant::now();
+    for _ in 0..200 {
+        file.write_all(&[0; 4096])?;
+        file.sync_data()?;
+    }
+    let synced = 200.0 / started.elapsed().as_secs_f64();
+    let detail = format!("({per_s:.0} /s, synced writes {synced:.0} /s; aim >= 20,000 /s)");
+    report("durable log entries / synced writes", per_s / synced, "", &detail);
+    let entry = Draft::new(Kind::AdminRead).text("action", "study.read").finish(
+        0,
+        falaj_core::time::Timestamp::from_millis(0),
+        [0; 16],
+    );
+    let hashing = best(|| {
+        let mut frontier = Frontier::new();
+        (0..100_000).for_each(|_| frontier.push(leaf_hash(black_box(&entry))));
+        black_box(frontier.root());
+    });
+    let verified = 100_000.0 / hashing.as_secs_f64();
+    println!(
+        "{:58} {verified:>8.0} /s  aim >= 500,000",
+        "log entries hashed into the tree, one core"
+    );
+    Ok(())
+}
+
+/// A study whose model is 100 MB as f32.
+fn large_study(name: &str, sites: usize) -> String {
+    let names: Vec<String> = (0..sites).map(|i| format!("s-{i}")).collect();
+    falaj_tests::federation::study_yaml(name, 1, u32::try_from(sites).unwrap_or(1))
+        .replace("model: { kind: logistic }", "model: { kind: mlp, hidden: [5000, 4996] }")
+        .replace("min_sites:", &format!("sites: [{}], min_sites:", names.join(", ")))
+        .replace("deadline_s: 60", "deadline_s: 600")
+}
+
+/// A coordinator, and sites that hold a task of a large study.
+struct Loaded {
+    coordinator: Process,
+    federation: Federation,
+    sites: Vec<(Rogue, Tasked)>,
+    runtime: tokio::runtime::Runtime,
+}
+
+fn loaded(sites: usize) -> Result<Loaded> {
+    let mut federation = Federation::new()?;
+    let coordinator = federation.start_coordinator()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let address = federation.addresses.context("started")?.grpc;
+    let trust = federation.trust()?;
+    let mut rogues = Vec::new();
+    for i in 0..sites {
+        let name = format!("s-{i}");
+        federation.issue("site", &name, "ae-on/ae-az")?;
+        let credentials = federation.credentials("site", &name)?;
+        rogues.push(runtime.block_on(Rogue::connect(address, credentials, &trust))?);
+    }
+    federation.submit(&large_study("large", sites))?;
+    let joining = rogues.into_iter().map(|mut rogue| async move {
+        let tasked = rogue.tasked().await?;
+        anyhow::Ok((rogue, tasked))
+    });
+    let sites = runtime.block_on(futures_util::future::try_join_all(joining))?;
+    Ok(Loaded { coordinator, federation, sites, runtime })
+}
+
+/// One committed update over mutual TLS against the slower of the raw loopback and a synced write.
+fn uploads() -> Result<()> {
+    let mut scene = loaded(1)?;
+    let (rogue, tasked) = &mut scene.sites[0];
+    let payload = Rogue::zeros(tasked)?;
+    let bytes = payload.len();
+    let forgery: Forgery = rogue.forge(&rogue.honest(tasked)?, payload);
+    let started = Instant::now();
+    scene.runtime.block_on(rogue.submit(forgery))?;
+    let committed = started.elapsed();
+    scene.federation.study_reaches("large", &["finished"])?;
+    let loopback = best_of(3, || raw_tls(&scene.federation, bytes))?;
+    let block = vec![0_u8; bytes];
+    let synced = best_of(3, || {
+        let started = Instant::now();
+        let mut file = File::create(scene.federation.dir().join("synced"))?;
+        file.write_all(&block)?;
+        file.sync_data()?;
+        Ok(started.elapsed())
+    })?;
+    let slower = loopback.max(synced);
+    let detail = format!(
+        "({} MB: committed {committed:.2?}, raw TLS {loopback:.2?}, synced write {synced:.2?})",
+        bytes >> 20
+    );
+    let ratio = slower.as_secs_f64() / committed.as_secs_f64();
+    report("committed update / slower of raw TLS and synced write", ratio, ">= 0.5", &detail);
+    Ok(())
+}
+
+fn best_of(times: usize, mut work: impl FnMut() -> Result<Duration>) -> Result<Duration> {
+    let mut best = Duration::MAX;
+    for _ in 0..times {
+        best = best.min(work()?);
+    }
+    Ok(best)
+}
+
+/// The time that these bytes take through plain TLS on the loopback, with the same certificates.
+fn raw_tls(federation: &Federation, bytes: usize) -> Result<Duration> {
+    let trust = federation.trust()?;
+    let server = federation.credentials("coordinator", "main")?;
+    let client = federation.credentials("site", "s-0")?;
+    let server = Arc::new(falaj_certs::tls::server_config(&server, &trust, &[])?);
+    let expect = falaj_certs::tls::ServerExpectation::coordinator(&["ae-on/*"]);
+    let client = Arc::new(falaj_certs::tls::client_config(&client, &trust, &expect, &[])?);
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let reading = thread::spawn(move || -> Result<()> {
+        let (mut tcp, _) = listener.accept()?;
+        let mut connection = rustls::ServerConnection::new(server)?;
+        let mut stream = rustls::Stream::new(&mut connection, &mut tcp);
+        let mut block = vec![0; 1 << 20];
+        let mut left = bytes;
+        while left > 0 {
+            let n = stream.read(&mut block)?;
+            ensure!(n > 0, "it ended early");
+            left -= n.min(left);
+        }
+        stream.write_all(&[1])?;
+        Ok(())
+    });
+    let mut tcp = TcpStream::connect(address)?;
+    tcp.set_nodelay(true)?;
+    let mut connection = rustls::ClientConnection::new(client, "coordinator".try_into()?)?;
+    let mut stream = rustls::Stream::new(&mut connection, &mut tcp);
+    let block = vec![0_u8; 1 << 20];
+    let started = Instant::now();
+    let mut left = bytes;
+    while left > 0 {
+        let n = left.min(block.len());
+        stream.write_all(&block[..n])?;
+        left -= n;
+    }
+    stream.read_exact(&mut [0])?;
+    let took = started.elapsed();
+    reading.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+    Ok(took)
+}
+
+/// What each further site adds to the coordinator's peak memory, in model sizes.
+fn memory() -> Result<()> {
+    let (few, many) = (peak_at(2)?, peak_at(16)?);
+    #[expect(clippy::cast_precision_loss, reason = "figures for people")]
+    let per_site = (many as f64 - few as f64) / 14.0 / (PARAMS as f64 * 4.0);
+    let detail =
+        format!("(peak {} MB at 2 sites, {} MB at 16, model 100 MB)", few >> 20, many >> 20);
+    report("memory per further site / model size", per_site, "<= 0.05", &detail);
+    Ok(())
+}
+
+/// Peak memory of a coordinator that takes the updates of `sites` sites, four at once, in bytes.
+fn peak_at(sites: usize) -> Result<u64> {
+    use futures_util::{StreamExt as _, TryStreamExt as _};
+    let mut scene = loaded(sites)?;
+    let taken = std::mem::take(&mut scene.sites);
+    scene.runtime.block_on(async {
+        futures_util::stream::iter(taken)
+            .map(|(mut rogue, tasked)| async move {
+                let payload = Rogue::zeros(&tasked)?;
+                let forgery = rogue.forge(&rogue.honest(&tasked)?, payload);
+                rogue.submit(forgery).await?;
+                anyhow::Ok(())
+            })
+            .buffer_unordered(4)
+            .try_collect::<Vec<()>>()
+            .await
+    })?;
+    scene.federation.study_reaches("large", &["finished"])?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", scene.coordinator.id()))?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM")).context("VmHWM")?;
+    let kib: u64 = line.split_whitespace().nth(1).context("a figure")?.parse()?;
+    Ok(kib * 1024)
+}
