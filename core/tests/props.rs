@@ -18,6 +18,20 @@ impl Noise for Silent {
     }
 }
 
+/// Remembers what it was asked to hide, and at which scale.
+struct Listens {
+    norm_squared: i128,
+    sigma: f64,
+}
+
+impl Noise for Listens {
+    fn add(&mut self, values: &mut [i64], sigma: f64) -> Result<(), NoiseError> {
+        self.norm_squared = values.iter().map(|&v| i128::from(v).pow(2)).sum();
+        self.sigma = sigma;
+        Ok(())
+    }
+}
+
 fn manifest(params: usize) -> Manifest {
     let shape = vec![u32::try_from(params).expect("small")];
     Manifest::new(vec![TensorSpec { name: "w".into(), shape }]).expect("a manifest")
@@ -44,6 +58,16 @@ fn finite() -> impl Strategy<Value = f32> {
     any::<f32>().prop_filter("finite", |v| v.is_finite())
 }
 
+/// Any finite number, and more often than chance gives them: zeros of both signs, the smallest and the
+/// largest there are, and ordinary ones.
+fn extreme() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        finite(),
+        -1.0_f32..1.0,
+        prop::sample::select(vec![0.0, -0.0, f32::MIN, f32::MAX, f32::from_bits(1)]),
+    ]
+}
+
 proptest! {
     #[test]
     fn whatever_is_sealed_passes_the_check_on_arrival(
@@ -60,6 +84,78 @@ proptest! {
         check.feed(&update.payload()[..cut]).expect("on the grid");
         check.feed(&update.payload()[cut..]).expect("on the grid");
         check.finish(header.payload).expect("the same bytes");
+    }
+
+    #[test]
+    fn noise_is_scaled_to_a_norm_that_no_input_exceeds(
+        values in proptest::collection::vec(extreme(), 1..200),
+        bits in 8_u8..=32,
+        clip_steps in 16.0..20_000.0_f64,
+        noise_multiplier in 0.1..10.0_f64,
+    ) {
+        let encoding = Encoding::for_range(bits, 1.0).expect("a grid");
+        let clip_norm = clip_steps * encoding.step();
+        let mut listens = Listens { norm_squared: 0, sigma: 0.0 };
+        let manifest = manifest(values.len());
+        Mechanism::LocalGaussian { clip_norm, noise_multiplier }
+            .seal(RawUpdate::new(values), Reservation::from_ledger(1), encoding, &manifest, &mut listens)
+            .expect("sealed");
+        let sensitivity = (listens.sigma / noise_multiplier).round();
+        prop_assert!(sensitivity <= clip_steps * (1.0 + 1e-12));
+        prop_assert!(listens.norm_squared as f64 <= sensitivity * sensitivity);
+    }
+
+    #[test]
+    fn a_header_round_trips_and_a_flipped_bit_breaks_its_signature(
+        values in proptest::collection::vec(finite(), 1..10),
+        bits in 8_u8..=32,
+        range in 1e-30..1e30_f64,
+        weight in any::<u32>(),
+        flipped in any::<prop::sample::Index>(),
+    ) {
+        let encoding = Encoding::for_range(bits, range).expect("a grid");
+        let update = signed(values, encoding, weight);
+        let header = UpdateHeader::parse(update.header()).expect("a header");
+        prop_assert_eq!(header.to_bytes(), update.header());
+        prop_assert_eq!((header.weight, header.encoding), (weight, encoding));
+        let site = SigningKey::from_bytes(&[1; 32]).verifying_key();
+        let (bytes, payload) = (update.header().to_vec(), update.payload().to_vec());
+        let mut forged = bytes.clone();
+        let bit = flipped.index(bytes.len() * 8);
+        forged[bit / 8] ^= 1 << (bit % 8);
+        let signature = *update.signature();
+        prop_assert!(SignedUpdate::restore(forged, signature, payload.clone(), &site).is_err());
+        let mut changed = payload.clone();
+        let bit = flipped.index(payload.len() * 8);
+        changed[bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(SignedUpdate::restore(bytes.clone(), signature, changed, &site).is_err());
+        prop_assert!(SignedUpdate::restore(bytes, signature, payload, &site).is_ok());
+    }
+
+    #[test]
+    fn the_sum_in_any_blocks_is_the_sum_in_whole_numbers(
+        updates in proptest::collection::vec(
+            (proptest::collection::vec(any::<i32>(), 9), 1_u32..100_000), 1..6),
+        bits in 8_u8..=32,
+        cut in 0_usize..=9,
+    ) {
+        let encoding = Encoding::new(bits, 1.0).expect("a grid");
+        let width = encoding.bytes_per_value();
+        let mut sums = Accumulator::new(9, encoding);
+        let (mut expected, mut total) = ([0_i128; 9], 0_i128);
+        for (values, weight) in updates {
+            let values = values.iter().map(|v| v.rem_euclid(encoding.max()));
+            let bytes: Vec<u8> =
+                values.clone().flat_map(|v| v.to_le_bytes()[..width].to_vec()).collect();
+            sums.admit(weight).expect("fits");
+            sums.fold_values(cut, &bytes[cut * width..], weight).expect("fits");
+            sums.fold_values(0, &bytes[..cut * width], weight).expect("fits");
+            expected.iter_mut().zip(values).for_each(|(e, v)| *e += i128::from(v) * i128::from(weight));
+            total += i128::from(weight);
+        }
+        let model = sums.finish(&[0.0; 9], 1.0).expect("a model");
+        let mean = expected.map(|sum| (sum as f64 / total as f64) as f32);
+        prop_assert_eq!(model.params, mean.to_vec());
     }
 
     #[test]
