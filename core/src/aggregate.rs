@@ -1,6 +1,6 @@
 //! The weighted mean of sealed updates, in integers until the very end.
 //!
-//! `new = base + server_learning_rate · step · Σ weightᵢ · updateᵢ / Σ weightᵢ` (McMahan et al. 2017,
+//! `new = base + server_learning_rate · step · Σ weightᵢ · updateᵢ / Σ weightᵢ` (arXiv 1602.05629,
 //! algorithm 1, with b-bit integers for the updates). Integer sums do not depend on the order of
 //! arrival, and the one rounding at the end is per coordinate, so the result is the same bit for bit.
 
@@ -172,7 +172,9 @@ pub struct Candidate {
 #[must_use]
 pub fn params_to_bytes(params: &[f32]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(params.len() * 4);
-    params.iter().for_each(|p| bytes.extend_from_slice(&p.to_le_bytes()));
+    for p in params {
+        bytes.extend_from_slice(&p.to_le_bytes());
+    }
     bytes
 }
 
@@ -203,7 +205,9 @@ mod tests {
 
     fn payload(encoding: Encoding, values: &[i32]) -> Vec<u8> {
         let mut out = Vec::new();
-        values.iter().for_each(|&v| encoding.put(v, &mut out));
+        for &v in values {
+            encoding.put(v, &mut out);
+        }
         out
     }
 

@@ -7,7 +7,7 @@ use crate::manifest::{Manifest, ManifestError, TensorSpec};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 
-/// One convolution: kernel, ReLU, then a square max-pool.
+/// One convolution: kernel, `ReLU`, then a square max-pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv {
     /// Output channels.
@@ -30,7 +30,7 @@ pub enum ModelSpec {
         /// Outputs per record.
         classes: u32,
     },
-    /// A multi-layer perceptron with ReLU.
+    /// A multi-layer perceptron with `ReLU`.
     Mlp {
         /// Inputs per record.
         features: u32,
@@ -66,7 +66,7 @@ pub enum Layer {
         /// Outputs.
         outputs: u32,
     },
-    /// A convolution, its ReLU and its pool.
+    /// A convolution, its `ReLU` and its pool.
     Conv {
         /// Input channels.
         inputs: u32,
@@ -76,7 +76,7 @@ pub enum Layer {
 }
 
 impl ModelSpec {
-    /// The layers with parameters, from the input. ReLU stands between any two.
+    /// The layers with parameters, from the input. `ReLU` stands between any two.
     ///
     /// # Errors
     /// [`ManifestError::DoesNotFit`] when a kernel or pool is larger than what is left of the image.

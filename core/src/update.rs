@@ -109,7 +109,7 @@ impl Encoding {
     /// The largest whole number; the smallest is its negative, so that the grid is symmetric.
     #[must_use]
     pub const fn max(&self) -> i32 {
-        ((1_i64 << (self.bits - 1)) - 1) as i32
+        i32::MAX >> (32 - self.bits)
     }
 
     /// Appends `value`, which must be within the grid.

@@ -178,7 +178,7 @@ impl Scale {
             } else {
                 // With sigma² = squared / 4^shift, both sides times 4^shift.
                 let four = 2 * self.shift;
-                ((y * t << four).abs_diff(squared), (2 * squared * t * t) << four)
+                (((y * t) << four).abs_diff(squared), (2 * squared * t * t) << four)
             };
             if words.coin_exp(distance * distance, den)? {
                 let value = i64::try_from(size).map_err(|_| Exhausted)?;
@@ -212,6 +212,7 @@ impl Scale {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_precision_loss, reason = "statistics of small numbers")]
 mod tests {
     use super::*;
     use rand_chacha::ChaCha20Rng;

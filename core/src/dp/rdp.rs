@@ -171,7 +171,8 @@ impl RdpCurve {
     /// The curve as text, exact to the bit, for the ledger.
     #[must_use]
     pub fn to_text(&self) -> String {
-        self.0.iter().map(|v| format!("{:016x}", v.to_bits())).collect()
+        let bytes: Vec<u8> = self.0.iter().flat_map(|v| v.to_bits().to_be_bytes()).collect();
+        hex::encode(bytes)
     }
 
     /// Reads [`Self::to_text`]; `None` when it is not one.
@@ -419,7 +420,7 @@ mod tests {
         let curve = RdpCurve::zero();
         assert!(curve.epsilon(0.0).is_err() && curve.epsilon(1.0).is_err());
         assert_eq!(RdpCurve::infinite().epsilon(1e-5).expect("valid").to_string(), "inf");
-        assert_eq!(curve.epsilon(1e-5).expect("valid").value(), 0.0);
+        assert_eq!(curve.epsilon(1e-5), Ok(Epsilon(0.0)));
     }
 
     #[test]
