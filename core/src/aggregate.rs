@@ -6,7 +6,7 @@
 
 use crate::{
     id::Digest,
-    update::{Encoding, from_24, values},
+    update::{Encoding, values},
 };
 use sha2::{Digest as _, Sha256};
 
@@ -101,12 +101,23 @@ impl Accumulator {
             return Err(AggregateError::Shape { bytes: bytes.len(), at, params });
         }
         let sums = &mut self.sums[at..end];
-        let weight = i64::from(weight);
         match width {
-            1 => add(sums, bytes.iter().map(|&b| i32::from(b.cast_signed())), weight),
-            2 => add(sums, values::<2>(bytes).map(|v| i32::from(i16::from_le_bytes(v))), weight),
-            3 => add(sums, values::<3>(bytes).map(from_24), weight),
-            _ => add(sums, values::<4>(bytes).map(i32::from_le_bytes), weight),
+            1 => add::<7>(sums, bytes.iter().map(|&b| u32::from(b ^ 0x80)), weight),
+            2 => add::<15>(
+                sums,
+                values::<2>(bytes).map(|v| u32::from(u16::from_le_bytes(v) ^ 0x8000)),
+                weight,
+            ),
+            3 => add::<23>(
+                sums,
+                values::<3>(bytes).map(|v| u32::from_le_bytes([v[0], v[1], v[2] ^ 0x80, 0])),
+                weight,
+            ),
+            _ => add::<31>(
+                sums,
+                values::<4>(bytes).map(|v| u32::from_le_bytes(v) ^ 0x8000_0000),
+                weight,
+            ),
         }
         Ok(())
     }
@@ -145,17 +156,15 @@ impl Accumulator {
     }
 }
 
-/// The kernel: one pass over sums and values, which the compiler turns into vector code.
+/// The kernel: one pass over sums and values, which the compiler turns into vector code. Values come
+/// raised by `2^SIGN`, which makes them unsigned: vector units of every age multiply 32 by 32 unsigned
+/// bits into 64. The raise is taken off again, modulo 2^64, in which the sum has room.
 #[inline]
-fn add(sums: &mut [i64], values: impl Iterator<Item = i32>, weight: i64) {
-    if weight == 1 {
-        for (sum, v) in sums.iter_mut().zip(values) {
-            *sum += i64::from(v);
-        }
-    } else {
-        for (sum, v) in sums.iter_mut().zip(values) {
-            *sum += i64::from(v) * weight;
-        }
+fn add<const SIGN: u32>(sums: &mut [i64], raised: impl Iterator<Item = u32>, weight: u32) {
+    let weight = u64::from(weight);
+    let raise = (weight << SIGN).cast_signed();
+    for (sum, v) in sums.iter_mut().zip(raised) {
+        *sum = sum.wrapping_add((u64::from(v) * weight).cast_signed()).wrapping_sub(raise);
     }
 }
 
