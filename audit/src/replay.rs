@@ -138,7 +138,7 @@ impl Replay {
                 self.open.remove(&round()?);
             }
             Kind::ConnectionRefused | Kind::UpdateRefused | Kind::AccessDenied => {
-                self.refusals += 1
+                self.refusals += 1;
             }
             _ => {}
         }

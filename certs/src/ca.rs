@@ -26,7 +26,7 @@ const ISSUER_DAYS: u32 = 730;
 /// How long an end entity lives unless the caller says otherwise, in days.
 pub const LEAF_DAYS: u32 = 90;
 /// Certificates are valid from a little before now: clocks differ.
-const BACKDATE: Duration = Duration::from_secs(300);
+const BACKDATE: Duration = Duration::from_mins(5);
 
 /// A development authority in a folder.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl Authority {
         let mut params = authority_params(&format!("{trust_domain} root"), ROOT_DAYS, 1);
         params.subject_alt_names.clear();
         let cert = params.self_signed(&key)?;
-        this.write_pair(&this.dir.join("root"), &cert.pem(), &key)?;
+        Self::write_pair(&this.dir.join("root"), &cert.pem(), &key)?;
         this.write_trust(&TrustFile { trust_domain: trust_domain.to_owned(), issuers: vec![] })?;
         Ok(this)
     }
@@ -99,14 +99,14 @@ impl Authority {
     pub fn add_issuer(&self, place: &Place) -> Result<PathBuf> {
         let dir = self.issuer_dir(place);
         ensure!(!dir.exists(), "{place} has an issuer already, in {}", dir.display());
-        let root_key = self.key(&self.dir.join("root"))?;
+        let root_key = Self::key(&self.dir.join("root"))?;
         let root_pem = fs::read_to_string(self.dir.join("root/cert.pem"))?;
         let root = Issuer::from_ca_cert_pem(&root_pem, root_key)?;
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let mut trust = self.trust()?;
         let name = format!("{} issuer for {place}", trust.trust_domain);
         let cert = authority_params(&name, ISSUER_DAYS, 0).signed_by(&key, &root)?;
-        self.write_pair(&dir, &cert.pem(), &key)?;
+        Self::write_pair(&dir, &cert.pem(), &key)?;
         let relative = dir.strip_prefix(&self.dir)?.join("cert.pem");
         trust.issuers.push(IssuerEntry {
             cert: relative,
@@ -136,7 +136,7 @@ impl Authority {
             bail!("{} exists already; remove it to issue the certificate anew", dir.display());
         }
         let issuer_pem = fs::read_to_string(issuer_dir.join("cert.pem"))?;
-        let issuer = Issuer::from_ca_cert_pem(&issuer_pem, self.key(&issuer_dir)?)?;
+        let issuer = Issuer::from_ca_cert_pem(&issuer_pem, Self::key(&issuer_dir)?)?;
         let mut params = CertificateParams::new(dns.clone())?;
         params.subject_alt_names.push(SanType::URI(spiffe.to_string().try_into()?));
         params.distinguished_name.push(DnType::CommonName, name.as_str());
@@ -149,7 +149,7 @@ impl Authority {
         valid_for(&mut params, *days);
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let cert = params.signed_by(&key, &issuer)?;
-        self.write_pair(&dir, &format!("{}{issuer_pem}", cert.pem()), &key)?;
+        Self::write_pair(&dir, &format!("{}{issuer_pem}", cert.pem()), &key)?;
         Ok(dir)
     }
 
@@ -171,14 +171,14 @@ impl Authority {
         fs::rename(&fresh, &path).with_context(|| format!("writing {}", path.display()))
     }
 
-    fn key(&self, dir: &Path) -> Result<KeyPair> {
+    fn key(dir: &Path) -> Result<KeyPair> {
         let path = dir.join("key.pem");
         let pem =
             fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         Ok(KeyPair::from_pem(&pem)?)
     }
 
-    fn write_pair(&self, dir: &Path, cert: &str, key: &KeyPair) -> Result<()> {
+    fn write_pair(dir: &Path, cert: &str, key: &KeyPair) -> Result<()> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)

@@ -39,7 +39,7 @@ pub struct TrustFile {
 pub struct IssuerEntry {
     /// Its certificate, relative to the file.
     pub cert: PathBuf,
-    /// SHA-256 of its public key (SubjectPublicKeyInfo), so that a swapped file is noticed.
+    /// SHA-256 of its public key (`SubjectPublicKeyInfo`), so that a swapped file is noticed.
     pub spki_sha256: String,
     /// The places that it may vouch for.
     pub places: Vec<String>,
@@ -254,7 +254,7 @@ fn anchor(cert: CertificateDer<'static>, provider: &Arc<CryptoProvider>) -> Resu
     Ok(Anchor { roots, clients, not_before, not_after })
 }
 
-/// SHA-256 of a certificate's SubjectPublicKeyInfo.
+/// SHA-256 of a certificate's `SubjectPublicKeyInfo`.
 ///
 /// # Errors
 /// What keeps the certificate from being read.

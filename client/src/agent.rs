@@ -149,7 +149,7 @@ impl Agent {
                     }
                 }
                 Err(e) => {
-                    tracing::warn!(error = %e, pause_ms = pause.as_millis(), "not connected; trying again")
+                    tracing::warn!(error = %e, pause_ms = pause.as_millis(), "not connected; trying again");
                 }
             }
             // A connection that lasted was a good one.
@@ -192,11 +192,8 @@ impl Agent {
                         }
                     }
                     Some(push::Push::Task(task)) => {
-                        if tasks.try_send(task).is_err() {
-                            tracing::warn!(
-                                "more tasks than can wait; the coordinator will push it again"
-                            );
-                        }
+                        let waits = tasks.try_send(task).is_ok();
+                        tracing::debug!(waits, "a task came; what cannot wait is pushed again");
                     }
                     Some(push::Push::StudyOver(over)) => {
                         tracing::info!(study = over.study, outcome = over.outcome, "study over");

@@ -355,12 +355,9 @@ fn each_row(
                 continue;
             }
         };
-        let header = match reader.headers() {
-            Ok(header) => header.clone(),
-            Err(_) => {
-                complaints.add(&file, 1, None, "the header is not UTF-8 text");
-                continue;
-            }
+        let Ok(header) = reader.headers().cloned() else {
+            complaints.add(&file, 1, None, "the header is not UTF-8 text");
+            continue;
         };
         let mut row = csv::StringRecord::new();
         loop {

@@ -63,7 +63,7 @@ pub fn evaluate(
     Ok(Scores { records: records.rows(), accuracy: right as f64 / n, auc, log_loss: loss / n })
 }
 
-/// Area under the ROC curve by ranks, ties counted half (Hanley, McNeil 1982).
+/// Area under the ROC curve by ranks, ties counted half (Hanley and `McNeil` 1982).
 fn auc(mut scored: Vec<(f32, bool)>) -> Option<f64> {
     scored.sort_by(|a, b| a.0.total_cmp(&b.0));
     #[expect(clippy::cast_precision_loss, reason = "records are far below 2^53")]
@@ -78,7 +78,7 @@ fn auc(mut scored: Vec<(f32, bool)>) -> Option<f64> {
     while at < scored.len() {
         let tied = scored[at..].iter().take_while(|s| s.0.total_cmp(&scored[at].0).is_eq()).count();
         #[expect(clippy::cast_precision_loss, reason = "records are far below 2^53")]
-        let rank = at as f64 + (tied as f64 + 1.0) / 2.0;
+        let rank = f64::midpoint((2 * at + tied) as f64, 1.0);
         #[expect(clippy::cast_precision_loss, reason = "records are far below 2^53")]
         let hits = scored[at..at + tied].iter().filter(|s| s.1).count() as f64;
         ranks += rank * hits;

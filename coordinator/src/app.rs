@@ -298,7 +298,7 @@ async fn reload_on_hangup(
                 }
             }
             Err(e) => {
-                tracing::error!(error = %format!("{:#}", anyhow::Error::from(e)), "the old policies stay in force")
+                tracing::error!(error = %format!("{:#}", anyhow::Error::from(e)), "the old policies stay in force");
             }
         }
     }

@@ -92,7 +92,6 @@ type Answer<T> = Result<T, Refused>;
 struct Api;
 
 /// Every route, and their description.
-#[must_use]
 pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Api::openapi())
         .routes(routes!(status))
@@ -111,7 +110,6 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
 }
 
 /// The service for one application.
-#[must_use]
 pub fn router(app: Arc<App>) -> Router {
     let (router, api) = routes();
     router

@@ -41,7 +41,7 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 /// A site that sends nothing for this long in the middle of an upload has gone.
-const UPLOAD_IDLE: Duration = Duration::from_secs(60);
+const UPLOAD_IDLE: Duration = Duration::from_mins(1);
 /// Model chunks that wait for a slow site.
 const CHUNKS: usize = 4;
 /// Data sets that one site may offer.
@@ -265,9 +265,8 @@ impl Rpc {
         parts: &mut Streaming<UpdatePart>,
         seen: &mut Option<UpdateHeader>,
     ) -> Result<SignedReceipt, Problem> {
-        let open = match next(parts).await? {
-            Some(update_part::Part::Open(open)) => open,
-            _ => return Err(Code::Malformed.because("an upload begins with its header")),
+        let Some(update_part::Part::Open(open)) = next(parts).await? else {
+            return Err(Code::Malformed.because("an upload begins with its header"));
         };
         let UpdateOpen { header: header_bytes, signature } = open;
         let header =

@@ -59,6 +59,9 @@ impl Frontier {
     }
 
     /// Adds a leaf.
+    ///
+    /// # Panics
+    /// Never: there is one subtree per set bit of the size.
     pub fn push(&mut self, leaf: Digest) {
         let mut hash = leaf;
         let mut below = self.size;

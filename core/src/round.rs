@@ -440,10 +440,6 @@ const fn is_updated(seat: &Seat) -> bool {
     matches!(seat, Seat::Updated(_))
 }
 
-const fn is_declined(seat: &Seat) -> bool {
-    matches!(seat, Seat::Declined(_))
-}
-
 /// What `event` makes of `round` at `now`.
 ///
 /// # Errors
@@ -661,13 +657,13 @@ impl Round<Collecting> {
             self.stage.closes = Some(now.plus_ms(self.spec.grace_ms));
         }
         let overdue = now >= self.stage.deadline;
-        let waited = self.stage.closes.is_some_and(|c| now >= c);
+        let grace_over = self.stage.closes.is_some_and(|c| now >= c);
         let hopeless = waiting == 0
             && !quorum
             && self.spec.expected_sites > 0
             && u32::try_from(self.stage.sites.len()).unwrap_or(u32::MAX)
                 >= self.spec.expected_sites;
-        if quorum && (waiting == 0 || waited || overdue) {
+        if quorum && (waiting == 0 || grace_over || overdue) {
             let updates = counted(&self.stage.sites);
             let mut digests: Vec<Digest> = updates.values().map(|u| u.payload).collect();
             digests.sort_unstable();
@@ -708,12 +704,6 @@ impl Round<Gated> {
             }
         }
     }
-}
-
-/// Whether every site that was asked has said no: nobody is left to wait for.
-#[must_use]
-pub fn all_declined(sites: &BTreeMap<SiteId, Seat>) -> bool {
-    !sites.is_empty() && sites.values().all(is_declined)
 }
 
 #[cfg(test)]

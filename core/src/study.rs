@@ -162,7 +162,7 @@ pub struct Training {
 /// What the site minimises.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Algorithm {
-    /// The local loss (McMahan et al. 2017, algorithm 1).
+    /// The local loss (`McMahan` et al. 2017, algorithm 1).
     FedAvg,
     /// The local loss plus mu/2 times the squared distance from the base model
     /// (Li et al. 2020, section 3.2).
@@ -343,7 +343,7 @@ impl Study {
         *Digest::of(&tagged).as_bytes()
     }
 
-    /// What `rounds` rounds of training cost one record (dp_sgd) or one site (local_gaussian).
+    /// What `rounds` rounds of training cost one record (`dp_sgd`) or one site (`local_gaussian`).
     ///
     /// # Errors
     /// [`AccountantError`] when the settings have no finite guarantee.
@@ -624,7 +624,7 @@ impl Study {
         let v = &self.privacy;
         let spent = |rounds: u32| -> Option<f64> {
             let cost = self.cost_of_rounds(rounds).ok()?.compose(&self.cost_of_joining().ok()?);
-            cost.epsilon(v.delta).ok().map(|e| e.value())
+            cost.epsilon(v.delta).ok().map(super::dp::rdp::Epsilon::value)
         };
         let Some(planned) = spent(self.rounds.count) else {
             p.when(true, "privacy", "these settings have no finite guarantee", || {

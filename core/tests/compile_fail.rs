@@ -21,12 +21,14 @@ fn errors_by_attempt<'a>(
     fs::create_dir_all(&here).expect("a folder");
     let mut manifest = format!(
         "[package]\nname = \"side-doors\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n\n\
-         [dependencies]\nfalaj-core = {{ path = {core:?} }}\n\
-         ed25519-dalek = {{ version = \"*\", default-features = false }}\n"
+         [dependencies]\nfalaj-core = {{ path = \"{}\" }}\n\
+         ed25519-dalek = {{ version = \"*\", default-features = false }}\n",
+        core.display()
     );
     for name in attempts {
         let path = core.join("tests/compile_fail").join(format!("{name}.rs"));
-        write!(manifest, "\n[[bin]]\nname = \"{name}\"\npath = {path:?}\n").expect("text");
+        write!(manifest, "\n[[bin]]\nname = \"{name}\"\npath = \"{}\"\n", path.display())
+            .expect("text");
     }
     fs::write(here.join("Cargo.toml"), manifest).expect("written");
     fs::copy(core.join("../Cargo.lock"), here.join("Cargo.lock")).expect("the same versions");

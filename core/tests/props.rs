@@ -1,5 +1,11 @@
 //! Properties that hold for any input.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "tests compare with a tolerance"
+)]
+
 use ed25519_dalek::SigningKey;
 use falaj_core::{
     aggregate::Accumulator,

@@ -328,12 +328,11 @@ impl Reader<'_> {
         value: Option<&Spanned<T>>,
         mend: &str,
     ) -> T {
-        match value {
-            Some(v) => self.take(path, v),
-            None => {
-                self.wrong(section, format!("`{path}` is missing"), mend);
-                T::default()
-            }
+        if let Some(v) = value {
+            self.take(path, v)
+        } else {
+            self.wrong(section, format!("`{path}` is missing"), mend);
+            T::default()
         }
     }
 

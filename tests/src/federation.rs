@@ -15,7 +15,7 @@ use std::{
 use tempfile::TempDir;
 
 /// Nothing in a test takes longer than this; a condition that is not met by then has failed.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 /// How often a condition is looked at.
 const GLANCE: Duration = Duration::from_millis(20);
 /// The trust domain of every test.

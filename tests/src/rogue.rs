@@ -21,7 +21,7 @@ use tonic::{
 };
 
 /// No answer takes longer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A connection to the coordinator, as one site.
 pub struct Rogue {

@@ -42,7 +42,10 @@ pub enum StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(e: sqlx::Error) -> Self {
         // 13 is SQLITE_FULL; the extended codes of SQLITE_IOERR that a full disk gives end in 10.
-        let code = e.as_database_error().and_then(|d| d.code()).and_then(|c| c.parse::<i32>().ok());
+        let code = e
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code)
+            .and_then(|c| c.parse::<i32>().ok());
         match code {
             Some(code) if code & 0xff == 13 || code & 0xff == 10 => Self::Full(e),
             _ => Self::Sql(e),

@@ -327,7 +327,7 @@ impl World {
                 }
             }
             Op::Send { site: n, lose_request, lose_answer } => {
-                self.send(n, lose_request, lose_answer)
+                self.send(n, lose_request, lose_answer);
             }
             Op::SendDifferent(n) => {
                 let round = self.memory.round.id().number;
@@ -415,12 +415,11 @@ impl World {
                     }
                     accepted.insert(update.payload);
                 }
-                Record::Closed(updates) => {
-                    if updates.len() != counted.len()
-                        || !updates.iter().all(|u| accepted.contains(u))
-                    {
-                        return Err("a round closed over other updates than were accepted".into());
-                    }
+                Record::Closed(updates)
+                    if (updates.len() != counted.len()
+                        || !updates.iter().all(|u| accepted.contains(u))) =>
+                {
+                    return Err("a round closed over other updates than were accepted".into());
                 }
                 _ => {}
             }

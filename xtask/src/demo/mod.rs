@@ -162,31 +162,31 @@ fn prepare(stage: &Stage, seed: u64) -> Result<()> {
         } else {
             records.split_once('\n').map_or("", |r| r.1)
         });
-        agent_config(stage, name, name, "state", limit)?;
+        agent_config(stage, name, name, limit)?;
         // The comparison with training alone spends a ledger of its own.
         let alone = format!("alone/{name}");
         stage.write(&format!("{alone}/data/records.csv"), records)?;
-        agent_config(stage, &alone, name, "state", limit)?;
+        agent_config(stage, &alone, name, limit)?;
     }
     stage.write("alone/pooled/data/records.csv", &pooled)?;
-    agent_config(stage, "alone/pooled", "hospital-1", "state", 8.0)?;
+    agent_config(stage, "alone/pooled", "hospital-1", 8.0)?;
     issue("site", "london", "gb/gb-lnd")?;
     stage.write("london/data/records.csv", &split.hospitals[0])?;
-    agent_config(stage, "london", "london", "state", 8.0)
+    agent_config(stage, "london", "london", 8.0)
 }
 
-/// A fresh port each time would do as well; the demo's are fixed so that its files can be read.
+/// Fixed ports, so that the configurations that the demo leaves behind can be used again.
 const GRPC: &str = "127.0.0.1:17443";
 const REST: &str = "127.0.0.1:17444";
 const METRICS: &str = "127.0.0.1:17464";
 
-fn agent_config(stage: &Stage, dir: &str, site: &str, state: &str, limit: f64) -> Result<()> {
+fn agent_config(stage: &Stage, dir: &str, site: &str, limit: f64) -> Result<()> {
     let ca = stage.out.join("ca");
     let text = format!(
         "[identity]\ncert = \"{ca}/site/{site}/cert.pem\"\nkey = \"{ca}/site/{site}/key.pem\"\ntrust = \"{ca}/trust.toml\"\n\n\
          [coordinator]\naddress = \"{GRPC}\"\n\n[policy]\ncoordinator_places = [\"ae-on/*\"]\nstudies = [\"{STUDY}\"]\n\n\
          [[dataset]]\nname = \"wdbc\"\npath = \"data\"\nepsilon_limit = {limit:?}\ndelta = 1e-5\n\n\
-         [state]\ndir = \"{state}\"\n",
+         [state]\ndir = \"state\"\n",
         ca = ca.display()
     );
     stage.write(&format!("{dir}/agent.toml"), &text)

@@ -11,7 +11,7 @@ use std::{
 };
 
 /// Nothing that the demo waits for takes longer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Where the programs and the demo's files are.
 pub(crate) struct Stage {
