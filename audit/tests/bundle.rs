@@ -1,0 +1,236 @@
+//! A real bundle, made with core's own functions, and every way in which it can be wrong.
+
+use ed25519_dalek::{SigningKey, pkcs8::DecodePrivateKey as _};
+use falaj_core::{
+    audit::{Actor, Draft, Kind, bundle},
+    canon::Canon,
+    id::{Digest, RoundId, SiteId},
+    merkle::{self, Frontier},
+    note::{self, Checkpoint, NoteSigner, VerifierKey},
+    time::Timestamp,
+    update::{CONTEXT, Encoding, UpdateHeader},
+};
+use falaj_verify::{Report, Wrong, verify};
+use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, SanType};
+
+const SITE: &str = "spiffe://t/ae-on/ae-az/site/h-1";
+
+/// A bundle in parts, so that a test can change one and put it together again.
+struct Parts {
+    files: Vec<(String, Vec<u8>)>,
+    key: VerifierKey,
+}
+
+fn signer() -> NoteSigner {
+    NoteSigner::new("t/log", SigningKey::from_bytes(&[5; 32])).expect("a signer")
+}
+
+/// The site's certificate and its key.
+fn site() -> (Vec<u8>, SigningKey) {
+    let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(SITE.try_into().expect("ASCII"))];
+    let cert = params.self_signed(&key).expect("a certificate").der().to_vec();
+    let key = SigningKey::from_pkcs8_der(&key.serialize_der()).expect("the same key");
+    (cert, key)
+}
+
+/// Entries as they come, over one round; `change` may alter them before they are hashed.
+fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
+    let (cert, key) = site();
+    let study = b"study: s\n".to_vec();
+    let id: SiteId = SITE.parse().expect("a site");
+    let round = RoundId { study: "s".parse().expect("a study"), number: 1 };
+    let (base, model) = (Digest::of(b"base"), Digest::of(b"model"));
+    let payload = Digest::of(b"payload");
+    let header = UpdateHeader {
+        round: round.clone(),
+        site: id.clone(),
+        base,
+        manifest: Digest::of(b"manifest"),
+        encoding: Encoding::new(16, 0.5).expect("a grid"),
+        params: 4,
+        payload_bytes: 8,
+        payload,
+        weight: 10,
+        mechanism: "dp_sgd".into(),
+        epsilon: "1.0000".into(),
+    }
+    .to_bytes();
+    let header_digest = Digest::of(&header);
+    let signature = note::sign_context(&key, CONTEXT, &header);
+    let actor = Actor {
+        id: Some(id.spiffe().clone()),
+        cert: Some(Digest::of(&cert)),
+        address: Some("127.0.0.1:9".into()),
+    };
+    let mut drafts = vec![
+        Draft::new(Kind::LogOpened),
+        Draft::new(Kind::StudySubmitted)
+            .study(&round.study)
+            .digest("study_sha256", &Digest::of(&study))
+            .digest("model_sha256", &base),
+        Draft::new(Kind::RoundOpened).round(&round).digest("base_sha256", &base),
+        Draft::new(Kind::UpdateAccepted)
+            .actor(&actor)
+            .round(&round)
+            .text("site", SITE)
+            .digest("payload_sha256", &payload)
+            .digest("header_sha256", &header_digest),
+        Draft::new(Kind::ModelPublished)
+            .round(&round)
+            .digest("base_sha256", &base)
+            .digest("model_sha256", &model)
+            .digests("updates", &[payload]),
+    ];
+    change(&mut drafts);
+    let (mut frontier, mut tile, mut entries) = (Frontier::new(), Vec::new(), Vec::new());
+    for (i, draft) in drafts.into_iter().enumerate() {
+        let seq = i as u64;
+        let at = Timestamp::from_millis(i64::try_from(i).expect("small"));
+        let bytes = draft.finish(seq, at, [i.to_le_bytes()[0]; 16]);
+        let leaf = merkle::leaf_hash(&bytes);
+        tile.extend_from_slice(&leaf.0);
+        merkle::put_entry(&bytes, &mut entries);
+        frontier.push(leaf);
+    }
+    let size = frontier.size();
+    let signer = signer();
+    let head = Checkpoint { origin: "t/log".into(), tree_size: size, root_hash: frontier.root() };
+    let about = Canon::map([
+        ("v", bundle::VERSION.into()),
+        ("origin", "t/log".into()),
+        ("tree_size", Canon::Int(i64::try_from(size).expect("small"))),
+        ("log_verifier_key", signer.verifier().to_string().into()),
+        ("created", "2026-01-01T00:00:00.000Z".into()),
+    ]);
+    let files = vec![
+        (bundle::ABOUT.to_owned(), about.to_bytes()),
+        (bundle::CHECKPOINT.to_owned(), signer.sign(&head.body()).into_bytes()),
+        (bundle::certificate(&Digest::of(&cert)), cert),
+        (bundle::study(&Digest::of(&study)), study),
+        (bundle::header(&header_digest), header),
+        (bundle::signature(&header_digest), signature.to_vec()),
+        (merkle::tile_path(0, size), tile),
+        (merkle::entries_path(0, size), entries),
+    ];
+    Parts { files, key: signer.verifier().clone() }
+}
+
+impl Parts {
+    fn tar(&self) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, bytes) in &self.files {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(bytes.len() as u64);
+            header.set_cksum();
+            tar.append_data(&mut header, path, &bytes[..]).expect("in memory");
+        }
+        tar.into_inner().expect("in memory")
+    }
+
+    fn verify(&self) -> Result<Report, Wrong> {
+        verify(&self.tar()[..], Some(&self.key), |_, _| {})
+    }
+
+    fn file(&mut self, beginning: &str) -> &mut Vec<u8> {
+        let found = self.files.iter_mut().find(|(path, _)| path.starts_with(beginning));
+        &mut found.expect("a file").1
+    }
+}
+
+#[test]
+fn a_whole_bundle_is_verified_and_counted() {
+    let report = parts(|_| {}).verify().expect("verified");
+    assert_eq!((report.tree_size, report.models, report.updates), (5, 1, 1));
+    assert!(report.key_pinned);
+}
+
+#[test]
+fn a_changed_byte_anywhere_is_found() {
+    for beginning in [
+        bundle::CHECKPOINT,
+        "certificates/",
+        "studies/",
+        "updates/",
+        bundle::TILES,
+        bundle::ENTRIES,
+    ] {
+        let whole = parts(|_| {}).file(beginning).len();
+        for at in (0..whole).step_by(1 + whole / 40) {
+            let mut changed = parts(|_| {});
+            changed.file(beginning)[at] ^= 1;
+            assert!(changed.verify().is_err(), "{beginning} at {at}");
+        }
+    }
+}
+
+#[test]
+fn a_changed_entry_is_named_by_its_index() {
+    let mut changed = parts(|_| {});
+    let entries = changed.file(bundle::ENTRIES);
+    let needle = b"\"kind\":\"round.opened\"";
+    let at = entries.windows(needle.len()).position(|w| w == needle).expect("there");
+    entries[at + 10] ^= 1;
+    let wrong = changed.verify().expect_err("changed");
+    assert!(matches!(wrong, Wrong::Entry { index: 2, .. }), "{wrong}");
+    assert!(wrong.to_string().starts_with("entry 2 is wrong"), "{wrong}");
+}
+
+#[test]
+fn another_log_s_key_opens_nothing() {
+    let bundle = parts(|_| {});
+    let stranger = NoteSigner::new("t/log", SigningKey::from_bytes(&[6; 32])).expect("a signer");
+    let wrong = verify(&bundle.tar()[..], Some(stranger.verifier()), |_, _| {});
+    assert!(matches!(wrong, Err(Wrong::Checkpoint(_))));
+}
+
+#[test]
+fn a_bundle_that_is_cut_short_is_not_verified() {
+    let whole = parts(|_| {}).tar();
+    for cut in (0..whole.len() - 1024).step_by(997) {
+        assert!(verify(&whole[..cut], None, |_, _| {}).is_err(), "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_huge_declared_size_is_refused_without_being_believed() {
+    let mut header = tar::Header::new_ustar();
+    header.set_path(bundle::ABOUT).expect("a path");
+    header.set_size(1 << 40);
+    header.set_cksum();
+    assert!(verify(&header.as_bytes()[..], None, |_, _| {}).is_err());
+}
+
+#[test]
+fn a_model_that_does_not_follow_from_its_updates_is_named() {
+    let other = Digest::of(b"never sent");
+    let round = RoundId { study: "s".parse().expect("a study"), number: 1 };
+    let publish = |base: &[u8], updates: &[Digest]| {
+        Draft::new(Kind::ModelPublished)
+            .round(&round)
+            .digest("base_sha256", &Digest::of(base))
+            .digest("model_sha256", &Digest::of(b"model"))
+            .digests("updates", updates)
+    };
+    for last in [
+        publish(b"base", &[other]),
+        publish(b"base", &[]),
+        publish(b"another base", &[Digest::of(b"payload")]),
+    ] {
+        let wrong = parts(|drafts| drafts[4] = last).verify().expect_err("it does not follow");
+        assert!(matches!(wrong, Wrong::Content { index: 4, .. }), "{wrong}");
+    }
+}
+
+#[test]
+fn an_update_counted_twice_or_without_a_signed_header_is_named() {
+    let twice = parts(|drafts| drafts.insert(4, drafts[3].clone())).verify();
+    assert!(matches!(twice, Err(Wrong::Content { index: 4, .. })));
+    let unsigned = parts(|drafts| {
+        drafts[3] = drafts[3].clone().digest("header_sha256", &Digest::of(b"no header"));
+    });
+    assert!(matches!(unsigned.verify(), Err(Wrong::Content { index: 3, .. })));
+    let stranger = parts(|drafts| drafts[3] = drafts[3].clone().actor(&Actor::default())).verify();
+    assert!(matches!(stranger, Err(Wrong::Content { index: 3, .. })));
+}
