@@ -222,9 +222,8 @@ pub(crate) enum PrivacyCommand {
         target: Target,
         #[command(flatten)]
         plan: Plan,
-        /// Which data sets are neighbours.
-        #[arg(long, value_enum, default_value_t)]
-        neighbours: Neighbours,
+        #[command(flatten)]
+        how: How,
     },
     /// Epsilon at deltas from 0.1 down to 1e-12.
     #[command(

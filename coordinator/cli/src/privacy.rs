@@ -2,12 +2,13 @@
 //! asked of a coordinator.
 
 use crate::{
-    args::{Accountant, Neighbours, Plan, PrivacyCommand, Target},
+    args::{Accountant, How, Neighbours, Plan, PrivacyCommand, Target},
     show,
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use falaj_core::dp::{
-    pld::{self, Adjacency, Schedule},
+    calibrate,
+    pld::{Adjacency, Schedule},
     rdp::RdpCurve,
 };
 use serde::{Deserialize, Serialize};
@@ -78,9 +79,7 @@ pub(crate) fn run(command: PrivacyCommand, json: bool) -> Result<ExitCode> {
                 show::table(["DELTA", "EPSILON"], answers.iter().map(row))
             })?;
         }
-        PrivacyCommand::Calibrate { target, plan, neighbours } => {
-            calibrate(target, plan, neighbours.into(), json)?;
-        }
+        PrivacyCommand::Calibrate { target, plan, how } => calibrate(target, plan, how, json)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -105,16 +104,22 @@ impl Question {
                 .poisson_gaussian(sample_rate, noise_multiplier, steps)?
                 .epsilon(delta)?,
             Accountant::Rdp => {
-                ensure!(
-                    self.neighbours == Neighbours::AddOrRemove,
-                    "Renyi accounting is for neighbours by adding or removing: use the accountant pld"
-                );
+                check(self.neighbours)?;
                 RdpCurve::poisson_gaussian(sample_rate, noise_multiplier, steps)?.epsilon(delta)?
             }
         };
         let epsilon = Some(epsilon.value()).filter(|e| e.is_finite());
         Ok(Answer { question: self, epsilon })
     }
+}
+
+/// Whether the Rényi accountant knows these neighbours.
+fn check(neighbours: Neighbours) -> Result<()> {
+    ensure!(
+        neighbours == Neighbours::AddOrRemove,
+        "Renyi accounting is for neighbours by adding or removing: use the accountant pld"
+    );
+    Ok(())
 }
 
 fn shown(epsilon: Option<f64>) -> String {
@@ -187,20 +192,23 @@ fn for_each_line(
 }
 
 /// Finds the one setting that the plan leaves open.
-fn calibrate(target: Target, plan: Plan, adjacency: Adjacency, json: bool) -> Result<()> {
+fn calibrate(target: Target, plan: Plan, how: How, json: bool) -> Result<()> {
     let (epsilon, delta) = (target.target_epsilon, target.delta);
+    let accountant = match how.accountant {
+        Accountant::Pld => calibrate::Accountant::Pld(how.neighbours.into()),
+        Accountant::Rdp => {
+            check(how.neighbours)?;
+            calibrate::Accountant::Rdp
+        }
+    };
+    let target = calibrate::Target { epsilon, delta, accountant };
     let (name, found) = match (plan.sample_rate, plan.noise_multiplier, plan.steps) {
         (Some(rate), None, Some(steps)) => {
-            let noise = pld::noise_multiplier_for(adjacency, epsilon, delta, rate, steps)?;
-            ("noise_multiplier", serde_json::json!(noise))
+            ("noise_multiplier", serde_json::json!(target.noise_multiplier(rate, steps)?))
         }
-        (Some(rate), Some(noise), None) => {
-            let steps = pld::steps_within(adjacency, epsilon, delta, rate, noise)?;
-            ("steps", serde_json::json!(steps))
-        }
+        (Some(rate), Some(noise), None) => ("steps", serde_json::json!(target.steps(rate, noise)?)),
         (None, Some(noise), Some(steps)) => {
-            let rate = pld::sample_rate_for(adjacency, epsilon, delta, noise, steps)?;
-            ("sample_rate", serde_json::json!(rate))
+            ("sample_rate", serde_json::json!(target.sample_rate(noise, steps)?))
         }
         _ => bail!(
             "give two of --sample-rate, --noise-multiplier and --steps: the third is what is looked for"

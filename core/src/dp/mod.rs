@@ -1,5 +1,6 @@
 //! Differential privacy: mechanisms that seal updates, and the accountant of what they cost.
 
+pub mod calibrate;
 pub mod gauss;
 pub mod pld;
 pub mod rdp;

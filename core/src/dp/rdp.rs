@@ -200,64 +200,6 @@ impl RdpCurve {
     }
 }
 
-/// The least noise multiplier at which `steps` Poisson-sampled Gaussian steps stay within `target`.
-///
-/// # Errors
-/// [`AccountantError`] when an argument is none, or nothing up to 10^4 suffices.
-pub fn noise_multiplier_for(
-    target: f64,
-    delta: f64,
-    sample_rate: f64,
-    steps: u64,
-) -> Result<f64, AccountantError> {
-    const MOST: f64 = 1e4;
-    if !(target.is_finite() && target > 0.0) {
-        return Err(AccountantError::Epsilon(target));
-    }
-    let fits = |noise: f64| -> Result<bool, AccountantError> {
-        let cost = RdpCurve::poisson_gaussian(sample_rate, noise, steps)?;
-        Ok(cost.epsilon(delta)?.value() <= target)
-    };
-    let (mut too_little, mut enough) = (0.0, 1.0);
-    while !fits(enough)? {
-        too_little = enough;
-        enough *= 2.0;
-        if enough > MOST {
-            return Err(AccountantError::OutOfReach(MOST));
-        }
-    }
-    while enough - too_little > 1e-6 * enough {
-        let middle = f64::midpoint(too_little, enough);
-        if fits(middle)? { enough = middle } else { too_little = middle }
-    }
-    Ok(enough)
-}
-
-/// How many Poisson-sampled Gaussian steps stay within `limit`; at most 2^32 are counted.
-///
-/// # Errors
-/// [`AccountantError`] when an argument is none.
-pub fn steps_within(
-    limit: f64,
-    delta: f64,
-    sample_rate: f64,
-    noise_multiplier: f64,
-) -> Result<u64, AccountantError> {
-    if !(limit.is_finite() && limit > 0.0) {
-        return Err(AccountantError::Epsilon(limit));
-    }
-    let fits = |steps: u64| -> Result<bool, AccountantError> {
-        let cost = RdpCurve::poisson_gaussian(sample_rate, noise_multiplier, steps)?;
-        Ok(cost.epsilon(delta)?.value() <= limit)
-    };
-    let (mut fit, mut too_many) = (0, (1 << 32) + 1);
-    while too_many - fit > 1 {
-        let middle = u64::midpoint(fit, too_many);
-        if fits(middle)? { fit = middle } else { too_many = middle }
-    }
-    Ok(fit)
-}
-
 /// A little more than `v`, for the rounding of the arithmetic before it.
 fn up(v: f64) -> f64 {
     v * (1.0 + SLACK)
@@ -428,29 +370,6 @@ mod tests {
         assert!(curve.epsilon(0.0).is_err() && curve.epsilon(1.0).is_err());
         assert_eq!(RdpCurve::infinite().epsilon(1e-5).expect("valid").to_string(), "inf");
         assert_eq!(curve.epsilon(1e-5), Ok(Epsilon(0.0)));
-    }
-
-    #[test]
-    fn calibration_finds_the_least_noise() {
-        let noise = noise_multiplier_for(8.0, 1e-5, 0.1, 200).expect("reachable");
-        let eps = |n| {
-            let curve = RdpCurve::poisson_gaussian(0.1, n, 200).expect("valid");
-            curve.epsilon(1e-5).expect("valid").value()
-        };
-        assert!(eps(noise) <= 8.0 && eps(noise * 0.999) > 8.0);
-    }
-
-    #[test]
-    fn the_steps_that_fit_are_the_most_that_fit() {
-        let steps = steps_within(3.0, 1e-5, 0.05, 1.2).expect("valid");
-        let eps = |t| {
-            let curve = RdpCurve::poisson_gaussian(0.05, 1.2, t).expect("valid");
-            curve.epsilon(1e-5).expect("valid").value()
-        };
-        assert!(steps > 0 && eps(steps) <= 3.0 && eps(steps + 1) > 3.0, "{steps}");
-        assert_eq!(steps_within(0.01, 1e-5, 1.0, 0.5), Ok(0));
-        assert!(steps_within(f64::NAN, 1e-5, 0.05, 1.2).is_err());
-        assert!(steps_within(3.0, 1e-5, 0.05, 0.0).is_err());
     }
 
     #[test]
