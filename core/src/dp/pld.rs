@@ -23,7 +23,7 @@
 //! What is cut off and what rounding can do is added to the answer. Neighbours and the unit of protection
 //! are [`Adjacency`]; both directions are accounted, and the worse one counts.
 
-use super::rdp::{AccountantError, Epsilon};
+use super::rdp::{AccountantError, Epsilon, log_erfc};
 use num_complex::Complex64;
 use std::f64::consts::PI;
 
@@ -42,6 +42,12 @@ const CONTOUR_END: f64 = -14.0;
 const TERMS_MAX: usize = 40_000_000;
 /// Points over a mechanism's output at most.
 const OUTPUTS_MAX: f64 = 4e6;
+/// The edge beyond which outputs are given up is a Gaussian's, this wide in deviations of the noise.
+const EDGE: f64 = 0.125;
+/// The chance of what is given up, relative to the delta asked for.
+const SPARE: f64 = 1e-6;
+/// Bounds that lie this close together, relatively, need no better ones.
+const CLOSE: f64 = 1e-4;
 /// Orders searched: theta is between these.
 const THETA: (f64, f64) = (1e-6, 1e5);
 
@@ -145,7 +151,7 @@ impl Schedule {
         }
         let mut worst = Delta { lower: 0.0, upper: 0.0 };
         for &direction in self.directions() {
-            let found = Loss { releases: &self.releases, direction }.delta(epsilon);
+            let found = delta(&self.releases, direction, epsilon);
             worst.lower = worst.lower.max(found.lower);
             worst.upper = worst.upper.max(found.upper);
         }
@@ -177,7 +183,7 @@ impl Schedule {
         let worst = self
             .directions()
             .iter()
-            .map(|&direction| Loss { releases: &self.releases, direction }.epsilon(delta))
+            .map(|&direction| least_epsilon(&self.releases, direction, delta))
             .fold(0.0, f64::max);
         Ok(Epsilon::new(worst))
     }
@@ -206,6 +212,10 @@ enum Direction {
 struct Loss<'a> {
     releases: &'a [(Release, f64)],
     direction: Direction,
+    /// Outputs of each release beyond its end are given up as lost: infinite is none.
+    ends: Vec<f64>,
+    /// The chance of such an output, at most.
+    given_up: f64,
 }
 
 /// `ln M` and its first two derivatives at a real point.
@@ -238,25 +248,41 @@ struct Contour {
 
 impl Release {
     /// The loss at every output that matters, tilted; `t` is how far up the imaginary axis the weights
-    /// will be used. `None` for what has a closed form, or what is too fine to be summed.
-    fn tilted(self, direction: Direction, theta: f64, t: f64) -> Option<Tilted> {
+    /// will be used. Outputs beyond `end` are left out, by a smooth edge. `None` for what has a closed form,
+    /// or what is too fine to be summed.
+    fn tilted(self, direction: Direction, end: f64, theta: f64, t: f64) -> Option<Tilted> {
         let Self::PoissonGaussian { sample_rate: q, noise_multiplier: sigma } = self else {
             return None;
         };
         let square = sigma * sigma;
-        // The integrand is a Gaussian times a power of A(x) = 1 - q + q e^((2x-1)/2sigma^2). In the strip
-        // |Im x| <= pi sigma^2 / 2 neither A nor its inverse is larger than on the axis by more than a
-        // factor; the rule's error there is below e^CUT. A wide Gaussian is resolved by half its deviation.
-        let strip = PI * PI * square / (4.0 - CUT + 1.24 * square + 1.6 * t);
-        let resolved = 2.0 * PI / (t / square + 10.0 / sigma);
+        let width = EDGE * sigma;
+        // Downwards only A^-theta weighs more, and it is steepest at 0; upwards see the edge.
+        let bottom = if direction == Direction::Add { theta * q } else { 0.0 } + 11.0 * sigma;
+        let top = (theta + 2.0 + 11.0 * sigma).min(end + 10.0 * width);
+        // The integrand is a Gaussian, an edge, and powers of A(x) = 1 - q + q e^((2x-1)/2sigma^2). On the
+        // line Im x = height, which turns A's last term by `turn`, at most a quarter:
+        // - the Gaussian is larger than on the axis by e^(height^2/2sigma^2), the edge by e^(height^2/2width^2),
+        // - |A| is at most what it is on the axis, and at least 1 - q,
+        // - A's phase, which a power of i t turns into size, is what the last term at the top leaves of `turn`.
+        // The rule's error is below e^CUT times all that.
+        let quarter = PI * square / 2.0;
+        let edge = if end.is_finite() { 1.0 / (EDGE * EDGE) } else { 0.0 };
+        let height = if end.is_finite() { quarter.min(4.0 * width) } else { quarter };
+        let turn = height / square;
+        let share = q / (1.0 - q) * ((2.0 * top - 1.0) / (2.0 * square)).min(700.0).exp();
+        let phase = (share * turn.sin()).atan2(1.0 + share * turn.cos());
+        let inverse = if direction == Direction::Remove { 0.0 } else { -theta * (-q).ln_1p() };
+        let growth = turn * turn * square * (1.0 + edge) / 2.0 + inverse + 1.02 * phase * t;
+        let strip = 2.0 * PI * height / (4.0 - CUT + growth);
+        // A wide Gaussian is resolved by half its deviation.
+        let resolved = 2.0 * PI / (t * share / (1.0 + share) / square + 10.0 / sigma);
         let spacing = strip.min(resolved).min(sigma / 2.0);
-        let reach = theta + 2.0 + 11.0 * sigma;
-        let outputs = 2.0 * reach / spacing;
+        let outputs = (bottom + top) / spacing;
         if outputs.is_nan() || outputs > OUTPUTS_MAX {
             return None;
         }
         #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
-        let most = (reach / spacing).ceil() as i64;
+        let (first, last) = ((-bottom / spacing).floor() as i64, (top / spacing).ceil() as i64);
         let log_a = |x: f64| {
             let u = (2.0 * x - 1.0) / (2.0 * square);
             // Both forms keep the digits that the other one loses.
@@ -268,7 +294,7 @@ impl Release {
         };
         let mut points = Vec::new();
         let mut largest = f64::NEG_INFINITY;
-        for j in -most..=most {
+        for j in first..=last {
             #[expect(clippy::cast_precision_loss, reason = "small whole numbers")]
             let x = j as f64 * spacing;
             let (base, loss) = match direction {
@@ -282,7 +308,12 @@ impl Release {
                     (a, a - log_a(-x))
                 }
             };
-            let log_weight = -x * x / (2.0 * square) + base + theta * loss;
+            let kept = if end.is_finite() {
+                log_erfc((x - end) / (width * std::f64::consts::SQRT_2)) - std::f64::consts::LN_2
+            } else {
+                0.0
+            };
+            let log_weight = -x * x / (2.0 * square) + base + kept + theta * loss;
             largest = largest.max(log_weight);
             points.push((log_weight, loss));
         }
@@ -315,7 +346,24 @@ impl Release {
         Some(units / noise_multiplier)
     }
 
-    fn cumulants(self, direction: Direction, theta: f64) -> Option<Cumulants> {
+    /// Where outputs are given up, so that one is with a chance of at most `spare`; and that chance.
+    fn end(self, spare: f64) -> (f64, f64) {
+        let Self::PoissonGaussian { sample_rate: q, noise_multiplier: sigma } = self else {
+            return (f64::INFINITY, 0.0);
+        };
+        // The edge is a Gaussian that is added to the output. The unit's presence makes it the likelier.
+        let deviation = sigma * (1.0 + EDGE * EDGE).sqrt();
+        let above = |x: f64| libm::erfc(x / (deviation * std::f64::consts::SQRT_2)) / 2.0;
+        let chance = |x: f64| ((1.0 - q) * above(x) + q * above(x - 1.0)) * (1.0 + 1e-12);
+        let (mut too_low, mut end) = (0.0, 1.0 + 36.0 * deviation);
+        while end - too_low > 1e-3 * deviation {
+            let middle = f64::midpoint(too_low, end);
+            if chance(middle) <= spare { end = middle } else { too_low = middle }
+        }
+        (end, chance(end))
+    }
+
+    fn cumulants(self, direction: Direction, end: f64, theta: f64) -> Option<Cumulants> {
         if let Some(mu) = self.shift(direction) {
             let square = mu * mu;
             return Some(Cumulants {
@@ -324,7 +372,7 @@ impl Release {
                 curvature: square,
             });
         }
-        self.tilted(direction, theta, 0.0).map(|t| t.cumulants)
+        self.tilted(direction, end, theta, 0.0).map(|t| t.cumulants)
     }
 }
 
@@ -351,11 +399,28 @@ impl Tilted {
 }
 
 impl Loss<'_> {
+    /// Every output counts.
+    fn whole(releases: &[(Release, f64)], direction: Direction) -> Loss<'_> {
+        Loss { releases, direction, ends: vec![f64::INFINITY; releases.len()], given_up: 0.0 }
+    }
+
+    /// Outputs so large that their chance, over all releases, is at most `spare` are given up: delta is
+    /// larger than without them by at most that. Where units are sampled rarely, they are what makes the
+    /// moments large and delta hardly.
+    fn censored(releases: &[(Release, f64)], direction: Direction, spare: f64) -> Loss<'_> {
+        #[expect(clippy::cast_precision_loss, reason = "a small whole number")]
+        let each = spare / releases.len() as f64;
+        let found = releases.iter().map(|(release, count)| (release.end(each / count), count));
+        let (ends, chances): (Vec<_>, Vec<_>) =
+            found.map(|((end, chance), count)| (end, chance * count)).unzip();
+        Loss { releases, direction, ends, given_up: chances.iter().sum() }
+    }
+
     /// `ln M` of all releases together. `None` where the sums would be too long.
     fn cumulants(&self, theta: f64) -> Option<Cumulants> {
         let mut all = Cumulants::default();
-        for (release, count) in self.releases {
-            let one = release.cumulants(self.direction, theta)?;
+        for ((release, count), end) in self.releases.iter().zip(&self.ends) {
+            let one = release.cumulants(self.direction, *end, theta)?;
             all.value += count * one.value;
             all.slope += count * one.slope;
             all.curvature += count * one.curvature;
@@ -432,9 +497,10 @@ impl Loss<'_> {
             let tilted: Vec<(Option<Tilted>, f64, f64)> = self
                 .releases
                 .iter()
-                .map(|(release, count)| {
+                .zip(&self.ends)
+                .map(|((release, count), &end)| {
                     let shift = release.shift(self.direction).unwrap_or(0.0);
-                    (release.tilted(self.direction, theta, reach), shift, *count)
+                    (release.tilted(self.direction, end, theta, reach), shift, *count)
                 })
                 .collect();
             let fine = self.releases.iter().zip(&tilted).all(|((release, _), (tilted, ..))| {
@@ -507,21 +573,16 @@ impl Loss<'_> {
         Some(Delta { lower: (value - slack).max(0.0), upper: (value + slack).max(0.0) })
     }
 
+    /// Bounds on delta, found through the saddle point.
     fn delta(&self, epsilon: f64) -> Delta {
-        if let Some(exact) = self.one_step(epsilon) {
-            return exact;
-        }
-        if epsilon >= self.largest() {
-            return Delta { lower: 0.0, upper: 0.0 };
-        }
         let theta = self.saddle(epsilon);
         let renyi = self.renyi_delta(epsilon);
         self.contour(theta, epsilon, renyi.clamp(1e-300, 1.0)).map_or(
-            Delta { lower: 0.0, upper: renyi },
+            Delta { lower: 0.0, upper: renyi + self.given_up },
             |contour| {
                 let found = contour.delta(epsilon);
                 let lower = (found.lower - contour.above).max(0.0);
-                Delta { lower, upper: found.upper.clamp(0.0, renyi) }
+                Delta { lower, upper: found.upper.clamp(0.0, renyi) + self.given_up }
             },
         )
     }
@@ -545,24 +606,71 @@ impl Loss<'_> {
         bound(least(THETA.0.ln(), THETA.1.ln(), bound)).exp().min(1.0)
     }
 
-    fn epsilon(&self, delta: f64) -> f64 {
-        let (mut epsilon, mut theta) = self.renyi(delta);
+    /// An epsilon that suffices, and whether it is hardly more than necessary. `enough` is known to suffice.
+    fn epsilon(&self, delta: f64, enough: f64) -> (f64, bool) {
+        let target = delta - self.given_up;
+        let (mut epsilon, mut theta) = self.renyi(target);
+        epsilon = epsilon.min(enough);
         if !epsilon.is_finite() {
-            return f64::INFINITY;
+            return (f64::INFINITY, false);
         }
-        let exact = |epsilon: f64| self.one_step(epsilon).map(|found| found.upper);
-        if exact(0.0).is_some() {
-            return crossing(epsilon, |e| exact(e).is_none_or(|found| found > delta));
-        }
-        // The second contour goes through the saddle point of what the first one found.
-        for _ in 0..2 {
-            let Some(contour) = self.contour(theta, epsilon, delta) else { break };
-            let fits = crossing(epsilon, |e| contour.delta(e).upper > delta);
+        // The next contour goes through the saddle point of what the last one found.
+        for _ in 0..6 {
+            let Some(contour) = self.contour(theta, epsilon, target) else { break };
+            let fits = crossing(epsilon, |e| contour.delta(e).upper > target);
+            let settled = fits > epsilon * (1.0 - CLOSE);
             epsilon = fits;
+            if settled {
+                let lower = contour.delta(epsilon).lower - contour.above;
+                return (epsilon * (1.0 + 1e-9), lower > target * (1.0 - 10.0 * CLOSE));
+            }
             theta = self.saddle(epsilon);
         }
-        epsilon * (1.0 + 1e-9)
+        (epsilon * (1.0 + 1e-9), false)
     }
+}
+
+/// Bounds on delta in one direction.
+fn delta(releases: &[(Release, f64)], direction: Direction, epsilon: f64) -> Delta {
+    let whole = Loss::whole(releases, direction);
+    if let Some(exact) = whole.one_step(epsilon) {
+        return exact;
+    }
+    if epsilon >= whole.largest() {
+        return Delta { lower: 0.0, upper: 0.0 };
+    }
+    let mut best = whole.delta(epsilon);
+    // What is given up is relative to what is found.
+    for _ in 0..4 {
+        if best.upper <= best.lower * (1.0 + CLOSE) {
+            break;
+        }
+        let spare = SPARE * best.upper.max(1e-250);
+        let found = Loss::censored(releases, direction, spare).delta(epsilon);
+        let settled = found.upper > best.upper * 0.5;
+        best.lower = best.lower.max(found.lower);
+        best.upper = best.upper.min(found.upper);
+        if settled {
+            break;
+        }
+    }
+    best
+}
+
+/// The least epsilon at `delta` in one direction, from above.
+fn least_epsilon(releases: &[(Release, f64)], direction: Direction, delta: f64) -> f64 {
+    let whole = Loss::whole(releases, direction);
+    let exact = |epsilon: f64| whole.one_step(epsilon).map(|found| found.upper);
+    if exact(0.0).is_some() {
+        let (enough, _) = whole.renyi(delta);
+        return crossing(enough, |e| exact(e).is_none_or(|found| found > delta));
+    }
+    let (epsilon, tight) = whole.epsilon(delta, f64::INFINITY);
+    if tight || epsilon == 0.0 || delta < 1e-250 {
+        return epsilon;
+    }
+    let (censored, _) = Loss::censored(releases, direction, SPARE * delta).epsilon(delta, epsilon);
+    epsilon.min(censored)
 }
 
 impl Contour {
@@ -658,7 +766,7 @@ mod tests {
             for scale in [0.5, 2.0, 4.0] {
                 let epsilon = scale * q / sigma;
                 for direction in [Direction::Remove, Direction::Add] {
-                    let loss = Loss { releases: &schedule.releases, direction };
+                    let loss = Loss::whole(&schedule.releases, direction);
                     let exact = loss.one_step(epsilon).expect("one step");
                     if exact.upper < 1e-12 {
                         continue;
