@@ -2,6 +2,7 @@
 
 pub mod calibrate;
 pub mod gauss;
+mod lattice;
 pub mod pld;
 pub mod rdp;
 pub mod seal;

@@ -23,7 +23,10 @@
 //! What is cut off and what rounding can do is added to the answer. Neighbours and the unit of protection
 //! are [`Adjacency`]; both directions are accounted, and the worse one counts.
 
-use super::rdp::{AccountantError, Epsilon, log_erfc};
+use super::{
+    lattice::Lattice,
+    rdp::{AccountantError, Epsilon, log_erfc},
+};
 use num_complex::Complex64;
 use std::f64::consts::PI;
 
@@ -38,10 +41,11 @@ const CUT: f64 = -46.0;
 /// A contour ends where the integrand is below e to this power of its largest value; what is left out is
 /// bounded and added.
 const CONTOUR_END: f64 = -14.0;
-/// Terms of a contour's sums at most; what would need more is left to the Rényi bound.
-const TERMS_MAX: usize = 40_000_000;
+/// Terms of a contour's sums at most: of the loss as it is, and censored. What would need more is put on a
+/// lattice.
+const TERMS_MAX: [usize; 2] = [400_000, 3_000_000];
 /// Points over a mechanism's output at most.
-const OUTPUTS_MAX: f64 = 4e6;
+const OUTPUTS_MAX: f64 = 5e4;
 /// The edge beyond which outputs are given up is a Gaussian's, this wide in deviations of the noise.
 const EDGE: f64 = 0.125;
 /// The chance of what is given up, relative to the delta asked for.
@@ -68,7 +72,7 @@ pub enum Adjacency {
 /// One kind of release. Its noise multiplier is the noise's standard deviation over the clip norm, which
 /// is how far one unit can move the answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Release {
+pub(super) enum Release {
     /// A Gaussian release over all units.
     Gaussian { noise_multiplier: f64 },
     /// A Gaussian release over a Poisson sample of the units.
@@ -199,7 +203,7 @@ impl Schedule {
 
 /// Which data set the outputs come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
+pub(super) enum Direction {
     /// From the one with the unit, against the one without it.
     Remove,
     /// From the one without it, against the one with it.
@@ -209,13 +213,15 @@ enum Direction {
 }
 
 /// The privacy loss of a schedule in one direction.
-struct Loss<'a> {
-    releases: &'a [(Release, f64)],
-    direction: Direction,
+pub(super) struct Loss {
+    releases: Vec<(Release, f64)>,
+    pub(super) direction: Direction,
+    /// Terms that a contour may cost.
+    terms_max: usize,
     /// Outputs of each release beyond its end are given up as lost: infinite is none.
     ends: Vec<f64>,
     /// The chance of such an output, at most.
-    given_up: f64,
+    pub(super) given_up: f64,
 }
 
 /// `ln M` and its first two derivatives at a real point.
@@ -283,15 +289,6 @@ impl Release {
         }
         #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
         let (first, last) = ((-bottom / spacing).floor() as i64, (top / spacing).ceil() as i64);
-        let log_a = |x: f64| {
-            let u = (2.0 * x - 1.0) / (2.0 * square);
-            // Both forms keep the digits that the other one loses.
-            if u > 0.0 {
-                u + q.ln() + ((-u).exp() * (1.0 - q) / q).ln_1p()
-            } else {
-                (q * u.exp_m1()).ln_1p()
-            }
-        };
         let mut points = Vec::new();
         let mut largest = f64::NEG_INFINITY;
         for j in first..=last {
@@ -299,13 +296,13 @@ impl Release {
             let x = j as f64 * spacing;
             let (base, loss) = match direction {
                 Direction::Remove => {
-                    let a = log_a(x);
+                    let a = self.log_ratio(x);
                     (a, a)
                 }
-                Direction::Add => (0.0, -log_a(x)),
+                Direction::Add => (0.0, -self.log_ratio(x)),
                 Direction::Substitute => {
-                    let a = log_a(x);
-                    (a, a - log_a(-x))
+                    let a = self.log_ratio(x);
+                    (a, a - self.log_ratio(-x))
                 }
             };
             let kept = if end.is_finite() {
@@ -337,6 +334,82 @@ impl Release {
         }
         let cumulants = Cumulants { value, slope, curvature: second };
         Some(Tilted { losses, weights, cumulants })
+    }
+
+    /// The noise's deviation, in clip norms.
+    pub(super) fn deviation(self) -> f64 {
+        match self {
+            Self::Gaussian { noise_multiplier }
+            | Self::PoissonGaussian { noise_multiplier, .. } => noise_multiplier,
+        }
+    }
+
+    fn sample_rate(self) -> f64 {
+        match self {
+            Self::Gaussian { .. } => 1.0,
+            Self::PoissonGaussian { sample_rate, .. } => sample_rate,
+        }
+    }
+
+    /// The loss of most outputs where samples are rare, but for its sign.
+    pub(super) fn atom(self) -> f64 {
+        match self {
+            Self::Gaussian { .. } => 0.0,
+            Self::PoissonGaussian { sample_rate, .. } => -(-sample_rate).ln_1p(),
+        }
+    }
+
+    /// `ln A(x)` of the output's density with the unit over that without it.
+    fn log_ratio(self, x: f64) -> f64 {
+        let (q, square) = (self.sample_rate(), self.deviation() * self.deviation());
+        let u = (2.0 * x - 1.0) / (2.0 * square);
+        if q >= 1.0 {
+            return u;
+        }
+        // Both forms keep the digits that the other one loses.
+        if u > 0.0 {
+            u + q.ln() + ((-u).exp() * (1.0 - q) / q).ln_1p()
+        } else {
+            (q * u.exp_m1()).ln_1p()
+        }
+    }
+
+    /// The loss at output `x`, a monotone function.
+    pub(super) fn loss(self, direction: Direction, x: f64) -> f64 {
+        match direction {
+            Direction::Remove => self.log_ratio(x),
+            Direction::Add => -self.log_ratio(x),
+            Direction::Substitute => self.log_ratio(x) - self.log_ratio(-x),
+        }
+    }
+
+    /// The output at which the loss is `loss`: infinite, or not a number, where it never is.
+    pub(super) fn output(self, direction: Direction, loss: f64) -> f64 {
+        let (q, square) = (self.sample_rate(), self.deviation() * self.deviation());
+        let one = |loss: f64| square * ((loss.exp_m1() + q) / q).ln() + 0.5;
+        match direction {
+            Direction::Remove => one(loss),
+            Direction::Add => one(-loss),
+            Direction::Substitute => {
+                // A(x) = e^loss A(-x) is quadratic in e^(x / sigma^2); its other root is negative.
+                let c = q * (-0.5 / square).exp();
+                let half = (1.0 - q) * loss.abs().exp_m1() / 2.0;
+                let root = (half + half.hypot(c * (loss.abs() / 2.0).exp())) / c;
+                (square * root.ln()).copysign(loss)
+            }
+        }
+    }
+
+    /// The density of output `x` where the loss is taken.
+    pub(super) fn density(self, direction: Direction, x: f64) -> f64 {
+        let (q, sigma) = (self.sample_rate(), self.deviation());
+        let normal = |x: f64| (-x * x / (2.0 * sigma * sigma)).exp() / (sigma * (2.0 * PI).sqrt());
+        match direction {
+            Direction::Add => normal(x),
+            Direction::Remove | Direction::Substitute => {
+                (1.0 - q) * normal(x) + q * normal(x - 1.0)
+            }
+        }
     }
 
     /// How far one unit moves a Gaussian release, in deviations.
@@ -398,22 +471,30 @@ impl Tilted {
     }
 }
 
-impl Loss<'_> {
+impl Loss {
     /// Every output counts.
-    fn whole(releases: &[(Release, f64)], direction: Direction) -> Loss<'_> {
-        Loss { releases, direction, ends: vec![f64::INFINITY; releases.len()], given_up: 0.0 }
+    fn whole(releases: &[(Release, f64)], direction: Direction) -> Self {
+        let ends = vec![f64::INFINITY; releases.len()];
+        let (releases, terms_max) = (releases.to_vec(), TERMS_MAX[0]);
+        Self { releases, direction, terms_max, ends, given_up: 0.0 }
     }
 
     /// Outputs so large that their chance, over all releases, is at most `spare` are given up: delta is
     /// larger than without them by at most that. Where units are sampled rarely, they are what makes the
     /// moments large and delta hardly.
-    fn censored(releases: &[(Release, f64)], direction: Direction, spare: f64) -> Loss<'_> {
+    pub(super) fn censored(releases: &[(Release, f64)], direction: Direction, spare: f64) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a small whole number")]
         let each = spare / releases.len() as f64;
         let found = releases.iter().map(|(release, count)| (release.end(each / count), count));
         let (ends, chances): (Vec<_>, Vec<_>) =
             found.map(|((end, chance), count)| (end, chance * count)).unzip();
-        Loss { releases, direction, ends, given_up: chances.iter().sum() }
+        let (releases, terms_max) = (releases.to_vec(), TERMS_MAX[1]);
+        Self { releases, direction, terms_max, ends, given_up: chances.iter().sum() }
+    }
+
+    /// The releases, how many, and where their outputs end.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (Release, f64, f64)> {
+        self.releases.iter().zip(&self.ends).map(|((release, count), end)| (*release, *count, *end))
     }
 
     /// `ln M` of all releases together. `None` where the sums would be too long.
@@ -428,7 +509,7 @@ impl Loss<'_> {
         Some(all)
     }
 
-    fn steps(&self) -> f64 {
+    pub(super) fn steps(&self) -> f64 {
         self.releases.iter().map(|(_, count)| count).sum()
     }
 
@@ -457,7 +538,7 @@ impl Loss<'_> {
     }
 
     /// The saddle point of the integrand at `epsilon`.
-    fn saddle(&self, epsilon: f64) -> f64 {
+    pub(super) fn saddle(&self, epsilon: f64) -> f64 {
         let exponent = |log_theta: f64| {
             let theta = log_theta.exp();
             let Some(c) = self.cumulants(theta) else { return f64::INFINITY };
@@ -492,6 +573,7 @@ impl Loss<'_> {
         }
         let above = above(&beyond, theta, spacing, epsilon);
         // Beyond this the integrand of a Gaussian loss is at its end.
+        let mut terms = 0;
         let mut reach = 1.1 * spread * (-2.0 * CONTOUR_END).sqrt();
         'finer: loop {
             let tilted: Vec<(Option<Tilted>, f64, f64)> = self
@@ -513,6 +595,10 @@ impl Loss<'_> {
                 tilted.iter().map(|(t, ..)| t.as_ref().map_or(1, |t| t.weights.len())).sum();
             let mut ratios = vec![(Complex64::new(0.0, 0.0), 0.0)];
             loop {
+                terms += outputs;
+                if terms > self.terms_max {
+                    return None;
+                }
                 #[expect(clippy::cast_precision_loss, reason = "small whole numbers")]
                 let t = ratios.len() as f64 * spacing;
                 if t > reach {
@@ -536,9 +622,6 @@ impl Loss<'_> {
                 if ratio.re - 2.0 * (t / theta).ln().max(0.0) < CONTOUR_END {
                     let steps = self.steps();
                     return Some(Contour { theta, spacing, cumulants, above, ratios, steps });
-                }
-                if ratios.len() * outputs > TERMS_MAX {
-                    return None;
                 }
             }
         }
@@ -646,7 +729,15 @@ fn delta(releases: &[(Release, f64)], direction: Direction, epsilon: f64) -> Del
             break;
         }
         let spare = SPARE * best.upper.max(1e-250);
-        let found = Loss::censored(releases, direction, spare).delta(epsilon);
+        let censored = Loss::censored(releases, direction, spare);
+        let mut found = censored.delta(epsilon);
+        if found.lower == 0.0 {
+            let theta = censored.saddle(epsilon);
+            let near = best.upper.min(found.upper);
+            let lattice = Lattice::new(&censored, theta, epsilon, near);
+            let upper = lattice.map_or(1.0, |lattice| lattice.delta(epsilon));
+            found.upper = found.upper.min(upper);
+        }
         let settled = found.upper > best.upper * 0.5;
         best.lower = best.lower.max(found.lower);
         best.upper = best.upper.min(found.upper);
@@ -669,8 +760,22 @@ fn least_epsilon(releases: &[(Release, f64)], direction: Direction, delta: f64) 
     if tight || epsilon == 0.0 || delta < 1e-250 {
         return epsilon;
     }
-    let (censored, _) = Loss::censored(releases, direction, SPARE * delta).epsilon(delta, epsilon);
-    epsilon.min(censored)
+    let censored = Loss::censored(releases, direction, SPARE * delta);
+    let (epsilon, tight) = censored.epsilon(delta, epsilon);
+    if tight || epsilon == 0.0 {
+        return epsilon;
+    }
+    let mut best = epsilon;
+    for _ in 0..4 {
+        let lattice = Lattice::new(&censored, censored.saddle(best), best, delta);
+        let found = lattice.map_or(f64::INFINITY, |lattice| lattice.epsilon(delta));
+        let settled = found > best * 0.9;
+        best = best.min(found * (1.0 + 1e-9));
+        if settled {
+            break;
+        }
+    }
+    best
 }
 
 impl Contour {
