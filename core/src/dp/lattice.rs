@@ -207,12 +207,15 @@ fn masses(
     spacing: f64,
     count: f64,
 ) -> Option<Masses> {
+    if let Some(atoms) = release.atoms(direction) {
+        return split(&atoms, spacing, count);
+    }
     let sigma = release.deviation();
     let bottom = -REACH * sigma;
     let top = end.min(1.0 + REACH * sigma);
     let (a, b) = (release.loss(direction, bottom), release.loss(direction, top));
     let (least, most) = (a.min(b), a.max(b));
-    if (most - least) / spacing > CELLS_MAX {
+    if (most - least) / spacing > CELLS_MAX || 4.0 * (top - bottom) / sigma > CELLS_MAX {
         return None;
     }
     #[expect(clippy::cast_possible_truncation, reason = "bounded by what was just checked")]
@@ -252,6 +255,30 @@ fn masses(
         let i = usize::try_from(below - first).ok()?;
         chances[i] += lower;
         chances[i + 1] += upper;
+    }
+    Some(Masses { first, chances, count })
+}
+
+/// The same for losses that are known one by one.
+fn split(atoms: &[(f64, f64)], spacing: f64, count: f64) -> Option<Masses> {
+    let (least, most) = atoms
+        .iter()
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), (loss, _)| (a.min(*loss), b.max(*loss)));
+    if (most - least) / spacing > CELLS_MAX {
+        return None;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "bounded by what was just checked")]
+    let (first, last) = ((least / spacing).floor() as i64, (most / spacing).ceil() as i64);
+    let mut chances = vec![0.0; usize::try_from(last - first + 2).ok()?];
+    for (loss, chance) in atoms {
+        #[expect(clippy::cast_possible_truncation, reason = "within first..=last")]
+        let below = (loss / spacing).floor() as i64;
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+        let over = (loss - below as f64 * spacing).clamp(0.0, spacing);
+        let share = (-over).exp_m1() / (-spacing).exp_m1();
+        let i = usize::try_from(below - first).ok()?;
+        chances[i] += chance * (1.0 - share);
+        chances[i + 1] += chance * share;
     }
     Some(Masses { first, chances, count })
 }

@@ -25,7 +25,7 @@
 
 use super::{
     lattice::Lattice,
-    rdp::{AccountantError, Epsilon, log_erfc},
+    rdp::{AccountantError, Epsilon, RdpCurve, log_erfc},
 };
 use num_complex::Complex64;
 use std::f64::consts::PI;
@@ -77,6 +77,10 @@ pub(super) enum Release {
     Gaussian { noise_multiplier: f64 },
     /// A Gaussian release over a Poisson sample of the units.
     PoissonGaussian { sample_rate: f64, noise_multiplier: f64 },
+    /// A whole number with discrete Gaussian noise; one unit moves it by `sensitivity`.
+    DiscreteGaussian { sigma: f64, sensitivity: f64 },
+    /// A whole number with discrete Laplace noise of chances e^(-|k| / scale).
+    DiscreteLaplace { scale: f64, sensitivity: f64 },
 }
 
 /// Releases of one schedule that was fixed before its first one, and their privacy loss together. Where
@@ -140,6 +144,82 @@ impl Schedule {
     /// [`AccountantError::NoiseMultiplier`].
     pub fn gaussian(self, noise_multiplier: f64, count: u64) -> Result<Self, AccountantError> {
         self.poisson_gaussian(1.0, noise_multiplier, count)
+    }
+
+    /// Adds `count` releases of a whole number with discrete Gaussian noise of the parameter `sigma` (Canonne,
+    /// Kamath, Steinke 2020, definition 1), which one unit moves by at most `sensitivity`. Vectors are no such
+    /// release: their worst neighbours are not known, and zCDP accounts for them.
+    ///
+    /// # Errors
+    /// [`AccountantError`] for settings without a guarantee, or more than some thousand likely outputs.
+    pub fn discrete_gaussian(
+        self,
+        sigma: f64,
+        sensitivity: u32,
+        count: u64,
+    ) -> Result<Self, AccountantError> {
+        if !(sigma.is_finite() && sigma > 0.0) {
+            return Err(AccountantError::NoiseMultiplier(sigma));
+        }
+        self.whole(Release::DiscreteGaussian { sigma, sensitivity: f64::from(sensitivity) }, count)
+    }
+
+    /// Adds `count` releases of a whole number with discrete Laplace noise: `k` is added with a chance in
+    /// proportion to `e^(-|k| / scale)` (Ghosh, Roughgarden, Sundararajan 2012). One unit moves the number by
+    /// at most `sensitivity`.
+    ///
+    /// # Errors
+    /// As [`Self::discrete_gaussian`].
+    pub fn discrete_laplace(
+        self,
+        scale: f64,
+        sensitivity: u32,
+        count: u64,
+    ) -> Result<Self, AccountantError> {
+        if !(scale.is_finite() && scale > 0.0) {
+            return Err(AccountantError::NoiseMultiplier(scale));
+        }
+        self.whole(Release::DiscreteLaplace { scale, sensitivity: f64::from(sensitivity) }, count)
+    }
+
+    /// Adds releases of whole numbers.
+    fn whole(mut self, release: Release, count: u64) -> Result<Self, AccountantError> {
+        let outputs = release.outputs();
+        if outputs > OUTPUTS_MAX {
+            return Err(AccountantError::TooFine(outputs));
+        }
+        if count > 0 {
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+            self.releases.push((release, count as f64));
+        }
+        Ok(self)
+    }
+
+    /// The same by Rényi divergences, for a filter, and for what this cannot account for.
+    ///
+    /// # Errors
+    /// [`AccountantError::Neighbours`] where one unit is exchanged.
+    pub fn rdp(&self) -> Result<RdpCurve, AccountantError> {
+        if self.adjacency == Adjacency::Substitute {
+            return Err(AccountantError::Neighbours);
+        }
+        self.releases.iter().try_fold(RdpCurve::zero(), |total, (release, count)| {
+            let one = match *release {
+                Release::Gaussian { noise_multiplier } => {
+                    RdpCurve::poisson_gaussian(1.0, noise_multiplier, 1)?
+                }
+                Release::PoissonGaussian { sample_rate, noise_multiplier } => {
+                    RdpCurve::poisson_gaussian(sample_rate, noise_multiplier, 1)?
+                }
+                Release::DiscreteGaussian { sigma, sensitivity } => {
+                    RdpCurve::zcdp(sensitivity * sensitivity / (2.0 * sigma * sigma))?
+                }
+                Release::DiscreteLaplace { scale, sensitivity } => {
+                    RdpCurve::pure(sensitivity / scale)?
+                }
+            };
+            Ok(total.compose(&one.times(*count)))
+        })
     }
 
     /// Bounds on the least delta at which everything together is (epsilon, delta)-DP.
@@ -258,7 +338,9 @@ impl Release {
     /// or what is too fine to be summed.
     fn tilted(self, direction: Direction, end: f64, theta: f64, t: f64) -> Option<Tilted> {
         let Self::PoissonGaussian { sample_rate: q, noise_multiplier: sigma } = self else {
-            return None;
+            let atoms = self.atoms(direction)?;
+            let logs = atoms.iter().map(|(loss, chance)| chance.ln() + theta * loss);
+            return Some(Tilted::new(logs.zip(atoms.iter().map(|a| a.0)).collect(), 1.0));
         };
         let square = sigma * sigma;
         let width = EDGE * sigma;
@@ -290,7 +372,6 @@ impl Release {
         #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
         let (first, last) = ((-bottom / spacing).floor() as i64, (top / spacing).ceil() as i64);
         let mut points = Vec::new();
-        let mut largest = f64::NEG_INFINITY;
         for j in first..=last {
             #[expect(clippy::cast_precision_loss, reason = "small whole numbers")]
             let x = j as f64 * spacing;
@@ -311,29 +392,52 @@ impl Release {
                 0.0
             };
             let log_weight = -x * x / (2.0 * square) + base + kept + theta * loss;
-            largest = largest.max(log_weight);
             points.push((log_weight, loss));
         }
-        points.retain(|(log_weight, _)| *log_weight > largest + CUT);
-        let mut total = 0.0;
-        let (mut losses, mut weights) = (Vec::new(), Vec::new());
-        for (log_weight, loss) in points {
-            let weight = (log_weight - largest).exp();
-            total += weight;
-            losses.push(loss);
-            weights.push(weight);
+        Some(Tilted::new(points, spacing / (sigma * (2.0 * PI).sqrt())))
+    }
+
+    /// The outputs that matter, where they are whole numbers: about how many.
+    fn outputs(self) -> f64 {
+        match self {
+            Self::DiscreteGaussian { sigma, sensitivity } => 2.0 * (14.0 * sigma + sensitivity),
+            Self::DiscreteLaplace { sensitivity, .. } => sensitivity + 1.0,
+            Self::Gaussian { .. } | Self::PoissonGaussian { .. } => f64::INFINITY,
         }
-        let value = largest + (total * spacing / (sigma * (2.0 * PI).sqrt())).ln();
-        let (mut slope, mut second) = (0.0, 0.0);
-        for (weight, loss) in weights.iter_mut().zip(&losses) {
-            *weight /= total;
-            slope += *weight * loss;
+    }
+
+    /// Every loss with its chance, where outputs are whole numbers. Both directions mirror each other.
+    pub(super) fn atoms(self, direction: Direction) -> Option<Vec<(f64, f64)>> {
+        let units = if direction == Direction::Substitute { 2.0 } else { 1.0 };
+        match self {
+            Self::Gaussian { .. } | Self::PoissonGaussian { .. } => None,
+            Self::DiscreteGaussian { sigma, sensitivity } => {
+                let (square, moved) = (2.0 * sigma * sigma, sensitivity * units);
+                let reach = (14.0 * sigma).ceil() + 1.0;
+                let steps = std::iter::successors(Some(-reach), |k| Some(k + 1.0));
+                let all = || steps.clone().take_while(|k| *k <= reach);
+                let total: f64 = all().map(|k| (-k * k / square).exp()).sum();
+                // The output is k above the value with the unit.
+                let atom =
+                    |k: f64| ((2.0 * k + moved) * moved / square, (-k * k / square).exp() / total);
+                Some(all().map(atom).collect())
+            }
+            Self::DiscreteLaplace { scale, sensitivity } => {
+                let moved = sensitivity * units;
+                let decay = (-1.0 / scale).exp();
+                let mut atoms = Vec::new();
+                // Beyond both values all losses are the same; between them each output has its own.
+                let beside = 1.0 / (1.0 + decay);
+                atoms.push((moved / scale, beside));
+                let steps = std::iter::successors(Some(1.0), |k| Some(k + 1.0));
+                for k in steps.take_while(|k| *k < moved) {
+                    let chance = (1.0 - decay) / (1.0 + decay) * (-k / scale).exp();
+                    atoms.push(((moved - 2.0 * k) / scale, chance));
+                }
+                atoms.push((-moved / scale, beside * (-moved / scale).exp()));
+                Some(atoms)
+            }
         }
-        for (weight, loss) in weights.iter().zip(&losses) {
-            second += weight * (loss - slope) * (loss - slope);
-        }
-        let cumulants = Cumulants { value, slope, curvature: second };
-        Some(Tilted { losses, weights, cumulants })
     }
 
     /// The noise's deviation, in clip norms.
@@ -341,21 +445,23 @@ impl Release {
         match self {
             Self::Gaussian { noise_multiplier }
             | Self::PoissonGaussian { noise_multiplier, .. } => noise_multiplier,
+            Self::DiscreteGaussian { sigma, .. } => sigma,
+            Self::DiscreteLaplace { scale, .. } => scale,
         }
     }
 
     fn sample_rate(self) -> f64 {
         match self {
-            Self::Gaussian { .. } => 1.0,
             Self::PoissonGaussian { sample_rate, .. } => sample_rate,
+            _ => 1.0,
         }
     }
 
     /// The loss of most outputs where samples are rare, but for its sign.
     pub(super) fn atom(self) -> f64 {
         match self {
-            Self::Gaussian { .. } => 0.0,
             Self::PoissonGaussian { sample_rate, .. } => -(-sample_rate).ln_1p(),
+            _ => 0.0,
         }
     }
 
@@ -450,6 +556,31 @@ impl Release {
 }
 
 impl Tilted {
+    /// From losses with the logarithms of their tilted weights, each of which stands for `unit`.
+    fn new(mut points: Vec<(f64, f64)>, unit: f64) -> Self {
+        let largest = points.iter().map(|p| p.0).fold(f64::NEG_INFINITY, f64::max);
+        points.retain(|(log_weight, _)| *log_weight > largest + CUT);
+        let mut total = 0.0;
+        let (mut losses, mut weights) = (Vec::new(), Vec::new());
+        for (log_weight, loss) in points {
+            let weight = (log_weight - largest).exp();
+            total += weight;
+            losses.push(loss);
+            weights.push(weight);
+        }
+        let value = largest + (total * unit).ln();
+        let (mut slope, mut second) = (0.0, 0.0);
+        for (weight, loss) in weights.iter_mut().zip(&losses) {
+            *weight /= total;
+            slope += *weight * loss;
+        }
+        for (weight, loss) in weights.iter().zip(&losses) {
+            second += weight * (loss - slope) * (loss - slope);
+        }
+        let cumulants = Cumulants { value, slope, curvature: second };
+        Self { losses, weights, cumulants }
+    }
+
     /// `ln(M(theta + i t) / M(theta))`, and what rounding can have done to it.
     fn ratio(&self, t: f64) -> (Complex64, f64) {
         // 1 - cos and sin of t L, so that nothing is lost where the ratio is almost one.
@@ -519,6 +650,10 @@ impl Loss {
             (Direction::Add, Release::PoissonGaussian { sample_rate, .. }) => {
                 -count * (-sample_rate).ln_1p()
             }
+            (_, Release::DiscreteLaplace { scale, sensitivity }) => {
+                let units = if self.direction == Direction::Substitute { 2.0 } else { 1.0 };
+                count * units * sensitivity / scale
+            }
             _ => f64::INFINITY,
         };
         self.releases.iter().map(one).sum()
@@ -550,6 +685,10 @@ impl Loss {
     /// The contour through `theta`, fine enough for a delta of about `delta` at `epsilon`. `None` when it
     /// would need too many points.
     fn contour(&self, theta: f64, epsilon: f64, delta: f64) -> Option<Contour> {
+        if self.releases.iter().any(|(release, _)| release.outputs().is_finite()) {
+            // The moments of whole numbers come back with every period.
+            return None;
+        }
         let mut theta = theta;
         let mut cumulants = self.cumulants(theta)?;
         // Where delta is almost one the saddle point comes close to the pole at zero. Keep away from it,
@@ -731,7 +870,7 @@ fn delta(releases: &[(Release, f64)], direction: Direction, epsilon: f64) -> Del
         let spare = SPARE * best.upper.max(1e-250);
         let censored = Loss::censored(releases, direction, spare);
         let mut found = censored.delta(epsilon);
-        if found.lower == 0.0 {
+        if found.upper > found.lower * (1.0 + 10.0 * CLOSE) {
             let theta = censored.saddle(epsilon);
             let near = best.upper.min(found.upper);
             let lattice = Lattice::new(&censored, theta, epsilon, near);
@@ -990,6 +1129,59 @@ mod tests {
             assert!(epsilon(q, sigma, steps * 2, delta) > tight);
             assert!(epsilon(q, sigma, steps, delta / 10.0) > tight);
         }
+    }
+
+    #[test]
+    fn discrete_laplace_releases_agree_with_the_binomial_closed_form() {
+        let count = 20_u32;
+        let scale = 5.0;
+        let schedule = Schedule::new(Adjacency::AddOrRemove)
+            .discrete_laplace(scale, 1, u64::from(count))
+            .expect("valid");
+        // One release is randomised response: its loss is 1/scale with chance p, -1/scale otherwise.
+        let p = 1.0 / (1.0 + (-1.0_f64 / scale).exp());
+        for epsilon in [0.0, 0.5, 1.3, 3.0] {
+            let mut exact = 0.0;
+            let mut chance = (1.0 - p).powi(20);
+            for k in 0..=count {
+                let loss = (2.0 * f64::from(k) - f64::from(count)) / scale;
+                if loss > epsilon {
+                    exact += chance * -(epsilon - loss).exp_m1();
+                }
+                chance *= f64::from(count - k) / f64::from(k + 1) * p / (1.0 - p);
+            }
+            let found = schedule.delta(epsilon).expect("valid").upper;
+            assert!(found >= exact * (1.0 - 1e-9), "{epsilon}: {found} {exact}");
+            assert!(found <= exact * 1.001 + 1e-12, "{epsilon}: {found} {exact}");
+        }
+        assert!(schedule.delta(4.0).expect("valid").upper <= 0.0);
+        let epsilon = schedule.epsilon(1e-5).expect("valid").value();
+        let renyi = schedule.rdp().and_then(|c| c.epsilon(1e-5)).expect("valid").value();
+        assert!(epsilon < renyi && renyi < 4.1, "{epsilon} {renyi}");
+    }
+
+    #[test]
+    fn discrete_gaussian_releases_come_close_to_gaussian_ones() {
+        let epsilon = |s: Schedule| s.epsilon(1e-6).expect("valid").value();
+        let new = || Schedule::new(Adjacency::AddOrRemove);
+        for (sigma, sensitivity, count) in [(20.0, 1, 400), (40.0, 8, 30), (3.0, 1, 10)] {
+            let multiplier = sigma / f64::from(sensitivity);
+            let plain = epsilon(new().gaussian(multiplier, count).expect("valid"));
+            let whole = new().discrete_gaussian(sigma, sensitivity, count).expect("valid");
+            let whole = epsilon(whole);
+            assert!((whole / plain - 1.0).abs() < 2e-3, "{sigma} {sensitivity}: {whole} {plain}");
+        }
+        let far = new().discrete_gaussian(1e6, 1, 1);
+        assert!(matches!(far, Err(AccountantError::TooFine(_))));
+        assert!(new().discrete_gaussian(0.0, 1, 1).is_err());
+        assert!(new().discrete_laplace(f64::NAN, 1, 1).is_err());
+        let both = new()
+            .discrete_laplace(8.0, 2, 5)
+            .and_then(|s| s.poisson_gaussian(0.02, 1.2, 300))
+            .expect("valid");
+        let alone = epsilon(sampled(0.02, 1.2, 300));
+        let both = epsilon(both);
+        assert!(both > alone && both < alone + 5.0 * 2.0 / 8.0, "{alone} {both}");
     }
 
     #[test]

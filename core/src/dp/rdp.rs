@@ -53,6 +53,12 @@ pub enum AccountantError {
     /// No settings within reach meet the target.
     #[error("no noise multiplier up to {0} meets the target")]
     OutOfReach(f64),
+    /// Noise over so many whole numbers that each cannot be looked at.
+    #[error("{0} whole numbers are likely outputs, too many to account for each: use zCDP")]
+    TooFine(f64),
+    /// Rényi accounting is for neighbours by adding or removing.
+    #[error("Renyi accounting is for neighbours by adding or removing: use the accountant pld")]
+    Neighbours,
     /// Not even the least sample rate fits.
     #[error("no sample rate above {0} meets the target: add noise, or take fewer steps")]
     NoSampleRate(f64),
@@ -145,6 +151,12 @@ impl RdpCurve {
             return Err(AccountantError::Epsilon(rho));
         }
         Ok(Self(orders().map(|order| up(order * rho))))
+    }
+
+    /// What `count` of them cost.
+    #[must_use]
+    pub fn times(&self, count: f64) -> Self {
+        Self(self.0.map(|rdp| up(rdp * count)))
     }
 
     /// What both cost together.
