@@ -13,8 +13,6 @@ use falaj_core::{
     manifest::{Manifest, TensorSpec},
     update::{About, Encoding, RawUpdate},
 };
-use rand_chacha::ChaCha20Rng;
-use rand_core::SeedableRng as _;
 
 /// Updates in each world.
 const UPDATES: u32 = 20_000;
@@ -37,7 +35,7 @@ fn taken_for_long(length: f32, part: f64, seed: u64) -> f64 {
     let encoding = Encoding::for_range(16, 16.0).expect("a grid");
     let tensor = TensorSpec { name: "w".into(), shape: vec![1] };
     let manifest = Manifest::new(vec![tensor]).expect("a manifest");
-    let exact = ExactDiscreteGaussian::new(ChaCha20Rng::seed_from_u64(seed));
+    let exact = ExactDiscreteGaussian::new(*Digest::of(&seed.to_le_bytes()).as_bytes());
     let mut noise = Weakened(exact, part);
     let mechanism =
         Mechanism::LocalGaussian { clip_norm: CLIP_NORM, noise_multiplier: NOISE_MULTIPLIER };

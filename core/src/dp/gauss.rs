@@ -1,13 +1,48 @@
-//! An exact sampler of the discrete Gaussian, in whole numbers from the first bit to the last.
+//! An exact, fast sampler of the discrete Gaussian: whole numbers from the first bit to the last.
 //!
-//! Canonne, Kamath, Steinke 2020 ("The discrete Gaussian for differential privacy"), algorithms 1 to 3.
-//! Every coin is decided by comparing random bits with a fraction of whole numbers, as many bits as it
-//! takes, so there is no floating-point distance between the noise that is drawn and the noise that the
-//! accountant charges. How long a draw takes depends on its value: draw where nobody can time single
-//! values.
+//! # What is drawn
+//! The distribution on the integers with weights `exp(-x² / 2 sigma²)` (Canonne, Kamath, Steinke 2020,
+//! definition 1), where `sigma` is a dyadic fraction. There is no distance, statistical or floating-point,
+//! between the noise that is drawn and the noise that the accountant charges.
+//!
+//! # How, and why it is exact
+//! Write `|x| = b w + j` with `w = 2^m` and `0 <= j < w`. Propose block `b` with probability proportional
+//! to `e_b = exp(-(b w)² / 2 sigma²)`, `j` uniformly and a sign; accept with probability `exp(-g)`, where
+//! `g = j (2 b w + j) / 2 sigma²`; refuse minus zero. The product of the two exponentials is
+//! `exp(-x² / 2 sigma²)`, so what is accepted has the weights above. For `m = 0` there is nothing to
+//! accept, and the sign is folded into the weights (`1, 2 e_1, 2 e_2, …`).
+//!
+//! Both choices compare a uniform real `U` with a real number `c` that has no finite expansion: the
+//! partial sums of the `e_b`, and `exp(-g)`. `U` is drawn lazily, most significant bits first. Each
+//! comparison has three levels, and a level decides only if it cannot be wrong:
+//!
+//! 1. *Few bits.* The block: 32 bits of `U` against the first 32 bits of `c`, decided unless they are
+//!    equal. Acceptance: `U` lies in `[R, R + 2^-k)`, and `R + 2^-k <= 1 - g` suffices, as
+//!    `1 - g <= exp(-g)`; `g` is rounded up in fixed point ([`Sampler::exponent`] gives the error).
+//! 2. *64 bits.* The block: against `floor(2^64 c)`, decided unless equal. Acceptance: against a Taylor
+//!    sum in 64-bit fixed point whose error is below [`TAYLOR_ERROR`] units ([`exp_neg_64`]), decided
+//!    unless `U` lies within that margin.
+//! 3. *As many bits as it takes*, against enclosures in big integers whose precision grows with the bits
+//!    ([`exact`]). A draw comes here with a chance of about 2^-53.
+//!
+//! The bounds of level 2's table are the floors of enclosures so narrow that both ends have the same
+//! floor, or the comparison is left to level 3. No step uses floating point.
+//!
+//! # Time
+//! A draw takes the same path whatever its value but for what levels 2 and 3 add, which happens with
+//! nearly the same small chance for all values; a test counts it. Draw in bulk where nobody can time
+//! single values.
+
+mod exact;
 
 use super::{Noise, NoiseError};
-use rand_core::{CryptoRng, RngCore};
+use chacha20::{
+    ChaCha20,
+    cipher::{KeyIvInit as _, StreamCipher as _},
+};
+use exact::Enclosures;
+use std::num::NonZero;
+use zeroize::{Zeroize as _, Zeroizing};
 
 /// The smallest scale; below it nearly every draw is zero, and a mechanism has no use for it.
 const SIGMA_MIN: f64 = 0.0625;
@@ -15,128 +50,87 @@ const SIGMA_MIN: f64 = 0.0625;
 const SIGMA_MAX: f64 = 281_474_976_710_656.0;
 /// From this scale on, whole numbers are fine enough; below, the scale keeps 24 bits.
 const WHOLE_FROM: f64 = 16_777_216.0;
-/// Random words that one draw may take. A draw takes about 20; needing this many has a chance far below
-/// 2^-100, so it means that the generator is broken.
-const WORDS_MAX: u32 = 4_096;
-/// Whole multiples of the proposal's scale that a draw may reach: a chance below e^-255.
-const TAIL_MAX: u64 = 256;
+/// A block is at most this part of the scale, which keeps `g` below 0.31 within the table.
+const BLOCKS_PER_SIGMA: u64 = 64;
+/// Offsets of up to so many bits share the word that chose the block.
+const SHARED_BITS: u32 = 15;
+/// Leading bits that find the first candidate block.
+const GUIDE_BITS: u32 = 12;
+/// Values that share one key stream.
+const CHUNK: usize = 1 << 16;
+/// Random bytes that are made at once.
+const BUFFER: usize = 8 * 1_024;
+/// How far [`exp_neg_64`] may be from the truth, in units of 2^-64.
+const TAYLOR_ERROR: u64 = 64;
+/// Terms of the Taylor sum: `0.31^17 / 17!` is below 2^-76.
+const TAYLOR_TERMS: u64 = 16;
 
-/// The discrete Gaussian as a [`Noise`], drawing from a generator that is given.
-pub struct ExactDiscreteGaussian<R> {
-    rng: R,
+/// The discrete Gaussian as a [`Noise`], from a key that nobody else has.
+///
+/// Every call and every block of 65,536 values has a `ChaCha20` stream of its own (RFC 8439), so the noise
+/// does not depend on the number of threads.
+pub struct ExactDiscreteGaussian {
+    key: Zeroizing<[u8; 32]>,
+    threads: NonZero<usize>,
+    calls: u32,
+    /// The sampler of the last scale: making one costs as much as some ten thousand draws.
+    sampler: Option<Sampler>,
 }
 
-impl<R: RngCore + CryptoRng> ExactDiscreteGaussian<R> {
-    /// A sampler on `rng`. The noise is as unpredictable as the generator: seed it from the operating
-    /// system, and never twice the same.
+impl ExactDiscreteGaussian {
+    /// A sampler keyed with `key`. The noise is as unpredictable as the key: take it from the operating
+    /// system, for one release, and never use it twice.
     #[must_use]
-    pub const fn new(rng: R) -> Self {
-        Self { rng }
+    pub fn new(key: [u8; 32]) -> Self {
+        Self { key: Zeroizing::new(key), threads: NonZero::<usize>::MIN, calls: 0, sampler: None }
+    }
+
+    /// Draws on so many threads.
+    #[must_use]
+    pub fn on_threads(self, threads: NonZero<usize>) -> Self {
+        Self { threads, ..self }
     }
 }
 
-impl<R: RngCore + CryptoRng> Noise for ExactDiscreteGaussian<R> {
+impl Noise for ExactDiscreteGaussian {
     /// Scales lie between 2^-4 and 2^48. The scale that is drawn at is `sigma` rounded up by at most
     /// 2^-23 of itself: more noise, never less.
     fn add(&mut self, values: &mut [i64], sigma: f64) -> Result<(), NoiseError> {
         let scale = Scale::at_least(sigma)?;
-        for value in values {
-            let mut words = Words { rng: &mut self.rng, left: WORDS_MAX };
-            let drawn = scale.draw(&mut words).map_err(|Exhausted| {
-                NoiseError("the random generator repeats itself: seed it anew".into())
-            })?;
-            *value = value.saturating_add(drawn);
-        }
+        let sampler = match self.sampler.take() {
+            Some(sampler) if sampler.scale == scale => sampler,
+            _ => Sampler::new(scale),
+        };
+        let call = self.calls;
+        self.calls = call.checked_add(1).ok_or_else(|| {
+            NoiseError("a key has served 2^32 releases: take a new one".to_owned())
+        })?;
+        let (key, shared) = (&*self.key, &sampler);
+        let per_thread = values.len().div_ceil(CHUNK).div_ceil(self.threads.get()).max(1);
+        let mut chunk = 0_u64;
+        std::thread::scope(|scope| {
+            let mut parts = values.chunks_mut(per_thread * CHUNK);
+            // The last part is this thread's own.
+            let own = parts.next_back();
+            for part in parts {
+                let first = chunk;
+                scope.spawn(move || shared.add_chunks(part, key, call, first));
+                chunk += per_thread as u64;
+            }
+            if let Some(part) = own {
+                shared.add_chunks(part, key, call, chunk);
+            }
+        });
+        self.sampler = Some(sampler);
         Ok(())
     }
 }
 
-/// A draw took more words than chance allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Exhausted;
-
-/// Random words, of which one draw may take so many.
-struct Words<'a, R> {
-    rng: &'a mut R,
-    left: u32,
-}
-
-impl<R: RngCore> Words<'_, R> {
-    #[inline]
-    fn next(&mut self) -> Result<u64, Exhausted> {
-        self.left = self.left.checked_sub(1).ok_or(Exhausted)?;
-        Ok(self.rng.next_u64())
-    }
-
-    /// Uniform in `0..below`: the remainder of a word, unless the word lies in the last, partial period.
-    #[inline]
-    fn uniform(&mut self, below: u64) -> Result<u64, Exhausted> {
-        let unusable = (u64::MAX % below + 1) % below;
-        loop {
-            let word = self.next()?;
-            if word <= u64::MAX - unusable {
-                return Ok(word % below);
-            }
-        }
-    }
-
-    /// True with chance `num / den`, for `num <= den < 2^126`: whether a uniform real in 0..1, of which
-    /// 64 more bits are drawn while they do not decide, lies below the fraction.
-    #[inline]
-    fn coin(&mut self, mut num: u128, den: u128) -> Result<bool, Exhausted> {
-        debug_assert!(num <= den && den < 1 << 126);
-        let (den_high, den_low) = (den >> 64, den & u128::from(u64::MAX));
-        loop {
-            // The real lies in [word, word + 1) · 2^-64. Compare word · den with num · 2^64, in 192 bits.
-            let word = u128::from(self.next()?);
-            let low = word * den_low;
-            let high = word * den_high + (low >> 64);
-            if high >= num {
-                return Ok(false);
-            }
-            let gap = num - high;
-            if gap > den_high + 1 {
-                return Ok(true);
-            }
-            // What of the fraction lies above the word, in units of 2^-64 / den.
-            let rest = (gap << 64) - (low & u128::from(u64::MAX));
-            if rest >= den {
-                return Ok(true);
-            }
-            num = rest;
-        }
-    }
-
-    /// True with chance `exp(-num / den)` (algorithm 1), for `den < 2^113`.
-    #[inline]
-    fn coin_exp(&mut self, num: u128, den: u128) -> Result<bool, Exhausted> {
-        for _ in 0..num / den {
-            if !self.coin_exp_unit(1, 1)? {
-                return Ok(false);
-            }
-        }
-        self.coin_exp_unit(num % den, den)
-    }
-
-    /// True with chance `exp(-num / den)`, for `num <= den`: the parity of how long coins of chance
-    /// `num / (k · den)` keep falling on one side.
-    #[inline]
-    fn coin_exp_unit(&mut self, num: u128, den: u128) -> Result<bool, Exhausted> {
-        let mut k = 1;
-        while self.coin(num, den * k)? {
-            k += 1;
-        }
-        Ok(k % 2 == 1)
-    }
-}
-
-/// A scale as whole numbers: `sigma = whole / 2^shift`, and the proposal's scale `t` beside it.
+/// A scale as whole numbers: `sigma = whole / 2^shift`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Scale {
     whole: u64,
     shift: u32,
-    /// Scale of the discrete Laplace that draws are proposed from.
-    t: u64,
 }
 
 impl Scale {
@@ -160,90 +154,319 @@ impl Scale {
             reason = "a positive whole number of at most 2^48"
         )]
         let whole = scaled.ceil() as u64;
-        let t = if shift == 0 { whole } else { (whole >> shift) + 1 };
-        Ok(Self { whole, shift, t })
+        Ok(Self { whole, shift })
     }
 
-    /// One draw (algorithm 3): propose from the discrete Laplace, accept with chance
-    /// `exp(-(|y| - sigma²/t)² / 2 sigma²)`.
-    fn draw<R: RngCore>(&self, words: &mut Words<'_, R>) -> Result<i64, Exhausted> {
-        let t = u128::from(self.t);
-        let squared = u128::from(self.whole) * u128::from(self.whole);
-        loop {
-            let (size, negative) = self.propose(words)?;
-            let y = u128::from(size);
-            let (distance, den) = if self.shift == 0 {
-                // t is sigma: the exponent is (|y| - sigma)² / 2 sigma².
-                (y.abs_diff(t), 2 * squared)
+    /// Bits of an offset: the widest block that is at most `sigma / 64`.
+    const fn block_bits(self) -> u32 {
+        let widest = (self.whole >> self.shift) / BLOCKS_PER_SIGMA;
+        if widest < 2 { 0 } else { widest.ilog2() }
+    }
+}
+
+/// Random words from one key stream; what was used is overwritten, and nothing is left behind.
+struct Words {
+    cipher: ChaCha20,
+    buffer: [u8; BUFFER],
+    at: usize,
+    /// Times that level 2, and level 3, were needed.
+    #[cfg(test)]
+    deep: [u64; 2],
+}
+
+impl Words {
+    fn new(key: &[u8; 32], call: u32, chunk: u64) -> Self {
+        let mut nonce = [0; 12];
+        nonce[..4].copy_from_slice(&call.to_le_bytes());
+        nonce[4..].copy_from_slice(&chunk.to_le_bytes());
+        Self {
+            cipher: ChaCha20::new(key.into(), &nonce.into()),
+            buffer: [0; BUFFER],
+            at: BUFFER,
+            #[cfg(test)]
+            deep: [0; 2],
+        }
+    }
+
+    #[inline]
+    fn next(&mut self) -> u64 {
+        if self.at == BUFFER {
+            self.refill();
+        }
+        let (words, _) = self.buffer.as_chunks_mut::<8>();
+        let word = u64::from_le_bytes(words[self.at / 8]);
+        self.at += 8;
+        word
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refill(&mut self) {
+        self.buffer.fill(0);
+        self.cipher.apply_keystream(&mut self.buffer);
+        self.at = 0;
+    }
+
+    /// Counts, in tests, how often a comparison needed a level beyond the first.
+    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "counted in tests only"))]
+    fn went_to(&mut self, level: usize) {
+        debug_assert!((2..=3).contains(&level));
+        #[cfg(test)]
+        {
+            self.deep[level - 2] += 1;
+        }
+    }
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        self.buffer.zeroize();
+    }
+}
+
+/// Everything that draws at one scale share.
+struct Sampler {
+    scale: Scale,
+    /// Bits of an offset, `m`.
+    bits: u32,
+    /// For each value of a word's leading bits, the first block that it can mean.
+    guide: Box<[u16]>,
+    /// For each block, where the next one begins: the leading 32 bits, and all 64.
+    ends: Box<[u32]>,
+    ends_64: Box<[u64]>,
+    /// `w² / 2 sigma²` in units of 2^-77, rounded up.
+    curvature: u64,
+}
+
+impl Sampler {
+    fn new(scale: Scale) -> Self {
+        let bits = scale.block_bits();
+        let enclosures = Enclosures::new(scale.whole, scale.shift, bits, 192);
+        // The last bound is 2^64 - 1: whatever reaches it is decided by level 3.
+        let ends_64 = enclosures.ends_64();
+        let ends: Box<[u32]> = ends_64.iter().map(|end| high(*end)).collect();
+        let mut block = 0;
+        let guide = (0..1_u32 << GUIDE_BITS)
+            .map(|cell| {
+                let first = cell << (32 - GUIDE_BITS);
+                while ends[usize::from(block)] < first {
+                    block += 1;
+                }
+                block
+            })
+            .collect();
+        let curvature = exact::curvature(scale.whole, scale.shift, bits);
+        Self { scale, bits, guide, ends, ends_64, curvature }
+    }
+
+    /// Adds a draw to each value; `first` is the number of the first chunk.
+    fn add_chunks(&self, values: &mut [i64], key: &[u8; 32], call: u32, first: u64) {
+        for (chunk, part) in (first..).zip(values.chunks_mut(CHUNK)) {
+            let mut words = Words::new(key, call, chunk);
+            if self.bits == 0 {
+                part.iter_mut().for_each(|v| *v = v.saturating_add(self.folded::<0>(&mut words)));
+            } else if self.bits <= SHARED_BITS {
+                part.iter_mut()
+                    .for_each(|v| *v = v.saturating_add(self.draw::<0, true>(&mut words)));
             } else {
-                // With sigma² = squared / 4^shift, both sides times 4^shift.
-                let four = 2 * self.shift;
-                (((y * t) << four).abs_diff(squared), (2 * squared * t * t) << four)
-            };
-            if words.coin_exp(distance * distance, den)? {
-                let value = i64::try_from(size).map_err(|_| Exhausted)?;
-                return Ok(if negative { -value } else { value });
+                part.iter_mut()
+                    .for_each(|v| *v = v.saturating_add(self.draw::<0, false>(&mut words)));
             }
         }
     }
 
-    /// Size and sign of a discrete Laplace draw of scale `t` (algorithm 2).
+    /// A draw where every value is a block of its own. `SKIP` levels are skipped, for tests.
     #[inline]
-    fn propose<R: RngCore>(&self, words: &mut Words<'_, R>) -> Result<(u64, bool), Exhausted> {
+    fn folded<const SKIP: u8>(&self, words: &mut Words) -> i64 {
+        let word = words.next();
+        let block = self.block::<SKIP>(high(word), words).cast_signed();
+        if word & 1 == 1 { -block } else { block }
+    }
+
+    /// A draw from blocks of `w > 1` values; `SHARED` if the offset's bits come from the block's word.
+    #[inline]
+    fn draw<const SKIP: u8, const SHARED: bool>(&self, words: &mut Words) -> i64 {
         loop {
-            let offset = words.uniform(self.t)?;
-            if !words.coin_exp_unit(u128::from(offset), u128::from(self.t))? {
-                continue;
-            }
-            let mut whole = 0;
-            while words.coin_exp_unit(1, 1)? {
-                whole += 1;
-                if whole == TAIL_MAX {
-                    return Err(Exhausted);
+            let word = words.next();
+            let block = self.block::<SKIP>(high(word), words);
+            // From below: the sign, the offset, and what is left decides acceptance.
+            let negative = word & 1 == 1;
+            let (rest, left) = if SHARED { (word << 32, 31) } else { (words.next(), 64) };
+            // The offset's bits stand at the top, under them the word's own sign where it is shared.
+            let offset = rest >> (64 - self.bits);
+            let known = left - self.bits;
+            let ticket = Ticket { bits: rest << self.bits, known };
+            if self.accepts::<SKIP>(block, offset, ticket, words) {
+                let size = ((block << self.bits) + offset).cast_signed();
+                if size != 0 || !negative {
+                    return if negative { -size } else { size };
                 }
             }
-            let size = offset + self.t * whole;
-            let negative = words.next()? >> 63 == 1;
-            if size > 0 || !negative {
-                return Ok((size, negative));
-            }
         }
     }
+
+    /// The block in which a uniform real with these leading bits falls.
+    #[inline]
+    fn block<const SKIP: u8>(&self, leading: u32, words: &mut Words) -> u64 {
+        let mut block = usize::from(self.guide[(leading >> (32 - GUIDE_BITS)) as usize]);
+        while self.ends[block] < leading {
+            block += 1;
+        }
+        if self.ends[block] == leading || SKIP > 0 {
+            return self.block_64::<SKIP>(leading, words);
+        }
+        block as u64
+    }
+
+    /// Level 2 of [`block`](Self::block).
+    #[cold]
+    #[inline(never)]
+    fn block_64<const SKIP: u8>(&self, leading: u32, words: &mut Words) -> u64 {
+        words.went_to(2);
+        let leading = u64::from(leading) << 32 | words.next() >> 32;
+        let block = self.ends_64.partition_point(|end| *end < leading);
+        // A bound is a floor: beginning as the bound does decides nothing.
+        let undecided = self.ends_64.get(block).is_none_or(|end| *end == leading);
+        if undecided || SKIP > 1 {
+            words.went_to(3);
+            let Scale { whole, shift } = self.scale;
+            return exact::block(whole, shift, self.bits, leading, || words.next());
+        }
+        block as u64
+    }
+
+    /// `g = j (2 b w + j) / 2 sigma²` in units of 2^-64, off by at most 2 of them.
+    ///
+    /// With `v = j (2 b w + j) / w²`, below 2^12 in the table: `v` in units of 2^-52 is cut off by less
+    /// than one, the curvature `a <= 2^-13` in units of 2^-77 is rounded up by less than one, and
+    /// `g = a v` in units of 2^-129 is cut off to 2^-64: the errors are below 2^-65, 2^-65 and 2^-64.
+    #[inline]
+    fn exponent(&self, block: u64, offset: u64) -> u64 {
+        let product = u128::from(offset) * u128::from((block << (self.bits + 1)) + offset);
+        let v = if 2 * self.bits <= 52 {
+            product << (52 - 2 * self.bits)
+        } else {
+            product >> (2 * self.bits - 52)
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "v is below 2^12, g below 1")]
+        let g = ((u128::from(v as u64) * u128::from(self.curvature)) >> 65) as u64;
+        g
+    }
+
+    /// True with chance `exp(-g)`.
+    #[inline]
+    fn accepts<const SKIP: u8>(
+        &self,
+        block: u64,
+        offset: u64,
+        ticket: Ticket,
+        words: &mut Words,
+    ) -> bool {
+        if block >= self.ends.len() as u64 {
+            // Beyond the table, where the bounds of the fixed point do not hold.
+            return self.accepts_exactly(block, offset, ticket.bits, ticket.known, words);
+        }
+        let g = self.exponent(block, offset);
+        // R + 2^-k <= 1 - g, and a margin of 2 for the error of g.
+        if SKIP == 0 && ticket.last() <= !(g + 2) {
+            return true;
+        }
+        self.accepts_64::<SKIP>(block, offset, g, ticket, words)
+    }
+
+    /// Level 2 of [`accepts`](Self::accepts).
+    #[cold]
+    #[inline(never)]
+    fn accepts_64<const SKIP: u8>(
+        &self,
+        block: u64,
+        offset: u64,
+        g: u64,
+        ticket: Ticket,
+        words: &mut Words,
+    ) -> bool {
+        words.went_to(2);
+        let drawn = ticket.bits & !(u64::MAX >> ticket.known) | words.next() >> ticket.known;
+        let bound = exp_neg_64(g);
+        if SKIP < 2 && drawn < bound.saturating_sub(TAYLOR_ERROR) {
+            return true;
+        }
+        if SKIP < 2 && drawn > bound.saturating_add(TAYLOR_ERROR) {
+            return false;
+        }
+        self.accepts_exactly(block, offset, drawn, 64, words)
+    }
+
+    /// Level 3 of [`accepts`](Self::accepts).
+    fn accepts_exactly(
+        &self,
+        block: u64,
+        offset: u64,
+        drawn: u64,
+        known: u32,
+        words: &mut Words,
+    ) -> bool {
+        words.went_to(3);
+        let Scale { whole, shift } = self.scale;
+        exact::accepts(whole, shift, self.bits, block, offset, (drawn, known), || words.next())
+    }
+}
+
+/// The leading bits of a uniform real: `known` of them, at the top of `bits`.
+#[derive(Clone, Copy)]
+struct Ticket {
+    bits: u64,
+    known: u32,
+}
+
+impl Ticket {
+    /// The last 64-bit number that begins so.
+    #[inline]
+    const fn last(self) -> u64 {
+        self.bits | u64::MAX >> self.known
+    }
+}
+
+/// The leading half of a word.
+#[inline]
+const fn high(word: u64) -> u32 {
+    (word >> 32) as u32
+}
+
+/// `exp(-y)` for `y <= 0.31`, both in units of 2^-64, by Horner's rule on the Taylor sum.
+///
+/// Each of the steps `p = 1 - y p / k` loses at most three units (two floors, and a one that is a unit
+/// short), which the next steps multiply by at most 0.31: five in all. What the sum leaves out is below
+/// one unit, and an error of `y` by 4 moves the result by 4. [`TAYLOR_ERROR`] is far above the ten.
+#[inline]
+fn exp_neg_64(y: u64) -> u64 {
+    (1..=TAYLOR_TERMS)
+        .rev()
+        .fold(u64::MAX, |p, k| u64::MAX - ((u128::from(y) * u128::from(p)) >> 64) as u64 / k)
 }
 
 #[cfg(test)]
 #[expect(clippy::cast_precision_loss, reason = "statistics of small numbers")]
 mod tests {
     use super::*;
-    use rand_chacha::ChaCha20Rng;
-    use rand_core::SeedableRng as _;
     use std::collections::BTreeMap;
 
-    /// Gives these words and then repeats the last one.
-    struct Script(Vec<u64>);
-    impl RngCore for Script {
-        fn next_u32(&mut self) -> u32 {
-            u32::try_from(self.next_u64() >> 32).expect("32 bits")
-        }
-        fn next_u64(&mut self) -> u64 {
-            if self.0.len() > 1 { self.0.remove(0) } else { self.0[0] }
-        }
-        fn fill_bytes(&mut self, dst: &mut [u8]) {
-            dst.fill(0);
-        }
-    }
-    impl CryptoRng for Script {}
-
-    fn coin(words: &[u64], num: u128, den: u128) -> Result<bool, Exhausted> {
-        Words { rng: &mut Script(words.to_vec()), left: 8 }.coin(num, den)
-    }
-
-    fn draws(seed: u64, sigma: f64, n: usize) -> Vec<i64> {
+    fn draws(seed: u8, sigma: f64, n: usize) -> Vec<i64> {
         let mut values = vec![0; n];
-        ExactDiscreteGaussian::new(ChaCha20Rng::seed_from_u64(seed))
-            .add(&mut values, sigma)
-            .expect("noise");
+        ExactDiscreteGaussian::new([seed; 32]).add(&mut values, sigma).expect("noise");
         values
+    }
+
+    /// Draws with the first levels skipped: every comparison goes deeper than it needs to.
+    fn deep_draws<const SKIP: u8>(sigma: f64, n: usize) -> Vec<i64> {
+        let sampler = Sampler::new(Scale::at_least(sigma).expect("in range"));
+        let mut words = Words::new(&[SKIP; 32], 0, 0);
+        let draw = |_| match sampler.bits {
+            0 => sampler.folded::<SKIP>(&mut words),
+            1..=SHARED_BITS => sampler.draw::<SKIP, true>(&mut words),
+            _ => sampler.draw::<SKIP, false>(&mut words),
+        };
+        (0..n).map(draw).collect()
     }
 
     /// Chi-square of `draws` against the exact probabilities, in bins of `width`, as a standard normal
@@ -283,10 +506,19 @@ mod tests {
     #[test]
     fn draws_follow_the_exact_probabilities() {
         // Scales of at most 24 bits are drawn at exactly, so the test is against the scale asked for.
-        for (seed, sigma, width) in
-            [(1, 0.5, 1), (2, 1.0, 1), (3, 0.375, 1), (4, 4.25, 1), (5, 31.875, 3), (6, 1000.5, 80)]
-        {
-            let z = deviate(&draws(seed, sigma, 200_000), sigma, width);
+        for (seed, sigma, width) in [
+            (1, 0.375, 1),
+            (2, 0.5, 1),
+            (3, 1.0, 1),
+            (4, 4.25, 1),
+            (5, 31.875, 1),
+            (6, 127.5, 5),
+            (7, 128.0, 5),
+            (8, 300.25, 8),
+            (9, 1000.5, 40),
+            (10, 65_536.0, 3_001),
+        ] {
+            let z = deviate(&draws(seed, sigma, 400_000), sigma, width);
             assert!(z.abs() < 4.0, "sigma {sigma}: {z} standard deviations");
         }
     }
@@ -297,35 +529,100 @@ mod tests {
     }
 
     #[test]
-    fn large_scales_have_their_moments_and_fine_last_bits() {
-        let sigma = 2.0_f64.powi(40) + 0.5;
-        let values = draws(8, sigma, 50_000);
-        let n = values.len() as f64;
-        let mean = values.iter().map(|&v| v as f64).sum::<f64>() / n / sigma;
-        let variance = values.iter().map(|&v| (v as f64 / sigma).powi(2)).sum::<f64>() / n;
-        assert!(mean.abs() < 5.0 / n.sqrt(), "{mean}");
-        assert!((variance - 1.0).abs() < 5.0 * (2.0 / n).sqrt(), "{variance}");
-        for bit in 0..8 {
-            let ones = values.iter().filter(|&&v| v >> bit & 1 == 1).count() as f64;
-            assert!((ones / n - 0.5).abs() < 2.5 / n.sqrt(), "bit {bit}: {ones} of {n}");
+    fn every_level_draws_the_same_distribution() {
+        for (sigma, width) in [(0.5, 1), (4.25, 1), (130.0, 11), (1000.5, 80), (65_536.0, 6_001)] {
+            let z = deviate(&deep_draws::<1>(sigma, 200_000), sigma, width);
+            assert!(z.abs() < 4.0, "64 bits, sigma {sigma}: {z}");
+            let z = deviate(&deep_draws::<2>(sigma, 600), sigma, width.max(2));
+            assert!(z.abs() < 4.0, "big integers, sigma {sigma}: {z}");
+        }
+        let whole_words = deep_draws::<1>(2.0_f64.powi(30), 50_000);
+        let z = deviate(&whole_words.iter().map(|v| v >> 20).collect::<Vec<_>>(), 1024.0, 100);
+        assert!(z.abs() < 4.0, "{z}");
+    }
+
+    #[test]
+    fn levels_one_and_two_decide_as_big_integers_would() {
+        // The same words, the decision at each level: they must agree wherever a level decides.
+        let sampler = Sampler::new(Scale::at_least(70_000.0).expect("in range"));
+        let mut words = Words::new(&[1; 32], 0, 0);
+        let Scale { whole, shift } = sampler.scale;
+        let mut near = 0;
+        for n in 0..4_000_u64 {
+            let block = n % sampler.ends.len() as u64;
+            let offset = words.next() >> (64 - sampler.bits);
+            let g = sampler.exponent(block, offset);
+            let bound = exp_neg_64(g);
+            if g == 0 {
+                continue;
+            }
+            // As close to the bound as a level may decide, on either side.
+            for drawn in [bound - TAYLOR_ERROR - 1, bound + TAYLOR_ERROR + 1, !(g + 2)] {
+                let fast = drawn < bound;
+                let slow =
+                    exact::accepts(whole, shift, sampler.bits, block, offset, (drawn, 64), || 7);
+                assert_eq!(fast, slow, "block {block}, offset {offset}");
+                near += u64::from(drawn.abs_diff(bound) < 1_000);
+            }
+        }
+        assert!(near > 7_000, "{near}");
+        for (block, end) in sampler.ends_64.iter().enumerate().step_by(40) {
+            if *end == u64::MAX {
+                continue;
+            }
+            for (leading, expected) in [(end - 1, block), (end + 1, block + 1)] {
+                let exact = exact::block(whole, shift, sampler.bits, leading, || 7);
+                assert_eq!(exact, expected as u64);
+            }
         }
     }
 
     #[test]
-    fn a_coin_that_a_word_does_not_decide_takes_the_next_one() {
-        // A third is 0.5555… in base 2^64, five being repeated in every digit of base 16.
-        const THIRD: u64 = 0x5555_5555_5555_5555;
-        assert_eq!(coin(&[THIRD - 1], 1, 3), Ok(true));
-        assert_eq!(coin(&[THIRD + 1], 1, 3), Ok(false));
-        assert_eq!(coin(&[THIRD, THIRD - 1], 1, 3), Ok(true));
-        assert_eq!(coin(&[THIRD, THIRD, THIRD + 1], 1, 3), Ok(false));
-        let large = 1_u128 << 100;
-        assert_eq!(coin(&[THIRD, THIRD - 1], large, 3 * large), Ok(true));
-        assert_eq!(coin(&[THIRD, THIRD + 1], large, 3 * large), Ok(false));
-        assert_eq!((coin(&[0], 0, 7), coin(&[u64::MAX], 7, 7)), (Ok(false), Ok(true)));
-        // One half ends with the first word: nothing of it is left for the second.
-        assert_eq!(coin(&[1 << 63, 0], 1, 2), Ok(false));
-        assert_eq!(coin(&[(1 << 63) - 1], 1, 2), Ok(true));
+    fn large_scales_have_their_moments_and_fine_last_bits() {
+        for sigma in [2.0_f64.powi(21) + 0.5, 2.0_f64.powi(40) + 0.5, SIGMA_MAX] {
+            let values = draws(8, sigma, 50_000);
+            let n = values.len() as f64;
+            let mean = values.iter().map(|&v| v as f64).sum::<f64>() / n / sigma;
+            let moment = |k| values.iter().map(|&v| (v as f64 / sigma).powi(k)).sum::<f64>() / n;
+            assert!(mean.abs() < 5.0 / n.sqrt(), "{mean}");
+            assert!((moment(2) - 1.0).abs() < 5.0 * (2.0 / n).sqrt(), "{}", moment(2));
+            assert!((moment(4) - 3.0).abs() < 5.0 * (96.0 / n).sqrt(), "{}", moment(4));
+            for bit in 0..8 {
+                let ones = values.iter().filter(|&&v| v >> bit & 1 == 1).count() as f64;
+                assert!((ones / n - 0.5).abs() < 2.5 / n.sqrt(), "bit {bit}: {ones} of {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_draw_takes_does_not_depend_on_its_value() {
+        // Words and deeper levels, over draws near zero and draws in the tail. A draw from the exact
+        // sampler of Canonne et al. takes half as much again at three sigma.
+        for sigma in [4.25, 1000.5, 2.0_f64.powi(40)] {
+            let sampler = Sampler::new(Scale::at_least(sigma).expect("in range"));
+            let mut words = Words::new(&[3; 32], 0, 0);
+            let mut by_size = [(0.0_f64, 0.0_f64); 3];
+            for _ in 0..400_000 {
+                let before = (words.at, words.deep[0]);
+                let value = match sampler.bits {
+                    0 => sampler.folded::<0>(&mut words),
+                    1..=SHARED_BITS => sampler.draw::<0, true>(&mut words),
+                    _ => sampler.draw::<0, false>(&mut words),
+                };
+                let taken = (words.at + BUFFER - before.0) % BUFFER / 8;
+                let work = taken as f64 + 4.0 * (words.deep[0] - before.1) as f64;
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "0 to 2"
+                )]
+                let bin = (value.unsigned_abs() as f64 / sigma).min(2.0) as usize;
+                by_size[bin] = (by_size[bin].0 + work, by_size[bin].1 + 1.0);
+            }
+            let means = by_size.map(|(work, n)| work / n);
+            let spread = means.iter().fold(0.0_f64, |m, v| m.max((v / means[0] - 1.0).abs()));
+            assert!(spread < 0.02, "sigma {sigma}: {means:?}");
+        }
     }
 
     #[test]
@@ -339,23 +636,32 @@ mod tests {
     }
 
     #[test]
-    fn no_noise_comes_from_a_broken_scale_or_a_broken_generator() {
-        let mut values = [0; 2];
+    fn no_noise_comes_from_a_broken_scale() {
         for sigma in [0.0, -1.0, f64::NAN, f64::INFINITY, 0.01, 1e15] {
-            let rng = ChaCha20Rng::seed_from_u64(1);
-            let err = ExactDiscreteGaussian::new(rng).add(&mut values, sigma).expect_err("refused");
+            let err =
+                ExactDiscreteGaussian::new([1; 32]).add(&mut [0; 2], sigma).expect_err("refused");
             assert!(err.to_string().contains("a scale of"), "{err}");
-        }
-        for stuck in [0, u64::MAX] {
-            let mut noise = ExactDiscreteGaussian::new(Script(vec![stuck]));
-            let drawn = noise.add(&mut values, 10.0);
-            assert!(drawn.is_err(), "a generator stuck at {stuck} gave {values:?}");
         }
     }
 
     #[test]
-    fn the_same_generator_gives_the_same_noise_and_another_gives_another() {
-        assert_eq!(draws(9, 50.0, 100), draws(9, 50.0, 100));
-        assert_ne!(draws(9, 50.0, 100), draws(10, 50.0, 100));
+    fn a_key_gives_each_call_and_chunk_noise_of_its_own_on_any_number_of_threads() {
+        let all = |threads: usize| {
+            let threads = NonZero::new(threads).expect("not zero");
+            let mut noise = ExactDiscreteGaussian::new([9; 32]).on_threads(threads);
+            let mut values = vec![0; 5 * CHUNK / 2];
+            noise.add(&mut values, 50.0).expect("noise");
+            let mut again = vec![0; CHUNK];
+            noise.add(&mut again, 50.0).expect("noise");
+            values.extend(again);
+            values
+        };
+        let values = all(1);
+        assert_eq!(values, all(2));
+        assert_eq!(values, all(7));
+        let chunks: Vec<_> = values.chunks(CHUNK / 2).map(|c| &c[..64]).collect();
+        let distinct: std::collections::BTreeSet<_> = chunks.iter().collect();
+        assert_eq!(distinct.len(), chunks.len());
+        assert_ne!(draws(10, 50.0, 100), draws(11, 50.0, 100));
     }
 }
