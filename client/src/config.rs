@@ -98,6 +98,10 @@ pub struct TrainConfig {
     pub threads: usize,
     /// The `lib` folder of a full PyTorch, for training on a GPU.
     pub libtorch_cuda: Option<PathBuf>,
+    /// `f32`, or `mixed`: products in bfloat16, norms, clipping and sums in f32.
+    pub precision: String,
+    /// One record at a time instead of book-keeping: many times slower, to check against.
+    pub micro_batches: bool,
 }
 
 impl Default for TrainConfig {
@@ -107,6 +111,8 @@ impl Default for TrainConfig {
             trainer: "auto".into(),
             threads: THREADS,
             libtorch_cuda: None,
+            precision: "f32".into(),
+            micro_batches: false,
         }
     }
 }
@@ -202,6 +208,9 @@ impl Config {
         let t = &self.train;
         if !["auto", "torch", "linear"].contains(&t.trainer.as_str()) {
             return wrong("train.trainer", format!("`{}`", t.trainer), "use auto, torch or linear");
+        }
+        if !["f32", "mixed"].contains(&t.precision.as_str()) {
+            return wrong("train.precision", format!("`{}`", t.precision), "use f32 or mixed");
         }
         let cuda = t.device.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok());
         if !cuda && !["auto", "cpu"].contains(&t.device.as_str()) {

@@ -45,6 +45,16 @@ pub enum ManifestError {
     /// A convolution does not fit its input.
     #[error("layer {0}: the image has become smaller than the kernel or the pool")]
     DoesNotFit(usize),
+    /// Heads or groups are no divisor.
+    #[error("{divisor} {what} do not divide {whole}")]
+    Divides {
+        /// Heads, or groups.
+        what: &'static str,
+        /// How many.
+        divisor: u32,
+        /// What they were to divide.
+        whole: u32,
+    },
 }
 
 impl Manifest {

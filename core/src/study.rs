@@ -7,7 +7,7 @@ use crate::{
     dp::rdp::{AccountantError, RdpCurve},
     id::{Digest, Place, SiteId, StudyId},
     manifest::{Manifest, ManifestError},
-    model::{Conv, ModelSpec},
+    model::{Conv, ModelSpec, Tokens},
     update::Encoding,
 };
 
@@ -140,6 +140,53 @@ pub enum Model {
         /// Width of the hidden layer after the convolutions.
         hidden: u32,
     },
+    /// A small transformer encoder.
+    Transformer {
+        /// What the tokens are.
+        tokens: TokenKind,
+        /// Width of a token.
+        width: u32,
+        /// Heads of each attention.
+        heads: u32,
+        /// Blocks of attention and feed-forward.
+        blocks: u32,
+        /// Width inside each feed-forward.
+        feed_forward: u32,
+    },
+}
+
+/// What a transformer's tokens are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenKind {
+    /// One for each input.
+    Columns,
+    /// One for each feature, which holds a code from 0.
+    Codes {
+        /// Different codes.
+        vocabulary: u32,
+    },
+    /// One for each step in time, whose values are neighbouring features.
+    Steps {
+        /// Values per step.
+        channels: u32,
+    },
+}
+
+/// How a privatised gradient becomes a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Optimizer {
+    /// Stochastic gradient descent.
+    Sgd {
+        /// Heavy-ball momentum (Polyak 1964), 0 for none.
+        momentum: f64,
+    },
+    /// Adam (Kingma, Ba 2015) without the bias that the noise adds to its second moment
+    /// (Tang, Panda, Lécuyer 2024, algorithm 1), and with decoupled weight decay
+    /// (Loshchilov, Hutter 2019). Its state lasts one round.
+    Adam {
+        /// How much of each parameter a step takes away, times the learning rate; 0 for plain Adam.
+        weight_decay: f64,
+    },
 }
 
 /// How a site trains in one round.
@@ -153,8 +200,8 @@ pub struct Training {
     pub sample_rate: f64,
     /// Step size.
     pub learning_rate: f64,
-    /// Momentum, 0 for none.
-    pub momentum: f64,
+    /// How a gradient becomes a step.
+    pub optimizer: Optimizer,
     /// How much of the mean update is applied to the model, usually 1.
     pub server_learning_rate: f64,
 }
@@ -314,6 +361,25 @@ impl Study {
                 hidden: *hidden,
                 classes,
             },
+            Model::Transformer { tokens, width, heads, blocks, feed_forward } => {
+                ModelSpec::Transformer {
+                    tokens: match *tokens {
+                        TokenKind::Columns => Tokens::Columns { features: self.inputs() },
+                        TokenKind::Codes { vocabulary } => {
+                            Tokens::Codes { length: self.inputs(), vocabulary }
+                        }
+                        TokenKind::Steps { channels } => {
+                            let length = self.inputs() / channels.max(1);
+                            Tokens::Steps { length, channels }
+                        }
+                    },
+                    width: *width,
+                    heads: *heads,
+                    blocks: *blocks,
+                    feed_forward: *feed_forward,
+                    classes,
+                }
+            }
         }
     }
 
@@ -465,7 +531,36 @@ impl Study {
                 ),
                 || "list exactly one numeric feature per pixel value, row by row".into(),
             ),
-            Model::Logistic => {}
+            Model::Transformer { tokens: TokenKind::Steps { channels }, .. } => p.when(
+                *channels == 0 || !self.inputs().is_multiple_of(*channels),
+                "model.channels",
+                &format!("{} values do not make whole steps of {channels}", self.inputs()),
+                || "list the features step by step, as many in each as there are channels".into(),
+            ),
+            Model::Transformer { tokens: TokenKind::Codes { vocabulary }, .. } => {
+                let codes = |f: &Feature| match f.kind {
+                    FeatureKind::Numeric { bounds: Bounds::Declared { min, max }, .. } => {
+                        min.abs() < f64::EPSILON
+                            && (max + 1.0 - f64::from(*vocabulary)).abs() < f64::EPSILON
+                    }
+                    _ => false,
+                };
+                if let Some(i) = self.data.features.iter().position(|f| !codes(f)) {
+                    let name = &self.data.features[i].name;
+                    let what =
+                        format!("`{name}` does not hold codes of a vocabulary of {vocabulary}");
+                    p.when(true, &format!("data.features[{i}]"), &what, || {
+                        format!("give `min: 0` and `max: {}`", vocabulary.saturating_sub(1))
+                    });
+                }
+                p.when(
+                    *vocabulary < 2,
+                    "model.vocabulary",
+                    "a vocabulary has at least two codes",
+                    || "give the number of different codes".into(),
+                );
+            }
+            Model::Logistic | Model::Transformer { tokens: TokenKind::Columns, .. } => {}
         }
         if let Err(e) = self.manifest() {
             p.when(true, "model", &e.to_string(), || "choose smaller or fitting layers".into());
@@ -492,12 +587,20 @@ impl Study {
             &format!("{} is not a step size", t.learning_rate),
             || "give a positive number".into(),
         );
-        p.when(
-            !(0.0..1.0).contains(&t.momentum),
-            "training.momentum",
-            &format!("{} is not a momentum", t.momentum),
-            || "give a number from 0 to below 1".into(),
-        );
+        match t.optimizer {
+            Optimizer::Sgd { momentum } => p.when(
+                !(0.0..1.0).contains(&momentum),
+                "training.momentum",
+                &format!("{momentum} is not a momentum"),
+                || "give a number from 0 to below 1".into(),
+            ),
+            Optimizer::Adam { weight_decay } => p.when(
+                !(0.0..1.0).contains(&weight_decay),
+                "training.weight_decay",
+                &format!("{weight_decay} is not a weight decay"),
+                || "give a number from 0 to below 1, for example 0.01".into(),
+            ),
+        }
         p.when(
             !(t.server_learning_rate.is_finite() && t.server_learning_rate > 0.0),
             "training.server_learning_rate",

@@ -8,7 +8,7 @@ use falaj_core::{
     model::Conv,
     study::{
         Algorithm, Bounds, Cohort, Data, Feature, FeatureKind, Label, Mechanism, Missing, Model,
-        Privacy, Problem, Rounds, Sealing, Study, Training, Weights,
+        Optimizer, Privacy, Problem, Rounds, Sealing, Study, TokenKind, Training, Weights,
     },
 };
 use serde::Deserialize;
@@ -119,7 +119,23 @@ struct ModelYaml {
     kind: Spanned<ModelKind>,
     hidden: Option<Spanned<OneOrMore>>,
     image: Option<Spanned<[u32; 3]>>,
+    series: Option<Spanned<[u32; 2]>>,
     conv: Option<Spanned<Vec<ConvYaml>>>,
+    tokens: Option<Spanned<TokensYaml>>,
+    vocabulary: Option<Spanned<u32>>,
+    channels: Option<Spanned<u32>>,
+    width: Option<Spanned<u32>>,
+    heads: Option<Spanned<u32>>,
+    blocks: Option<Spanned<u32>>,
+    feed_forward: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum TokensYaml {
+    Columns,
+    Codes,
+    Steps,
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq)]
@@ -128,6 +144,7 @@ enum ModelKind {
     Logistic,
     Mlp,
     Cnn,
+    Transformer,
 }
 
 #[derive(Deserialize)]
@@ -146,6 +163,16 @@ struct ConvYaml {
     stride: u32,
     #[serde(default = "one")]
     pool: u32,
+    norm: Option<Spanned<NormYaml>>,
+    groups: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum NormYaml {
+    None,
+    Group,
+    Batch,
 }
 
 const fn one() -> u32 {
@@ -161,7 +188,9 @@ struct TrainingYaml {
     local_steps: Spanned<u32>,
     sample_rate: Spanned<f64>,
     learning_rate: Spanned<f64>,
+    optimizer: Option<Spanned<OptimizerKind>>,
     momentum: Option<Spanned<f64>>,
+    weight_decay: Option<Spanned<f64>>,
     server_learning_rate: Option<Spanned<f64>>,
 }
 
@@ -171,6 +200,14 @@ enum AlgorithmKind {
     #[default]
     Fedavg,
     Fedprox,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum OptimizerKind {
+    Sgd,
+    Adam,
+    Adamw,
 }
 
 #[derive(Deserialize)]
@@ -436,14 +473,14 @@ impl Reader<'_> {
             ModelKind::Logistic => {
                 let because = "`kind: logistic`, which has no layers";
                 self.unwanted("model.hidden", y.hidden.as_ref(), because);
-                self.unwanted("model.image", y.image.as_ref(), because);
-                self.unwanted("model.conv", y.conv.as_ref(), because);
+                self.no_image(y, because);
+                self.no_tokens(y, because);
                 Model::Logistic
             }
             ModelKind::Mlp => {
-                let because = "`kind: mlp`, which sees no image";
-                self.unwanted("model.image", y.image.as_ref(), because);
-                self.unwanted("model.conv", y.conv.as_ref(), because);
+                let because = "`kind: mlp`, whose layers are all linear";
+                self.no_image(y, because);
+                self.no_tokens(y, because);
                 let hidden = match y.hidden.as_ref().map(|h| &h.value) {
                     Some(OneOrMore::One(n)) => vec![*n],
                     Some(OneOrMore::More(list)) => list.clone(),
@@ -459,30 +496,26 @@ impl Reader<'_> {
                 Model::Mlp { hidden }
             }
             ModelKind::Cnn => {
-                let [height, width, channels] = self.needed(
-                    here,
-                    "model.image",
-                    y.image.as_ref(),
-                    "give `image: [height, width, channels]`",
-                );
-                let conv = y.conv.as_ref().map_or_else(Vec::new, |c| {
-                    c.value
-                        .iter()
-                        .map(|c| Conv {
-                            filters: c.filters,
-                            kernel: c.kernel,
-                            stride: c.stride,
-                            pool: c.pool,
-                        })
-                        .collect()
-                });
-                if conv.is_empty() {
-                    self.wrong(
-                        here,
-                        "`model.conv` is missing",
-                        "give at least one layer, for example `conv: [{filters: 8, kernel: 3}]`",
-                    );
-                }
+                self.no_tokens(y, "`kind: cnn`, which has no tokens");
+                let [height, width, channels] = match (&y.image, &y.series) {
+                    (None, Some(series)) => {
+                        let [length, channels] = self.take("model.series", series);
+                        self.note("model.image", series);
+                        [1, length, channels]
+                    }
+                    (image, series) => {
+                        if image.is_some() {
+                            self.unwanted("model.series", series.as_ref(), "`model.image`");
+                        }
+                        self.needed(
+                            here,
+                            "model.image",
+                            image.as_ref(),
+                            "give `image: [height, width, channels]`, or `series: [length, channels]`",
+                        )
+                    }
+                };
+                let conv = self.convolutions(here, y.conv.as_ref());
                 let hidden = match y.hidden.as_ref().map(|h| &h.value) {
                     Some(OneOrMore::One(n)) => *n,
                     Some(OneOrMore::More(list)) if list.len() == 1 => list[0],
@@ -497,6 +530,106 @@ impl Reader<'_> {
                 };
                 Model::Cnn { height, width, channels, conv, hidden }
             }
+            ModelKind::Transformer => self.transformer(here, y),
+        }
+    }
+
+    fn no_image(&mut self, y: &ModelYaml, because: &str) {
+        self.unwanted("model.image", y.image.as_ref(), because);
+        self.unwanted("model.series", y.series.as_ref(), because);
+        self.unwanted("model.conv", y.conv.as_ref(), because);
+    }
+
+    fn no_tokens(&mut self, y: &ModelYaml, because: &str) {
+        self.unwanted("model.tokens", y.tokens.as_ref(), because);
+        for (path, value) in [
+            ("model.vocabulary", &y.vocabulary),
+            ("model.channels", &y.channels),
+            ("model.width", &y.width),
+            ("model.heads", &y.heads),
+            ("model.blocks", &y.blocks),
+            ("model.feed_forward", &y.feed_forward),
+        ] {
+            self.unwanted(path, value.as_ref(), because);
+        }
+    }
+
+    fn convolutions(&mut self, here: Location, y: Option<&Spanned<Vec<ConvYaml>>>) -> Vec<Conv> {
+        let mut conv = Vec::new();
+        for c in y.map_or(&[][..], |c| &c.value) {
+            let groups = match c.norm.as_ref().map(|n| n.value) {
+                Some(NormYaml::Group) => self.take_or("model.conv", c.groups.as_ref(), 1),
+                norm => {
+                    let at = c.norm.as_ref().map_or(here, |n| n.referenced);
+                    if norm == Some(NormYaml::Batch) {
+                        self.wrong(
+                            at,
+                            "batch normalisation mixes the records of a batch, so no record has a gradient of its own that could be clipped",
+                            "use `norm: group`, which looks at one record at a time",
+                        );
+                    } else {
+                        let because = "a convolution without `norm: group`";
+                        self.unwanted("model.conv.groups", c.groups.as_ref(), because);
+                    }
+                    0
+                }
+            };
+            let &ConvYaml { filters, kernel, stride, pool, .. } = c;
+            conv.push(Conv { filters, kernel, stride, pool, groups });
+        }
+        if conv.is_empty() {
+            self.wrong(
+                here,
+                "`model.conv` is missing",
+                "give at least one layer, for example `conv: [{filters: 8, kernel: 3}]`",
+            );
+        }
+        conv
+    }
+
+    fn transformer(&mut self, here: Location, y: &ModelYaml) -> Model {
+        let because = "`kind: transformer`";
+        self.unwanted("model.hidden", y.hidden.as_ref(), because);
+        self.no_image(y, because);
+        let kind = y.tokens.as_ref().map_or(TokensYaml::Columns, |t| t.value);
+        if kind != TokensYaml::Codes {
+            let because = "tokens that are no codes";
+            self.unwanted("model.vocabulary", y.vocabulary.as_ref(), because);
+        }
+        if kind != TokensYaml::Steps {
+            let because = "tokens that are no steps in time";
+            self.unwanted("model.channels", y.channels.as_ref(), because);
+        }
+        let tokens = match kind {
+            TokensYaml::Columns => TokenKind::Columns,
+            TokensYaml::Codes => TokenKind::Codes {
+                vocabulary: self.needed(
+                    here,
+                    "model.vocabulary",
+                    y.vocabulary.as_ref(),
+                    "give the number of different codes",
+                ),
+            },
+            TokensYaml::Steps => TokenKind::Steps {
+                channels: self.needed(
+                    here,
+                    "model.channels",
+                    y.channels.as_ref(),
+                    "give the number of values at each step",
+                ),
+            },
+        };
+        let width = self.take_or("model.width", y.width.as_ref(), 32);
+        Model::Transformer {
+            tokens,
+            width,
+            heads: self.take_or("model.heads", y.heads.as_ref(), 4),
+            blocks: self.take_or("model.blocks", y.blocks.as_ref(), 2),
+            feed_forward: self.take_or(
+                "model.feed_forward",
+                y.feed_forward.as_ref(),
+                width.saturating_mul(2),
+            ),
         }
     }
 
@@ -520,12 +653,34 @@ impl Reader<'_> {
                 ),
             },
         };
+        let optimizer = match y.optimizer.as_ref().map_or(OptimizerKind::Sgd, |o| o.value) {
+            OptimizerKind::Sgd => {
+                let because = "`optimizer: sgd`";
+                self.unwanted("training.weight_decay", y.weight_decay.as_ref(), because);
+                Optimizer::Sgd {
+                    momentum: self.take_or("training.momentum", y.momentum.as_ref(), 0.0),
+                }
+            }
+            OptimizerKind::Adam => {
+                let because = "`optimizer: adam`";
+                self.unwanted("training.momentum", y.momentum.as_ref(), because);
+                let because = "`optimizer: adam`; `adamw` has one";
+                self.unwanted("training.weight_decay", y.weight_decay.as_ref(), because);
+                Optimizer::Adam { weight_decay: 0.0 }
+            }
+            OptimizerKind::Adamw => {
+                let because = "`optimizer: adamw`";
+                self.unwanted("training.momentum", y.momentum.as_ref(), because);
+                let decay = self.take_or("training.weight_decay", y.weight_decay.as_ref(), 0.01);
+                Optimizer::Adam { weight_decay: decay }
+            }
+        };
         Training {
             algorithm,
             local_steps: self.take("training.local_steps", &y.local_steps),
             sample_rate: self.take("training.sample_rate", &y.sample_rate),
             learning_rate: self.take("training.learning_rate", &y.learning_rate),
-            momentum: self.take_or("training.momentum", y.momentum.as_ref(), 0.0),
+            optimizer,
             server_learning_rate: self.take_or(
                 "training.server_learning_rate",
                 y.server_learning_rate.as_ref(),

@@ -1,6 +1,6 @@
 //! Logistic regression in plain Rust: the same DP-SGD without libtorch.
 
-use super::{Chance, Plan, TrainError, Trainer, descend, difference};
+use super::{Chance, Plan, TrainError, Trainer, difference, step::Descent};
 use crate::{data::Batch, guard::LocalBatch};
 use falaj_core::{model::ModelSpec, update::RawUpdate};
 
@@ -57,15 +57,15 @@ impl Trainer for Linear {
     ) -> Result<RawUpdate, TrainError> {
         let (features, classes) = sizes(&plan.model, base)?;
         let batch = records.batch();
-        let mut params = base.to_vec();
-        let mut velocity = vec![0.0; params.len()];
+        let mut descent = Descent::new(plan, base, chance)?;
         for _ in 0..plan.training.local_steps {
             let rows = chance.sample(batch.rows(), plan.training.sample_rate);
+            let params = descent.params();
             let mut sum = vec![0.0_f32; params.len()];
             for &row in &rows {
                 let x = batch.row(row);
                 // The gradient of cross entropy with respect to the logits: probabilities minus one-hot.
-                let mut g = logits_of(&params, features, classes, x);
+                let mut g = logits_of(params, features, classes, x);
                 softmax(&mut g);
                 g[batch.labels[row] as usize] -= 1.0;
                 let factor = plan.clip().map_or(1.0, |clip| {
@@ -82,9 +82,9 @@ impl Trainer for Linear {
                     sum[features * classes + c] += g;
                 }
             }
-            descend(plan, rows.len(), &sum, chance, base, &mut params, &mut velocity);
+            descent.step(rows.len(), &sum)?;
         }
-        Ok(difference(&params, base))
+        Ok(difference(descent.params(), base))
     }
 
     fn logits(

@@ -2,25 +2,25 @@
 //!
 //! All of them do the same DP-SGD (Abadi et al. 2016, algorithm 1): in each step every record enters the
 //! batch independently with the study's sample rate (true Poisson sampling), its gradient is clipped in L2,
-//! and Gaussian noise is added to the sum, also when the batch is empty. The sum is divided by the expected
-//! batch size, which is computed from the *disclosed* (noised) number of records, so that the exact number
-//! does not leak. What follows (momentum, FedProx's pull, the step) is post-processing.
-//!
-//! The noise is real-valued and drawn in floating point; `docs/adr/0003` says what that leaves open.
+//! and noise is added to the sum, also when the batch is empty. [`step`] adds the noise and moves the
+//! parameters.
 
 pub mod cuda;
 pub mod linear;
+mod step;
 #[cfg(feature = "torch")]
 pub mod torch;
 
 use crate::{config::TrainConfig, guard::LocalBatch};
 use falaj_core::{
+    dp::NoiseError,
     model::ModelSpec,
-    study::{Algorithm, Mechanism, Study, Training},
+    study::{Mechanism, Study, Training},
     update::RawUpdate,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
+use zeroize::Zeroizing;
 
 /// Clipping aims this much below the bound, relatively: the rounding of f32 sums stays within it.
 const CLIP_SLACK: f64 = 1e-5;
@@ -79,6 +79,14 @@ pub enum TrainError {
         /// In the manifest.
         expected: usize,
     },
+    /// Noise could not be drawn.
+    #[error(transparent)]
+    Noise(#[from] NoiseError),
+    /// Gradients that are no numbers.
+    #[error(
+        "the gradients of step {0} are not finite: lower `training.learning_rate`, or look for a broken record"
+    )]
+    NotFinite(u32),
     /// The library failed.
     #[error("training failed: {0}")]
     Library(String),
@@ -144,6 +152,7 @@ pub fn built() -> Vec<String> {
 /// Where chance comes from: a cryptographic generator, keyed by the operating system for each use.
 pub struct Chance {
     rng: ChaCha20Rng,
+    #[cfg(test)]
     spare: Option<f64>,
 }
 
@@ -156,7 +165,11 @@ impl Chance {
     pub fn fresh() -> Self {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).expect("invariant: the operating system gives randomness");
-        Self { rng: ChaCha20Rng::from_seed(seed), spare: None }
+        Self {
+            rng: ChaCha20Rng::from_seed(seed),
+            #[cfg(test)]
+            spare: None,
+        }
     }
 
     /// The same chance every time: for tests, and absent from release builds.
@@ -164,7 +177,18 @@ impl Chance {
     #[must_use]
     pub fn insecure(seed: &[u8]) -> Self {
         let seed = falaj_core::id::Digest::of(seed);
-        Self { rng: ChaCha20Rng::from_seed(*seed.as_bytes()), spare: None }
+        Self {
+            rng: ChaCha20Rng::from_seed(*seed.as_bytes()),
+            #[cfg(test)]
+            spare: None,
+        }
+    }
+
+    /// A key that nobody else has, for a release of noise.
+    fn key(&mut self) -> Zeroizing<[u8; 32]> {
+        let mut key = Zeroizing::new([0; 32]);
+        self.rng.fill_bytes(&mut *key);
+        key
     }
 
     /// Uniform in [0, 1).
@@ -179,8 +203,10 @@ impl Chance {
         (0..rows).filter(|_| self.unit() < rate).collect()
     }
 
-    /// A standard normal draw (polar method of Marsaglia and Bray 1964).
-    pub fn normal(&mut self) -> f64 {
+    /// A standard normal draw (polar method of Marsaglia and Bray 1964), for test data: what protects
+    /// records is drawn exactly, in [`step`].
+    #[cfg(test)]
+    pub(crate) fn normal(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;
         }
@@ -211,38 +237,6 @@ impl crate::noise::NoiseSource for Chance {
             *count += draw;
         }
         Ok(())
-    }
-}
-
-/// The step that every trainer takes with a privatised sum of gradients: mean, FedProx, momentum, move.
-/// Everything here works on what is already private.
-fn descend(
-    plan: &Plan,
-    batch: usize,
-    sum: &[f32],
-    chance: &mut Chance,
-    base: &[f32],
-    params: &mut [f32],
-    velocity: &mut [f32],
-) {
-    #[expect(clippy::cast_precision_loss, reason = "batches are small")]
-    let divisor = if plan.dp.is_some() { plan.expected_batch() } else { batch.max(1) as f64 };
-    let sigma = plan.dp.map_or(0.0, |(clip_norm, noise)| clip_norm * noise);
-    let mu = match plan.training.algorithm {
-        Algorithm::FedAvg => 0.0,
-        Algorithm::FedProx { mu } => mu,
-    };
-    let (rate, momentum) = (plan.training.learning_rate, plan.training.momentum);
-    for (i, &g) in sum.iter().enumerate() {
-        let noise = if sigma > 0.0 { sigma * chance.normal() } else { 0.0 };
-        let pull = mu * (f64::from(params[i]) - f64::from(base[i]));
-        let gradient = (f64::from(g) + noise) / divisor + pull;
-        let v = momentum * f64::from(velocity[i]) + gradient;
-        #[expect(clippy::cast_possible_truncation, reason = "parameters are f32")]
-        {
-            velocity[i] = v as f32;
-            params[i] = (f64::from(params[i]) - rate * v) as f32;
-        }
     }
 }
 

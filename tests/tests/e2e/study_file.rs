@@ -47,6 +47,40 @@ fn a_plan_over_its_own_epsilon_limit_says_how_many_rounds_fit() -> Result<()> {
 }
 
 #[test]
+fn batch_normalisation_is_refused_with_the_reason() -> Result<()> {
+    let cnn = "{ kind: cnn, image: [5, 6, 1], hidden: 8, conv: [{ filters: 4, kernel: 3, norm: batch }] }";
+    let said = complaint(&study_yaml("s", 1, 2).replace("{ kind: logistic }", cnn))?;
+    ensure!(said.contains("no record has a gradient of its own"), "{said}");
+    ensure!(said.contains("norm: group"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn heads_that_do_not_divide_the_width_are_refused() -> Result<()> {
+    let model = "{ kind: transformer, width: 10, heads: 4 }";
+    let said = complaint(&study_yaml("s", 1, 2).replace("{ kind: logistic }", model))?;
+    ensure!(said.contains("4 heads do not divide 10"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_declared_transformer_trains_with_adamw_at_the_sites() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let site = SiteSpec { trainer: "torch", ..SiteSpec::new("hospital-1", "ae-on/ae-az") };
+    federation.prepare_site(&site, &wisconsin(1)?[0])?;
+    let _agent = federation.start_agent(&site)?;
+    let model = "{ kind: transformer, width: 8, heads: 2, blocks: 1, feed_forward: 16 }";
+    let yaml = study_yaml("s", 2, 1)
+        .replace("{ kind: logistic }", model)
+        .replace("training: {", "training: { optimizer: adamw,");
+    federation.submit(&yaml)?;
+    federation.study_reaches("s", &["finished", "failed"])?;
+    ensure!(federation.entries("update.accepted")?.len() == 2);
+    Ok(())
+}
+
+#[test]
 fn a_column_that_the_records_lack_makes_the_site_decline_and_say_so() -> Result<()> {
     let mut federation = Federation::new()?;
     let _coordinator = federation.start_coordinator()?;
