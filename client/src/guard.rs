@@ -15,8 +15,10 @@ impl LocalBatch {
         &self.0
     }
 
-    /// For training that no study asked for and whose model stays here.
-    pub(crate) const fn for_this_site_only(batch: Batch) -> Self {
+    /// For training that no study asked for and whose model stays here. No update can leave without a
+    /// reservation in the ledger, which such training has not.
+    #[must_use]
+    pub const fn for_this_site_only(batch: Batch) -> Self {
         Self(batch)
     }
 }

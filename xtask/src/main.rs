@@ -42,7 +42,8 @@ enum Command {
     },
     /// Measure, as ratios within one run.
     Bench {
-        /// Parts to run, as `fold`, `log`, `uploads` or `memory`; all of them without any.
+        /// Parts to run: `fold`, `log`, `uploads`, `memory`; or `privacy`, and of it `accountant`, `sampler`,
+        /// `dp-sgd`, `secagg`. Without any: all but `privacy`.
         parts: Vec<String>,
     },
 }

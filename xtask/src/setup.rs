@@ -119,7 +119,7 @@ fn check(own: &Path) -> Result<PathBuf> {
     Ok(own.to_owned())
 }
 
-fn cache_dir() -> Result<PathBuf> {
+pub(crate) fn cache_dir() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
         _ => PathBuf::from(env::var_os("HOME").context("HOME is not set")?).join(".cache"),

@@ -21,7 +21,9 @@ use std::sync::mpsc::{Receiver, sync_channel};
 /// The noise's standard deviation in steps of the grid: 2^21 costs the sampler one word for a draw.
 const SCALE: f64 = 2_097_152.0;
 /// From so many parameters on, the noise of the next step is drawn on another thread meanwhile.
-const AHEAD_FROM: usize = 16_384;
+const AHEAD_FROM: usize = 4_096;
+/// Parameters that are noised and moved together.
+const BLOCK: usize = 1_024;
 /// Adding and taking away 1.5 · 2^52 rounds a number below 2^51 to the nearest whole one.
 const ROUNDER: f64 = 6_755_399_441_055_744.0;
 /// Adam's decay of the first and second moment (Kingma, Ba 2015, algorithm 1).
@@ -35,13 +37,27 @@ const SECOND_FLOOR: f64 = 0.25;
 /// Where discrete Gaussian noise of [`SCALE`] comes from.
 enum Draws {
     Now(Box<ExactDiscreteGaussian>),
-    Ahead(Receiver<Result<Vec<i64>, NoiseError>>),
+    Ahead(Receiver<Result<Vec<i32>, NoiseError>>),
+}
+
+/// One step's draws. A draw of 1,000 standard deviations does not happen; it would be cut off.
+fn draw(
+    sampler: &mut ExactDiscreteGaussian,
+    wide: &mut [i64],
+    drawn: &mut [i32],
+) -> Result<(), NoiseError> {
+    wide.fill(0);
+    sampler.add(wide, SCALE)?;
+    let narrow = |z: i64| i32::try_from(z).unwrap_or(if z < 0 { i32::MIN } else { i32::MAX });
+    drawn.iter_mut().zip(wide).for_each(|(d, z)| *d = narrow(*z));
+    Ok(())
 }
 
 /// Noise on a grid.
 struct Noise {
     draws: Draws,
-    buffer: Vec<i64>,
+    wide: Vec<i64>,
+    drawn: Vec<i32>,
     /// One step of the grid.
     grid: f64,
 }
@@ -68,32 +84,30 @@ impl Noise {
             let (give, take) = sync_channel(1);
             // The thread ends when nobody takes any more.
             std::thread::spawn(move || {
+                let mut wide = vec![0; params];
                 loop {
                     let mut drawn = vec![0; params];
-                    let drawn = sampler.add(&mut drawn, SCALE).map(|()| drawn);
-                    if give.send(drawn).is_err() {
+                    let done = draw(&mut sampler, &mut wide, &mut drawn).map(|()| drawn);
+                    if give.send(done).is_err() {
                         break;
                     }
                 }
             });
             Draws::Ahead(take)
         };
-        Ok(Self { draws, buffer: vec![0; params], grid })
+        Ok(Self { draws, wide: vec![0; params], drawn: vec![0; params], grid })
     }
 
     /// Draws for one step, in steps of the grid.
-    fn next(&mut self) -> Result<&[i64], NoiseError> {
+    fn next(&mut self) -> Result<&[i32], NoiseError> {
         match &mut self.draws {
-            Draws::Now(sampler) => {
-                self.buffer.fill(0);
-                sampler.add(&mut self.buffer, SCALE)?;
-            }
+            Draws::Now(sampler) => draw(sampler, &mut self.wide, &mut self.drawn)?,
             Draws::Ahead(take) => {
                 let gone = || NoiseError("the thread that draws noise has ended".to_owned());
-                self.buffer = take.recv().map_err(|_| gone())??;
+                self.drawn = take.recv().map_err(|_| gone())??;
             }
         }
-        Ok(&self.buffer)
+        Ok(&self.drawn)
     }
 }
 
@@ -134,68 +148,111 @@ impl<'a> Descent<'a> {
     /// Takes a step with the sum of the clipped gradients of a batch.
     pub(super) fn step(&mut self, batch: usize, sum: &[f32]) -> Result<(), TrainError> {
         self.steps += 1;
-        if sum.iter().any(|g| !g.is_finite()) {
-            return Err(TrainError::NotFinite(self.steps));
-        }
         let divisor = match self.plan.dp {
             Some(_) => self.plan.expected_batch(),
             #[expect(clippy::cast_precision_loss, reason = "batches are small")]
             None => batch.max(1) as f64,
         };
-        let gradient: Vec<f32> = match &mut self.noise {
+        let mut moves = Moves::new(self.plan, self.steps, divisor);
+        let (finer, mean, drawn) = match &mut self.noise {
             Some(noise) => {
                 let (finer, mean) = (1.0 / noise.grid, noise.grid / divisor);
-                let drawn = noise.next()?;
-                let private = sum.iter().zip(drawn).map(|(&g, &z)| {
-                    let whole = (f64::from(g) * finer + ROUNDER) - ROUNDER;
-                    #[expect(clippy::cast_precision_loss, reason = "draws are below 2^30")]
-                    let noised = whole + z as f64;
-                    #[expect(clippy::cast_possible_truncation, reason = "gradients are f32")]
-                    let mean = (noised * mean) as f32;
-                    mean
-                });
-                private.collect()
+                (finer, mean, Some(noise.next()?))
             }
-            #[expect(clippy::cast_possible_truncation, reason = "gradients are f32")]
-            None => sum.iter().map(|&g| (f64::from(g) / divisor) as f32).collect(),
+            None => (1.0, 1.0 / divisor, None),
         };
-        // The variance that noise gives each coordinate of the mean.
-        let noise = self.plan.dp.map_or(0.0, |(clip, z)| (clip * z / divisor).powi(2));
-        self.descend(&gradient, noise);
-        Ok(())
+        // Block by block, so that a block stays in the nearest cache from noise to move.
+        let mut gradient = [0.0_f32; BLOCK];
+        let mut finite = true;
+        for at in (0..sum.len()).step_by(BLOCK) {
+            let range = at..(at + BLOCK).min(sum.len());
+            let sums = &sum[range.clone()];
+            let gradient = &mut gradient[..sums.len()];
+            finite &= sums.iter().fold(true, |all, g| all & g.is_finite());
+            #[expect(clippy::cast_possible_truncation, reason = "gradients are f32")]
+            if let Some(drawn) = drawn {
+                for ((out, &g), &z) in gradient.iter_mut().zip(sums).zip(&drawn[range.clone()]) {
+                    let whole = (f64::from(g) * finer + ROUNDER) - ROUNDER;
+                    *out = ((whole + f64::from(z)) * mean) as f32;
+                }
+            } else {
+                gradient.iter_mut().zip(sums).for_each(|(o, &g)| *o = (f64::from(g) * mean) as f32);
+            }
+            let second = self.second.get_mut(range.clone()).unwrap_or(&mut []);
+            let (params, base) = (&mut self.params[range.clone()], &self.base[range.clone()]);
+            moves.take(gradient, base, params, &mut self.first[range], second);
+        }
+        if finite { Ok(()) } else { Err(TrainError::NotFinite(self.steps)) }
     }
+}
 
-    /// Optimiser and move, on what is already private. All in f32, as the parameters are.
+/// The optimiser's move, on what is already private. All in f32, as the parameters are.
+struct Moves {
+    optimizer: Optimizer,
+    /// `FedProx`'s pull.
+    mu: f32,
+    rate: f32,
+    /// What a step leaves of a parameter.
+    keep: f32,
+    /// Adam: one over what the second moment's start at zero has taken from it, the variance that noise
+    /// gives each coordinate of the mean, and the least second moment.
+    second: (f32, f32, f32),
+}
+
+impl Moves {
     #[expect(clippy::cast_possible_truncation, reason = "parameters are f32")]
-    fn descend(&mut self, gradient: &[f32], noise: f64) {
-        let mu = match self.plan.training.algorithm {
+    fn new(plan: &Plan, steps: u32, divisor: f64) -> Self {
+        let training = &plan.training;
+        let mu = match training.algorithm {
             Algorithm::FedAvg => 0.0,
             Algorithm::FedProx { mu } => mu as f32,
         };
-        let rate = self.plan.training.learning_rate;
-        let moving = self.params.iter_mut().zip(self.base).zip(gradient).zip(&mut self.first);
-        match self.plan.training.optimizer {
+        let noise = plan.dp.map_or(0.0, |(clip, z)| (clip * z / divisor).powi(2));
+        let steps = i32::try_from(steps).unwrap_or(i32::MAX);
+        let (rate, decay) = match training.optimizer {
+            Optimizer::Sgd { .. } => (training.learning_rate, 0.0),
+            Optimizer::Adam { weight_decay } => {
+                (training.learning_rate / (1.0 - BETA.0.powi(steps)), weight_decay)
+            }
+        };
+        let least = SECOND_MIN.max(SECOND_FLOOR * noise);
+        Self {
+            optimizer: training.optimizer,
+            mu,
+            rate: rate as f32,
+            keep: (1.0 - training.learning_rate * decay) as f32,
+            second: ((1.0 / (1.0 - BETA.1.powi(steps))) as f32, noise as f32, least as f32),
+        }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "parameters are f32")]
+    fn take(
+        &mut self,
+        gradient: &[f32],
+        base: &[f32],
+        params: &mut [f32],
+        first: &mut [f32],
+        second: &mut [f32],
+    ) {
+        let (mu, rate, keep) = (self.mu, self.rate, self.keep);
+        let moving = params.iter_mut().zip(base).zip(gradient).zip(first);
+        match self.optimizer {
             Optimizer::Sgd { momentum } => {
-                let (momentum, rate) = (momentum as f32, rate as f32);
+                let momentum = momentum as f32;
                 for (((p, base), g), v) in moving {
                     *v = momentum * *v + g + mu * (*p - base);
                     *p -= rate * *v;
                 }
             }
-            Optimizer::Adam { weight_decay } => {
-                let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
-                let unbias = (1.0 - BETA.0.powi(steps), 1.0 - BETA.1.powi(steps));
+            Optimizer::Adam { .. } => {
                 let (b1, b2) = (BETA.0 as f32, BETA.1 as f32);
-                let least = SECOND_MIN.max(SECOND_FLOOR * noise) as f32;
-                let (noise, second_by) = (noise as f32, (1.0 / unbias.1) as f32);
-                let (rate_by, keep) =
-                    ((rate / unbias.0) as f32, (1.0 - rate * weight_decay) as f32);
-                for ((((p, base), g), m), v) in moving.zip(&mut self.second) {
+                let (unbias, noise, least) = self.second;
+                for ((((p, base), g), m), v) in moving.zip(second) {
                     let g = g + mu * (*p - base);
                     *m = b1 * *m + (1.0 - b1) * g;
                     *v = b2 * *v + (1.0 - b2) * g * g;
-                    let second = (*v * second_by - noise).max(least);
-                    *p = keep * *p - rate_by * *m / second.sqrt();
+                    let own = (*v * unbias - noise).max(least);
+                    *p = keep * *p - rate * *m / own.sqrt();
                 }
             }
         }
@@ -291,28 +348,24 @@ mod tests {
             let err = descent.step(1, &[0.0, bad, 0.0, 0.0]).expect_err("not finite");
             assert!(matches!(err, TrainError::NotFinite(_)), "{err}");
         }
-        assert_eq!(descent.params(), base);
     }
 
     #[test]
     fn adam_takes_the_noises_share_out_of_the_second_moment() {
         // A gradient of 3 in every coordinate under noise of standard deviation 4: the raw second moment
         // is 25, the gradient's own 9. After many steps a move is nearly 3 / 3.
-        let plan = plan(None, Optimizer::Adam { weight_decay: 0.0 });
+        let plan = plan(Some((1.0, 40.0)), Optimizer::Adam { weight_decay: 0.0 });
         let base = vec![0.0; 4_000];
         let mut chance = Chance::insecure(b"adam");
         let mut descent = Descent::new(&plan, &base, &mut chance).expect("valid");
+        let mean = |d: &Descent| d.params.iter().map(|p| f64::from(*p)).sum::<f64>() / 4_000.0;
+        let mut before = 0.0;
         for _ in 0..300 {
-            #[expect(clippy::cast_possible_truncation, reason = "test data")]
-            let g: Vec<f32> = (0..4_000).map(|_| (3.0 + 4.0 * chance.normal()) as f32).collect();
-            descent.steps += 1;
-            descent.descend(&g, 16.0);
+            before = mean(&descent);
+            // Over the expected batch of 10: a gradient of 3, noise of 40 / 10.
+            descent.step(10, &vec![30.0; 4_000]).expect("a step");
         }
-        let before = descent.params.iter().map(|p| f64::from(*p)).sum::<f64>() / 4_000.0;
-        descent.steps += 1;
-        descent.descend(&vec![3.0; 4_000], 16.0);
-        let after = descent.params.iter().map(|p| f64::from(*p)).sum::<f64>() / 4_000.0;
-        let moved = before - after;
-        assert!((0.9..1.1).contains(&moved), "{moved}");
+        let moved = before - mean(&descent);
+        assert!((0.8..1.2).contains(&moved), "{moved}");
     }
 }

@@ -9,9 +9,11 @@ mod tape;
 use super::{Chance, Plan, TrainError, Trainer, cuda, difference, step::Descent};
 use crate::{config::TrainConfig, data::Batch, guard::LocalBatch};
 use falaj_core::{
+    manifest::{Manifest, ManifestError, TensorSpec},
     model::{Layer, ModelSpec},
     update::RawUpdate,
 };
+use std::ops::Range;
 use tape::Tape;
 use tch::{Device, Kind, Reduction, TchError, Tensor, no_grad};
 
@@ -35,6 +37,7 @@ struct Net<'a> {
     layers: &'a [Layer],
     params: &'a [Tensor],
     compute: Kind,
+    own_values: i64,
 }
 
 impl From<TchError> for TrainError {
@@ -82,26 +85,28 @@ impl Torch {
         }
     }
 
-    /// The model's layers, and its parameters as tensors in manifest order.
-    fn tensors(
-        self,
-        model: &ModelSpec,
-        params: &[f32],
-    ) -> Result<(Vec<Layer>, Vec<Tensor>), TrainError> {
-        let library = |e: falaj_core::manifest::ManifestError| TrainError::Library(e.to_string());
+    /// A model's layers and the shapes of its parameters, which `params` must fit.
+    fn shapes(model: &ModelSpec, params: &[f32]) -> Result<(Vec<Layer>, Manifest), TrainError> {
+        let library = |e: ManifestError| TrainError::Library(e.to_string());
         let manifest = model.manifest().map_err(library)?;
         if params.len() != manifest.params() {
             let (found, expected) = (params.len(), manifest.params());
             return Err(TrainError::Shape { found, expected });
         }
-        let tensors = manifest
-            .ranges()
-            .map(|(spec, range)| {
-                let shape: Vec<i64> = spec.shape.iter().map(|&d| i64::from(d)).collect();
-                Tensor::from_slice(&params[range]).to_device(self.device).reshape(shape)
-            })
-            .collect();
-        Ok((model.layers().map_err(library)?, tensors))
+        Ok((model.layers().map_err(library)?, manifest))
+    }
+
+    fn net<'a>(self, model: &'a ModelSpec, layers: &'a [Layer], params: &'a [Tensor]) -> Net<'a> {
+        Net { model, layers, params, compute: self.compute, own_values: tape::OWN_VALUES }
+    }
+
+    /// Parameters as tensors, in manifest order.
+    fn tensors(self, manifest: &Manifest, params: &[f32]) -> Result<Vec<Tensor>, TchError> {
+        let tensor = |(spec, range): (&TensorSpec, Range<usize>)| {
+            let shape: Vec<i64> = spec.shape.iter().map(|&d| i64::from(d)).collect();
+            Tensor::f_from_slice(&params[range])?.f_to_device(self.device)?.f_reshape(shape)
+        };
+        manifest.ranges().map(tensor).collect()
     }
 
     /// Rows as the model's input.
@@ -129,7 +134,7 @@ fn clipped_sum(
     y: &Tensor,
     clip: Option<f64>,
 ) -> Result<(Vec<Tensor>, Option<Tensor>), TchError> {
-    let mut tape = Tape::new(net.layers, net.params, net.compute, true);
+    let mut tape = Tape::new(net.layers, net.params, net.compute, Some(net.own_values));
     let logits = nets::forward(net.model, &mut tape, x)?;
     let loss = logits.f_cross_entropy_loss::<Tensor>(y, None, Reduction::Sum, -100, 0.0)?;
     tape.clipped_sum(&loss, clip)
@@ -147,7 +152,7 @@ fn micro_batched_sum(
     let mut sums: Vec<Tensor> = net.params.iter().map(Tensor::zeros_like).collect();
     let mut norms = Vec::new();
     for i in 0..x.size()[0] {
-        let mut tape = Tape::new(net.layers, &leaves, net.compute, false);
+        let mut tape = Tape::new(net.layers, &leaves, net.compute, None);
         let logits = nets::forward(net.model, &mut tape, &x.f_narrow(0, i, 1)?)?;
         let own = y.f_narrow(0, i, 1)?;
         let loss = logits.f_cross_entropy_loss::<Tensor>(&own, None, Reduction::Sum, -100, 0.0)?;
@@ -195,13 +200,13 @@ impl Trainer for Torch {
         chance: &mut Chance,
     ) -> Result<RawUpdate, TrainError> {
         let batch = records.batch();
+        let (layers, manifest) = Self::shapes(&plan.model, base)?;
         let mut descent = Descent::new(plan, base, chance)?;
         let mut sum = vec![0.0_f32; base.len()];
         for _ in 0..plan.training.local_steps {
             let rows = chance.sample(batch.rows(), plan.training.sample_rate);
-            let (layers, params) = self.tensors(&plan.model, descent.params())?;
-            let net =
-                Net { model: &plan.model, layers: &layers, params: &params, compute: self.compute };
+            let params = self.tensors(&manifest, descent.params())?;
+            let net = self.net(&plan.model, &layers, &params);
             self.batch_sum(&net, batch, &rows, plan.clip(), &mut sum)?;
             descent.step(rows.len(), &sum)?;
         }
@@ -214,12 +219,13 @@ impl Trainer for Torch {
         model: &ModelSpec,
         params: &[f32],
     ) -> Result<Vec<Vec<f32>>, TrainError> {
-        let (layers, tensors) = self.tensors(model, params)?;
+        let (layers, manifest) = Self::shapes(model, params)?;
+        let tensors = self.tensors(&manifest, params)?;
         let rows: Vec<usize> = (0..records.rows()).collect();
         let mut out = Vec::with_capacity(rows.len());
         for pass in rows.chunks(pass_rows(model, &layers)) {
             let (x, _) = self.inputs(records, pass, model)?;
-            let mut tape = Tape::new(&layers, &tensors, self.compute, false);
+            let mut tape = Tape::new(&layers, &tensors, self.compute, None);
             let logits = no_grad(|| nets::forward(model, &mut tape, &x))?;
             let classes = usize::try_from(logits.size()[1]).unwrap_or(0);
             let mut values = vec![0.0; pass.len() * classes];
@@ -297,24 +303,26 @@ mod tests {
             &Tensor,
             Option<f64>,
         ) -> Result<(Vec<Tensor>, Option<Tensor>), TchError>,
-        clip: Option<f64>,
+        (clip, own_values): (Option<f64>, i64),
     ) -> (Vec<Tensor>, Option<Tensor>) {
         let batch = records(17, width, classes);
         let params = model.init([3; 32]).expect("a model");
-        let (layers, params) = torch.tensors(model, &params).expect("tensors");
+        let (layers, manifest) = Torch::shapes(model, &params).expect("shapes");
+        let params = torch.tensors(&manifest, &params).expect("tensors");
         let rows: Vec<usize> = (0..batch.rows()).collect();
         let (x, y) = torch.inputs(&batch, &rows, model).expect("inputs");
-        let net = Net { model, layers: &layers, params: &params, compute: torch.compute };
+        let net = Net { own_values, ..torch.net(model, &layers, &params) };
         by(&net, &x, &y, clip).expect("a sum")
     }
 
     /// Book-keeping against libtorch's own derivatives, record by record: norms, and every parameter's
     /// clipped and unclipped sum.
     fn agrees(model: &ModelSpec, width: usize, classes: u32) {
-        for clip in [Some(CLIP), None] {
-            let (ours, norms) = net_sums(cpu(), model, width, classes, clipped_sum, clip);
+        // Each record's own gradients where they may be had, and Gram matrices where they may not.
+        for how in [(Some(CLIP), tape::OWN_VALUES), (Some(CLIP), 0), (None, 0)] {
+            let (ours, norms) = net_sums(cpu(), model, width, classes, clipped_sum, how);
             let (theirs, own_norms) =
-                net_sums(cpu(), model, width, classes, micro_batched_sum, clip);
+                net_sums(cpu(), model, width, classes, micro_batched_sum, how);
             if let (Some(a), Some(b)) = (norms, own_norms) {
                 let worst = (&a / &b - 1.0).abs().max().double_value(&[]);
                 assert!(worst < 1e-5, "norms: {worst}");
@@ -378,8 +386,9 @@ mod tests {
         let model = ModelSpec::Mlp { features: 6, hidden: vec![9], classes: 3 };
         let batch = records(PASS_ROWS + 100, 6, 3);
         let params = model.init([3; 32]).expect("a model");
-        let (layers, params) = cpu().tensors(&model, &params).expect("tensors");
-        let net = Net { model: &model, layers: &layers, params: &params, compute: Kind::Float };
+        let (layers, manifest) = Torch::shapes(&model, &params).expect("shapes");
+        let params = cpu().tensors(&manifest, &params).expect("tensors");
+        let net = cpu().net(&model, &layers, &params);
         let rows: Vec<usize> = (0..batch.rows()).collect();
         let sum = |rows: &[usize]| {
             let mut out = vec![0.0; 9 * 6 + 9 + 9 * 3 + 3];
@@ -398,8 +407,8 @@ mod tests {
     fn half_precision_products_keep_the_clipped_sum_and_its_bound() {
         let mixed = Torch { compute: Kind::BFloat16, ..cpu() };
         let model = transformer(Tokens::Columns { features: 6 }, 8);
-        let (half, _) = net_sums(mixed, &model, 6, 3, clipped_sum, Some(CLIP));
-        let (full, _) = net_sums(cpu(), &model, 6, 3, clipped_sum, Some(CLIP));
+        let (half, _) = net_sums(mixed, &model, 6, 3, clipped_sum, (Some(CLIP), tape::OWN_VALUES));
+        let (full, _) = net_sums(cpu(), &model, 6, 3, clipped_sum, (Some(CLIP), tape::OWN_VALUES));
         let squares = |t: &[Tensor]| -> f64 {
             t.iter().map(|t| t.square().sum(Kind::Double).double_value(&[])).sum()
         };
@@ -420,8 +429,16 @@ mod tests {
             (ModelSpec::Mlp { features: 6, hidden: vec![9], classes: 2 }, 6, 2),
             (transformer(Tokens::Codes { length: 9, vocabulary: 5 }, 8), 9, 3),
         ] {
-            let (a, _) = net_sums(cpu(), &model, width, classes, clipped_sum, Some(CLIP));
-            let (b, _) = net_sums(gpu, &model, width, classes, clipped_sum, Some(CLIP));
+            let (a, _) = net_sums(
+                cpu(),
+                &model,
+                width,
+                classes,
+                clipped_sum,
+                (Some(CLIP), tape::OWN_VALUES),
+            );
+            let (b, _) =
+                net_sums(gpu, &model, width, classes, clipped_sum, (Some(CLIP), tape::OWN_VALUES));
             for (a, b) in a.iter().zip(&b) {
                 let worst = (a - b.to_device(Device::Cpu)).abs().max().double_value(&[]);
                 assert!(worst < 1e-3, "{worst}");

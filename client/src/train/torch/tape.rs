@@ -13,6 +13,9 @@ use tch::{Kind, TchError, Tensor};
 /// Small enough to be nothing beside a token's variance.
 const NORM_EPSILON: f64 = 1e-5;
 
+/// Values that one layer's own gradients may take, for a whole pass: 64 MiB of f32.
+pub(super) const OWN_VALUES: i64 = 1 << 24;
+
 /// What a layer saw: its input, its output before any activation, and where its parameters begin.
 struct Seen {
     layer: Layer,
@@ -30,6 +33,8 @@ pub(super) struct Tape<'a> {
     at: usize,
     first: usize,
     seen: Option<Vec<Seen>>,
+    /// Values that one layer's own gradients may take.
+    own_values: i64,
 }
 
 /// Values per record that a layer leaves, for bounding memory.
@@ -41,13 +46,17 @@ fn taken(layer: &Layer) -> usize {
 }
 
 impl<'a> Tape<'a> {
+    /// A pass that remembers what book-keeping needs if it is told how many values one layer's own
+    /// gradients may take, usually [`OWN_VALUES`].
     pub(super) fn new(
         layers: &'a [Layer],
         params: &'a [Tensor],
         compute: Kind,
-        remember: bool,
+        remember: Option<i64>,
     ) -> Self {
-        Self { layers, params, compute, at: 0, first: 0, seen: remember.then(Vec::new) }
+        let own_values = remember.unwrap_or(0);
+        let seen = remember.is_some().then(Vec::new);
+        Self { layers, params, compute, at: 0, first: 0, seen, own_values }
     }
 
     /// The next layer, and where its parameters begin.
@@ -153,7 +162,7 @@ impl<'a> Tape<'a> {
             let rules: Vec<Rule> = seen
                 .into_iter()
                 .zip(gradients)
-                .map(|(seen, g)| Rule::new(seen, &g, clip.is_some()))
+                .map(|(seen, g)| Rule::new(seen, &g, clip.is_some().then_some(self.own_values)))
                 .collect::<Result<_, _>>()?;
             let mut norms = None;
             let mut factors = None;
@@ -197,7 +206,8 @@ fn strides(conv: Conv, rows: u32) -> [i64; 2] {
 /// Sum of the squares over every dimension but the first.
 fn squares(t: &Tensor) -> Result<Tensor, TchError> {
     let flat = if t.dim() > 2 { t.f_flatten(1, -1)? } else { t.shallow_clone() };
-    flat.f_square()?.f_sum_dim_intlist(1, false, Kind::Float)
+    // One pass without a copy of the squares, which are as large as every record's gradient.
+    flat.f_linalg_norm(2.0, 1, false, Kind::Float)?.f_square()
 }
 
 /// Sum over the records of `g`, weighted; `g` is `[batch, …]`.
@@ -228,24 +238,22 @@ struct Rule {
 }
 
 impl Rule {
-    fn new(seen: Seen, g: &Tensor, clipped: bool) -> Result<Self, TchError> {
+    fn new(seen: Seen, g: &Tensor, own_values: Option<i64>) -> Result<Self, TchError> {
         let way = match seen.layer {
             Layer::Linear { inputs, outputs } => {
                 if seen.input.dim() == 2 {
                     Way::Outer { a: seen.input.shallow_clone(), g: g.shallow_clone() }
                 } else {
-                    let rows = seen.input.size()[1];
                     let whole = i64::from(inputs) * i64::from(outputs);
-                    Self::rows(seen.input.shallow_clone(), g.shallow_clone(), rows, whole, clipped)?
+                    Self::rows(seen.input.shallow_clone(), g.shallow_clone(), whole, own_values)?
                 }
             }
             Layer::Conv { inputs, conv, rows } => {
                 let kernel = [i64::from(rows), i64::from(conv.kernel)];
                 let patches = seen.input.f_im2col(kernel, [1, 1], [0, 0], strides(conv, rows))?;
                 let (a, g) = (patches.f_transpose(1, 2)?, g.f_flatten(2, -1)?.f_transpose(1, 2)?);
-                let places = g.size()[1];
                 let whole = i64::from(inputs) * kernel[0] * kernel[1] * i64::from(conv.filters);
-                Self::rows(a, g, places, whole, clipped)?
+                Self::rows(a, g, whole, own_values)?
             }
             Layer::Norm { width } => {
                 // A channel's places, or a record's tokens, share their scale and shift.
@@ -275,9 +283,14 @@ impl Rule {
         Ok(Self { seen, way })
     }
 
-    /// The cheaper way for `gᵀ a` over several rows: two Gram matrices, or the gradients themselves.
-    fn rows(a: Tensor, g: Tensor, rows: i64, whole: i64, clipped: bool) -> Result<Way, TchError> {
-        if clipped && 2 * rows * rows > whole {
+    /// The cheaper way for `gᵀ a` over several rows. The gradients themselves take fewer operations than
+    /// two Gram matrices and then the sum; the matrices take less memory where rows are few and layers
+    /// wide.
+    fn rows(a: Tensor, g: Tensor, whole: i64, own_values: Option<i64>) -> Result<Way, TchError> {
+        let (batch, rows) = (g.size()[0], g.size()[1]);
+        // Without clipping there is no norm to find, and one product gives the sum.
+        let own = own_values.is_some_and(|max| batch * whole <= max || 2 * rows * rows > whole);
+        if own {
             let weight = g.f_transpose(1, 2)?.f_bmm(&a)?;
             let bias = g.f_sum_dim_intlist(1, false, Kind::Float)?;
             Ok(Way::Own { weight, bias: Some(bias) })
