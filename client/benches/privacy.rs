@@ -5,6 +5,7 @@
 //! printed beside it. Times are the process's own CPU time where one thread works.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use ed25519_dalek::SigningKey;
 use falaj_agent::{
     config::TrainConfig,
     data::Batch,
@@ -13,12 +14,16 @@ use falaj_agent::{
 };
 use falaj_core::{
     dp::{
-        ExactDiscreteGaussian, Noise as _,
+        ExactDiscreteGaussian, Mechanism, Noise as _, NoiseError, Reservation,
         calibrate::{Accountant, Target},
         pld::{Adjacency, Schedule},
     },
+    id::{Digest, RoundId},
+    manifest::{Manifest, TensorSpec},
     model::{Conv, ModelSpec, Tokens},
+    secagg::{Cohort, Collector, Member, Site},
     study::{Algorithm, Optimizer, Training},
+    update::{Encoding, RawUpdate},
 };
 use opendp::{
     domains::{AtomDomain, VectorDomain},
@@ -26,6 +31,8 @@ use opendp::{
     measures::ZeroConcentratedDivergence,
     metrics::L2Distance,
 };
+use rand_chacha::ChaCha20Rng;
+use rand_core::SeedableRng as _;
 use serde_json::Value;
 use std::{
     env,
@@ -73,8 +80,8 @@ fn peers(part: &str) -> Result<Option<Value>> {
 }
 
 type Part = fn() -> Result<()>;
-const PARTS: [(&str, Part); 3] =
-    [("accountant", accountant), ("sampler", sampler), ("dp-sgd", dp_sgd)];
+const PARTS: [(&str, Part); 4] =
+    [("accountant", accountant), ("sampler", sampler), ("dp-sgd", dp_sgd), ("secagg", secagg)];
 
 fn main() -> Result<()> {
     let asked: Vec<String> = env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
@@ -432,4 +439,124 @@ fn dp_sgd() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Secure aggregation of a million parameters in memory: every site's and the coordinator's work on one core, and
+/// the bytes of all messages over those of the plain updates.
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+fn secagg() -> Result<()> {
+    const PARAMS: usize = 1_000_000;
+    let shape = vec![u32::try_from(PARAMS)?];
+    let manifest = Manifest::new(vec![TensorSpec { name: "w".into(), shape }])?;
+    // 24 bits hold the sum of 200 updates of 16.
+    let encoding = Encoding::new(24, 1.0)?;
+    let mut rng = ChaCha20Rng::from_seed([5; 32]);
+    for (n, away) in
+        [10, 50, 200].into_iter().flat_map(|n: usize| [(n, 0), (n, n / 10), (n, 3 * n / 10)])
+    {
+        let signer =
+            |i: usize| SigningKey::from_bytes(Digest::of(&(i as u64).to_le_bytes()).as_bytes());
+        let member = |i: usize| -> Result<Member> {
+            let site = format!("spiffe://t/ae-on/ae-az/site/h{i:03}").parse()?;
+            Ok(Member { site, key: signer(i).verifying_key() })
+        };
+        let members = (0..n).map(member).collect::<Result<Vec<_>>>()?;
+        let round = RoundId { study: "bench".parse()?, number: 1 };
+        let threshold = u32::try_from(n - 3 * n / 10)?;
+        let cohort =
+            Cohort::new(round, members, (threshold, u32::try_from(n / 20)?), encoding, PARAMS)?;
+        let seal = || {
+            let raw = RawUpdate::new((0..PARAMS).map(|i| (i % 1_000) as f32 - 500.0).collect());
+            Mechanism::DpSgd.seal(
+                raw,
+                Reservation::from_ledger(1),
+                encoding,
+                &manifest,
+                &mut NoNoise,
+            )
+        };
+        let plain = n * PARAMS * encoding.bytes_per_value();
+        let mut bytes = 0;
+        let mut site_time = Duration::ZERO;
+        let started = Instant::now();
+        let mut collector = Collector::new(cohort.clone());
+        let (mut sites, mut adverts) = (Vec::new(), Vec::new());
+        for i in 0..n {
+            let (site, advert) =
+                Site::advertise(cohort.clone(), u16::try_from(i)?, signer(i), &mut rng)?;
+            sites.push(site);
+            adverts.push(advert);
+        }
+        // Every site is sent all adverts.
+        bytes += adverts.iter().map(|a| a.to_bytes(&cohort).len() * (n + 1)).sum::<usize>();
+        collector.advertised(&adverts)?;
+        let (mut shared, mut mail) = (Vec::new(), vec![Vec::new(); n]);
+        for (i, site) in sites.into_iter().enumerate() {
+            let at = Instant::now();
+            let (site, envelopes) = site.share(&adverts, &mut rng)?;
+            site_time += at.elapsed();
+            collector.dealt(u16::try_from(i)?, &envelopes)?;
+            for e in envelopes {
+                bytes += 2 * e.to_bytes(&cohort).len();
+                mail[usize::from(e.to())].push(e);
+            }
+            shared.push(site);
+        }
+        let mut masked = Vec::new();
+        for (i, site) in shared.into_iter().enumerate().take(n - away) {
+            let update = seal()?;
+            let at = Instant::now();
+            let (site, message) = site.mask(&mail[i], update)?;
+            site_time += at.elapsed();
+            bytes += message.to_bytes(&cohort).len();
+            collector.masked(&message)?;
+            masked.push(site);
+        }
+        let survivors = collector.survivors();
+        let (mut confirmed, mut confirmations) = (Vec::new(), Vec::new());
+        for site in masked {
+            let (site, confirmation) = site.confirm(&survivors)?;
+            confirmed.push(site);
+            confirmations.push(confirmation);
+        }
+        let one = confirmations[0].to_bytes(&cohort).len();
+        bytes += confirmations.len() * (one + confirmations.len() * one + 2 * survivors.len());
+        collector.confirmed(&confirmations)?;
+        for site in confirmed {
+            let reveal = site.reveal(&confirmations)?;
+            bytes += reveal.to_bytes(&cohort).len();
+            collector.reveal(&reveal)?;
+        }
+        let unmasking = Instant::now();
+        let sum = collector.sum()?;
+        let unmasking = unmasking.elapsed();
+        let there = i32::try_from(n - away)?;
+        ensure!(
+            sum.values
+                .iter()
+                .enumerate()
+                .all(|(i, v)| *v == there * (i32::try_from(i % 1_000).unwrap_or(0) - 500))
+        );
+        report(
+            &format!("secure aggregation, {n} sites, {away} drop out: bytes of plain"),
+            bytes as f64 / plain as f64,
+            "<= 1.3",
+            &format!(
+                "{} neighbours; a site {:.0} ms, unmasking {:.2} s, all on one core {:.1} s",
+                cohort.graph().neighbours(0).len(),
+                site_time.as_secs_f64() * 1e3 / n as f64,
+                unmasking.as_secs_f64(),
+                started.elapsed().as_secs_f64()
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// Sealing for DP-SGD asks for no noise.
+struct NoNoise;
+impl falaj_core::dp::Noise for NoNoise {
+    fn add(&mut self, _: &mut [i64], _: f64) -> Result<(), NoiseError> {
+        Ok(())
+    }
 }

@@ -17,6 +17,7 @@ pub mod model;
 pub mod note;
 pub mod receipt;
 pub mod round;
+pub mod secagg;
 pub mod study;
 pub mod task;
 pub mod time;

@@ -1,11 +1,13 @@
 //! Differential privacy: mechanisms that seal updates, and the accountant of what they cost.
 
 pub mod calibrate;
+pub mod distributed;
 pub mod gauss;
 mod lattice;
 pub mod pld;
 pub mod rdp;
 pub mod seal;
 
+pub use distributed::{Distributed, DistributedError};
 pub use gauss::ExactDiscreteGaussian;
 pub use seal::{Mechanism, Noise, NoiseError, Permit, Reservation, SealError};
