@@ -441,6 +441,22 @@ fn dp_sgd() -> Result<()> {
     Ok(())
 }
 
+fn signer(i: usize) -> SigningKey {
+    SigningKey::from_bytes(Digest::of(&(i as u64).to_le_bytes()).as_bytes())
+}
+
+/// `n` sites of which 30 % may drop out and 5 % collude.
+fn cohort_of(n: usize, encoding: Encoding, params: usize) -> Result<Cohort> {
+    let member = |i: usize| -> Result<Member> {
+        let site = format!("spiffe://t/ae-on/ae-az/site/h{i:03}").parse()?;
+        Ok(Member { site, key: signer(i).verifying_key() })
+    };
+    let members = (0..n).map(member).collect::<Result<Vec<_>>>()?;
+    let round = RoundId { study: "bench".parse()?, number: 1 };
+    let terms = (u32::try_from(n - 3 * n / 10)?, u32::try_from(n / 20)?);
+    Ok(Cohort::new(round, members, terms, encoding, params)?)
+}
+
 /// Secure aggregation of a million parameters in memory: every site's and the coordinator's work on one core, and
 /// the bytes of all messages over those of the plain updates.
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
@@ -454,17 +470,7 @@ fn secagg() -> Result<()> {
     for (n, away) in
         [10, 50, 200].into_iter().flat_map(|n: usize| [(n, 0), (n, n / 10), (n, 3 * n / 10)])
     {
-        let signer =
-            |i: usize| SigningKey::from_bytes(Digest::of(&(i as u64).to_le_bytes()).as_bytes());
-        let member = |i: usize| -> Result<Member> {
-            let site = format!("spiffe://t/ae-on/ae-az/site/h{i:03}").parse()?;
-            Ok(Member { site, key: signer(i).verifying_key() })
-        };
-        let members = (0..n).map(member).collect::<Result<Vec<_>>>()?;
-        let round = RoundId { study: "bench".parse()?, number: 1 };
-        let threshold = u32::try_from(n - 3 * n / 10)?;
-        let cohort =
-            Cohort::new(round, members, (threshold, u32::try_from(n / 20)?), encoding, PARAMS)?;
+        let cohort = cohort_of(n, encoding, PARAMS)?;
         let seal = || {
             let raw = RawUpdate::new((0..PARAMS).map(|i| (i % 1_000) as f32 - 500.0).collect());
             Mechanism::DpSgd.seal(
@@ -475,7 +481,7 @@ fn secagg() -> Result<()> {
                 &mut NoNoise,
             )
         };
-        let plain = n * PARAMS * encoding.bytes_per_value();
+        let plain = (n - away) * PARAMS * encoding.bytes_per_value();
         let mut bytes = 0;
         let mut site_time = Duration::ZERO;
         let started = Instant::now();

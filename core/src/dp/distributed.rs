@@ -8,7 +8,7 @@
 //! # What it costs
 //! A sum of `m` discrete Gaussians is not one, but nearly: each probability is within a factor `e^±tau` of
 //! the discrete Gaussian's of the same variance, `tau = 10 sum_{k<m} exp(-2 pi² s² k / (k + 1))` for shares
-//! of scale `s` (Kairouz, Liu, Steinke 2021, theorem 13). Over `d` coordinates the factor is `e^±(tau d)`,
+//! of scale `s` (Kairouz, Liu, Steinke 2021, on sums of discrete Gaussians). Over `d` coordinates the factor is `e^±(tau d)`,
 //! and in the definition of the Rényi divergence of order `a` the factors add at most
 //! `tau d (2 a - 1) / (a - 1)` to what the discrete Gaussian costs, `a D² / 2 sigma²` for an L2
 //! sensitivity `D` (Canonne, Kamath, Steinke 2020, theorem 4). For shares of at least [`SHARE_MIN`] steps that
