@@ -36,11 +36,14 @@ struct Claim {
     round: RoundId,
     payload: Digest,
     base: Digest,
+    cohort: Option<Digest>,
 }
 
 struct Open {
     base: Digest,
     accepted: BTreeMap<SiteId, Digest>,
+    /// Whose masks are on them.
+    cohorts: BTreeSet<Option<Digest>>,
 }
 
 impl Replay {
@@ -83,6 +86,7 @@ impl Replay {
                     round: parsed.round,
                     payload: parsed.payload,
                     base: parsed.base,
+                    cohort: parsed.cohort,
                 },
             );
         }
@@ -111,7 +115,10 @@ impl Replay {
                         "round {round} opens on {base}, which is not the study's newest model"
                     ));
                 }
-                self.open.insert(round, Open { base, accepted: BTreeMap::new() });
+                self.open.insert(
+                    round,
+                    Open { base, accepted: BTreeMap::new(), cohorts: BTreeSet::new() },
+                );
             }
             Kind::UpdateAccepted => self.accepted(entry)?,
             Kind::ModelPublished => {
@@ -122,6 +129,11 @@ impl Replay {
                 let base = digest("base_sha256")?;
                 if base != open.base {
                     return Err(format!("round {round} opened on {}, not on {base}", open.base));
+                }
+                if open.cohorts.len() > 1 {
+                    return Err(format!(
+                        "the updates of round {round} carry the masks of different cohorts"
+                    ));
                 }
                 let mut counted: Vec<Digest> = open.accepted.into_values().collect();
                 counted.sort_unstable();
@@ -171,6 +183,7 @@ impl Replay {
         if open.accepted.insert(site.clone(), payload).is_some() {
             return Err(format!("round {round} counts two updates of {site}"));
         }
+        open.cohorts.insert(claim.cohort);
         self.updates += 1;
         Ok(())
     }

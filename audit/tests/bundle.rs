@@ -55,6 +55,7 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         weight: 10,
         mechanism: "dp_sgd".into(),
         epsilon: "1.0000".into(),
+        cohort: None,
     }
     .to_bytes();
     let header_digest = Digest::of(&header);

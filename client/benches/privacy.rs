@@ -14,7 +14,7 @@ use falaj_agent::{
 };
 use falaj_core::{
     dp::{
-        ExactDiscreteGaussian, Mechanism, Noise as _, NoiseError, Reservation,
+        Distributed, ExactDiscreteGaussian, Noise as _, NoiseError, Reservation,
         calibrate::{Accountant, Target},
         pld::{Adjacency, Schedule},
     },
@@ -23,7 +23,7 @@ use falaj_core::{
     model::{Conv, ModelSpec, Tokens},
     secagg::{Cohort, Collector, Member, Site},
     study::{Algorithm, Optimizer, Training},
-    update::{Encoding, RawUpdate},
+    update::{About, Encoding, RawUpdate, SealedUpdate},
 };
 use opendp::{
     domains::{AtomDomain, VectorDomain},
@@ -405,6 +405,7 @@ fn dp_sgd() -> Result<()> {
                     server_learning_rate: 1.0,
                 },
                 dp,
+                summed: None,
                 records: total as f64,
             };
             let base = model.init([1; 32])?;
@@ -454,7 +455,7 @@ fn cohort_of(n: usize, encoding: Encoding, params: usize) -> Result<Cohort> {
     let members = (0..n).map(member).collect::<Result<Vec<_>>>()?;
     let round = RoundId { study: "bench".parse()?, number: 1 };
     let terms = (u32::try_from(n - 3 * n / 10)?, u32::try_from(n / 20)?);
-    Ok(Cohort::new(round, members, terms, encoding, params)?)
+    Ok(Cohort::new((round, 0), members, terms, encoding, params)?)
 }
 
 /// Secure aggregation of a million parameters in memory: every site's and the coordinator's work on one core, and
@@ -466,6 +467,7 @@ fn secagg() -> Result<()> {
     let manifest = Manifest::new(vec![TensorSpec { name: "w".into(), shape }])?;
     // 24 bits hold the sum of 200 updates of 16.
     let encoding = Encoding::new(24, 1.0)?;
+    let noise = Distributed::new(1 << 30, 1.0, (3, 0))?;
     let mut rng = ChaCha20Rng::from_seed([5; 32]);
     for (n, away) in
         [10, 50, 200].into_iter().flat_map(|n: usize| [(n, 0), (n, n / 10), (n, 3 * n / 10)])
@@ -473,13 +475,8 @@ fn secagg() -> Result<()> {
         let cohort = cohort_of(n, encoding, PARAMS)?;
         let seal = || {
             let raw = RawUpdate::new((0..PARAMS).map(|i| (i % 1_000) as f32 - 500.0).collect());
-            Mechanism::DpSgd.seal(
-                raw,
-                Reservation::from_ledger(1),
-                encoding,
-                &manifest,
-                &mut NoNoise,
-            )
+            let paid = Reservation::from_ledger(1);
+            noise.seal(raw, paid, (encoding, 3), &manifest, &mut NoNoise)
         };
         let plain = (n - away) * PARAMS * encoding.bytes_per_value();
         let mut bytes = 0;
@@ -495,7 +492,7 @@ fn secagg() -> Result<()> {
         }
         // Every site is sent all adverts.
         bytes += adverts.iter().map(|a| a.to_bytes(&cohort).len() * (n + 1)).sum::<usize>();
-        collector.advertised(&adverts)?;
+        adverts.iter().try_for_each(|a| collector.advertised(a))?;
         let (mut shared, mut mail) = (Vec::new(), vec![Vec::new(); n]);
         for (i, site) in sites.into_iter().enumerate() {
             let at = Instant::now();
@@ -512,10 +509,11 @@ fn secagg() -> Result<()> {
         for (i, site) in shared.into_iter().enumerate().take(n - away) {
             let update = seal()?;
             let at = Instant::now();
-            let (site, message) = site.mask(&mail[i], update)?;
+            let (site, update) = site.mask(&mail[i], update)?;
             site_time += at.elapsed();
-            bytes += message.to_bytes(&cohort).len();
-            collector.masked(&message)?;
+            let payload = update_bytes(update);
+            bytes += payload.len();
+            collector.masked(u16::try_from(i)?, &payload)?;
             masked.push(site);
         }
         let survivors = collector.survivors();
@@ -527,7 +525,7 @@ fn secagg() -> Result<()> {
         }
         let one = confirmations[0].to_bytes(&cohort).len();
         bytes += confirmations.len() * (one + confirmations.len() * one + 2 * survivors.len());
-        collector.confirmed(&confirmations)?;
+        confirmations.iter().try_for_each(|c| collector.confirmed(c))?;
         for site in confirmed {
             let reveal = site.reveal(&confirmations)?;
             bytes += reveal.to_bytes(&cohort).len();
@@ -559,7 +557,20 @@ fn secagg() -> Result<()> {
     Ok(())
 }
 
-/// Sealing for DP-SGD asks for no noise.
+/// What travels of a masked update.
+fn update_bytes(update: SealedUpdate) -> Vec<u8> {
+    let about = About {
+        round: RoundId { study: "bench".parse().expect("valid"), number: 1 },
+        site: "spiffe://t/ae-on/ae-az/site/h".parse().expect("valid"),
+        base: Digest::of(b"base"),
+        manifest: Digest::of(b"manifest"),
+        weight: 1,
+        epsilon: "1".into(),
+    };
+    update.sign(about, &signer(0)).payload().to_vec()
+}
+
+/// What is measured is masking, not noise.
 struct NoNoise;
 impl falaj_core::dp::Noise for NoNoise {
     fn add(&mut self, _: &mut [i64], _: f64) -> Result<(), NoiseError> {

@@ -5,27 +5,31 @@ use crate::{
     guard::ResidencyGuard,
     journal::{Journal, JournalError},
     ledger::{Ledger, LedgerError},
-    local::{LocalError, Site},
+    local::{self, LocalError, Paid, Site},
+    masked::{self, MaskedError, MaskedRound},
     noise::{NoiseSource, OpenDp},
     train::{self, Chance},
     transport::{Coordinator, Dialer, TransportError},
 };
 use anyhow::{Context as _, Result};
+use bytes::Bytes;
 use falaj_certs::{tls::Credentials, trust::TrustStore};
 use falaj_core::{
-    dp::{Mechanism, Permit, SealError},
-    id::{Digest, SiteId},
+    dp::{DistributedError, Mechanism, Permit, SealError},
+    id::{Digest, RoundId, SiteId, StudyId},
     note::{self, Checkpoint, VerifierKey},
     study::{Mechanism as Declared, Study},
     task::{self, TaskHeader},
-    update::{About, SignedUpdate},
+    update::{About, RawUpdate, SealedUpdate, SignedUpdate},
 };
 use falaj_proto::{
     problem::Code,
-    v1::{Task, Welcome, push},
+    v1::{AnswerRequest, Exchange, Task, Welcome, push},
 };
-use std::{path::Path, sync::Arc, time::Duration};
-use tokio::sync::mpsc;
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore as _, SeedableRng as _};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use tokio::sync::{Mutex, mpsc};
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -67,7 +71,23 @@ pub struct Agent {
     dialer: Dialer,
     ledger: Ledger,
     journal: Journal,
+    trust: TrustStore,
+    /// Masked rounds under way, one of a study at most.
+    masked: Mutex<BTreeMap<StudyId, MaskedRound>>,
     options: Options,
+}
+
+/// Work that the coordinator asks for.
+enum Work {
+    Task(Task),
+    Exchange(Exchange),
+}
+
+/// What came of training.
+struct Made {
+    raw: RawUpdate,
+    weight: u32,
+    epsilon: String,
 }
 
 /// Why a task came to nothing.
@@ -81,6 +101,10 @@ enum TaskError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Seal(#[from] SealError),
+    #[error(transparent)]
+    Masked(#[from] MaskedError),
+    #[error(transparent)]
+    Distributed(#[from] DistributedError),
     #[error("the task cannot be trusted: {0}")]
     Untrusted(String),
     #[error("the study cannot be read: {0}")]
@@ -94,6 +118,9 @@ impl TaskError {
             Self::Local(e) => Some((e.code(), e.disclosed())),
             Self::Seal(_) => Some(("trainer", "the update could not be sealed".into())),
             Self::Study(_) => Some(("study", "this agent cannot read the study".into())),
+            Self::Masked(e @ MaskedError::Restarted) => Some(("internal", e.to_string())),
+            Self::Masked(e) => Some(("policy", e.to_string())),
+            Self::Distributed(e) => Some(("study", e.to_string())),
             Self::Journal(_) => Some(("internal", "the site cannot train at present".into())),
             Self::Transport(_) | Self::Untrusted(_) => None,
         }
@@ -122,6 +149,8 @@ impl Agent {
             dialer,
             ledger,
             journal,
+            trust,
+            masked: Mutex::default(),
             options,
         })
     }
@@ -192,10 +221,15 @@ impl Agent {
                         }
                     }
                     Some(push::Push::Task(task)) => {
-                        let waits = tasks.try_send(task).is_ok();
+                        let waits = tasks.try_send(Work::Task(task)).is_ok();
                         tracing::debug!(waits, "a task came; what cannot wait is pushed again");
                     }
+                    Some(push::Push::Exchange(exchange)) => {
+                        let waits = tasks.try_send(Work::Exchange(exchange)).is_ok();
+                        tracing::debug!(waits, "a masked round goes on");
+                    }
                     Some(push::Push::StudyOver(over)) => {
+                        self.forget(&over.study).await;
                         tracing::info!(study = over.study, outcome = over.outcome, "study over");
                     }
                     None => {}
@@ -241,11 +275,18 @@ impl Agent {
     /// Takes tasks one after the other.
     async fn work(
         self: Arc<Self>,
-        mut tasks: mpsc::Receiver<Task>,
+        mut tasks: mpsc::Receiver<Work>,
         mut coordinator: Coordinator,
         key: VerifierKey,
     ) {
-        while let Some(task) = tasks.recv().await {
+        while let Some(work) = tasks.recv().await {
+            let task = match work {
+                Work::Task(task) => task,
+                Work::Exchange(exchange) => {
+                    self.exchange(exchange, &mut coordinator, &key).await;
+                    continue;
+                }
+            };
             let header = match TaskHeader::parse(&task.header) {
                 Ok(header) => header,
                 Err(e) => {
@@ -258,14 +299,7 @@ impl Agent {
                 Ok(()) => {}
                 Err(e) => {
                     tracing::warn!(%round, error = %e, "no update");
-                    if let Some((code, reason)) = e.declined() {
-                        let said = coordinator
-                            .decline(round.study.as_str(), round.number, code, reason)
-                            .await;
-                        if let Err(e) = said {
-                            tracing::warn!(%round, error = %e, "declining failed");
-                        }
-                    }
+                    decline(&mut coordinator, &round, &e).await;
                 }
             }
         }
@@ -292,6 +326,12 @@ impl Agent {
         let study = falaj_proto::study::parse(text, "study")
             .map_err(|e| TaskError::Study(e.to_string()))?;
         ResidencyGuard::new(&self.config).permits(&study).map_err(LocalError::from)?;
+        if study.manifest().map_err(LocalError::from)?.digest() != header.manifest {
+            return untrusted("it is about another model");
+        }
+        if matches!(study.privacy.mechanism, Declared::DistributedGaussian { .. }) {
+            return self.begin_masked(study, header, &task.members, coordinator).await;
+        }
         let verifying = self.credentials.signing_key().verifying_key();
         let kept = self.journal.find(&header.round, &header.base, &verifying).await?;
         let (update, reservation) = match kept {
@@ -301,7 +341,128 @@ impl Agent {
             }
             None => self.train(&study, &header, coordinator).await?,
         };
-        self.send(&header, &update, reservation, coordinator, key).await
+        let base = header.base;
+        self.send(&header, &base, &update, reservation, coordinator, key).await
+    }
+
+    /// Takes up a masked round: checks its members, pays, and advertises keys.
+    async fn begin_masked(
+        &self,
+        study: Study,
+        header: TaskHeader,
+        members: &[Bytes],
+        coordinator: &mut Coordinator,
+    ) -> Result<(), TaskError> {
+        let cohort = masked::cohort(&header, &study, members, &self.trust)?;
+        let digest = *cohort.digest();
+        let mut rounds = self.masked.lock().await;
+        let live = rounds.get(&study.id).filter(|r| *r.digest() == digest);
+        if let Some(live) = live {
+            // Its answer was lost on the way, or it has gone on since.
+            let Some(messages) = live.again("keys") else { return Ok(()) };
+            let answer = answer_of(&live.header, "keys", messages);
+            return Ok(coordinator.answer(answer).await?);
+        }
+        // Whoever answers twice in one cohort gives its update away: what is lost stays lost.
+        let mut rng = self.rng(&header);
+        let mut mark = [0; 16];
+        rng.fill_bytes(&mut mark);
+        let mark = Digest::of(&mark).to_string();
+        if self.journal.pin(&format!("cohort {digest}"), &mark).await? != mark {
+            return Err(MaskedError::Restarted.into());
+        }
+        let paid =
+            local::reserve_round(&self.config, &self.ledger, &study, header.round.number).await?;
+        let (id, signer) = (study.id.clone(), self.credentials.signing_key());
+        let round = MaskedRound::begin((header, study), cohort, signer, paid, &mut rng)?;
+        let messages = round.again("keys").unwrap_or_default();
+        let answer = answer_of(&round.header, "keys", messages);
+        if let Some(before) = rounds.insert(id, round) {
+            self.drop_masked(before).await;
+        }
+        drop(rounds);
+        Ok(coordinator.answer(answer).await?)
+    }
+
+    /// Goes on in a masked round.
+    async fn exchange(&self, asked: Exchange, coordinator: &mut Coordinator, key: &VerifierKey) {
+        let mut rounds = self.masked.lock().await;
+        let live = asked.study.parse::<StudyId>().ok().and_then(|study| rounds.get_mut(&study));
+        let Some(live) = live.filter(|r| {
+            let of = (r.header.round.number, r.header.masked.map(|(attempt, _)| attempt));
+            of == (asked.round, Some(asked.attempt))
+        }) else {
+            tracing::warn!(study = asked.study, round = asked.round, "not in this masked round");
+            return;
+        };
+        let round = live.header.round.clone();
+        let done = if asked.phase == "update" {
+            self.masked_update(live, &asked.messages, coordinator, key).await
+        } else {
+            let mut rng = self.rng(&live.header);
+            match live.answer(&asked.phase, &asked.messages, &mut rng) {
+                Ok(messages) => {
+                    let answer = answer_of(&live.header, &asked.phase, messages);
+                    coordinator.answer(answer).await.map_err(TaskError::from)
+                }
+                Err(e) => Err(e.into()),
+            }
+        };
+        if let Err(e) = done {
+            tracing::warn!(%round, phase = asked.phase, error = %e, "no answer");
+            // What was lost on the way is asked for again.
+            if !matches!(e, TaskError::Transport(_) | TaskError::Masked(MaskedError::Turn(_))) {
+                if let Some(before) = rounds.remove(&round.study) {
+                    self.drop_masked(before).await;
+                }
+                decline(coordinator, &round, &e).await;
+            }
+        }
+    }
+
+    /// Trains, seals with this site's share of the noise, masks, and sends.
+    async fn masked_update(
+        &self,
+        live: &mut MaskedRound,
+        envelopes: &[Bytes],
+        coordinator: &mut Coordinator,
+        key: &VerifierKey,
+    ) -> Result<(), TaskError> {
+        let (header, digest) = (live.header.clone(), *live.digest());
+        let verifying = self.credentials.signing_key().verifying_key();
+        if !live.wants_update() {
+            let kept = self.journal.find(&header.round, &digest, &verifying).await?;
+            let (update, id) = kept.ok_or_else(|| MaskedError::Turn("update".into()))?;
+            return self.send(&header, &digest, &update, id, coordinator, key).await;
+        }
+        let study = live.study.clone();
+        let noise = study.distributed().ok_or_else(|| MaskedError::Turn("update".into()))??;
+        let members = u32::try_from(live.members()).unwrap_or(u32::MAX);
+        let manifest = study.manifest().map_err(LocalError::from)?;
+        let (made, paid) = self.make(&study, &header, coordinator, &mut live.paid).await?;
+        let grid = (study.encoding(), members);
+        let part = noise.seal(made.raw, paid.spend(), grid, &manifest, &mut OpenDp)?;
+        let sealed = live.mask(envelopes, part)?;
+        let made = Made { raw: RawUpdate::new(Vec::new()), ..made };
+        let (update, id) = self.sign(sealed, &header, made);
+        self.journal.keep(&header.round, &digest, &update, id).await?;
+        self.send(&header, &digest, &update, id, coordinator, key).await
+    }
+
+    /// A masked round is over for this site. What it paid goes back if nothing was made with it.
+    async fn drop_masked(&self, round: MaskedRound) {
+        if let Some(paid) = round.paid
+            && let Err(e) = paid.give_back(&self.ledger).await
+        {
+            tracing::warn!(round = %round.header.round, error = %e, "a reservation stays spent");
+        }
+    }
+
+    async fn forget(&self, study: &str) {
+        let Ok(study) = study.parse::<StudyId>() else { return };
+        if let Some(round) = self.masked.lock().await.remove(&study) {
+            self.drop_masked(round).await;
+        }
     }
 
     /// Trains one round and seals what comes of it, durably.
@@ -312,33 +473,72 @@ impl Agent {
         coordinator: &mut Coordinator,
     ) -> Result<(SignedUpdate, u64), TaskError> {
         let manifest = study.manifest().map_err(LocalError::from)?;
-        if manifest.digest() != header.manifest {
-            return Err(TaskError::Untrusted("it is about another model".into()));
-        }
-        let site = Site::open(&self.config, &self.ledger, study, self.noise().as_mut()).await?;
-        let reservation = site.reserve_round(header.round.number).await?;
-        let id = reservation.id();
-        let base = coordinator.fetch(study.id.as_str(), &header.base, manifest.params()).await?;
-        let (trainer, plan) = site.plan()?;
-        let (weight, epsilon) = (site.weight(), site.epsilon().await?);
-        let mut chance = self.chance(header);
-        let started = std::time::Instant::now();
-        let records = site.into_records();
-        let name = trainer.name();
-        let raw =
-            tokio::task::spawn_blocking(move || trainer.run(&records, &plan, &base, &mut chance))
-                .await
-                .map_err(|e| LocalError::from(train::TrainError::Library(e.to_string())))?
-                .map_err(LocalError::from)?;
+        let round = header.round.number;
+        let paid = local::reserve_round(&self.config, &self.ledger, study, round).await?;
+        let mut paid = Some(paid);
+        let made = self.make(study, header, coordinator, &mut paid).await;
+        let (mut made, paid) = match made {
+            Ok(made) => made,
+            Err(e) => {
+                if let Some(paid) = paid {
+                    paid.give_back(&self.ledger).await.map_err(LocalError::from)?;
+                }
+                return Err(e);
+            }
+        };
         let mechanism = match study.privacy.mechanism {
             Declared::DpSgd { .. } => Mechanism::DpSgd,
             Declared::LocalGaussian { noise_multiplier, clip_norm } => {
                 Mechanism::LocalGaussian { clip_norm, noise_multiplier }
             }
+            Declared::DistributedGaussian { .. } => {
+                return Err(TaskError::Untrusted("a masked round without a cohort".into()));
+            }
             // The guard has found `none` in the site's policy, by name.
             Declared::None => Mechanism::None(Permit::by_policy("policy.mechanisms")),
         };
-        let sealed = mechanism.seal(raw, reservation, study.encoding(), &manifest, &mut OpenDp)?;
+        let raw = std::mem::replace(&mut made.raw, RawUpdate::new(Vec::new()));
+        let sealed = mechanism.seal(raw, paid.spend(), study.encoding(), &manifest, &mut OpenDp)?;
+        let (update, id) = self.sign(sealed, header, made);
+        self.journal.keep(&header.round, &header.base, &update, id).await?;
+        Ok((update, id))
+    }
+
+    /// Reads the records and trains. `paid` is taken when training begins: what fails before has cost nothing.
+    async fn make(
+        &self,
+        study: &Study,
+        header: &TaskHeader,
+        coordinator: &mut Coordinator,
+        paid: &mut Option<Paid>,
+    ) -> Result<(Made, Paid), TaskError> {
+        let params = study.manifest().map_err(LocalError::from)?.params();
+        let site = Site::open(&self.config, &self.ledger, study, self.noise().as_mut()).await?;
+        let base = coordinator.fetch(study.id.as_str(), &header.base, params).await?;
+        let (trainer, plan) = site.plan()?;
+        let (weight, epsilon) = (site.weight(), site.epsilon().await?.to_string());
+        let mut chance = self.chance(header);
+        let started = std::time::Instant::now();
+        let records = site.into_records();
+        let name = trainer.name();
+        let paid = paid.take().ok_or_else(|| TaskError::Untrusted("nothing pays for it".into()))?;
+        let raw =
+            tokio::task::spawn_blocking(move || trainer.run(&records, &plan, &base, &mut chance))
+                .await
+                .map_err(|e| LocalError::from(train::TrainError::Library(e.to_string())))?
+                .map_err(LocalError::from)?;
+        tracing::info!(
+            round = %header.round,
+            trainer = name,
+            took_ms = started.elapsed().as_millis(),
+            epsilon,
+            "trained"
+        );
+        Ok((Made { raw, weight, epsilon }, paid))
+    }
+
+    /// Describes and signs what was sealed.
+    fn sign(&self, sealed: SealedUpdate, header: &TaskHeader, made: Made) -> (SignedUpdate, u64) {
         if sealed.saturated() > 0 {
             tracing::warn!(
                 values = sealed.saturated(),
@@ -346,31 +546,24 @@ impl Agent {
                 "values were cut at the end of the grid; the study's `sealing.range` is small"
             );
         }
-        tracing::info!(
-            round = %header.round,
-            trainer = name,
-            took_ms = started.elapsed().as_millis(),
-            bytes = sealed.payload_bytes(),
-            %epsilon,
-            "sealed"
-        );
+        tracing::info!(round = %header.round, bytes = sealed.payload_bytes(), "sealed");
         let about = About {
             round: header.round.clone(),
             site: self.site.clone(),
             base: header.base,
             manifest: header.manifest,
-            weight,
-            epsilon: epsilon.to_string(),
+            weight: made.weight,
+            epsilon: made.epsilon,
         };
-        let update = sealed.sign(about, self.credentials.signing_key());
-        self.journal.keep(&header.round, &header.base, &update, id).await?;
-        Ok((update, id))
+        let id = sealed.reservation();
+        (sealed.sign(about, self.credentials.signing_key()), id)
     }
 
     /// Sends until it is acknowledged, refused for good, or the connection is gone.
     async fn send(
         &self,
         header: &TaskHeader,
+        kept_under: &Digest,
         update: &SignedUpdate,
         reservation: u64,
         coordinator: &mut Coordinator,
@@ -381,7 +574,7 @@ impl Agent {
             match coordinator.submit(update, key).await {
                 Ok(ack) => {
                     self.journal
-                        .receipted(&header.round, &header.base, &ack.bytes, &ack.signature)
+                        .receipted(&header.round, kept_under, &ack.bytes, &ack.signature)
                         .await?;
                     self.ledger.commit(reservation).await.map_err(LocalError::from)?;
                     tracing::info!(
@@ -425,6 +618,11 @@ impl Agent {
         Box::new(OpenDp)
     }
 
+    /// Keys and shares of a masked round.
+    fn rng(&self, header: &TaskHeader) -> ChaCha20Rng {
+        ChaCha20Rng::from_seed(*self.chance(header).key())
+    }
+
     fn chance(&self, header: &TaskHeader) -> Chance {
         #[cfg(debug_assertions)]
         if let Some(seed) = self.options.insecure_seed {
@@ -432,6 +630,26 @@ impl Agent {
         }
         let _ = header;
         Chance::fresh()
+    }
+}
+
+/// An answer to what a masked round asked for.
+fn answer_of(header: &TaskHeader, phase: &str, messages: Vec<Bytes>) -> AnswerRequest {
+    AnswerRequest {
+        study: header.round.study.to_string(),
+        round: header.round.number,
+        attempt: header.masked.map_or(0, |(attempt, _)| attempt),
+        phase: phase.to_owned(),
+        messages,
+    }
+}
+
+/// Tells the coordinator that no update will come, and why, if it has to know.
+async fn decline(coordinator: &mut Coordinator, round: &RoundId, error: &TaskError) {
+    let Some((code, reason)) = error.declined() else { return };
+    let said = coordinator.decline(round.study.as_str(), round.number, code, reason).await;
+    if let Err(e) = said {
+        tracing::warn!(%round, error = %e, "declining failed");
     }
 }
 

@@ -69,7 +69,7 @@ fn any() -> Vec<String> {
 }
 
 fn private() -> Vec<String> {
-    vec!["dp_sgd".into(), "local_gaussian".into()]
+    vec!["dp_sgd".into(), "local_gaussian".into(), "distributed_gaussian".into()]
 }
 
 /// Records that the site offers.

@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS reservations (
     study   TEXT NOT NULL,
     purpose TEXT NOT NULL,
     cost    TEXT NOT NULL,
-    state   TEXT NOT NULL CHECK (state IN ('reserved', 'committed'))
+    state   TEXT NOT NULL CHECK (state IN ('reserved', 'committed', 'given back'))
 ) STRICT;
 CREATE TABLE IF NOT EXISTS totals (
     dataset TEXT NOT NULL,
@@ -145,6 +145,20 @@ impl Ledger {
         Ok(())
     }
 
+    /// Gives a reservation back that nothing was made with: holding it proves that, because sealing consumes
+    /// it. What is left over from a crash has no holder, and stays spent.
+    ///
+    /// # Errors
+    /// When the database fails; it counts as spent then.
+    pub async fn give_back(&self, reservation: Reservation) -> Result<(), LedgerError> {
+        let mut connection = self.pool.acquire().await?;
+        let done = give_back_on(&mut connection, reservation.id()).await;
+        if matches!(done, Err(LedgerError::Sql(_))) {
+            connection.close_on_drop();
+        }
+        done
+    }
+
     /// What has been spent on a data set: by one study, or by all.
     ///
     /// # Errors
@@ -250,6 +264,33 @@ async fn reserve_on(
             .await?;
     tx.commit().await?;
     Ok(Reservation::from_ledger(id.cast_unsigned()))
+}
+
+async fn give_back_on(connection: &mut SqliteConnection, id: u64) -> Result<(), LedgerError> {
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    let row = sqlx::query("UPDATE reservations SET state = 'given back' WHERE id = ? AND state = 'reserved' RETURNING dataset, study")
+        .bind(id.cast_signed())
+        .fetch_optional(&mut *tx)
+        .await?;
+    let Some(row) = row else { return Ok(()) };
+    let (dataset, study): (String, String) = (row.get("dataset"), row.get("study"));
+    let costs = sqlx::query("SELECT cost FROM reservations WHERE dataset = ? AND study = ? AND state != 'given back' ORDER BY id")
+        .bind(&dataset)
+        .bind(&study)
+        .fetch_all(&mut *tx)
+        .await?;
+    let mut spent = RdpCurve::zero();
+    for row in costs {
+        spent = spent.compose(&RdpCurve::parse(row.get("cost")).ok_or(LedgerError::Corrupt)?);
+    }
+    sqlx::query("UPDATE totals SET cost = ? WHERE dataset = ? AND study = ?")
+        .bind(spent.to_text())
+        .bind(dataset)
+        .bind(study)
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(())
 }
 
 async fn total(

@@ -11,6 +11,7 @@ pub mod guard;
 pub mod journal;
 pub mod ledger;
 pub mod local;
+pub mod masked;
 pub mod model_file;
 pub mod noise;
 pub mod train;

@@ -73,6 +73,49 @@ impl LocalError {
     }
 }
 
+/// A reservation that can be given back as long as nothing was made with it.
+#[derive(Debug)]
+pub struct Paid(Reservation);
+
+impl Paid {
+    /// Its number in the ledger.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.0.id()
+    }
+
+    /// For sealing. From here on it counts as spent.
+    #[must_use]
+    pub fn spend(self) -> Reservation {
+        self.0
+    }
+
+    /// Gives it back to the ledger: nothing was trained with it.
+    ///
+    /// # Errors
+    /// When the ledger fails; it counts as spent then.
+    pub async fn give_back(self, ledger: &Ledger) -> Result<(), LedgerError> {
+        ledger.give_back(self.0).await
+    }
+}
+
+/// Reserves what one round of a study costs, before a record is read.
+///
+/// # Errors
+/// [`LocalError::Guard`] when the site's policy forbids it, [`LocalError::Ledger`] when the budget is spent.
+pub async fn reserve_round(
+    config: &Config,
+    ledger: &Ledger,
+    study: &Study,
+    round: u32,
+) -> Result<Paid, LocalError> {
+    ResidencyGuard::new(config).permits(study)?;
+    let name = &study.data.dataset;
+    let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
+    let cost = study.cost_of_rounds(1)?;
+    Ok(Paid(reserve(dataset, ledger, study, &format!("round {round}"), &cost).await?))
+}
+
 /// A study at this site: its records, what was disclosed about them, and the ledger that pays.
 pub struct Site<'a> {
     config: &'a Config,
@@ -172,16 +215,6 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// Reserves what one round costs.
-    ///
-    /// # Errors
-    /// [`LocalError::Ledger`] when the budget is spent.
-    pub async fn reserve_round(&self, round: u32) -> Result<Reservation, LocalError> {
-        let cost = self.study.cost_of_rounds(1)?;
-        let purpose = format!("round {round}");
-        Ok(reserve(self.dataset, self.ledger, self.study, &purpose, &cost).await?)
-    }
-
     /// Epsilon that the study has cost this data set so far.
     ///
     /// # Errors
@@ -208,8 +241,8 @@ impl<'a> Site<'a> {
     }
 }
 
-/// The noised number of records; paid for once and remembered. A study that counts every site the same
-/// discloses nothing: its plan works with the number of steps' worth that everybody assumes.
+/// The noised number of records; paid for once and remembered. Where nothing that leaves the site depends on
+/// it, it is the number itself, and costs nothing.
 async fn disclosed(
     dataset: &DatasetConfig,
     ledger: &Ledger,
@@ -217,7 +250,7 @@ async fn disclosed(
     records: &Batch,
     noise: &mut (dyn NoiseSource + Send),
 ) -> Result<u32, LocalError> {
-    if study.privacy.mechanism == Mechanism::None {
+    if !study.discloses_records() {
         return Ok(u32::try_from(records.rows()).unwrap_or(u32::MAX));
     }
     let known = ledger.released(&dataset.name, &study.id, "records").await?;
@@ -289,7 +322,7 @@ pub async fn train_alone(
     let site = Site::open(config, ledger, &study, &mut OpenDp).await?;
     let (trainer, plan) = site.plan()?;
     while done < planned {
-        let reservation = match site.reserve_round(done + 1).await {
+        let reservation = match reserve_round(config, ledger, &study, done + 1).await {
             Ok(reservation) => reservation,
             Err(LocalError::Ledger(LedgerError::Spent { .. })) if done > 0 => break,
             Err(e) => return Err(e),

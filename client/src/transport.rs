@@ -14,8 +14,8 @@ use falaj_proto::{
     CHUNK_BYTES_MAX,
     problem::{Code, code_of},
     v1::{
-        ConnectRequest, DeclineRequest, FetchModelRequest, Push, UpdateOpen, UpdatePart,
-        federation_client::FederationClient, model_part, update_part,
+        AnswerRequest, ConnectRequest, DeclineRequest, FetchModelRequest, Push, UpdateOpen,
+        UpdatePart, federation_client::FederationClient, model_part, update_part,
     },
 };
 use hyper_util::rt::TokioIo;
@@ -246,6 +246,15 @@ impl Coordinator {
             return Err(TransportError::Broken(format!("something else than model {model}")));
         }
         params_from_bytes(&bytes).ok_or_else(|| TransportError::Broken("a broken model".into()))
+    }
+
+    /// Answers what a masked round asked for.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub async fn answer(&mut self, answer: AnswerRequest) -> Result<(), TransportError> {
+        self.client.answer(answer).await?;
+        Ok(())
     }
 
     /// Sends a signed update in chunks, and checks the receipt that comes back.

@@ -47,6 +47,8 @@ const ACCEPTED: usize = 64;
 pub struct Peer {
     /// For the log.
     pub actor: Actor,
+    /// Its certificate, DER.
+    pub certificate: Arc<[u8]>,
     /// Who it is, or why every request is refused.
     pub admitted: Result<Identity, Problem>,
 }
@@ -208,13 +210,14 @@ impl Acceptor {
             .map(|c| Change::Certificate(Digest::of(c), c.to_vec()))
             .into_iter()
             .collect();
+        let certificate: Arc<[u8]> = chain.first().map(AsRef::as_ref).unwrap_or_default().into();
         let mut actor = Actor { id: None, cert, address: Some(address.to_string()) };
         let identity = match self.trust.load().identify(chain) {
             Ok(identity) => identity,
             Err(e) => {
                 let problem = Code::Unidentified.because(e);
                 self.refuse(&actor, problem.code.as_str(), &problem.detail, rows).await;
-                return Some(Peer { actor, admitted: Err(problem) });
+                return Some(Peer { actor, certificate, admitted: Err(problem) });
             }
         };
         actor.id = Some(identity.spiffe.clone());
@@ -243,7 +246,7 @@ impl Acceptor {
             Ok(_) => Ok(identity),
             Err(e) => Err(problem_of(&e)),
         };
-        Some(Peer { actor, admitted })
+        Some(Peer { actor, certificate, admitted })
     }
 
     async fn refuse(&self, actor: &Actor, reason: &str, detail: &str, rows: Vec<Change>) {

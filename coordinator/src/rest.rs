@@ -24,7 +24,7 @@ use axum::{
 use falaj_core::{
     audit::{Draft, Kind},
     id::{Digest, SpiffeId, StudyId},
-    round::{AnyRound, Seat},
+    round::AnyRound,
 };
 use falaj_proto::{
     problem::{Code, Problem, ProblemJson},
@@ -267,12 +267,7 @@ async fn rounds(
 
 fn round_shown(round: &AnyRound) -> Round {
     let mut sites: BTreeMap<String, String> = BTreeMap::new();
-    for (site, seat) in round.seats().into_iter().flatten() {
-        let word = match seat {
-            Seat::Joined => "joined".to_owned(),
-            Seat::Updated(_) => "updated".to_owned(),
-            Seat::Declined(why) => format!("declined: {why}"),
-        };
+    for (site, word) in round.standing() {
         sites.insert(site.name().to_owned(), word);
     }
     for site in round.updates().keys() {

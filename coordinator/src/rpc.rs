@@ -3,7 +3,10 @@
 use crate::{
     accept::Peer,
     blob::{Blobs, is_full},
-    engine::{Arrived, Engine, SignedReceipt, problem_of, refusal, unreadable, update_ref},
+    engine::{
+        Answer, Arrived, Engine, MESSAGES_MAX, SignedReceipt, problem_of, refusal, unreadable,
+        update_ref,
+    },
     policy::{Action, Resource},
     store::writer::CommitError,
 };
@@ -12,16 +15,16 @@ use falaj_core::{
     admission::{self, Expectation, HeaderError},
     audit::{Draft, Kind},
     id::{Digest, RoundId, SiteId, StudyId},
-    round::{self, Event},
+    round::{self, Event, Phase},
     update::{PayloadCheck, PayloadError, UpdateHeader},
 };
 use falaj_proto::{
     CHUNK_BYTES_MAX,
     problem::{Code, Problem},
     v1::{
-        ConnectRequest, DeclineReply, DeclineRequest, FetchModelRequest, ModelOpen, ModelPart,
-        Push, SubmitUpdateReply, UpdateOpen, UpdatePart, Welcome, federation_server::Federation,
-        model_part, push, update_part,
+        AnswerReply, AnswerRequest, ConnectRequest, DeclineReply, DeclineRequest,
+        FetchModelRequest, ModelOpen, ModelPart, Push, SubmitUpdateReply, UpdateOpen, UpdatePart,
+        Welcome, federation_server::Federation, model_part, push, update_part,
     },
 };
 use std::{
@@ -113,7 +116,9 @@ impl Federation for Rpc {
         let checkpoint = parts.store.newest_checkpoint().await.map_err(unreadable)?;
         let address = peer.actor.address.clone().unwrap_or_default();
         let version = hello.agent_version.chars().take(64).collect();
-        let (serial, pushed) = self.engine.sites().connect(&site, address, version, hello.datasets);
+        let certificate = peer.certificate.clone();
+        let sites = self.engine.sites();
+        let (serial, pushed) = sites.connect(&site, address, version, hello.datasets, certificate);
         let stream = Pushes { pushed, engine: self.engine.clone(), site: site.clone(), serial };
         let connected = i64::try_from(self.engine.sites().count()).unwrap_or(i64::MAX);
         parts.metrics.sites_connected.set(connected);
@@ -140,6 +145,50 @@ impl Federation for Rpc {
         let reason: String = decline.reason.chars().take(1_000).collect();
         self.engine.decline(site, &round, format!("{code}: {reason}")).await?;
         Ok(Response::new(DeclineReply {}))
+    }
+
+    async fn answer(
+        &self,
+        request: Request<AnswerRequest>,
+    ) -> Result<Response<AnswerReply>, Status> {
+        let peer = peer(&request)?;
+        let (site, _) = peer.site()?;
+        let AnswerRequest { study, round, attempt, phase, messages } = request.into_inner();
+        let round = RoundId { study: study_id(&study)?, number: round };
+        let phase =
+            Phase::find(&phase).ok_or_else(|| Code::Malformed.because("there is no such phase"))?;
+        if messages.len() > MESSAGES_MAX {
+            let most = format!("an answer has at most {MESSAGES_MAX} messages");
+            return Err(Code::Malformed.because(most).into());
+        }
+        let handle = self.engine.study(&round.study)?;
+        let mechanism = handle.meta.study.privacy.mechanism.as_str();
+        let resource = Resource::Study(&round.study, mechanism);
+        let decision =
+            self.engine.parts().policy.decide(site.spiffe(), Action::UpdateSend, &resource);
+        let actor = peer.actor.clone();
+        let answered = if decision.allow {
+            let (site, round) = (site.clone(), round.clone());
+            let answer = Answer { site, actor, decision, round, attempt, phase, messages };
+            self.engine.answered(answer).await
+        } else {
+            Err(Code::Denied.because(&decision.reason))
+        };
+        if let Err(problem) = &answered {
+            tracing::warn!(%site, %round, phase = phase.as_str(), detail = problem.detail, "answer refused");
+            let entry = Draft::new(Kind::UpdateRefused)
+                .actor(&peer.actor)
+                .round(&round)
+                .text("decision", "deny")
+                .text("phase", phase.as_str())
+                .text("code", problem.code.as_str())
+                .text("reason", &problem.detail);
+            if let Err(e) = self.engine.parts().writer.record(vec![entry]).await {
+                tracing::error!(error = %e, "a refusal could not be logged");
+            }
+        }
+        answered?;
+        Ok(Response::new(AnswerReply {}))
     }
 
     type FetchModelStream = ReceiverStream<Result<ModelPart, Status>>;
@@ -302,7 +351,11 @@ impl Rpc {
             return Err(Code::StudyOver
                 .because(format!("study `{id}` takes no updates: it is {}", view.state)));
         };
-        let expected = Expectation::of(&handle.meta.study, open.id().clone(), open.spec().base)
+        if open.spec().masked && view.cohort.is_none() {
+            return Err(Code::Unavailable.because("the round is being taken up; try again"));
+        }
+        let (id, base) = (open.id().clone(), open.spec().base);
+        let expected = Expectation::of(&handle.meta.study, id, base, view.cohort)
             .map_err(|e| Code::Internal.because(e))?;
         let bytes_max = self.engine.parts().limits.update_bytes_max;
         admission::check_header(&header, &expected, bytes_max).map_err(|e| header_problem(&e))?;

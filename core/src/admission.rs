@@ -25,6 +25,8 @@ pub struct Expectation {
     pub mechanism: &'static str,
     /// What an update counts for.
     pub weights: Weights,
+    /// The cohort whose masks must be on it; none where updates are not masked.
+    pub cohort: Option<Digest>,
 }
 
 impl Expectation {
@@ -36,6 +38,7 @@ impl Expectation {
         study: &Study,
         round: RoundId,
         base: Digest,
+        cohort: Option<Digest>,
     ) -> Result<Self, crate::manifest::ManifestError> {
         let manifest = study.manifest()?;
         Ok(Self {
@@ -46,6 +49,7 @@ impl Expectation {
             encoding: study.encoding(),
             mechanism: study.privacy.mechanism.as_str(),
             weights: study.cohort.weights,
+            cohort,
         })
     }
 }
@@ -164,6 +168,11 @@ pub fn check_header(
             format!("mechanism `{}`", header.mechanism),
             format!("`{}`", expected.mechanism),
         );
+    }
+    if header.cohort != expected.cohort {
+        let of =
+            |c: &Option<Digest>| c.map_or("no masks".into(), |c| format!("masks of cohort {c}"));
+        return shape(of(&header.cohort), of(&expected.cohort));
     }
     let weight_ok = match expected.weights {
         Weights::Examples => (1..=WEIGHT_MAX).contains(&header.weight),

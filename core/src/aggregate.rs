@@ -64,6 +64,12 @@ impl Accumulator {
         Self { sums: Sums::Narrow(vec![0; params]), weight: 0, encoding }
     }
 
+    /// Sums that were made elsewhere, of `sites` updates that count the same.
+    #[must_use]
+    pub fn of_sum(sums: Vec<i32>, sites: u32, encoding: Encoding) -> Self {
+        Self { sums: Sums::Narrow(sums), weight: u64::from(sites), encoding }
+    }
+
     /// Σ weight of what was folded in.
     #[must_use]
     pub const fn weight(&self) -> u64 {

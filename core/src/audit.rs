@@ -62,6 +62,8 @@ kinds! {
     SiteJoined = "site.joined";
     /// A site will not take part in a round.
     SiteDeclined = "site.declined";
+    /// A site's message in a masked round is durable.
+    ExchangeAnswered = "exchange.answered";
     /// A site was given its task.
     TaskSent = "task.sent";
     /// A model is about to be served.

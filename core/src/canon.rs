@@ -50,7 +50,7 @@ pub enum CanonError {
 impl Canon {
     /// An object from its members.
     #[must_use]
-    pub fn map<const N: usize>(members: [(&str, Self); N]) -> Self {
+    pub fn map<'a>(members: impl IntoIterator<Item = (&'a str, Self)>) -> Self {
         Self::Map(members.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
     }
 

@@ -1,7 +1,8 @@
 //! One pass of the protocol, as a pure state machine.
 //!
 //! `Planned → Enrolling → Collecting → Aggregating → Gated → Promoted | Rejected`, and `Failed` from any
-//! open stage. [`step`] is total over stage and event: it returns what comes next, or a [`Refusal`], which
+//! open stage. A masked round (`crate::secagg`) has four exchanges of messages in between:
+//! `Enrolling → keys → shares → Collecting → lists → reveals → Aggregating`. [`step`] is total over stage and event: it returns what comes next, or a [`Refusal`], which
 //! is data and leaves the round as it was. A round holds digests and counts, never a tensor.
 
 use crate::{
@@ -28,6 +29,10 @@ pub struct RoundSpec {
     pub grace_ms: u64,
     /// 0 for the first try of this round number.
     pub attempt: u32,
+    /// Whether updates travel masked.
+    pub masked: bool,
+    /// The members of a masked round, once enrolment is over.
+    pub members: Vec<SiteId>,
 }
 
 /// What one stage knows, plus what every stage shares.
@@ -56,6 +61,67 @@ pub struct Planned;
 pub struct Enrolling {
     /// Sites that will get a task, and those that declined.
     pub sites: BTreeMap<SiteId, Seat>,
+    /// The round fails if it has no quorum by then.
+    pub deadline: Timestamp,
+    /// With quorum: when the wait for the rest ends.
+    pub closes: Option<Timestamp>,
+}
+
+/// What the sites of a masked round are asked for, beside their masked updates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Each site's keys for the round.
+    Keys,
+    /// Shares of each site's secrets, for its neighbours.
+    Shares,
+    /// Each site's signature on the list of those whose updates arrived.
+    Lists,
+    /// The shares that unmask the sum.
+    Reveals,
+}
+
+impl Phase {
+    /// Every phase, in order.
+    pub const ALL: [Self; 4] = [Self::Keys, Self::Shares, Self::Lists, Self::Reveals];
+
+    /// Its name, as messages and the log spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Keys => "keys",
+            Self::Shares => "shares",
+            Self::Lists => "lists",
+            Self::Reveals => "reveals",
+        }
+    }
+
+    /// The phase of that name.
+    #[must_use]
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|p| p.as_str() == name)
+    }
+}
+
+/// Where one site stands in an exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It is owed or has been sent the question.
+    Asked,
+    /// Its answer is durable: SHA-256 of its bytes.
+    Answered(Digest),
+    /// It will not answer, and said why.
+    Gone(String),
+}
+
+/// The sites of a masked round exchange messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchanging {
+    /// What they are asked for.
+    pub phase: Phase,
+    /// Those who are still with it.
+    pub sites: BTreeMap<SiteId, Turn>,
+    /// The masked updates, once they are fixed.
+    pub updates: BTreeMap<SiteId, UpdateRef>,
     /// The round fails if it has no quorum by then.
     pub deadline: Timestamp,
     /// With quorum: when the wait for the rest ends.
@@ -168,6 +234,7 @@ pub struct UpdateRef {
 pub enum AnyRound {
     Planned(Round<Planned>),
     Enrolling(Round<Enrolling>),
+    Exchanging(Round<Exchanging>),
     Collecting(Round<Collecting>),
     Aggregating(Round<Aggregating>),
     Gated(Round<Gated>),
@@ -187,6 +254,8 @@ pub enum Event {
     Declined(SiteId, String),
     /// An update passed admission and lies durable under its digest.
     Update(SiteId, UpdateRef),
+    /// A message of the exchange passed its checks: its digest.
+    Answered(SiteId, Phase, Digest),
     /// The mean was computed.
     Aggregated(Digest),
     /// The mean could not be computed.
@@ -206,6 +275,8 @@ pub enum Event {
 pub enum Effect {
     /// Push the round's task to this site.
     SendTask(SiteId),
+    /// Push to this site what the masked round wants of it in this stage.
+    Ask(SiteId),
     /// Fold the updates into a candidate.
     Aggregate,
     /// Judge the candidate by the study's gates.
@@ -225,6 +296,8 @@ pub enum Record {
     Declined(SiteId, String),
     /// An update is durable and counted.
     Accepted(SiteId, UpdateRef),
+    /// A message of the exchange is durable.
+    Answered(SiteId, Phase, Digest),
     /// No further update is taken.
     Closed(Vec<Digest>),
     /// A candidate became the model.
@@ -306,6 +379,7 @@ impl Event {
             Self::Joined(_) => "joining",
             Self::Declined(..) => "declining",
             Self::Update(..) => "an update",
+            Self::Answered(..) => "an answer",
             Self::Aggregated(_) | Self::AggregationFailed(_) => "an aggregate",
             Self::Judged(_) => "a verdict",
             Self::Tick => "a tick",
@@ -328,6 +402,7 @@ impl AnyRound {
         match self {
             Self::Planned(r) => &r.id,
             Self::Enrolling(r) => &r.id,
+            Self::Exchanging(r) => &r.id,
             Self::Collecting(r) => &r.id,
             Self::Aggregating(r) => &r.id,
             Self::Gated(r) => &r.id,
@@ -343,6 +418,7 @@ impl AnyRound {
         match self {
             Self::Planned(r) => &r.spec,
             Self::Enrolling(r) => &r.spec,
+            Self::Exchanging(r) => &r.spec,
             Self::Collecting(r) => &r.spec,
             Self::Aggregating(r) => &r.spec,
             Self::Gated(r) => &r.spec,
@@ -358,6 +434,12 @@ impl AnyRound {
         match self {
             Self::Planned(_) => "planned",
             Self::Enrolling(_) => "enrolling",
+            Self::Exchanging(r) => match r.stage.phase {
+                Phase::Keys => "exchanging keys",
+                Phase::Shares => "exchanging shares",
+                Phase::Lists => "confirming",
+                Phase::Reveals => "unmasking",
+            },
             Self::Collecting(_) => "collecting",
             Self::Aggregating(_) => "aggregating",
             Self::Gated(_) => "gated",
@@ -378,20 +460,42 @@ impl AnyRound {
     pub fn wakes_at(&self) -> Option<Timestamp> {
         let (deadline, closes) = match self {
             Self::Enrolling(r) => (r.stage.deadline, r.stage.closes),
+            Self::Exchanging(r) => (r.stage.deadline, r.stage.closes),
             Self::Collecting(r) => (r.stage.deadline, r.stage.closes),
             _ => return None,
         };
         Some(closes.map_or(deadline, |c| c.min(deadline)))
     }
 
-    /// Every site's seat, while the round has any.
+    /// Where each site stands, in a word, while the round waits for sites: joined, updated, answered, or
+    /// declined and why.
     #[must_use]
-    pub const fn seats(&self) -> Option<&BTreeMap<SiteId, Seat>> {
+    pub fn standing(&self) -> Vec<(&SiteId, String)> {
+        let declined = |why: &str| format!("declined: {why}");
+        let seat = |seat: &Seat| match seat {
+            Seat::Joined => "joined".to_owned(),
+            Seat::Updated(_) => "updated".to_owned(),
+            Seat::Declined(why) => declined(why),
+        };
+        let turn = |turn: &Turn| match turn {
+            Turn::Asked => "joined".to_owned(),
+            Turn::Answered(_) => "answered".to_owned(),
+            Turn::Gone(why) => declined(why),
+        };
         match self {
-            Self::Enrolling(r) => Some(&r.stage.sites),
-            Self::Collecting(r) => Some(&r.stage.sites),
-            _ => None,
+            Self::Enrolling(r) => r.stage.sites.iter().map(|(s, v)| (s, seat(v))).collect(),
+            Self::Collecting(r) => r.stage.sites.iter().map(|(s, v)| (s, seat(v))).collect(),
+            Self::Exchanging(r) => r.stage.sites.iter().map(|(s, v)| (s, turn(v))).collect(),
+            _ => Vec::new(),
         }
+    }
+
+    /// How many sites are with it.
+    #[must_use]
+    pub fn present(&self) -> usize {
+        let gone = |word: &str| word.starts_with("declined");
+        let there = self.standing().iter().filter(|(_, word)| !gone(word)).count();
+        there.max(self.updates().len())
     }
 
     /// The updates that are counted so far.
@@ -399,6 +503,7 @@ impl AnyRound {
     pub fn updates(&self) -> BTreeMap<SiteId, UpdateRef> {
         match self {
             Self::Collecting(r) => counted(&r.stage.sites),
+            Self::Exchanging(r) => r.stage.updates.clone(),
             Self::Aggregating(r) => r.stage.updates.clone(),
             Self::Gated(r) => r.stage.updates.clone(),
             Self::Promoted(r) => r.stage.updates.clone(),
@@ -413,7 +518,9 @@ impl AnyRound {
             Self::Aggregating(_) => vec![Effect::Aggregate],
             Self::Gated(r) => vec![Effect::Judge(r.stage.candidate)],
             Self::Promoted(_) | Self::Rejected(_) | Self::Failed(_) => vec![Effect::Advance],
-            Self::Planned(_) | Self::Enrolling(_) | Self::Collecting(_) => Vec::new(),
+            Self::Planned(_) | Self::Enrolling(_) | Self::Exchanging(_) | Self::Collecting(_) => {
+                Vec::new()
+            }
         }
     }
 }
@@ -454,6 +561,7 @@ pub fn step(round: &AnyRound, event: Event, now: Timestamp) -> Result<Step, Refu
     match (round.clone(), event) {
         (AnyRound::Planned(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
         (AnyRound::Enrolling(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
+        (AnyRound::Exchanging(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
         (AnyRound::Collecting(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
         (AnyRound::Aggregating(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
         (AnyRound::Gated(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
@@ -467,6 +575,7 @@ pub fn step(round: &AnyRound, event: Event, now: Timestamp) -> Result<Step, Refu
             Ok(quiet(AnyRound::Enrolling(r.into_stage(stage)), vec![Record::Opened]))
         }
         (AnyRound::Enrolling(r), event) => r.on(event, now),
+        (AnyRound::Exchanging(r), event) => r.on(event, now),
         (AnyRound::Collecting(r), event) => r.on(event, now),
         (AnyRound::Aggregating(r), Event::Aggregated(candidate)) => {
             let stage = Gated { updates: r.stage.updates.clone(), candidate };
@@ -563,7 +672,14 @@ impl Round<Enrolling> {
         quiet(AnyRound::Enrolling(self), records)
     }
 
-    fn collect(self, records: Vec<Record>, now: Timestamp) -> Step {
+    fn collect(mut self, records: Vec<Record>, now: Timestamp) -> Step {
+        if self.spec.masked {
+            let joined = self.stage.sites.iter().filter(|(_, seat)| is_joined(seat));
+            let members: Vec<SiteId> = joined.map(|(site, _)| site.clone()).collect();
+            self.spec.members.clone_from(&members);
+            let effects = members.iter().cloned().map(Effect::SendTask).collect();
+            return self.ask(Phase::Keys, members, BTreeMap::new(), (records, effects, now));
+        }
         let effects = self
             .stage
             .sites
@@ -577,6 +693,140 @@ impl Round<Enrolling> {
             closes: None,
         };
         Step { next: AnyRound::Collecting(self.into_stage(stage)), records, effects }
+    }
+}
+
+impl<S> Round<S> {
+    /// Begins an exchange among `sites`.
+    fn ask(
+        self,
+        phase: Phase,
+        sites: Vec<SiteId>,
+        updates: BTreeMap<SiteId, UpdateRef>,
+        (records, effects, now): (Vec<Record>, Vec<Effect>, Timestamp),
+    ) -> Step {
+        let stage = Exchanging {
+            phase,
+            sites: sites.into_iter().map(|site| (site, Turn::Asked)).collect(),
+            updates,
+            deadline: now.plus_ms(self.spec.deadline_ms),
+            closes: None,
+        };
+        Step { next: AnyRound::Exchanging(self.into_stage(stage)), records, effects }
+    }
+}
+
+impl Round<Exchanging> {
+    fn on(mut self, event: Event, now: Timestamp) -> Result<Step, Refusal> {
+        let (mut records, mut effects) = (Vec::new(), Vec::new());
+        let not_enrolled =
+            |id: &RoundId, site: SiteId| Err(Refusal::NotEnrolled { round: id.clone(), site });
+        match event {
+            Event::Joined(site) => match (self.stage.sites.get(&site), self.stage.phase) {
+                // It is back: it may not know what it is asked for.
+                (Some(Turn::Asked), Phase::Keys) => effects.push(Effect::SendTask(site)),
+                (Some(Turn::Asked), _) => effects.push(Effect::Ask(site)),
+                (Some(Turn::Answered(_) | Turn::Gone(_)), _) => {}
+                // Members are fixed when enrolment is over.
+                (None, _) => return not_enrolled(&self.id, site),
+            },
+            Event::Answered(site, phase, digest) => {
+                if phase != self.stage.phase {
+                    let stage = AnyRound::Exchanging(self.clone()).stage();
+                    return Err(Refusal::Late { round: self.id, stage });
+                }
+                match self.stage.sites.get(&site) {
+                    Some(Turn::Asked) => {}
+                    Some(Turn::Answered(before)) if *before == digest => {
+                        return Err(Refusal::AlreadyCounted(self.id));
+                    }
+                    Some(Turn::Answered(_)) => {
+                        return Err(Refusal::Duplicate { round: self.id, site });
+                    }
+                    Some(Turn::Gone(_)) => {
+                        return Err(Refusal::HasDeclined { round: self.id, site });
+                    }
+                    None => return not_enrolled(&self.id, site),
+                }
+                self.stage.sites.insert(site.clone(), Turn::Answered(digest));
+                records.push(Record::Answered(site, phase, digest));
+            }
+            Event::Declined(site, why) => match self.stage.sites.get(&site) {
+                Some(Turn::Asked) => {
+                    self.stage.sites.insert(site.clone(), Turn::Gone(why.clone()));
+                    records.push(Record::Declined(site, why));
+                }
+                Some(Turn::Gone(_)) => {}
+                // What it answered stays answered.
+                Some(Turn::Answered(_)) => {
+                    return Err(Refusal::Duplicate { round: self.id, site });
+                }
+                None => return not_enrolled(&self.id, site),
+            },
+            Event::Update(site, update) => {
+                return Err(late_or_counted(&AnyRound::Exchanging(self), &site, &update));
+            }
+            Event::Resumed => {
+                self.stage.deadline = now.plus_ms(self.spec.deadline_ms);
+                self.stage.closes = self.stage.closes.map(|_| now.plus_ms(self.spec.grace_ms));
+            }
+            Event::Tick => {}
+            Event::AggregationFailed(why) => {
+                return Ok(fail(self, FailReason::Aggregation(why)));
+            }
+            other => return Err(out_of_place(&AnyRound::Exchanging(self), &other)),
+        }
+        Ok(self.settle(records, effects, now))
+    }
+
+    /// Goes on when everyone has answered, the grace is over, or the deadline has come.
+    fn settle(mut self, records: Vec<Record>, effects: Vec<Effect>, now: Timestamp) -> Step {
+        let sites = &self.stage.sites;
+        let answered = sites.values().filter(|t| matches!(t, Turn::Answered(_))).count();
+        let waiting = sites.values().any(|t| *t == Turn::Asked);
+        let answered = u32::try_from(answered).unwrap_or(u32::MAX);
+        let quorum = answered >= self.spec.min_sites;
+        if quorum && self.stage.closes.is_none() {
+            self.stage.closes = Some(now.plus_ms(self.spec.grace_ms));
+        }
+        let overdue = now >= self.stage.deadline;
+        let grace_over = self.stage.closes.is_some_and(|c| now >= c);
+        if quorum && (!waiting || grace_over || overdue) {
+            return self.go_on(records, now);
+        }
+        if !quorum && (overdue || !waiting) {
+            let needed = self.spec.min_sites;
+            let mut step = fail(self, FailReason::NoQuorum { had: answered, needed });
+            step.records = records.into_iter().chain(step.records).collect();
+            return step;
+        }
+        Step { next: AnyRound::Exchanging(self), records, effects }
+    }
+
+    /// What follows an exchange, among those who took part in it to the end.
+    fn go_on(self, records: Vec<Record>, now: Timestamp) -> Step {
+        let still = self.stage.sites.iter().filter(|(_, t)| matches!(t, Turn::Answered(_)));
+        let still: Vec<SiteId> = still.map(|(site, _)| site.clone()).collect();
+        let asks: Vec<Effect> = still.iter().cloned().map(Effect::Ask).collect();
+        let updates = self.stage.updates.clone();
+        match self.stage.phase {
+            Phase::Keys => self.ask(Phase::Shares, still, updates, (records, asks, now)),
+            Phase::Shares => {
+                let stage = Collecting {
+                    sites: still.into_iter().map(|site| (site, Seat::Joined)).collect(),
+                    deadline: now.plus_ms(self.spec.deadline_ms),
+                    closes: None,
+                };
+                let next = AnyRound::Collecting(self.into_stage(stage));
+                Step { next, records, effects: asks }
+            }
+            Phase::Lists => self.ask(Phase::Reveals, still, updates, (records, asks, now)),
+            Phase::Reveals => Step {
+                next: AnyRound::Aggregating(self.into_stage(Aggregating { updates })),
+                records,
+                effects: vec![Effect::Aggregate],
+            },
+        }
     }
 }
 
@@ -611,8 +861,13 @@ impl Round<Collecting> {
         match event {
             Event::Joined(site) => match self.stage.sites.get(&site) {
                 // It is back: it may not know its task.
+                Some(Seat::Joined) if self.spec.masked => effects.push(Effect::Ask(site)),
                 Some(Seat::Joined) => effects.push(Effect::SendTask(site)),
                 Some(Seat::Updated(_) | Seat::Declined(_)) => {}
+                // Members of a masked round are fixed when enrolment is over.
+                None if self.spec.masked => {
+                    return Err(Refusal::NotEnrolled { round: self.id, site });
+                }
                 None if self.stage.sites.len() >= self.spec.max_sites as usize => {
                     return Err(Refusal::Full(self.id));
                 }
@@ -660,14 +915,20 @@ impl Round<Collecting> {
         let grace_over = self.stage.closes.is_some_and(|c| now >= c);
         let hopeless = waiting == 0
             && !quorum
-            && self.spec.expected_sites > 0
-            && u32::try_from(self.stage.sites.len()).unwrap_or(u32::MAX)
-                >= self.spec.expected_sites;
+            && (self.spec.masked
+                || self.spec.expected_sites > 0
+                    && u32::try_from(self.stage.sites.len()).unwrap_or(u32::MAX)
+                        >= self.spec.expected_sites);
         if quorum && (waiting == 0 || grace_over || overdue) {
             let updates = counted(&self.stage.sites);
             let mut digests: Vec<Digest> = updates.values().map(|u| u.payload).collect();
             digests.sort_unstable();
             records.push(Record::Closed(digests));
+            if self.spec.masked {
+                let sites: Vec<SiteId> = updates.keys().cloned().collect();
+                let asks = sites.iter().cloned().map(Effect::Ask).collect();
+                return self.ask(Phase::Lists, sites, updates, (records, asks, now));
+            }
             return Step {
                 next: AnyRound::Aggregating(self.into_stage(Aggregating { updates })),
                 records,
@@ -728,6 +989,8 @@ mod tests {
             deadline_ms: 1_000,
             grace_ms: 100,
             attempt: 0,
+            masked: false,
+            members: Vec::new(),
         }
     }
     fn round() -> AnyRound {
@@ -841,5 +1104,75 @@ mod tests {
         let stopped = step(&collecting(), Event::Stop, at(1)).expect("taken").next;
         assert_eq!(stopped.stage(), "failed");
         assert!(step(&stopped, Event::Stop, at(2)).is_err());
+    }
+
+    fn masked() -> AnyRound {
+        let id = RoundId { study: "s".parse().expect("valid"), number: 1 };
+        let round = AnyRound::planned(id, RoundSpec { masked: true, ..spec() });
+        let joins = [1, 2, 3].map(|n| (0, Event::Joined(site(n))));
+        run(round, [(0, Event::Open)].into_iter().chain(joins).collect())
+    }
+    fn answers(phase: Phase, sites: &[u8], t: i64) -> Vec<(i64, Event)> {
+        sites.iter().map(|n| (t, Event::Answered(site(*n), phase, Digest::of(&[*n])))).collect()
+    }
+
+    #[test]
+    fn a_masked_round_walks_through_its_exchanges_with_those_who_stay() {
+        let r = masked();
+        assert_eq!(r.stage(), "exchanging keys");
+        assert_eq!(r.spec().members, [1, 2, 3].map(site));
+        let r = run(r, answers(Phase::Keys, &[1, 2, 3], 1));
+        assert_eq!(r.stage(), "exchanging shares");
+        // Site 3 drops out: the other two are waited for, then the grace.
+        let r = run(r, answers(Phase::Shares, &[1, 2], 10));
+        assert_eq!((r.stage(), r.wakes_at()), ("exchanging shares", Some(at(110))));
+        let closed = step(&r, Event::Tick, at(110)).expect("taken");
+        assert_eq!(closed.effects, [1, 2].map(|n| Effect::Ask(site(n))));
+        let r = closed.next;
+        assert_eq!(r.stage(), "collecting");
+        // Nobody joins a masked round on the way, and who is back is asked again.
+        for n in [3, 4] {
+            let late = step(&r, Event::Joined(site(n)), at(111)).expect_err("refused");
+            assert!(matches!(late, Refusal::NotEnrolled { .. }));
+        }
+        let back = step(&r, Event::Joined(site(1)), at(111)).expect("taken");
+        assert_eq!(back.effects, vec![Effect::Ask(site(1))]);
+        let r = run(r, [1, 2].map(|n| (120, Event::Update(site(n), update(n)))).into());
+        assert_eq!((r.stage(), r.updates().len()), ("confirming", 2));
+        let again = step(&r, Event::Update(site(1), update(1)), at(121)).expect_err("refused");
+        assert!(matches!(again, Refusal::AlreadyCounted(_)));
+        let r = run(r, answers(Phase::Lists, &[1, 2], 130));
+        assert_eq!(r.stage(), "unmasking");
+        let r = run(r, answers(Phase::Reveals, &[1, 2], 140));
+        assert_eq!((r.stage(), r.updates().len()), ("aggregating", 2));
+        assert_eq!(r.owed(), vec![Effect::Aggregate]);
+    }
+
+    #[test]
+    fn an_answer_counts_once_in_its_phase_and_from_a_member() {
+        let r = run(masked(), answers(Phase::Keys, &[1], 1));
+        let refused = |event| step(&r, event, at(2)).expect_err("refused");
+        let answer = |n: u8, phase, of: u8| Event::Answered(site(n), phase, Digest::of(&[of]));
+        assert!(matches!(refused(answer(1, Phase::Keys, 1)), Refusal::AlreadyCounted(_)));
+        assert!(matches!(refused(answer(1, Phase::Keys, 9)), Refusal::Duplicate { .. }));
+        assert!(matches!(refused(answer(2, Phase::Shares, 2)), Refusal::Late { .. }));
+        assert!(matches!(refused(answer(8, Phase::Keys, 8)), Refusal::NotEnrolled { .. }));
+        let early = refused(Event::Update(site(1), update(1)));
+        assert!(matches!(early, Refusal::Late { stage: "exchanging keys", .. }), "{early}");
+    }
+
+    #[test]
+    fn too_few_answers_fail_a_masked_round_at_once_or_at_the_deadline() {
+        let gone = |n| (1, Event::Declined(site(n), "restarted".into()));
+        let r = run(masked(), vec![gone(1), gone(2)]);
+        assert_eq!(r.stage(), "exchanging keys");
+        let failed = run(r, answers(Phase::Keys, &[3], 2));
+        assert_eq!(failed.stage(), "failed");
+        let r = run(masked(), answers(Phase::Keys, &[1], 5));
+        let failed = step(&r, Event::Tick, at(1_000)).expect("taken");
+        assert_eq!(
+            failed.records,
+            vec![Record::Failed(FailReason::NoQuorum { had: 1, needed: 2 })]
+        );
     }
 }

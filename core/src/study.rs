@@ -4,10 +4,14 @@
 //! says how to mend it; the YAML spelling, with lines and columns, lives in `falaj-proto`.
 
 use crate::{
-    dp::rdp::{AccountantError, RdpCurve},
+    dp::{
+        Distributed, DistributedError, Unit,
+        rdp::{AccountantError, RdpCurve},
+    },
     id::{Digest, Place, SiteId, StudyId},
     manifest::{Manifest, ManifestError},
     model::{Conv, ModelSpec, Tokens},
+    secagg::MEMBERS_MAX,
     update::Encoding,
 };
 
@@ -249,8 +253,31 @@ pub enum Mechanism {
         /// L2 bound of the whole update.
         clip_norm: f64,
     },
+    /// In shares, one at each site, under secure aggregation: against the coordinator too.
+    DistributedGaussian {
+        /// Noise standard deviation of the sum over what one unit can contribute to it.
+        noise_multiplier: f64,
+        /// L2 bound: of the whole update, or of one record's gradient.
+        clip_norm: f64,
+        /// Sites that may work with the coordinator, and keep their shares out.
+        colluders: u32,
+        /// What is protected.
+        protects: Protects,
+    },
     /// Nowhere: only where a policy permits it by name.
     None,
+}
+
+/// What noise in shares protects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protects {
+    /// A site's whole update.
+    Site,
+    /// One record: a round is one step, whose gradients are summed over a Poisson sample at each site.
+    Record {
+        /// What each site's sum is divided by: the records of a usual batch, in public.
+        batch_size: u32,
+    },
 }
 
 impl Mechanism {
@@ -260,6 +287,7 @@ impl Mechanism {
         match self {
             Self::DpSgd { .. } => "dp_sgd",
             Self::LocalGaussian { .. } => "local_gaussian",
+            Self::DistributedGaussian { .. } => "distributed_gaussian",
             Self::None => "none",
         }
     }
@@ -294,6 +322,14 @@ impl Cohort {
         let place: &Place = site.spiffe().place();
         self.places.iter().any(|p| place.matches(p))
             && (self.sites.is_empty() || self.sites.iter().any(|s| s == site.name()))
+    }
+
+    /// The most members of a masked round with this many colluders: among more, a coordinator could show two
+    /// lists of survivors that each have enough sites.
+    #[must_use]
+    pub fn masked_max(&self, colluders: u32) -> u32 {
+        let most = u32::try_from(MEMBERS_MAX).unwrap_or(u32::MAX);
+        (2 * self.min_sites.min(most)).saturating_sub(colluders + 1).min(most)
     }
 }
 
@@ -409,6 +445,57 @@ impl Study {
         *Digest::of(&tagged).as_bytes()
     }
 
+    /// The most sites that one round takes in.
+    #[must_use]
+    pub fn sites_max(&self) -> u32 {
+        match self.privacy.mechanism {
+            Mechanism::DistributedGaussian { colluders, .. } => self.cohort.masked_max(colluders),
+            _ => SITES_MAX,
+        }
+    }
+
+    /// The noise in shares, where the study has it.
+    ///
+    /// # Errors
+    /// [`DistributedError`] when the grid cannot carry it.
+    #[must_use]
+    pub fn distributed(&self) -> Option<Result<Distributed, DistributedError>> {
+        let Mechanism::DistributedGaussian { noise_multiplier, clip_norm, colluders, protects } =
+            self.privacy.mechanism
+        else {
+            return None;
+        };
+        let (encoding, terms) = (self.encoding(), (self.cohort.min_sites, colluders));
+        Some(match protects {
+            Protects::Site => Distributed::over_sites(clip_norm, encoding, noise_multiplier, terms),
+            Protects::Record { batch_size } => {
+                let length = self.training.learning_rate * clip_norm / f64::from(batch_size);
+                let params = self.manifest().map_or(0, |m| m.params() as u64);
+                Distributed::over_records(length, (encoding, params), noise_multiplier, terms)
+            }
+        })
+    }
+
+    /// Whom the noise protects.
+    #[must_use]
+    pub const fn unit(&self) -> Unit {
+        match self.privacy.mechanism {
+            Mechanism::LocalGaussian { .. }
+            | Mechanism::DistributedGaussian { protects: Protects::Site, .. } => Unit::Site,
+            _ => Unit::Record,
+        }
+    }
+
+    /// Whether a site discloses how many records it has, with noise.
+    #[must_use]
+    pub fn discloses_records(&self) -> bool {
+        match self.privacy.mechanism {
+            Mechanism::DpSgd { .. } => true,
+            Mechanism::None => false,
+            _ => self.cohort.weights == Weights::Examples,
+        }
+    }
+
     /// What `rounds` rounds of training cost one record (`dp_sgd`) or one site (`local_gaussian`).
     ///
     /// # Errors
@@ -424,6 +511,17 @@ impl Study {
             Mechanism::LocalGaussian { noise_multiplier, .. } => {
                 RdpCurve::poisson_gaussian(1.0, noise_multiplier, steps)
             }
+            Mechanism::DistributedGaussian {
+                noise_multiplier,
+                protects: Protects::Record { .. },
+                ..
+            } => RdpCurve::poisson_gaussian(self.training.sample_rate, noise_multiplier, steps),
+            Mechanism::DistributedGaussian { noise_multiplier, .. } => {
+                let params = self.manifest().map_or(0, |m| m.params() as u64);
+                let refused = AccountantError::NoiseMultiplier(noise_multiplier);
+                let noise = self.distributed().and_then(Result::ok).ok_or(refused)?;
+                Ok(noise.cost(params)?.times(f64::from(rounds)))
+            }
             Mechanism::None => Ok(RdpCurve::infinite()),
         }
     }
@@ -434,7 +532,7 @@ impl Study {
     /// [`AccountantError`] when an epsilon is not a positive number.
     pub fn cost_of_joining(&self) -> Result<RdpCurve, AccountantError> {
         let mut cost = RdpCurve::zero();
-        if self.cohort.weights == Weights::Examples {
+        if self.discloses_records() {
             cost = cost.compose(&RdpCurve::pure(self.privacy.weight_epsilon)?);
         }
         for f in &self.data.features {
@@ -675,7 +773,8 @@ impl Study {
         );
         match v.mechanism {
             Mechanism::DpSgd { noise_multiplier, clip_norm }
-            | Mechanism::LocalGaussian { noise_multiplier, clip_norm } => {
+            | Mechanism::LocalGaussian { noise_multiplier, clip_norm }
+            | Mechanism::DistributedGaussian { noise_multiplier, clip_norm, .. } => {
                 p.when(
                     !(noise_multiplier.is_finite() && noise_multiplier > 0.0),
                     "privacy.noise_multiplier",
@@ -706,19 +805,75 @@ impl Study {
             &format!("{} is no limit", v.epsilon_limit),
             || "give the most epsilon that one site may spend on this study".into(),
         );
-        if self.cohort.weights == Weights::Examples {
+        if self.discloses_records() {
             p.when(
                 !(v.weight_epsilon.is_finite() && v.weight_epsilon > 0.0),
                 "privacy.weight_epsilon",
                 "the number of examples would leave a site without noise",
-                || {
-                    "give a positive number, for example 0.1, or `weights: uniform` in the cohort"
-                        .into()
-                },
+                || "give a positive number, for example 0.1".into(),
+            );
+        }
+        self.check_masking(p);
+        if p.0.is_empty() {
+            self.check_plan(p);
+        }
+    }
+
+    /// What is meaningless under masks, and what the ring cannot carry.
+    fn check_masking(&self, p: &mut Problems) {
+        let Mechanism::DistributedGaussian { colluders, protects, .. } = self.privacy.mechanism
+        else {
+            return;
+        };
+        let (c, t) = (&self.cohort, &self.training);
+        p.when(
+            c.weights != Weights::Uniform,
+            "cohort.weights",
+            "masked updates cannot be weighted: the coordinator sees only their sum, and a weight would scale a site's noise with its update",
+            || "say `weights: uniform`".into(),
+        );
+        p.when(
+            c.min_sites < 3 || colluders.saturating_add(2) > c.min_sites,
+            "cohort.min_sites",
+            &format!(
+                "a sum over {} sites, {colluders} of them colluding, would show what single sites sent",
+                c.min_sites
+            ),
+            || format!("need at least {} sites", colluders.saturating_add(2).max(3)),
+        );
+        let most = c.masked_max(colluders);
+        let named = c.sites.len() as u64;
+        p.when(
+            named > u64::from(most),
+            "cohort.min_sites",
+            &format!(
+                "with {named} sites and a threshold of {}, a coordinator that shows different lists to different sites could take a single update out of the sum",
+                c.min_sites
+            ),
+            || format!("need more than half of sites and colluders together: at least {}", u64::midpoint(named, colluders.into()) + 1),
+        );
+        if let Protects::Record { batch_size } = protects {
+            p.when(batch_size == 0, "privacy.batch_size", "no record would count", || {
+                "give the records of a usual batch at one site, for example 32".into()
+            });
+            let plain = t.optimizer == Optimizer::Sgd { momentum: 0.0 }
+                && t.algorithm == Algorithm::FedAvg
+                && t.local_steps == 1;
+            p.when(
+                !plain,
+                "training",
+                "noise in shares protects a record only in a sum of gradients, so a round is one plain step",
+                || "say `local_steps: 1` with `optimizer: sgd`, no momentum and `algorithm: fedavg`, or `unit: site`".into(),
             );
         }
         if p.0.is_empty() {
-            self.check_plan(p);
+            let params = self.manifest().map_or(0, |m| m.params() as u64);
+            let fits = |noise: Distributed| noise.fits(most, params, self.sealing.bits);
+            if let Some(Err(e)) = self.distributed().map(|noise| noise.and_then(fits)) {
+                p.when(true, "sealing", &e.to_string(), || {
+                    "or leave `sealing` out, and a grid is chosen".into()
+                });
+            }
         }
     }
 

@@ -26,13 +26,18 @@ pub struct TaskHeader {
     pub manifest: Digest,
     /// Updates that arrive later may be refused.
     pub deadline: Timestamp,
+    /// The try of the round and the cohort, where updates travel masked.
+    pub masked: Option<(u32, Digest)>,
 }
 
 impl TaskHeader {
     /// The canonical bytes, as signed.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        Canon::map([
+        let masked = self.masked.map(|(attempt, cohort)| {
+            [("attempt", attempt.into()), ("cohort_sha256", cohort.to_string().into())]
+        });
+        let members = [
             ("base_sha256", self.base.to_string().into()),
             ("deadline_ms", Canon::Int(self.deadline.as_millis())),
             ("manifest_sha256", self.manifest.to_string().into()),
@@ -42,8 +47,8 @@ impl TaskHeader {
             ("study", self.round.study.to_string().into()),
             ("study_sha256", self.study_sha256.to_string().into()),
             ("v", Canon::Int(1)),
-        ])
-        .to_bytes()
+        ];
+        Canon::map(members.into_iter().chain(masked.into_iter().flatten())).to_bytes()
     }
 
     /// Reads canonical bytes.
@@ -60,6 +65,10 @@ impl TaskHeader {
             base: c.parsed("base_sha256")?,
             manifest: c.parsed("manifest_sha256")?,
             deadline: Timestamp::from_millis(c.int("deadline_ms")?),
+            masked: match c.member("cohort_sha256") {
+                Some(_) => Some((c.int("attempt")?, c.parsed("cohort_sha256")?)),
+                None => None,
+            },
         })
     }
 }
@@ -78,7 +87,10 @@ mod tests {
             base: Digest::of(b"base"),
             manifest: Digest::of(b"manifest"),
             deadline: Timestamp::from_millis(5),
+            masked: None,
         };
+        let masked = TaskHeader { masked: Some((2, Digest::of(b"cohort"))), ..task.clone() };
         assert_eq!(TaskHeader::parse(&task.to_bytes()), Ok(task));
+        assert_eq!(TaskHeader::parse(&masked.to_bytes()), Ok(masked));
     }
 }

@@ -13,6 +13,7 @@ use crate::{
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
+use zeroize::Zeroizing;
 
 /// The context under which sites sign headers.
 pub const CONTEXT: &str = "falaj/update/v1";
@@ -119,6 +120,22 @@ impl Encoding {
     }
 }
 
+/// An update with one site's share of the noise, which alone protects too little. It cannot be encoded, signed
+/// or sent: only masking (`crate::secagg`) makes a [`SealedUpdate`] of it.
+pub struct PartialUpdate {
+    /// Modulo `2^bits`.
+    pub(crate) values: Zeroizing<Vec<u32>>,
+    pub(crate) encoding: Encoding,
+    pub(crate) saturated: usize,
+    pub(crate) reservation: u64,
+}
+
+impl fmt::Debug for PartialUpdate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PartialUpdate({} params, redacted)", self.values.len())
+    }
+}
+
 /// An update that a mechanism made fit to leave the site.
 pub struct SealedUpdate {
     pub(crate) payload: Vec<u8>,
@@ -127,6 +144,8 @@ pub struct SealedUpdate {
     pub(crate) saturated: usize,
     pub(crate) mechanism: &'static str,
     pub(crate) reservation: u64,
+    /// The cohort whose masks are on it.
+    pub(crate) cohort: Option<Digest>,
 }
 
 impl SealedUpdate {
@@ -169,6 +188,7 @@ impl SealedUpdate {
             weight: about.weight,
             mechanism: self.mechanism.to_owned(),
             epsilon: about.epsilon,
+            cohort: self.cohort,
         };
         let header = header.to_bytes();
         let signature = note::sign_context(key, CONTEXT, &header);
@@ -224,6 +244,9 @@ pub struct UpdateHeader {
     pub mechanism: String,
     /// Epsilon that the site has spent on the study, rounded up, as a decimal.
     pub epsilon: String,
+    /// The cohort whose masks are on the values, when they are masked; they are whole numbers modulo
+    /// `2^bits` then.
+    pub cohort: Option<Digest>,
 }
 
 impl UpdateHeader {
@@ -231,7 +254,8 @@ impl UpdateHeader {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let int = |n: u64| Canon::Int(i64::try_from(n).unwrap_or(i64::MAX));
-        Canon::map([
+        let cohort = self.cohort.map(|c| ("cohort_sha256", c.to_string().into()));
+        let members = [
             ("base_sha256", self.base.to_string().into()),
             ("bits", u32::from(self.encoding.bits).into()),
             ("epsilon", self.epsilon.as_str().into()),
@@ -246,8 +270,8 @@ impl UpdateHeader {
             ("study", self.round.study.to_string().into()),
             ("v", Canon::Int(1)),
             ("weight", self.weight.into()),
-        ])
-        .to_bytes()
+        ];
+        Canon::map(members.into_iter().chain(cohort)).to_bytes()
     }
 
     /// Reads canonical bytes.
@@ -286,6 +310,7 @@ impl UpdateHeader {
             weight: c.int("weight")?,
             mechanism: mechanism.to_owned(),
             epsilon: epsilon.to_owned(),
+            cohort: c.member("cohort_sha256").map(|_| c.parsed("cohort_sha256")).transpose()?,
         })
     }
 }
@@ -367,6 +392,7 @@ impl fmt::Debug for SignedUpdate {
 /// Checks a payload as it streams in: size, digest, and that each value lies on the grid.
 pub struct PayloadCheck {
     encoding: Encoding,
+    masked: bool,
     expected_bytes: u64,
     seen_bytes: u64,
     hash: Sha256,
@@ -414,6 +440,7 @@ impl PayloadCheck {
     pub fn new(header: &UpdateHeader) -> Self {
         Self {
             encoding: header.encoding,
+            masked: header.cohort.is_some(),
             expected_bytes: header.payload_bytes,
             seen_bytes: 0,
             hash: Sha256::new(),
@@ -454,6 +481,9 @@ impl PayloadCheck {
 
     fn check(&self, bytes: &[u8], first: u64) -> Result<(), PayloadError> {
         let max = self.encoding.max();
+        if self.masked {
+            return self.check_ring(bytes, first);
+        }
         let bad = match self.encoding.bytes_per_value() {
             1 => outside(values::<1>(bytes), |[b]| i32::from(b.cast_signed()), max),
             2 => outside(values::<2>(bytes), |v| i32::from(i16::from_le_bytes(v)), max),
@@ -470,6 +500,25 @@ impl PayloadCheck {
             value: i64::from_le_bytes(wide) << shift >> shift,
             bits: self.encoding.bits,
         })
+    }
+
+    /// Masked values use every pattern of the agreed bits, and none beyond them.
+    fn check_ring(&self, bytes: &[u8], first: u64) -> Result<(), PayloadError> {
+        let width = self.encoding.bytes_per_value();
+        let spare = 8 * width - usize::from(self.encoding.bits);
+        let beyond = |value: &[u8]| value[width - 1] > u8::MAX >> spare;
+        match bytes.chunks_exact(width).position(beyond) {
+            None => Ok(()),
+            Some(at) => {
+                let mut wide = [0; 8];
+                wide[..width].copy_from_slice(&bytes[at * width..(at + 1) * width]);
+                Err(PayloadError::OutOfRange {
+                    index: first + at as u64,
+                    value: i64::from_le_bytes(wide),
+                    bits: self.encoding.bits,
+                })
+            }
+        }
     }
 
     /// Ends the check.
@@ -526,6 +575,7 @@ mod tests {
             weight: 3,
             mechanism: "dp_sgd".into(),
             epsilon: "1.2500".into(),
+            cohort: None,
         }
     }
 
@@ -533,6 +583,28 @@ mod tests {
     fn a_header_round_trips_exactly_step_included() {
         let h = header(16, &[0; 8]);
         assert_eq!(UpdateHeader::parse(&h.to_bytes()), Ok(h));
+        let masked = UpdateHeader { cohort: Some(Digest::of(b"c")), ..header(16, &[0; 8]) };
+        assert_eq!(UpdateHeader::parse(&masked.to_bytes()), Ok(masked));
+    }
+
+    #[test]
+    fn masked_values_use_all_the_agreed_bits_and_none_beyond() {
+        for (bits, good, bad) in [
+            (8_u8, vec![0xff], None),
+            (12, vec![0xff, 0x0f], Some(vec![0, 0x10])),
+            (16, vec![0xff, 0xff], None),
+            (20, vec![0xff, 0xff, 0x0f], Some(vec![0, 0, 0x10])),
+            (24, vec![0, 0, 0x80], None),
+            (32, vec![0, 0, 0, 0x80], None),
+        ] {
+            let masked =
+                |p: &[u8]| UpdateHeader { cohort: Some(Digest::of(b"c")), ..header(bits, p) };
+            assert_eq!(PayloadCheck::new(&masked(&good)).feed(&good), Ok(()), "{bits}");
+            if let Some(bad) = bad {
+                let err = PayloadCheck::new(&masked(&bad)).feed(&bad).expect_err("beyond");
+                assert!(matches!(err, PayloadError::OutOfRange { index: 0, .. }), "{bits}: {err}");
+            }
+        }
     }
 
     #[test]

@@ -3,15 +3,15 @@
 
 use ed25519_dalek::SigningKey;
 use falaj_core::{
-    dp::{Distributed, ExactDiscreteGaussian, Mechanism, Noise, NoiseError, Reservation},
+    dp::{Distributed, ExactDiscreteGaussian, Noise, NoiseError, Reservation},
     id::{Digest, RoundId},
     manifest::{Manifest, TensorSpec},
     secagg::{
         Cohort, CohortError, Collector, Member, MessageError, Site, Sum,
         site::{Advertised, Confirmed, MaskedStage, Shared},
-        wire::{Advert, Confirmation, Envelope, Masked, Reveal},
+        wire::{Advert, Confirmation, Envelope, Reveal},
     },
-    update::{Encoding, RawUpdate, SealedUpdate},
+    update::{About, Encoding, PartialUpdate, RawUpdate, SealedUpdate},
 };
 use proptest::prelude::*;
 use rand_chacha::ChaCha20Rng;
@@ -36,7 +36,7 @@ fn members(n: usize) -> Vec<Member> {
 fn cohort_of(n: usize, terms: (u32, u32), bits: u8, params: usize, round: u32) -> Cohort {
     let round = RoundId { study: "masked".parse().expect("valid"), number: round };
     let encoding = Encoding::new(bits, 1.0).expect("a grid");
-    Cohort::new(round, members(n), terms, encoding, params).expect("a cohort")
+    Cohort::new((round, 0), members(n), terms, encoding, params).expect("a cohort")
 }
 
 struct Silent;
@@ -46,16 +46,29 @@ impl Noise for Silent {
     }
 }
 
-/// A sealed update of these whole numbers.
-fn sealed(values: &[i32], bits: u8) -> SealedUpdate {
+/// An update of these whole numbers, without noise.
+fn partial(values: &[i32], bits: u8) -> PartialUpdate {
     let shape = vec![u32::try_from(values.len()).expect("small")];
     let manifest = Manifest::new(vec![TensorSpec { name: "w".into(), shape }]).expect("valid");
     let encoding = Encoding::new(bits, 1.0).expect("a grid");
     #[expect(clippy::cast_precision_loss, reason = "numbers of at most 24 bits")]
     let raw = RawUpdate::new(values.iter().map(|&v| v as f32).collect());
-    Mechanism::DpSgd
-        .seal(raw, Reservation::from_ledger(1), encoding, &manifest, &mut Silent)
-        .expect("sealed")
+    let paid = Reservation::from_ledger(1);
+    let noise = Distributed::new(1 << 30, 1.0, (3, 0)).expect("valid");
+    noise.seal(raw, paid, (encoding, 3), &manifest, &mut Silent).expect("sealed")
+}
+
+/// What travels of a masked update.
+fn payload_of(update: SealedUpdate) -> Vec<u8> {
+    let about = About {
+        round: RoundId { study: "masked".parse().expect("valid"), number: 1 },
+        site: members(1).remove(0).site,
+        base: Digest::of(b"base"),
+        manifest: Digest::of(b"manifest"),
+        weight: 1,
+        epsilon: "1".into(),
+    };
+    update.sign(about, &signer(0)).payload().to_vec()
 }
 
 /// Sites in one stage, by number.
@@ -70,7 +83,7 @@ struct Run {
     collector: Collector,
     adverts: Vec<Advert>,
     envelopes: Vec<Envelope>,
-    masked: Vec<Masked>,
+    masked: Vec<Vec<u8>>,
     confirmations: Vec<Confirmation>,
     confirmed: Vec<(u16, Site<Confirmed>)>,
 }
@@ -101,7 +114,7 @@ fn share(
     adverts: &[Advert],
     (cohort, drops): (&Cohort, &Drops),
 ) -> Result<(InStage<Shared>, Vec<Envelope>), MessageError> {
-    collector.advertised(adverts)?;
+    adverts.iter().try_for_each(|a| collector.advertised(a))?;
     let (mut shared, mut envelopes) = (Vec::new(), Vec::new());
     for (index, site) in sites {
         if drops[usize::from(index)] > 1 {
@@ -135,11 +148,11 @@ fn run(
         if drop > 2 {
             let mine: Vec<Envelope> =
                 envelopes.iter().filter(|e| e.to() == index).cloned().collect();
-            let update = sealed(&updates[usize::from(index)], bits);
-            let (site, message) = site.mask(&mine, update)?;
-            let message = Masked::parse(&message.to_bytes(&cohort), &cohort).expect("round trip");
-            collector.masked(&message)?;
-            masked.push(message);
+            let update = partial(&updates[usize::from(index)], bits);
+            let (site, update) = site.mask(&mine, update)?;
+            let payload = payload_of(update);
+            collector.masked(index, &payload)?;
+            masked.push(payload);
             masked_sites.push((index, site));
         }
     }
@@ -153,7 +166,7 @@ fn run(
             confirmed.push((index, site));
         }
     }
-    collector.confirmed(&confirmations)?;
+    confirmations.iter().try_for_each(|c| collector.confirmed(c))?;
     Ok(Run { cohort, collector, adverts, envelopes, masked, confirmations, confirmed })
 }
 
@@ -246,7 +259,7 @@ fn a_sparse_graph_of_sixty_sites_gives_the_plain_sum_under_drop_outs() {
 fn cohorts_that_protect_nobody_are_refused() {
     let round = RoundId { study: "masked".parse().expect("valid"), number: 1 };
     let encoding = Encoding::new(16, 1.0).expect("a grid");
-    let with = |members, terms| Cohort::new(round.clone(), members, terms, encoding, 4);
+    let with = |members, terms| Cohort::new((round.clone(), 0), members, terms, encoding, 4);
     assert!(matches!(with(members(2), (2, 0)), Err(CohortError::Members(2))));
     assert!(matches!(with(members(201), (150, 0)), Err(CohortError::Members(201))));
     for terms in [(3, 0), (7, 0), (4, 2), (5, 4), (u32::MAX, 0), (2, u32::MAX)] {
@@ -256,7 +269,7 @@ fn cohorts_that_protect_nobody_are_refused() {
     let mut twice = members(4);
     twice[3].key = twice[0].key;
     assert!(matches!(with(twice, (3, 0)), Err(CohortError::Twice(_))));
-    let empty = Cohort::new(round.clone(), members(4), (3, 0), encoding, 0);
+    let empty = Cohort::new((round.clone(), 0), members(4), (3, 0), encoding, 0);
     assert_eq!(empty.expect_err("empty"), CohortError::Empty);
 }
 
@@ -275,7 +288,8 @@ fn a_coordinator_that_shows_its_own_keys_as_a_sites_is_caught() {
         let mut other = members(5);
         other[2].key = signer(77).verifying_key();
         let round = cohort.round().clone();
-        let theirs = Cohort::new(round, other, (4, 1), cohort.encoding(), 4).expect("a cohort");
+        let theirs =
+            Cohort::new((round, 0), other, (4, 1), cohort.encoding(), 4).expect("a cohort");
         Site::advertise(theirs, 2, signer(77), &mut rng(8)).expect("adverts")
     };
     let mut shown = adverts.clone();
@@ -303,7 +317,6 @@ fn a_message_of_another_round_is_refused_everywhere() {
     let refused = Some(MessageError::Cohort);
     assert_eq!(Advert::parse(&run.adverts[0].to_bytes(&cohort), &later).err(), refused);
     assert_eq!(Envelope::parse(&run.envelopes[0].to_bytes(&cohort), &later).err(), refused);
-    assert_eq!(Masked::parse(&run.masked[0].to_bytes(&cohort), &later).err(), refused);
     assert_eq!(Confirmation::parse(&run.confirmations[0].to_bytes(&cohort), &later).err(), refused);
     let reveal = run.confirmed.into_iter().next().expect("a site").1;
     let reveal = reveal.reveal(&run.confirmations).expect("a reveal");
@@ -324,17 +337,15 @@ fn a_message_of_any_other_form_is_refused() {
     let run = run(cohort.clone(), &updates, &drops, 1).expect("a run");
     let reveal = run.confirmed.into_iter().next().expect("a site").1;
     let reveal = reveal.reveal(&run.confirmations).expect("a reveal");
-    let parsers: [Parse; 5] = [
+    let parsers: [Parse; 4] = [
         |b, c| Advert::parse(b, c).map(drop),
         |b, c| Envelope::parse(b, c).map(drop),
-        |b, c| Masked::parse(b, c).map(drop),
         |b, c| Confirmation::parse(b, c).map(drop),
         |b, c| Reveal::parse(b, c).map(drop),
     ];
     let messages = [
         run.adverts[0].to_bytes(&cohort),
         run.envelopes[0].to_bytes(&cohort),
-        run.masked[0].to_bytes(&cohort),
         run.confirmations[0].to_bytes(&cohort),
         reveal.to_bytes(&cohort),
     ];
@@ -373,7 +384,7 @@ fn forged_missing_and_duplicate_shares_are_named() {
         bytes[at] ^= 1;
         Envelope::parse(&bytes, &cohort).expect("of the form")
     };
-    let update = || sealed(&updates[0], 16);
+    let update = || partial(&updates[0], 16);
     // Ciphertext, authenticator, either commitment.
     for at in [40, 37 + 70, 37 + 80 + 3, 37 + 80 + 40] {
         let (site, envelopes, _) = start();
@@ -392,7 +403,10 @@ fn forged_missing_and_duplicate_shares_are_named() {
     let others: Vec<Envelope> = envelopes.iter().filter(|e| e.to() == 1).cloned().collect();
     assert!(matches!(site.mask(&others, update()), Err(MessageError::Member(_))));
     let (site, envelopes, _) = start();
-    assert_eq!(site.mask(&mine(&envelopes), sealed(&[1; 3], 16)).err(), Some(MessageError::Update));
+    assert_eq!(
+        site.mask(&mine(&envelopes), partial(&[1; 3], 16)).err(),
+        Some(MessageError::Update)
+    );
     // A site that deals to some neighbours only, or twice.
     let (_, envelopes, mut collector) = start();
     let of_one: Vec<Envelope> = envelopes.iter().filter(|e| e.to() != 1).cloned().collect();
@@ -439,7 +453,7 @@ fn a_coordinator_cannot_get_a_reveal_for_a_list_that_too_few_confirmed() {
     let mut stage = Vec::new();
     for (index, site) in shared {
         let mine: Vec<Envelope> = envelopes.iter().filter(|e| e.to() == index).cloned().collect();
-        let update = sealed(&updates[usize::from(index)], 16);
+        let update = partial(&updates[usize::from(index)], 16);
         stage.push(site.mask(&mine, update).expect("masked").0);
     }
     let (mut without, mut with) = (Vec::new(), Vec::new());
@@ -468,6 +482,35 @@ fn a_coordinator_cannot_get_a_reveal_for_a_list_that_too_few_confirmed() {
 }
 
 #[test]
+fn masked_values_beyond_the_ring_or_too_few_of_them_never_enter_a_sum() {
+    let cohort = cohort_of(5, (4, 1), 12, 4, 1);
+    let (updates, drops) = (updates(5, 4, 12, 1), vec![5, 5, 2, 5, 5]);
+    let mut run = run(cohort, &updates, &drops, 1).expect("a run");
+    assert_eq!(run.collector.masked(2, &[0, 0x10, 0, 0, 0, 0, 0, 0]), Err(MessageError::Values(2)));
+    let short = run.collector.masked(2, &[0; 7]);
+    assert_eq!(short, Err(MessageError::Length { found: 7, expected: 8 }));
+    assert_eq!(run.collector.masked(1, &[0; 8]), Err(MessageError::Twice(1)));
+    let sum = run.finish(&drops).expect("a sum");
+    assert_eq!(sum.values, plain(&updates, &drops, 12));
+}
+
+#[test]
+fn what_was_signed_in_one_attempt_is_worth_nothing_in_the_next() {
+    let (cohort, updates, drops) = five();
+    let round = cohort.round().clone();
+    let again =
+        Cohort::new((round, 1), members(5), (4, 1), cohort.encoding(), 4).expect("a cohort");
+    assert_ne!(cohort.digest(), again.digest());
+    let first = run(cohort.clone(), &updates, &drops, 1).expect("a run");
+    let second = run(again.clone(), &updates, &drops, 2).expect("a run");
+    // The coordinator shows confirmations of the first attempt in the second.
+    let (_, site) = second.confirmed.into_iter().next().expect("a site");
+    assert_eq!(site.reveal(&first.confirmations).err(), Some(MessageError::List));
+    let bytes = first.confirmations[0].to_bytes(&cohort);
+    assert_eq!(Confirmation::parse(&bytes, &again).err(), Some(MessageError::Cohort));
+}
+
+#[test]
 fn a_list_that_is_too_short_or_leaves_the_site_out_is_not_confirmed() {
     let (cohort, updates, drops) = five();
     let lists: [(&[u16], MessageError); 5] = [
@@ -483,7 +526,7 @@ fn a_list_that_is_too_short_or_leaves_the_site_out_is_not_confirmed() {
         let (mut shared, envelopes) =
             share(&mut collector, sites, &adverts, (&cohort, &drops)).expect("shares");
         let mine: Vec<Envelope> = envelopes.iter().filter(|e| e.to() == 0).cloned().collect();
-        let (site, _) = shared.remove(0).1.mask(&mine, sealed(&updates[0], 16)).expect("masked");
+        let (site, _) = shared.remove(0).1.mask(&mine, partial(&updates[0], 16)).expect("masked");
         assert_eq!(site.confirm(list).err(), Some(expected), "{list:?}");
     }
 }
@@ -552,8 +595,7 @@ fn a_lone_sites_update_stays_hidden_from_a_coordinator_with_colluders() {
         let mut updates = vec![vec![0; params]; n];
         updates[2] = victim;
         let run = run(cohort.clone(), &updates, &drops, 4).expect("a run");
-        let payload = run.masked[2].to_bytes(&cohort);
-        let payload = &payload[payload.len() - params..];
+        let payload = &run.masked[2];
         // Chi-square with 255 degrees of freedom: 360 is five standard deviations.
         assert!(uniform(payload) < 360.0, "{}", uniform(payload));
         // The sums of all, on the other hand, show what they should.
@@ -564,12 +606,7 @@ fn a_lone_sites_update_stays_hidden_from_a_coordinator_with_colluders() {
     let updates = vec![vec![5; params]; n];
     let one = run(cohort, &updates, &drops, 4).expect("a run").masked[2].clone();
     let later = cohort_of(n, (4, 1), 8, params, 2);
-    let two = run(later.clone(), &updates, &drops, 4).expect("a run").masked[2].clone();
-    let (a, b) = (one.to_bytes(&later), two.to_bytes(&later));
-    let apart: Vec<u8> = a[a.len() - params..]
-        .iter()
-        .zip(&b[b.len() - params..])
-        .map(|(a, b)| a.wrapping_sub(*b))
-        .collect();
+    let two = run(later, &updates, &drops, 4).expect("a run").masked[2].clone();
+    let apart: Vec<u8> = one.iter().zip(&two).map(|(a, b)| a.wrapping_sub(*b)).collect();
     assert!(uniform(&apart) < 360.0, "{}", uniform(&apart));
 }

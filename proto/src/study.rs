@@ -8,7 +8,8 @@ use falaj_core::{
     model::Conv,
     study::{
         Algorithm, Bounds, Cohort, Data, Feature, FeatureKind, Label, Mechanism, Missing, Model,
-        Optimizer, Privacy, Problem, Rounds, Sealing, Study, TokenKind, Training, Weights,
+        Optimizer, Privacy, Problem, Protects, Rounds, Sealing, Study, TokenKind, Training,
+        Weights,
     },
 };
 use serde::Deserialize;
@@ -25,6 +26,8 @@ const GRACE_S_DEFAULT: u32 = 30;
 const RETRIES_DEFAULT: u32 = 3;
 /// Bits of one value of an update, unless the study says otherwise.
 const BITS_DEFAULT: u8 = 16;
+/// The same where updates are masked: the whole sum travels on the grid.
+const BITS_MASKED: u8 = 24;
 
 /// One complaint about a study file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,6 +222,16 @@ struct PrivacyYaml {
     delta: Option<Spanned<f64>>,
     epsilon_limit: Option<Spanned<f64>>,
     weight_epsilon: Option<Spanned<f64>>,
+    unit: Option<Spanned<UnitYaml>>,
+    colluders: Option<Spanned<u32>>,
+    batch_size: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum UnitYaml {
+    Site,
+    Record,
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -226,6 +239,7 @@ struct PrivacyYaml {
 enum MechanismKind {
     DpSgd,
     LocalGaussian,
+    DistributedGaussian,
     None,
 }
 
@@ -400,15 +414,16 @@ impl Reader<'_> {
             }
         };
         let privacy = self.privacy(&y.privacy);
-        let sealing = self.sealing(y.sealing.as_ref(), &privacy);
+        let (training, cohort) = (self.training(&y.training), self.cohort(&y.cohort.value));
+        let sealing = self.sealing(y.sealing.as_ref(), (&privacy, &cohort, &training));
         Some(Study {
             purpose: y.purpose.clone(),
             data: self.data(&y.data.value),
             model: self.model(&y.model),
-            training: self.training(&y.training),
+            training,
             privacy,
             sealing,
-            cohort: self.cohort(&y.cohort.value),
+            cohort,
             rounds: self.rounds(&y.rounds.value),
             id: id?,
         })
@@ -700,6 +715,7 @@ impl Reader<'_> {
             self.unwanted("privacy.delta", y.delta.as_ref(), because);
             self.unwanted("privacy.epsilon_limit", y.epsilon_limit.as_ref(), because);
             self.unwanted("privacy.weight_epsilon", y.weight_epsilon.as_ref(), because);
+            self.no_masks(y, because);
             return Privacy {
                 mechanism: Mechanism::None,
                 delta: 0.0,
@@ -719,13 +735,27 @@ impl Reader<'_> {
             y.clip_norm.as_ref(),
             "give the L2 bound, for example 1.0",
         );
-        Privacy {
-            mechanism: match y.mechanism.value {
-                MechanismKind::LocalGaussian => {
-                    Mechanism::LocalGaussian { noise_multiplier, clip_norm }
-                }
-                _ => Mechanism::DpSgd { noise_multiplier, clip_norm },
+        let mechanism = match y.mechanism.value {
+            MechanismKind::LocalGaussian => {
+                self.no_masks(
+                    y,
+                    "`mechanism: local_gaussian`, which protects a site's whole update",
+                );
+                Mechanism::LocalGaussian { noise_multiplier, clip_norm }
+            }
+            MechanismKind::DistributedGaussian => Mechanism::DistributedGaussian {
+                noise_multiplier,
+                clip_norm,
+                colluders: self.take_or("privacy.colluders", y.colluders.as_ref(), 0),
+                protects: self.protects(here, y),
             },
+            _ => {
+                self.no_masks(y, "`mechanism: dp_sgd`, which protects a record at each site");
+                Mechanism::DpSgd { noise_multiplier, clip_norm }
+            }
+        };
+        Privacy {
+            mechanism,
             delta: self.needed(here, "privacy.delta", y.delta.as_ref(), "give for example 1e-5"),
             epsilon_limit: self.needed(
                 here,
@@ -737,7 +767,30 @@ impl Reader<'_> {
         }
     }
 
-    fn sealing(&mut self, spanned: Option<&Spanned<SealingYaml>>, privacy: &Privacy) -> Sealing {
+    fn no_masks(&mut self, y: &PrivacyYaml, because: &str) {
+        self.unwanted("privacy.unit", y.unit.as_ref(), because);
+        self.unwanted("privacy.colluders", y.colluders.as_ref(), because);
+        self.unwanted("privacy.batch_size", y.batch_size.as_ref(), because);
+    }
+
+    fn protects(&mut self, here: Location, y: &PrivacyYaml) -> Protects {
+        if y.unit.as_ref().map_or(UnitYaml::Site, |u| u.value) == UnitYaml::Site {
+            let because = "`unit: site`, whose update is clipped as a whole";
+            self.unwanted("privacy.batch_size", y.batch_size.as_ref(), because);
+            return Protects::Site;
+        }
+        let mend = "give the records of a usual batch at one site, for example 32";
+        let batch_size = self.needed(here, "privacy.batch_size", y.batch_size.as_ref(), mend);
+        Protects::Record { batch_size }
+    }
+
+    fn sealing(
+        &mut self,
+        spanned: Option<&Spanned<SealingYaml>>,
+        (privacy, cohort, training): (&Privacy, &Cohort, &Training),
+    ) -> Sealing {
+        let masked = matches!(privacy.mechanism, Mechanism::DistributedGaussian { .. });
+        let bits = if masked { BITS_MASKED } else { BITS_DEFAULT };
         let Some(spanned) = spanned else {
             // An update is at most its clip norm in any coordinate where the whole of it is clipped;
             // elsewhere a range of 1 holds what local training moves a parameter by.
@@ -745,13 +798,33 @@ impl Reader<'_> {
                 Mechanism::LocalGaussian { clip_norm, noise_multiplier } => {
                     clip_norm * (1.0 + 8.0 * noise_multiplier)
                 }
+                Mechanism::DistributedGaussian {
+                    clip_norm,
+                    colluders,
+                    noise_multiplier,
+                    protects,
+                } => {
+                    // The sum and its noise: what all sites can contribute to one coordinate, and a dozen
+                    // standard deviations of as many shares as there may be sites.
+                    let members = f64::from(cohort.masked_max(colluders));
+                    let honest = f64::from(cohort.min_sites.saturating_sub(colluders).max(1));
+                    let (one, unit) = match protects {
+                        Protects::Site => (clip_norm, clip_norm),
+                        Protects::Record { batch_size } => {
+                            let whole = training.learning_rate * clip_norm;
+                            (whole, whole / f64::from(batch_size))
+                        }
+                    };
+                    1.01 * (members * one.max(4.0 * unit)
+                        + 14.0 * noise_multiplier * unit * (members / honest).sqrt())
+                }
                 _ => 1.0,
             };
-            return Sealing { bits: BITS_DEFAULT, range };
+            return Sealing { bits, range };
         };
         self.note("sealing", spanned);
         Sealing {
-            bits: self.take_or("sealing.bits", spanned.value.bits.as_ref(), BITS_DEFAULT),
+            bits: self.take_or("sealing.bits", spanned.value.bits.as_ref(), bits),
             range: self.take("sealing.range", &spanned.value.range),
         }
     }

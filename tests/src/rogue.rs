@@ -143,6 +143,7 @@ impl Rogue {
             weight: 100,
             mechanism: study.privacy.mechanism.as_str().into(),
             epsilon: "1.0000".into(),
+            cohort: None,
         })
     }
 

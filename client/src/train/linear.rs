@@ -1,6 +1,6 @@
 //! Logistic regression in plain Rust: the same DP-SGD without libtorch.
 
-use super::{Chance, Plan, TrainError, Trainer, difference, step::Descent};
+use super::{Chance, Plan, TrainError, Trainer, step::Descent};
 use crate::{data::Batch, guard::LocalBatch};
 use falaj_core::{model::ModelSpec, update::RawUpdate};
 
@@ -84,7 +84,7 @@ impl Trainer for Linear {
             }
             descent.step(rows.len(), &sum)?;
         }
-        Ok(difference(descent.params(), base))
+        Ok(descent.finish())
     }
 
     fn logits(

@@ -15,7 +15,7 @@ use crate::{config::TrainConfig, guard::LocalBatch};
 use falaj_core::{
     dp::NoiseError,
     model::ModelSpec,
-    study::{Mechanism, Study, Training},
+    study::{Mechanism, Protects, Study, Training},
     update::RawUpdate,
 };
 use rand_chacha::ChaCha20Rng;
@@ -34,6 +34,8 @@ pub struct Plan {
     pub training: Training,
     /// Clip norm and noise multiplier, for DP-SGD.
     pub dp: Option<(f64, f64)>,
+    /// Clip norm and what the sum is divided by, for one step whose noise is added when it is sealed.
+    pub summed: Option<(f64, f64)>,
     /// The number of records as disclosed.
     pub records: f64,
 }
@@ -44,12 +46,21 @@ impl Plan {
     pub fn of(study: &Study, records: u32) -> Self {
         let dp = match study.privacy.mechanism {
             Mechanism::DpSgd { clip_norm, noise_multiplier } => Some((clip_norm, noise_multiplier)),
-            Mechanism::LocalGaussian { .. } | Mechanism::None => None,
+            _ => None,
+        };
+        let summed = match study.privacy.mechanism {
+            Mechanism::DistributedGaussian {
+                clip_norm,
+                protects: Protects::Record { batch_size },
+                ..
+            } => Some((clip_norm, f64::from(batch_size))),
+            _ => None,
         };
         Self {
             model: study.model_spec(),
             training: study.training.clone(),
             dp,
+            summed,
             records: f64::from(records),
         }
     }
@@ -61,7 +72,7 @@ impl Plan {
 
     /// The bound that clipping aims at.
     fn clip(&self) -> Option<f64> {
-        self.dp.map(|(clip_norm, _)| clip_norm * (1.0 - CLIP_SLACK))
+        self.dp.or(self.summed).map(|(clip_norm, _)| clip_norm * (1.0 - CLIP_SLACK))
     }
 }
 
@@ -185,7 +196,7 @@ impl Chance {
     }
 
     /// A key that nobody else has, for a release of noise.
-    fn key(&mut self) -> Zeroizing<[u8; 32]> {
+    pub(crate) fn key(&mut self) -> Zeroizing<[u8; 32]> {
         let mut key = Zeroizing::new([0; 32]);
         self.rng.fill_bytes(&mut *key);
         key
@@ -238,11 +249,6 @@ impl crate::noise::NoiseSource for Chance {
         }
         Ok(())
     }
-}
-
-/// New parameters minus base parameters.
-fn difference(params: &[f32], base: &[f32]) -> RawUpdate {
-    RawUpdate::new(params.iter().zip(base).map(|(p, b)| p - b).collect())
 }
 
 #[cfg(test)]

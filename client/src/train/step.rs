@@ -15,6 +15,7 @@ use super::{Chance, Plan, TrainError};
 use falaj_core::{
     dp::{ExactDiscreteGaussian, Noise as _, NoiseError},
     study::{Algorithm, Optimizer},
+    update::RawUpdate,
 };
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -121,6 +122,9 @@ pub(super) struct Descent<'a> {
     first: Vec<f32>,
     /// Adam's second moment.
     second: Vec<f32>,
+    /// The move of a round that is one sum, apart from the parameters that it is added to: a sum of both
+    /// would be rounded by their size.
+    moved: Vec<f32>,
     steps: u32,
 }
 
@@ -137,7 +141,8 @@ impl<'a> Descent<'a> {
             Optimizer::Adam { .. } => vec![0.0; base.len()],
         };
         let (params, first) = (base.to_vec(), vec![0.0; base.len()]);
-        Ok(Self { plan, base, params, noise, first, second, steps: 0 })
+        let moved = if plan.summed.is_some() { vec![0.0; base.len()] } else { Vec::new() };
+        Ok(Self { plan, base, params, noise, first, second, moved, steps: 0 })
     }
 
     /// The parameters now.
@@ -145,13 +150,22 @@ impl<'a> Descent<'a> {
         &self.params
     }
 
+    /// What the round's steps come to.
+    pub(super) fn finish(self) -> RawUpdate {
+        if self.plan.summed.is_some() {
+            return RawUpdate::new(self.moved);
+        }
+        RawUpdate::new(self.params.iter().zip(self.base).map(|(p, b)| p - b).collect())
+    }
+
     /// Takes a step with the sum of the clipped gradients of a batch.
     pub(super) fn step(&mut self, batch: usize, sum: &[f32]) -> Result<(), TrainError> {
         self.steps += 1;
-        let divisor = match self.plan.dp {
-            Some(_) => self.plan.expected_batch(),
+        let divisor = match (self.plan.dp, self.plan.summed) {
+            (Some(_), _) => self.plan.expected_batch(),
+            (None, Some((_, divisor))) => divisor,
             #[expect(clippy::cast_precision_loss, reason = "batches are small")]
-            None => batch.max(1) as f64,
+            (None, None) => batch.max(1) as f64,
         };
         let mut moves = Moves::new(self.plan, self.steps, divisor);
         let (finer, mean, drawn) = match &mut self.noise {
@@ -177,6 +191,9 @@ impl<'a> Descent<'a> {
                 }
             } else {
                 gradient.iter_mut().zip(sums).for_each(|(o, &g)| *o = (f64::from(g) * mean) as f32);
+            }
+            if let Some(moved) = self.moved.get_mut(range.clone()) {
+                moved.iter_mut().zip(&*gradient).for_each(|(m, g)| *m -= moves.rate * g);
             }
             let second = self.second.get_mut(range.clone()).unwrap_or(&mut []);
             let (params, base) = (&mut self.params[range.clone()], &self.base[range.clone()]);
@@ -276,6 +293,7 @@ mod tests {
                 server_learning_rate: 1.0,
             },
             dp,
+            summed: None,
             records: 20.0,
         }
     }
@@ -348,6 +366,18 @@ mod tests {
             let err = descent.step(1, &[0.0, bad, 0.0, 0.0]).expect_err("not finite");
             assert!(matches!(err, TrainError::NotFinite(_)), "{err}");
         }
+    }
+
+    #[test]
+    fn a_round_that_is_one_sum_moves_by_exactly_that_whatever_the_parameters_are() {
+        let plan = Plan { summed: Some((1.0, 4.0)), ..plan(None, SGD) };
+        let base = [1e6, -1e6, 0.0, 3.0];
+        let mut chance = Chance::insecure(b"summed");
+        let mut descent = Descent::new(&plan, &base, &mut chance).expect("valid");
+        descent.step(9, &[0.5, 0.25, -1.0, 1e-6]).expect("a step");
+        let mut moved = vec![0.0; 4];
+        descent.finish().apply_locally(&mut moved);
+        assert_eq!(moved, [-0.125, -0.0625, 0.25, -2.5e-7]);
     }
 
     #[test]

@@ -4,32 +4,36 @@
 //! follows is committed, and only then acted upon. After a restart the effects are derived again from the
 //! committed stage, so a kill between any two of the verbs loses nothing and counts nothing twice.
 
-use super::{Arrived, Engine, Mail, Meta, SignedReceipt, View, problem_of, update_ref};
+use super::{
+    Answer, Arrived, Engine, Mail, Meta, SignedReceipt, View,
+    exchange::{self, Exchange},
+    problem_of, update_ref,
+};
 use crate::{
     blob::is_full,
     clock,
     policy::{Action, Resource},
     store::{
-        row::{ModelRow, UpdateRow},
+        StoreError,
+        row::{ExchangeRow, ModelRow, UpdateRow},
         writer::{Change, Commit, CommitError, Committed},
     },
 };
+use anyhow::Context as _;
 use falaj_core::{
     aggregate::Accumulator,
     audit::{Actor as Who, Draft, Kind},
     gate::{self, Gate, Metrics as GateMetrics},
     id::{Digest, RoundId, SiteId},
-    round::{
-        AnyRound, Effect, Event, FailReason, Record, Refusal, RoundSpec, Seat, UpdateRef, step,
-    },
-    study::SITES_MAX,
+    round::{AnyRound, Effect, Event, FailReason, Record, Refusal, RoundSpec, UpdateRef, step},
+    study::Mechanism,
     task::{self, TaskHeader},
     time::Timestamp,
 };
 use falaj_proto::{
     problem::{Code, Problem},
     rest::StudyEvent,
-    v1::{StudyOver, Task, push},
+    v1::{self, StudyOver, Task, push},
 };
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -58,6 +62,8 @@ pub(super) struct Actor {
     owed: VecDeque<Effect>,
     /// What was folded in already; a cache that can always be made again from the spool.
     folded: Folded,
+    /// The masked round's messages; a cache that can always be made again from the store.
+    exchange: Option<Exchange>,
     seq: u64,
 }
 
@@ -99,7 +105,7 @@ impl Actor {
     ) -> Self {
         let owed = round.as_ref().map(|(r, _)| r.owed()).unwrap_or_default().into();
         let folded = Folded::default();
-        Self { engine, meta, viewing, events, round, owed, folded, seq: 0 }
+        Self { engine, meta, viewing, events, round, owed, folded, exchange: None, seq: 0 }
     }
 
     pub(super) async fn run(mut self, mut mail: mpsc::Receiver<Mail>, shutdown: CancellationToken) {
@@ -108,6 +114,11 @@ impl Actor {
             && let Err(Failed::Commit(e)) = self.apply(Event::Resumed).await
         {
             tracing::warn!(study = %self.meta.study.id, error = %e, "resuming must wait");
+        }
+        if self.round.as_ref().is_some_and(|(r, _)| !r.is_over() && !r.spec().members.is_empty())
+            && let Err(Failed::Commit(e)) = self.exchange().await.map(drop)
+        {
+            tracing::warn!(study = %self.meta.study.id, error = %e, "a masked round must wait");
         }
         self.seat_connected().await;
         loop {
@@ -154,6 +165,10 @@ impl Actor {
                     // The mean is computed from the spool at the end in any case.
                     tracing::warn!(study = %self.meta.study.id, error = %e, "folding must wait");
                 }
+            }
+            Mail::Answered(answer, reply) => {
+                let answer = self.answered(*answer).await;
+                let _ = reply.send(answer);
             }
             Mail::Stop(actor, reply) => {
                 let answer = self.stop(&actor).await;
@@ -214,15 +229,17 @@ impl Actor {
             .filter(|(site, c)| self.may_sit(site, &c.datasets));
         let named = study.cohort.sites.len();
         let expected = if named > 0 { named } else { here.count() };
-        let expected = u32::try_from(expected).unwrap_or(0);
+        let expected = u32::try_from(expected).unwrap_or(0).min(study.sites_max());
         let spec = RoundSpec {
             base,
             min_sites: study.cohort.min_sites,
-            max_sites: SITES_MAX,
+            max_sites: study.sites_max(),
             expected_sites: if expected >= study.cohort.min_sites { expected } else { 0 },
             deadline_ms: u64::from(study.rounds.deadline_s) * 1_000,
             grace_ms: u64::from(study.rounds.grace_s) * 1_000,
             attempt,
+            masked: self.is_masked(),
+            members: Vec::new(),
         };
         let planned = AnyRound::planned(RoundId { study: study.id.clone(), number }, spec);
         let before = self.round.replace((planned, 0));
@@ -271,6 +288,7 @@ impl Actor {
         while let Some(effect) = self.owed.front().cloned() {
             let done = match &effect {
                 Effect::SendTask(site) => self.send_task(site).await,
+                Effect::Ask(site) => self.ask(site).await,
                 Effect::Aggregate => self.aggregate().await,
                 Effect::Judge(candidate) => self.judge(*candidate).await,
                 Effect::Advance => self.advance().await,
@@ -288,14 +306,25 @@ impl Actor {
         Ok(())
     }
 
-    async fn send_task(&self, site: &SiteId) -> Result<(), Failed> {
-        let Some((AnyRound::Collecting(round), _)) = &self.round else { return Ok(()) };
+    async fn send_task(&mut self, site: &SiteId) -> Result<(), Failed> {
+        let (round, spec, deadline) = match &self.round {
+            Some((AnyRound::Collecting(r), _)) => (&r.id, &r.spec, r.stage.deadline),
+            Some((AnyRound::Exchanging(r), _)) => (&r.id, &r.spec, r.stage.deadline),
+            _ => return Ok(()),
+        };
+        let (round, base, attempt) = (round.clone(), spec.base, spec.attempt);
+        let (mut masked, mut members) = (None, Vec::new());
+        if spec.masked {
+            let exchange = self.exchange().await?;
+            masked = Some((attempt, exchange.digest()));
+            members = exchange.certificates();
+        }
         let mechanism = self.meta.study.privacy.mechanism.as_str();
         let study = &self.meta.study.id;
         let draft = Draft::new(Kind::TaskSent)
-            .round(&round.id)
+            .round(&round)
             .text("site", &site.to_string())
-            .digest("base_sha256", &round.spec.base);
+            .digest("base_sha256", &base);
         let resource = Resource::Study(study, mechanism);
         let granted = self.engine.grant(site.spiffe(), Action::TaskGet, &resource, draft).await;
         match granted {
@@ -304,13 +333,14 @@ impl Actor {
             Err(p) => return Err(CommitError::Failed(p.detail).into()),
         }
         let header = TaskHeader {
-            round: round.id.clone(),
+            round,
             rounds: self.meta.study.rounds.count,
             site: site.clone(),
             study_sha256: self.meta.digest,
-            base: round.spec.base,
+            base,
             manifest: self.meta.manifest.digest(),
-            deadline: round.stage.deadline,
+            deadline,
+            masked,
         }
         .to_bytes();
         let signature = self.engine.parts().signer.sign_context(task::CONTEXT, &header);
@@ -318,14 +348,157 @@ impl Actor {
             header: header.into(),
             signature: signature.to_vec().into(),
             study: self.meta.yaml.clone(),
+            members,
         };
         // A site that is not connected gets its task when it comes back.
         self.engine.sites().push(site, push::Push::Task(task));
         Ok(())
     }
 
+    // ---- masked rounds ----
+
+    fn is_masked(&self) -> bool {
+        matches!(self.meta.study.privacy.mechanism, Mechanism::DistributedGaussian { .. })
+    }
+
+    /// The masked round's messages, with every update that is counted so far in the sum.
+    async fn exchange(&mut self) -> Result<&mut Exchange, Failed> {
+        let loaded = self.load_exchange().await;
+        match loaded {
+            Ok(exchange) => {
+                let digest = exchange.digest();
+                self.viewing.send_modify(|v| v.cohort = Some(digest));
+                Ok(self.exchange.insert(exchange))
+            }
+            Err(e) if e.is::<StoreError>() || e.is::<std::io::Error>() => {
+                Err(CommitError::Failed(format!("the masked round cannot be read: {e:#}")).into())
+            }
+            // These members can never aggregate together: another try may have others.
+            Err(e) => {
+                let why = format!("{e:#}");
+                self.apply(Event::AggregationFailed(why)).await?;
+                let round = self.round.as_ref().map(|(r, _)| r.id().clone());
+                let round = round.ok_or_else(|| CommitError::Failed("no round".into()))?;
+                Err(Failed::Refused(Refusal::Late { round, stage: "failed" }))
+            }
+        }
+    }
+
+    async fn load_exchange(&mut self) -> anyhow::Result<Exchange> {
+        let Some((round, _)) = &self.round else { anyhow::bail!("there is no round") };
+        let parts = self.engine.parts();
+        let kept = self.exchange.take().filter(|e| e.is_of(round));
+        let fresh = kept.is_none();
+        let mut exchange = match kept {
+            Some(exchange) => exchange,
+            None => Exchange::load(&parts.store, &self.meta.study, round).await?,
+        };
+        for (site, update) in round.updates() {
+            if !exchange.has_masked(&site) {
+                let path = parts.updates.path(&update.payload);
+                exchange = tokio::task::spawn_blocking(move || {
+                    exchange.masked(&site, &std::fs::read(path)?)?;
+                    anyhow::Ok(exchange)
+                })
+                .await??;
+            }
+        }
+        if fresh {
+            exchange.take_rest(&parts.store).await?;
+        }
+        Ok(exchange)
+    }
+
+    /// Pushes what the round wants of a site in this stage.
+    async fn ask(&mut self, site: &SiteId) -> Result<(), Failed> {
+        let Some((round, _)) = self.round.clone() else { return Ok(()) };
+        let Some((phase, messages)) = self.exchange().await?.question(&round, site) else {
+            return Ok(());
+        };
+        let ask = v1::Exchange {
+            study: round.id().study.to_string(),
+            round: round.id().number,
+            attempt: round.spec().attempt,
+            phase: phase.into(),
+            messages,
+        };
+        // A site that is not connected is asked when it comes back.
+        self.engine.sites().push(site, push::Push::Exchange(ask));
+        Ok(())
+    }
+
+    /// Checks a site's answer, and makes it durable.
+    async fn answered(&mut self, answer: Answer) -> Result<(), Problem> {
+        let Answer { site, actor, decision, round, attempt, phase, messages } = answer;
+        let packed = exchange::pack(&messages);
+        let event = Event::Answered(site.clone(), phase, Digest::of(&packed));
+        let Some((open, _)) = &self.round else {
+            return Err(Code::NotEnrolled.because("no round is open"));
+        };
+        let of = (open.id(), open.spec().attempt);
+        if of != (&round, attempt) {
+            return Err(Code::WrongRound.because(format!(
+                "the answer is for try {attempt} of round {}, try {} of round {} is open",
+                round.number, of.1, of.0.number
+            )));
+        }
+        // What the round would say, before a signature is looked at.
+        match step(open, event.clone(), clock::now()) {
+            Ok(_) => {}
+            Err(Refusal::AlreadyCounted(_)) => return Ok(()),
+            Err(r) => return Err(refusal(&r)),
+        }
+        let taken = match self.exchange().await {
+            Ok(exchange) => exchange.take(phase, &site, &messages),
+            Err(Failed::Refused(r)) => return Err(refusal(&r)),
+            Err(Failed::Commit(e)) => return Err(problem_of(&e)),
+        };
+        taken.map_err(|e| Code::Malformed.because(format!("the answer is not taken: {e}")))?;
+        let row =
+            ExchangeRow { round, attempt, phase: phase.as_str().into(), site, messages: packed };
+        let described = |entry: Draft| {
+            entry.text("action", Action::UpdateSend.as_str()).decided(
+                true,
+                &decision.policies,
+                &decision.policy_set,
+            )
+        };
+        let rows = vec![Change::Exchange(row)];
+        let Err(failed) = self.apply_with(event, &actor, rows, described).await else {
+            return Ok(());
+        };
+        // It was taken in, and is not durable: what is stored is read again.
+        self.exchange = None;
+        Err(match failed {
+            Failed::Refused(r) => refusal(&r),
+            Failed::Commit(e) => problem_of(&e),
+        })
+    }
+
+    /// The base moved by the mean of a masked round.
+    async fn masked_mean(&mut self) -> anyhow::Result<Digest> {
+        let Ok(_) = self.exchange().await else {
+            return Err(std::io::Error::other("the masked round cannot be read now").into());
+        };
+        let exchange = self.exchange.take().context("invariant: it was just read")?;
+        let meta = self.meta.clone();
+        let unmask = move || exchange.unmask(&meta.study);
+        let sum = tokio::task::spawn_blocking(unmask).await??;
+        let sites = u32::try_from(sum.sites.len())?;
+        self.move_base(Accumulator::of_sum(sum.values, sites, self.meta.study.encoding()))
+            .await
+            .map(|(digest, _)| digest)
+    }
+
     /// Folds in one counted update, in blocks.
     async fn fold(&mut self, site: &SiteId, update: &UpdateRef) -> anyhow::Result<()> {
+        if self.is_masked() {
+            return match self.exchange().await {
+                Ok(_) => Ok(()),
+                Err(Failed::Commit(e)) => Err(e.into()),
+                Err(Failed::Refused(r)) => Err(r.into()),
+            };
+        }
         let Some((round, _)) = &self.round else { return Ok(()) };
         let key = (round.id().number, round.spec().attempt);
         if self.folded.round != Some(key) {
@@ -367,8 +540,8 @@ impl Actor {
     /// The base moved by the mean of exactly the updates that the round counted, made durable. Block by
     /// block: a model is never in memory as a whole.
     async fn mean(&mut self, updates: &BTreeMap<SiteId, UpdateRef>) -> anyhow::Result<Digest> {
-        let (key, base) = match &self.round {
-            Some((round, _)) => ((round.id().number, round.spec().attempt), round.spec().base),
+        let key = match &self.round {
+            Some((round, _)) => (round.id().number, round.spec().attempt),
             None => anyhow::bail!("there is no round"),
         };
         let surplus = self
@@ -387,10 +560,21 @@ impl Actor {
         let sums =
             self.folded.sums.take().ok_or_else(|| anyhow::anyhow!("nothing was folded in"))?;
         self.folded.round = None;
+        let (digest, sums) = self.move_base(sums).await?;
+        self.folded.sums = Some(sums);
+        Ok(digest)
+    }
+
+    /// The base moved by the mean that the sums stand for, made durable.
+    async fn move_base(&self, sums: Accumulator) -> anyhow::Result<(Digest, Accumulator)> {
+        let base = match &self.round {
+            Some((round, _)) => round.spec().base,
+            None => anyhow::bail!("there is no round"),
+        };
         let rate = self.meta.study.training.server_learning_rate;
         let models = self.engine.parts().models.clone();
         let tag = self.meta.study.id.to_string();
-        let (digest, sums) = tokio::task::spawn_blocking(move || {
+        tokio::task::spawn_blocking(move || {
             let mut file = File::open(models.path(&base))?;
             let mut left = usize::try_from(file.metadata()?.len())?;
             let mut new = models.begin(&tag)?;
@@ -410,15 +594,15 @@ impl Actor {
             new.finish(&digest)?;
             anyhow::Ok((digest, sums))
         })
-        .await??;
-        self.folded.sums = Some(sums);
-        Ok(digest)
+        .await?
     }
 
     async fn aggregate(&mut self) -> Result<(), Failed> {
         let Some((AnyRound::Aggregating(round), _)) = &self.round else { return Ok(()) };
         let updates = round.stage.updates.clone();
-        let event = match self.mean(&updates).await {
+        let mean =
+            if self.is_masked() { self.masked_mean().await } else { self.mean(&updates).await };
+        let event = match mean {
             Ok(candidate) => Event::Aggregated(candidate),
             // What cannot be read or written now may be later; numbers that are no model never are.
             Err(e) => match e.downcast_ref::<std::io::Error>() {
@@ -538,9 +722,27 @@ impl Actor {
             tracing::info!(study = %study.id, %site, reason = decision.reason, "may not join");
             return;
         }
-        if let Err(Failed::Commit(e)) = self.apply(Event::Joined(site)).await {
+        let rows = self.membership(&site);
+        let joined = self.apply_with(Event::Joined(site), &Who::default(), rows, |d| d).await;
+        if let Err(Failed::Commit(e)) = joined {
             tracing::warn!(study = %self.meta.study.id, error = %e, "a seat could not be given");
         }
+    }
+
+    /// The certificate by which a site takes part in a masked round.
+    fn membership(&self, site: &SiteId) -> Vec<Change> {
+        let Some((round, _)) = self.round.as_ref().filter(|(r, _)| r.spec().masked) else {
+            return Vec::new();
+        };
+        let connected = self.engine.sites().all().into_iter().find(|(id, _)| id == site);
+        let row = |certificate: &[u8]| ExchangeRow {
+            round: round.id().clone(),
+            attempt: round.spec().attempt,
+            phase: exchange::MEMBER.into(),
+            site: site.clone(),
+            messages: certificate.to_vec(),
+        };
+        connected.map(|(_, c)| Change::Exchange(row(&c.certificate))).into_iter().collect()
     }
 
     async fn declined(&mut self, site: SiteId, number: u32, why: String) -> Result<(), Problem> {
@@ -644,6 +846,11 @@ impl Actor {
                 .digest("payload_sha256", &u.payload)
                 .digest("header_sha256", &u.header)
                 .count("weight", u64::from(u.weight)),
+            Record::Answered(site, phase, digest) => about(Kind::ExchangeAnswered)
+                .actor(who)
+                .text("site", &site.to_string())
+                .text("phase", phase.as_str())
+                .digest("messages_sha256", digest),
             Record::Closed(updates) => about(Kind::RoundClosed).digests("updates", updates),
             Record::Published(model) => {
                 let updates = round.updates();
@@ -672,6 +879,9 @@ impl Actor {
             Record::Joined(site) => (Some(site), format!("{} joined", site.name())),
             Record::Declined(site, why) => (Some(site), format!("{} declined: {why}", site.name())),
             Record::Accepted(site, _) => (Some(site), format!("update from {}", site.name())),
+            Record::Answered(site, phase, _) => {
+                (Some(site), format!("{} from {}", phase.as_str(), site.name()))
+            }
             Record::Closed(updates) => (None, format!("closed with {} updates", updates.len())),
             Record::Published(model) => (None, format!("model {model} published")),
             Record::Rejected(_, reasons) => (None, format!("rejected: {}", reasons.join("; "))),
@@ -703,10 +913,7 @@ pub(super) fn event(
     let round = view.round.as_ref();
     let published = round.is_some_and(|r| r.stage() == "promoted");
     let updates = round.map(AnyRound::updates).unwrap_or_default();
-    let declined = |s: &Seat| matches!(s, Seat::Declined(_));
-    let cohort = round
-        .and_then(AnyRound::seats)
-        .map_or(updates.len(), |seats| seats.values().filter(|s| !declined(s)).count());
+    let cohort = round.map_or(0, AnyRound::present);
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     StudyEvent {
         seq,

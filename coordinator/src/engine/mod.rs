@@ -4,7 +4,9 @@
 //! what everybody else holds: submit, stop, look, connect, send.
 
 mod actor;
+mod exchange;
 pub(crate) use actor::refusal;
+pub use exchange::MESSAGES_MAX;
 pub mod sites;
 
 use crate::{
@@ -27,7 +29,7 @@ use falaj_core::{
     manifest::Manifest,
     note::NoteSigner,
     receipt::{self, Receipt},
-    round::{AnyRound, UpdateRef},
+    round::{AnyRound, Phase, UpdateRef},
     study::Study,
     time::Timestamp,
     update::UpdateHeader,
@@ -117,6 +119,8 @@ pub struct View {
     pub epsilon: BTreeMap<String, f64>,
     /// Payload bytes by site.
     pub bytes: BTreeMap<String, u64>,
+    /// The cohort of a masked round, once its members are fixed.
+    pub cohort: Option<Digest>,
 }
 
 /// A study, seen from outside.
@@ -165,6 +169,24 @@ pub struct Arrived {
     pub signature: Vec<u8>,
 }
 
+/// What a site sent in a phase of a masked round.
+pub struct Answer {
+    /// Whose it is.
+    pub site: SiteId,
+    /// Who sent it.
+    pub actor: Actor,
+    /// Under which policies it was taken.
+    pub decision: Decision,
+    /// The round.
+    pub round: RoundId,
+    /// The try of the round.
+    pub attempt: u32,
+    /// What was asked for.
+    pub phase: Phase,
+    /// What it sent.
+    pub messages: Vec<Bytes>,
+}
+
 /// A signed promise that an update is counted.
 #[derive(Clone, Debug)]
 pub struct SignedReceipt {
@@ -180,6 +202,7 @@ enum Mail {
     Joined(SiteId),
     Declined(SiteId, u32, String, oneshot::Sender<Result<(), Problem>>),
     Update(Box<Arrived>, oneshot::Sender<Result<SignedReceipt, Problem>>),
+    Answered(Box<Answer>, oneshot::Sender<Result<(), Problem>>),
     Stop(Actor, oneshot::Sender<Result<(), Problem>>),
 }
 
@@ -440,6 +463,20 @@ impl Engine {
         answer.await.map_err(|_| over())?
     }
 
+    /// Takes a site's answer in a masked round; it is durable when this returns.
+    ///
+    /// # Errors
+    /// Why it is not taken.
+    pub async fn answered(&self, answer: Answer) -> Result<(), Problem> {
+        let study = answer.round.study.clone();
+        let handle = self.study(&study)?;
+        let (reply, done) = oneshot::channel();
+        let over = || Code::StudyOver.because(format!("study `{study}` is over"));
+        let mail = Mail::Answered(Box::new(answer), reply);
+        handle.mailbox.send(mail).await.map_err(|_| over())?;
+        done.await.map_err(|_| over())?
+    }
+
     /// The receipt of an update that was counted before, in this try of the round or an earlier one.
     ///
     /// # Errors
@@ -489,6 +526,7 @@ impl Engine {
                 .ok_or_else(|| StoreError::Corrupt(format!("study {id} without a model")))?,
             epsilon: BTreeMap::new(),
             bytes: BTreeMap::new(),
+            cohort: None,
         };
         for update in store.updates(&id).await? {
             actor::note_update(&mut view, &update.site, &update.epsilon, update.bytes);

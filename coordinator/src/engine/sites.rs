@@ -6,7 +6,7 @@ use falaj_proto::v1::{Push, push};
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -27,6 +27,8 @@ pub struct Connected {
     pub agent_version: String,
     /// Data sets that it offers.
     pub datasets: Vec<String>,
+    /// Its certificate, DER.
+    pub certificate: Arc<[u8]>,
     /// Tells this stream from a later one of the same site.
     serial: u64,
     pushes: mpsc::Sender<Result<Push, Status>>,
@@ -47,11 +49,13 @@ impl Sites {
         address: String,
         agent_version: String,
         datasets: Vec<String>,
+        certificate: Arc<[u8]>,
     ) -> (u64, mpsc::Receiver<Result<Push, Status>>) {
         let serial = self.serials.fetch_add(1, Ordering::Relaxed);
         let (pushes, pushed) = mpsc::channel(PUSHES);
         let since = clock::now();
-        let connected = Connected { since, address, agent_version, datasets, serial, pushes };
+        let connected =
+            Connected { since, address, agent_version, datasets, certificate, serial, pushes };
         self.map().insert(site.clone(), connected);
         (serial, pushed)
     }

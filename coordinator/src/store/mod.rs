@@ -10,7 +10,7 @@ use falaj_core::{
     id::{Digest, RoundId, StudyId},
     round::AnyRound,
 };
-use row::{ModelRow, StudyRow, UpdateRow};
+use row::{ExchangeRow, ModelRow, StudyRow, UpdateRow};
 use sqlx::{
     Row as _, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -174,6 +174,26 @@ impl Store {
             .fetch_optional(&self.pool)
             .await?;
         row.as_ref().map(UpdateRow::read).transpose()
+    }
+
+    /// What sites sent in one try of a masked round, phase by phase, in the order in which it came.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn exchanges(
+        &self,
+        round: &RoundId,
+        attempt: u32,
+    ) -> Result<Vec<ExchangeRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT * FROM exchanges WHERE study = ? AND number = ? AND attempt = ? ORDER BY rowid",
+        )
+        .bind(round.study.as_str())
+        .bind(round.number)
+        .bind(attempt)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(ExchangeRow::read).collect()
     }
 
     /// Every model of a study, in order.

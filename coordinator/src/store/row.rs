@@ -4,8 +4,8 @@ use super::StoreError;
 use falaj_core::{
     id::{Digest, RoundId, SiteId, StudyId},
     round::{
-        Aggregating, AnyRound, Collecting, Enrolling, FailReason, Failed, Gated, Planned, Promoted,
-        Rejected, Round, RoundSpec, Seat, UpdateRef,
+        Aggregating, AnyRound, Collecting, Enrolling, Exchanging, FailReason, Failed, Gated, Phase,
+        Planned, Promoted, Rejected, Round, RoundSpec, Seat, Turn, UpdateRef,
     },
     time::Timestamp,
 };
@@ -57,6 +57,21 @@ pub struct UpdateRow {
     pub leaf: Digest,
     /// When that entry was committed.
     pub committed: Timestamp,
+}
+
+/// What a site sent in a masked round, or the certificate that it is a member by.
+#[derive(Clone, Debug)]
+pub struct ExchangeRow {
+    /// The round.
+    pub round: RoundId,
+    /// The try of the round.
+    pub attempt: u32,
+    /// The phase, or `member`.
+    pub phase: String,
+    /// The site.
+    pub site: SiteId,
+    /// What it sent.
+    pub messages: Vec<u8>,
 }
 
 /// A model of a study; number 0 is the first, untrained one.
@@ -117,6 +132,18 @@ impl UpdateRow {
     }
 }
 
+impl ExchangeRow {
+    pub(super) fn read(r: &SqliteRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            round: RoundId { study: parsed(r.get("study"))?, number: r.get("number") },
+            attempt: r.get("attempt"),
+            phase: r.get("phase"),
+            site: parsed(r.get("site"))?,
+            messages: r.get("messages"),
+        })
+    }
+}
+
 impl ModelRow {
     pub(super) fn read(r: &SqliteRow) -> Result<Self, StoreError> {
         Ok(Self {
@@ -138,6 +165,10 @@ struct RoundJson {
     deadline_ms: u64,
     grace_ms: u64,
     attempt: u32,
+    #[serde(default)]
+    masked: bool,
+    #[serde(default)]
+    members: Vec<String>,
     stage: StageJson,
 }
 
@@ -145,13 +176,41 @@ struct RoundJson {
 #[serde(tag = "stage", rename_all = "snake_case")]
 enum StageJson {
     Planned,
-    Enrolling { sites: BTreeMap<String, SeatJson>, deadline: i64, closes: Option<i64> },
-    Collecting { sites: BTreeMap<String, SeatJson>, deadline: i64, closes: Option<i64> },
-    Aggregating { updates: BTreeMap<String, UpdateJson> },
-    Gated { updates: BTreeMap<String, UpdateJson>, candidate: String },
-    Promoted { updates: BTreeMap<String, UpdateJson>, model: String },
-    Rejected { candidate: String, reasons: Vec<String> },
-    Failed { reason: FailJson },
+    Enrolling {
+        sites: BTreeMap<String, SeatJson>,
+        deadline: i64,
+        closes: Option<i64>,
+    },
+    Exchanging {
+        phase: String,
+        sites: BTreeMap<String, TurnJson>,
+        updates: BTreeMap<String, UpdateJson>,
+        deadline: i64,
+        closes: Option<i64>,
+    },
+    Collecting {
+        sites: BTreeMap<String, SeatJson>,
+        deadline: i64,
+        closes: Option<i64>,
+    },
+    Aggregating {
+        updates: BTreeMap<String, UpdateJson>,
+    },
+    Gated {
+        updates: BTreeMap<String, UpdateJson>,
+        candidate: String,
+    },
+    Promoted {
+        updates: BTreeMap<String, UpdateJson>,
+        model: String,
+    },
+    Rejected {
+        candidate: String,
+        reasons: Vec<String>,
+    },
+    Failed {
+        reason: FailJson,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -160,6 +219,14 @@ enum SeatJson {
     Joined,
     Updated { update: UpdateJson },
     Declined { why: String },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "turn", rename_all = "snake_case")]
+enum TurnJson {
+    Asked,
+    Answered { sha256: String },
+    Gone { why: String },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -209,6 +276,29 @@ fn read_seats(seats: &BTreeMap<String, SeatJson>) -> Result<BTreeMap<SiteId, Sea
         .collect()
 }
 
+fn write_turns(turns: &BTreeMap<SiteId, Turn>) -> BTreeMap<String, TurnJson> {
+    let turn = |t: &Turn| match t {
+        Turn::Asked => TurnJson::Asked,
+        Turn::Answered(digest) => TurnJson::Answered { sha256: digest.to_string() },
+        Turn::Gone(why) => TurnJson::Gone { why: why.clone() },
+    };
+    turns.iter().map(|(site, t)| (site.to_string(), turn(t))).collect()
+}
+
+fn read_turns(turns: &BTreeMap<String, TurnJson>) -> Result<BTreeMap<SiteId, Turn>, StoreError> {
+    turns
+        .iter()
+        .map(|(site, t)| {
+            let turn = match t {
+                TurnJson::Asked => Turn::Asked,
+                TurnJson::Answered { sha256 } => Turn::Answered(parsed(sha256)?),
+                TurnJson::Gone { why } => Turn::Gone(why.clone()),
+            };
+            Ok((parsed(site)?, turn))
+        })
+        .collect()
+}
+
 fn write_updates(updates: &BTreeMap<SiteId, UpdateRef>) -> BTreeMap<String, UpdateJson> {
     updates.iter().map(|(site, u)| (site.to_string(), write_update(u))).collect()
 }
@@ -225,6 +315,13 @@ pub(super) fn write_round(round: &AnyRound) -> String {
         AnyRound::Planned(_) => StageJson::Planned,
         AnyRound::Enrolling(r) => StageJson::Enrolling {
             sites: write_seats(&r.stage.sites),
+            deadline: r.stage.deadline.as_millis(),
+            closes: r.stage.closes.map(Timestamp::as_millis),
+        },
+        AnyRound::Exchanging(r) => StageJson::Exchanging {
+            phase: r.stage.phase.as_str().to_owned(),
+            sites: write_turns(&r.stage.sites),
+            updates: write_updates(&r.stage.updates),
             deadline: r.stage.deadline.as_millis(),
             closes: r.stage.closes.map(Timestamp::as_millis),
         },
@@ -267,6 +364,8 @@ pub(super) fn write_round(round: &AnyRound) -> String {
         deadline_ms: spec.deadline_ms,
         grace_ms: spec.grace_ms,
         attempt: spec.attempt,
+        masked: spec.masked,
+        members: spec.members.iter().map(ToString::to_string).collect(),
         stage,
     };
     serde_json::to_string(&json).expect("invariant: a round is JSON")
@@ -284,6 +383,8 @@ pub(super) fn read_round(id: RoundId, text: &str) -> Result<AnyRound, StoreError
         deadline_ms: json.deadline_ms,
         grace_ms: json.grace_ms,
         attempt: json.attempt,
+        masked: json.masked,
+        members: json.members.iter().map(|m| parsed(m)).collect::<Result<_, _>>()?,
     };
     let at = Timestamp::from_millis;
     Ok(match json.stage {
@@ -292,6 +393,14 @@ pub(super) fn read_round(id: RoundId, text: &str) -> Result<AnyRound, StoreError
             let sites = read_seats(&sites)?;
             let stage = Enrolling { sites, deadline: at(deadline), closes: closes.map(at) };
             AnyRound::Enrolling(Round { id, spec, stage })
+        }
+        StageJson::Exchanging { phase, sites, updates, deadline, closes } => {
+            let phase = Phase::find(&phase)
+                .ok_or_else(|| StoreError::Corrupt(format!("a phase `{phase}`")))?;
+            let (sites, updates) = (read_turns(&sites)?, read_updates(&updates)?);
+            let (deadline, closes) = (at(deadline), closes.map(at));
+            let stage = Exchanging { phase, sites, updates, deadline, closes };
+            AnyRound::Exchanging(Round { id, spec, stage })
         }
         StageJson::Collecting { sites, deadline, closes } => {
             let sites = read_seats(&sites)?;

@@ -5,7 +5,7 @@
 
 use super::{
     StoreError,
-    row::{ModelRow, StudyRow, UpdateRow, write_round},
+    row::{ExchangeRow, ModelRow, StudyRow, UpdateRow, write_round},
 };
 use crate::{clock, metrics::Metrics};
 use falaj_core::{
@@ -46,6 +46,8 @@ pub enum Change {
     StudyState(StudyId, &'static str, Option<String>),
     /// A counted update; its place in the log is that of the commit's entry with this number.
     Update(UpdateRow, usize),
+    /// A site's part in a masked round.
+    Exchange(ExchangeRow),
     /// A model.
     Model(ModelRow),
     /// A certificate that entries name.
@@ -363,6 +365,17 @@ async fn put(
                 .bind((committed.first + entry as u64).cast_signed())
                 .bind(committed.leaves[entry].0.to_vec())
                 .bind(committed.at.as_millis())
+                .execute(tx)
+                .await?
+        }
+        Change::Exchange(e) => {
+            sqlx::query("INSERT INTO exchanges (study, number, attempt, phase, site, messages) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET messages = excluded.messages")
+                .bind(e.round.study.as_str())
+                .bind(e.round.number)
+                .bind(e.attempt)
+                .bind(e.phase)
+                .bind(e.site.to_string())
+                .bind(e.messages)
                 .execute(tx)
                 .await?
         }

@@ -147,6 +147,8 @@ fn planned(number: u32, attempt: u32, base: Digest) -> AnyRound {
         deadline_ms: 1_000,
         grace_ms: 200,
         attempt,
+        masked: false,
+        members: Vec::new(),
     };
     AnyRound::planned(RoundId { study: "sim".parse().expect("a study"), number }, spec)
 }
@@ -244,6 +246,7 @@ impl World {
                     }
                     true
                 }
+                Effect::Ask(_) => unreachable!("no round here is masked"),
                 Effect::Aggregate => {
                     let mut sum: Vec<u8> = self.memory.round.spec().base.0.to_vec();
                     for update in self.memory.round.updates().values() {
@@ -444,6 +447,7 @@ impl World {
                     }
                     accepted.insert(update.payload);
                 }
+                Record::Answered(..) => unreachable!("no round here is masked"),
                 Record::Closed(updates) => {
                     if updates.len() != counted.len()
                         || !updates.iter().all(|u| accepted.contains(u))

@@ -14,21 +14,47 @@
 //! sensitivity `D` (Canonne, Kamath, Steinke 2020, theorem 4). For shares of at least [`SHARE_MIN`] steps that
 //! is below 1e-20 and covered by rounding up.
 //!
-//! The unit is a site's whole update (added or removed) against everybody who sees the sum, the
-//! coordinator and `c` colluding sites included.
+//! # The unit
+//! Added or removed, against everybody who sees the sum, the coordinator and `c` colluding sites included:
+//! - [`Unit::Site`]: a site's whole update, clipped in L2 as whole numbers before its share is added.
+//! - [`Unit::Record`]: one record. A site's update is a sum over a Poisson sample of its records, each of
+//!   which moves it by at most an agreed length; sampling is the site's secret, so it amplifies. Rounding
+//!   moves two neighbouring sums apart by at most one step more in each coordinate, and cutting each
+//!   coordinate off moves them no further apart: the sensitivity in steps counts that.
 
-use super::rdp::{AccountantError, RdpCurve};
+use super::{
+    Noise, Reservation, SealError,
+    rdp::{AccountantError, RdpCurve},
+    seal::{clip, nearest, whole_steps},
+};
+use crate::{
+    manifest::Manifest,
+    update::{Encoding, PartialUpdate, RawUpdate},
+};
+use zeroize::Zeroizing;
 
 /// The least scale of a share, in steps of the grid.
 pub const SHARE_MIN: f64 = 3.0;
+/// The least scale of a share where the accountant's figure is the real-valued Gaussian's.
+pub const SHARE_MIN_SAMPLED: f64 = 16.0;
 /// The chance that any coordinate of a sum wraps around, at most.
 const WRAP_CHANCE: f64 = 1e-12;
 /// What the approximation by one Gaussian may cost beyond it.
 const APPROXIMATION_MAX: f64 = 1e-15;
 
+/// Whom the noise protects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// A site's whole update.
+    Site,
+    /// One record.
+    Record,
+}
+
 /// Noise in shares on a grid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Distributed {
+    unit: Unit,
     sensitivity: u32,
     share: f64,
     honest: u32,
@@ -50,26 +76,85 @@ pub enum DistributedError {
     /// A multiplier that is no positive number.
     #[error(transparent)]
     Accountant(#[from] AccountantError),
+    /// What one unit can contribute is no usable number of grid steps.
+    #[error(
+        "one {unit:?} contributes {steps:.2} steps of the grid: choose `sealing.range` and `sealing.bits` so that it is between 16 and 2^30"
+    )]
+    Grid {
+        /// Whose.
+        unit: Unit,
+        /// How many steps.
+        steps: f64,
+    },
     /// The grid is too coarse for shares of that noise.
     #[error(
-        "each site's share of the noise would be {0:.2} steps of the grid, and {SHARE_MIN} are needed: lower `sealing.range` or raise `sealing.bits` or `privacy.noise_multiplier`"
+        "each site's share of the noise would be {share:.2} steps of the grid, and {least} are needed: raise `sealing.bits` or `privacy.noise_multiplier`, or lower `sealing.range`"
     )]
-    Coarse(f64),
+    Coarse {
+        /// As it would be.
+        share: f64,
+        /// As it must be.
+        least: f64,
+    },
     /// The sum would leave the ring.
     #[error(
-        "the sum of {members} updates with their noise needs {needed} bits, the grid has {bits}: raise `sealing.bits` or `sealing.range`"
+        "the sum of {members} updates and their noise reaches {times:.2} times as far as the grid: raise `sealing.range` by that, and `sealing.bits` as well if the grid becomes too coarse"
     )]
     Wraps {
         /// Sites at most.
         members: u32,
-        /// Bits that would do.
-        needed: u32,
-        /// Bits of the grid.
-        bits: u8,
+        /// How much too far.
+        times: f64,
     },
 }
 
 impl Distributed {
+    /// Noise of `noise_multiplier` times the L2 bound of a site's update, for [`Unit::Site`].
+    ///
+    /// # Errors
+    /// [`DistributedError`].
+    pub fn over_sites(
+        clip_norm: f64,
+        encoding: Encoding,
+        noise_multiplier: f64,
+        terms: (u32, u32),
+    ) -> Result<Self, DistributedError> {
+        let grid = |steps| DistributedError::Grid { unit: Unit::Site, steps };
+        let steps = whole_steps(clip_norm, encoding).map_err(grid)?;
+        Self::new(steps, noise_multiplier, terms)
+    }
+
+    /// Noise of `noise_multiplier` times the L2 length by which one record can move an update of `params`
+    /// values, for [`Unit::Record`].
+    ///
+    /// # Errors
+    /// [`DistributedError`].
+    pub fn over_records(
+        length: f64,
+        (encoding, params): (Encoding, u64),
+        noise_multiplier: f64,
+        terms: (u32, u32),
+    ) -> Result<Self, DistributedError> {
+        #[expect(clippy::cast_precision_loss, reason = "rounded up below")]
+        let root = (params as f64).sqrt();
+        // An f32 is within 2^-24 of its value, which is at most the grid's largest.
+        let rounding = 1.0 + f64::from(encoding.max()) * 2.0_f64.powi(-22);
+        let steps = (length / encoding.step() + root * rounding) * (1.0 + 1e-12);
+        if !(16.0..1_073_741_824.0).contains(&steps) {
+            return Err(DistributedError::Grid { unit: Unit::Record, steps });
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the range was checked"
+        )]
+        let this = Self::new(steps.ceil() as u32, noise_multiplier, terms)?;
+        if this.share < SHARE_MIN_SAMPLED {
+            return Err(DistributedError::Coarse { share: this.share, least: SHARE_MIN_SAMPLED });
+        }
+        Ok(Self { unit: Unit::Record, ..this })
+    }
+
     /// Noise of `noise_multiplier` times the L2 sensitivity, which is in whole steps of the grid.
     ///
     /// # Errors
@@ -90,9 +175,9 @@ impl Distributed {
         let sigma = noise_multiplier * f64::from(sensitivity);
         let share = sigma / f64::from(honest).sqrt() * (1.0 + 1e-12);
         if share.is_nan() || share < SHARE_MIN {
-            return Err(DistributedError::Coarse(share));
+            return Err(DistributedError::Coarse { share, least: SHARE_MIN });
         }
-        Ok(Self { sensitivity, share, honest })
+        Ok(Self { unit: Unit::Site, sensitivity, share, honest })
     }
 
     /// The scale at which each site draws, in steps of the grid.
@@ -107,7 +192,7 @@ impl Distributed {
         f64::from(sites) * self.share * self.share
     }
 
-    /// What one round costs a site, over `params` coordinates.
+    /// What one round costs a site under [`Unit::Site`], over `params` coordinates.
     ///
     /// # Errors
     /// [`AccountantError::TooFine`] when the approximation by one Gaussian would not be covered.
@@ -131,26 +216,103 @@ impl Distributed {
         10.0 * (1..self.honest).map(term).sum::<f64>()
     }
 
-    /// Whether sums of up to `members` updates stay within a ring of `bits`, but for a chance of 1e-12
-    /// over all `params` coordinates.
+    /// Whether sums of up to `members` updates stay within the ring of a grid, but for a chance of 1e-12 over
+    /// all `params` coordinates.
     ///
-    /// A coordinate of an update is at most the sensitivity, and the noise of `m` shares of scale `s` is
-    /// beyond `l` with a chance of at most `2 exp(-l² / 2 m s²)` (Canonne, Kamath, Steinke 2020,
-    /// corollary 17, and the sum of independent sub-Gaussians).
+    /// A coordinate of a site's clipped update is at most the sensitivity; one of a sum over records is cut
+    /// off at [`Self::room`], which must leave room for more than a few of them.
     ///
     /// # Errors
-    /// [`DistributedError::Wraps`] with the bits that would do.
+    /// [`DistributedError::Wraps`] with how much too far the sum reaches.
     pub fn fits(&self, members: u32, params: u64, bits: u8) -> Result<(), DistributedError> {
+        let coordinate = match self.unit {
+            Unit::Site => f64::from(self.sensitivity),
+            Unit::Record => 4.0 * f64::from(self.sensitivity),
+        };
+        let reach = f64::from(members) * coordinate + self.tail(members, params) + 1.0;
+        let times = reach / 2.0_f64.powi(i32::from(bits) - 1);
+        if times < 1.0 { Ok(()) } else { Err(DistributedError::Wraps { members, times }) }
+    }
+
+    /// What the noise of `members` shares does not exceed in any of `params` coordinates, but for a chance
+    /// of 1e-12: `m` shares of scale `s` are beyond `l` with a chance of at most `2 exp(-l² / 2 m s²)`
+    /// (Canonne, Kamath, Steinke 2020, corollary 17, and the sum of independent sub-Gaussians).
+    fn tail(&self, members: u32, params: u64) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "an upper bound with room to spare")]
         let chance = (2.0 * params as f64 / WRAP_CHANCE).ln();
-        let noise = (2.0 * chance * self.variance(members)).sqrt();
-        let reach = f64::from(members) * f64::from(self.sensitivity) + noise + 1.0;
-        let needed = (2..64).find(|&b| 2.0_f64.powi(b - 1) > reach).unwrap_or(64);
-        let needed = needed.unsigned_abs();
-        if needed <= u32::from(bits) {
-            return Ok(());
-        }
-        Err(DistributedError::Wraps { members, needed, bits })
+        (2.0 * chance * self.variance(members)).sqrt()
+    }
+
+    /// The most that one site's update may be in any coordinate, in steps, so that no sum wraps around.
+    #[must_use]
+    pub fn room(&self, members: u32, params: u64, bits: u8) -> i64 {
+        let ring = 2.0_f64.powi(i32::from(bits) - 1) - 1.0;
+        let room = (ring - self.tail(members, params)) / f64::from(members.max(1));
+        #[expect(clippy::cast_possible_truncation, reason = "at most 2^31")]
+        let room = room.max(0.0).floor() as i64;
+        room
+    }
+
+    /// Makes an update fit to be masked, in a cohort of `members`: clipped or cut off, rounded, checked, and
+    /// with this site's share of the noise.
+    ///
+    /// # Errors
+    /// [`SealError`]. The reservation is spent all the same: it was made for this training.
+    #[expect(clippy::needless_pass_by_value, reason = "taking it is the point: it pays once")]
+    pub fn seal(
+        &self,
+        raw: RawUpdate,
+        reservation: Reservation,
+        (encoding, members): (Encoding, u32),
+        manifest: &Manifest,
+        noise: &mut dyn Noise,
+    ) -> Result<PartialUpdate, SealError> {
+        let values = raw.checked(manifest)?;
+        let mut saturated = 0;
+        let mut whole = match self.unit {
+            Unit::Site => clip(&values, encoding, i64::from(self.sensitivity)),
+            Unit::Record => {
+                let room = self.room(members, manifest.params() as u64, encoding.bits());
+                let mut cut = |v: &f32| {
+                    let whole = nearest(f64::from(*v) / encoding.step());
+                    let kept = whole.clamp(-room, room);
+                    saturated += usize::from(kept != whole);
+                    kept
+                };
+                values.iter().map(&mut cut).collect()
+            }
+        };
+        noise.add(&mut whole, self.share)?;
+        let ring = u32::MAX >> (32 - encoding.bits());
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "modulo the ring, which divides 2^32"
+        )]
+        let ringed = whole.iter().map(|&v| v as u32 & ring).collect();
+        let values = Zeroizing::new(ringed);
+        Ok(PartialUpdate { values, encoding, saturated, reservation: reservation.id() })
+    }
+
+    /// Whether a sum of `sites` updates is no longer than honest ones and their noise can make it, but for a
+    /// chance of 1e-12 (Hsu, Kakade, Zhang 2012, theorem 2.1, on the length of sub-Gaussian noise). A site
+    /// that masks something longer is seen by this, though not which one it is.
+    #[must_use]
+    pub fn is_plausible(&self, sum: &[i32], sites: u32, room: i64) -> bool {
+        #[expect(clippy::cast_precision_loss, reason = "an upper bound with room to spare")]
+        let (params, room) = (sum.len() as f64, room as f64);
+        let tail = -WRAP_CHANCE.ln();
+        let spread = params + 2.0 * (params * tail).sqrt() + 2.0 * tail;
+        let noise = (self.variance(sites) * spread).sqrt();
+        let one = match self.unit {
+            Unit::Site => f64::from(self.sensitivity),
+            Unit::Record => room * params.sqrt(),
+        };
+        let most = f64::from(sites) * one + noise;
+        let squared: i128 = sum.iter().map(|&v| i128::from(i64::from(v) * i64::from(v))).sum();
+        #[expect(clippy::cast_precision_loss, reason = "compared with room to spare")]
+        let length = (squared as f64).sqrt();
+        length <= most * (1.0 + 1e-9)
     }
 }
 
@@ -192,7 +354,7 @@ mod tests {
             }
             let honest_reach = reach * i32::try_from(honest).expect("small");
             let whole = weights(f64::from(honest) * share * share, honest_reach);
-            let tau = Distributed { sensitivity: 1, share, honest }.tau();
+            let tau = Distributed { unit: Unit::Site, sensitivity: 1, share, honest }.tau();
             // Far out the reach cuts the convolution off; within five standard deviations it does not.
             let middle = usize::try_from(honest_reach).expect("small");
             let worst = (middle - 4..=middle + 4)
@@ -206,7 +368,7 @@ mod tests {
     fn what_the_grid_cannot_carry_is_refused_with_what_would_do() {
         let coarse = Distributed::new(4, 1.0, (4, 0)).expect_err("a share of two steps");
         assert!(
-            matches!(coarse, DistributedError::Coarse(s) if (s - 2.0).abs() < 1e-9),
+            matches!(coarse, DistributedError::Coarse { share, .. } if (share - 2.0).abs() < 1e-9),
             "{coarse}"
         );
         let none = Distributed::new(100, 1.0, (2, 2)).expect_err("nobody honest");
@@ -216,8 +378,82 @@ mod tests {
         }
         let noise = Distributed::new(1_000, 1.0, (8, 0)).expect("valid");
         let wraps = noise.fits(10, 1_000_000, 12).expect_err("too narrow");
-        let DistributedError::Wraps { needed, .. } = wraps else { panic!("{wraps}") };
-        assert_eq!(needed, 16);
+        let DistributedError::Wraps { times, .. } = wraps else { panic!("{wraps}") };
+        assert!(times > 8.0 && times < 16.0, "{times}");
         assert_eq!(noise.fits(10, 1_000_000, 16), Ok(()));
+    }
+
+    fn manifest(params: u32) -> Manifest {
+        let shape = vec![params];
+        Manifest::new(vec![crate::manifest::TensorSpec { name: "w".into(), shape }]).expect("valid")
+    }
+
+    struct Silent;
+    impl Noise for Silent {
+        fn add(&mut self, _: &mut [i64], _: f64) -> Result<(), super::super::NoiseError> {
+            Ok(())
+        }
+    }
+
+    fn sealed(noise: &Distributed, values: Vec<f32>, encoding: Encoding) -> Vec<i32> {
+        let manifest = manifest(u32::try_from(values.len()).expect("small"));
+        let paid = Reservation::from_ledger(1);
+        let part = noise
+            .seal(RawUpdate::new(values), paid, (encoding, 4), &manifest, &mut Silent)
+            .expect("sealed");
+        let shift = 32 - u32::from(encoding.bits());
+        part.values.iter().map(|v| (v << shift).cast_signed() >> shift).collect()
+    }
+
+    #[test]
+    fn a_sites_whole_numbers_are_no_longer_than_the_noise_is_scaled_to() {
+        let encoding = Encoding::for_range(24, 16.0).expect("valid");
+        let noise = Distributed::over_sites(1.0, encoding, 1.0, (3, 0)).expect("valid");
+        for values in [vec![1e30, -1e30, 3.0, 0.0], vec![0.5; 4], vec![0.01, -0.7, 0.0, 0.2]] {
+            let whole = sealed(&noise, values, encoding);
+            let squared: i64 = whole.iter().map(|&v| i64::from(v) * i64::from(v)).sum();
+            assert!(squared <= i64::from(noise.sensitivity).pow(2), "{whole:?}");
+        }
+    }
+
+    #[test]
+    fn one_record_moves_the_whole_numbers_by_no_more_than_the_noise_is_scaled_to() {
+        let encoding = Encoding::for_range(20, 16.0).expect("valid");
+        let length = 0.01;
+        let noise = Distributed::over_records(length, (encoding, 4), 1.0, (3, 0)).expect("valid");
+        // A fixed sequence of sums with and without one record of that length, beyond the cut as well.
+        let mut state = 7_u32;
+        let mut unit = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f64::from(state >> 8) / f64::from(1_u32 << 23) - 1.0
+        };
+        for _ in 0..200 {
+            let without: Vec<f64> = (0..4).map(|_| 6.0 * unit()).collect();
+            let record: Vec<f64> = (0..4).map(|_| unit()).collect();
+            let norm = record.iter().map(|r| r * r).sum::<f64>().sqrt();
+            #[expect(clippy::cast_possible_truncation, reason = "updates are f32")]
+            let with: Vec<f32> =
+                without.iter().zip(&record).map(|(s, r)| (s + r / norm * length) as f32).collect();
+            #[expect(clippy::cast_possible_truncation, reason = "updates are f32")]
+            let without: Vec<f32> = without.iter().map(|s| *s as f32).collect();
+            let (a, b) = (sealed(&noise, with, encoding), sealed(&noise, without, encoding));
+            let moved: i64 =
+                a.iter().zip(&b).map(|(a, b)| i64::from(a - b) * i64::from(a - b)).sum();
+            assert!(moved <= i64::from(noise.sensitivity).pow(2), "{moved}");
+        }
+    }
+
+    #[test]
+    fn a_sum_that_no_honest_sites_can_have_made_is_told_from_one_that_they_can() {
+        let noise = Distributed::new(1_000, 1.0, (4, 0)).expect("valid");
+        let mut honest = vec![0_i64; 1_000];
+        super::super::ExactDiscreteGaussian::new([3; 32])
+            .add(&mut honest, noise.variance(5).sqrt())
+            .expect("drawn");
+        let mut sum: Vec<i32> = honest.iter().map(|&v| i32::try_from(v).expect("small")).collect();
+        sum[0] += 5_000;
+        assert!(noise.is_plausible(&sum, 5, 0));
+        sum[0] += 100_000;
+        assert!(!noise.is_plausible(&sum, 5, 0));
     }
 }

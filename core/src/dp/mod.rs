@@ -8,6 +8,6 @@ pub mod pld;
 pub mod rdp;
 pub mod seal;
 
-pub use distributed::{Distributed, DistributedError};
+pub use distributed::{Distributed, DistributedError, Unit};
 pub use gauss::ExactDiscreteGaussian;
 pub use seal::{Mechanism, Noise, NoiseError, Permit, Reservation, SealError};

@@ -149,15 +149,7 @@ impl Mechanism {
         manifest: &Manifest,
         noise: &mut dyn Noise,
     ) -> Result<SealedUpdate, SealError> {
-        let values = raw.0;
-        if values.len() != manifest.params() {
-            let (found, expected) = (values.len(), manifest.params());
-            return Err(SealError::Length { found, expected });
-        }
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            let parameter = manifest.describe(i);
-            return Err(SealError::NotFinite { parameter, value: values[i] });
-        }
+        let values = raw.checked(manifest)?;
         let whole = match *self {
             Self::DpSgd | Self::None(_) => {
                 values.iter().map(|&v| nearest(f64::from(v) / encoding.step())).collect()
@@ -166,7 +158,9 @@ impl Mechanism {
                 if !(noise_multiplier.is_finite() && noise_multiplier > 0.0) {
                     return Err(SealError::NoNoise(noise_multiplier));
                 }
-                let bound = steps(clip_norm, encoding)?;
+                let bound = whole_steps(clip_norm, encoding)
+                    .map_err(|steps| SealError::Grid { clip_norm, steps })?;
+                let bound = i64::from(bound);
                 let mut whole = clip(&values, encoding, bound);
                 #[expect(clippy::cast_precision_loss, reason = "the bound is below 2^30")]
                 noise.add(&mut whole, noise_multiplier * bound as f64)?;
@@ -192,12 +186,29 @@ impl Mechanism {
             saturated,
             mechanism: self.as_str(),
             reservation: reservation.id,
+            cohort: None,
         })
     }
 }
 
+impl RawUpdate {
+    /// The numbers, if there are as many as in the model and all of them are finite.
+    pub(super) fn checked(self, manifest: &Manifest) -> Result<Vec<f32>, SealError> {
+        let values = self.0;
+        if values.len() != manifest.params() {
+            let (found, expected) = (values.len(), manifest.params());
+            return Err(SealError::Length { found, expected });
+        }
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            let parameter = manifest.describe(i);
+            return Err(SealError::NotFinite { parameter, value: values[i] });
+        }
+        Ok(values)
+    }
+}
+
 /// The nearest whole number; far outside every grid it saturates.
-fn nearest(v: f64) -> i64 {
+pub(super) fn nearest(v: f64) -> i64 {
     #[expect(clippy::cast_possible_truncation, reason = "saturates, and is clamped to the grid")]
     let whole = v.round_ties_even() as i64;
     whole
@@ -211,18 +222,23 @@ fn towards_zero(v: f64) -> i64 {
 }
 
 /// The clip norm in whole steps of the grid, rounded down: the sensitivity that the noise is scaled to.
-fn steps(clip_norm: f64, encoding: Encoding) -> Result<i64, SealError> {
+/// When it is no usable number of them, that number.
+pub(super) fn whole_steps(clip_norm: f64, encoding: Encoding) -> Result<u32, f64> {
     let steps = clip_norm / encoding.step();
     if !(16.0..1_073_741_824.0).contains(&steps) {
-        return Err(SealError::Grid { clip_norm, steps });
+        return Err(steps);
     }
-    #[expect(clippy::cast_possible_truncation, reason = "the range was checked")]
-    let bound = steps.floor() as i64;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the range was checked"
+    )]
+    let bound = steps.floor() as u32;
     Ok(bound)
 }
 
 /// Clips in L2 and rounds, so that the whole numbers' exact norm is at most `bound`.
-fn clip(values: &[f32], encoding: Encoding, bound: i64) -> Vec<i64> {
+pub(super) fn clip(values: &[f32], encoding: Encoding, bound: i64) -> Vec<i64> {
     #[expect(clippy::cast_precision_loss, reason = "the bound is below 2^30")]
     let limit = bound as f64;
     let norm = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();

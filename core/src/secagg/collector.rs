@@ -5,8 +5,8 @@
 
 use super::{
     Cohort, Secret, Sum, add_packed, apply_mask, commitment, pair_key, ring, shamir,
-    site::{check_confirmations, checked_adverts, point},
-    wire::{Advert, Confirmation, Envelope, Masked, MessageError, Reveal, seed_commitment},
+    site::{Adverts, add_advert, add_confirmation, enough, point},
+    wire::{Advert, Confirmation, Envelope, MessageError, Reveal, seed_commitment},
 };
 use std::collections::{BTreeMap, BTreeSet};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -18,13 +18,14 @@ type Commitments = BTreeMap<(u16, u16), [[u8; 32]; 2]>;
 /// Collects a round of secure aggregation.
 pub struct Collector {
     cohort: Cohort,
-    adverts: BTreeMap<u16, Advert>,
+    adverts: Adverts,
     commitments: Commitments,
     /// Those who dealt shares to all their neighbours.
     dealers: BTreeSet<u16>,
     sum: Vec<u32>,
+    /// The neighbours whose masks are in each masked update.
     masked: BTreeMap<u16, Vec<u16>>,
-    confirmed: bool,
+    confirmed: BTreeSet<u16>,
     revealed: BTreeMap<u16, BTreeMap<u16, [u8; 32]>>,
 }
 
@@ -40,18 +41,23 @@ impl Collector {
             dealers: BTreeSet::new(),
             sum,
             masked: BTreeMap::new(),
-            confirmed: false,
+            confirmed: BTreeSet::new(),
             revealed: BTreeMap::new(),
         }
     }
 
-    /// Stage 1: takes all adverts that came in time, to be shown to every site that sent one.
+    /// Who aggregates.
+    #[must_use]
+    pub const fn cohort(&self) -> &Cohort {
+        &self.cohort
+    }
+
+    /// Stage 1: takes an advert. Once the stage is over, all of them are shown to every site that sent one.
     ///
     /// # Errors
     /// [`MessageError`]; the sender that it names is to be left out.
-    pub fn advertised(&mut self, adverts: &[Advert]) -> Result<(), MessageError> {
-        self.adverts = checked_adverts(&self.cohort, adverts)?;
-        Ok(())
+    pub fn advertised(&mut self, advert: &Advert) -> Result<(), MessageError> {
+        add_advert(&mut self.adverts, &self.cohort, advert)
     }
 
     /// Stage 2: takes what one site deals to its neighbours.
@@ -59,6 +65,7 @@ impl Collector {
     /// # Errors
     /// [`MessageError`]; nothing of the site is taken then.
     pub fn dealt(&mut self, from: u16, envelopes: &[Envelope]) -> Result<(), MessageError> {
+        enough(self.adverts.len(), self.cohort.threshold())?;
         let neighbours = self.cohort.graph().neighbours(from);
         let expected: Vec<u16> =
             neighbours.iter().copied().filter(|v| self.adverts.contains_key(v)).collect();
@@ -80,20 +87,15 @@ impl Collector {
     ///
     /// # Errors
     /// [`MessageError`]; nothing of it is in the sum then.
-    pub fn masked(&mut self, masked: &Masked) -> Result<(), MessageError> {
-        let Masked { from, partners, payload } = masked;
-        let (from, neighbours) = (*from, self.cohort.graph().neighbours(*from));
+    pub fn masked(&mut self, from: u16, payload: &[u8]) -> Result<(), MessageError> {
         // Every site is shown the same dealers, so the masks that are in are known.
-        let expected: Vec<u16> =
-            neighbours.iter().copied().filter(|v| self.dealers.contains(v)).collect();
+        let neighbours = self.cohort.graph().neighbours(from);
+        let partners = neighbours.iter().copied().filter(|v| self.dealers.contains(v)).collect();
         if !self.dealers.contains(&from) {
             return Err(MessageError::Member(from));
         }
         if self.masked.contains_key(&from) {
             return Err(MessageError::Twice(from));
-        }
-        if *partners != expected {
-            return Err(MessageError::Shares(from));
         }
         let expected = self.sum.len() * self.cohort.encoding.bytes_per_value();
         if payload.len() != expected {
@@ -106,7 +108,7 @@ impl Collector {
             return Err(MessageError::Values(from));
         }
         add_packed(&mut self.sum, payload, self.cohort.encoding);
-        self.masked.insert(from, partners.clone());
+        self.masked.insert(from, partners);
         Ok(())
     }
 
@@ -116,14 +118,13 @@ impl Collector {
         self.masked.keys().copied().collect()
     }
 
-    /// Stage 4: takes the confirmations, to be shown to every site that sent one.
+    /// Stage 4: takes a confirmation. Once the stage is over, all of them are shown to every site that sent one.
     ///
     /// # Errors
     /// [`MessageError`].
-    pub fn confirmed(&mut self, confirmations: &[Confirmation]) -> Result<(), MessageError> {
-        check_confirmations(&self.cohort, &self.survivors(), confirmations)?;
-        self.confirmed = true;
-        Ok(())
+    pub fn confirmed(&mut self, confirmation: &Confirmation) -> Result<(), MessageError> {
+        let survivors = self.survivors();
+        add_confirmation(&mut self.confirmed, &self.cohort, &survivors, confirmation)
     }
 
     /// Stage 5: takes the shares that one site reveals.
@@ -132,7 +133,8 @@ impl Collector {
     /// [`MessageError`]; a site that reveals a share which was never dealt to it is named.
     pub fn reveal(&mut self, reveal: &Reveal) -> Result<(), MessageError> {
         let from = reveal.from;
-        let Some(held) = self.masked.get(&from).filter(|_| self.confirmed) else {
+        enough(self.confirmed.len(), self.cohort.threshold())?;
+        let Some(held) = self.masked.get(&from) else {
             return Err(MessageError::Member(from));
         };
         if self.revealed.contains_key(&from) {

@@ -100,6 +100,7 @@ pub enum CohortError {
 #[derive(Clone, Debug)]
 pub struct Cohort {
     round: RoundId,
+    attempt: u32,
     members: Vec<Member>,
     threshold: u32,
     colluders: u32,
@@ -113,12 +114,13 @@ impl Cohort {
     /// A cohort of these members, in any order, whose updates have `params` values in `encoding`.
     ///
     /// `threshold` is the number of sites without which there is no sum, `colluders` the number of
-    /// members that may work with the coordinator.
+    /// members that may work with the coordinator. Another `attempt` at the same round is another cohort:
+    /// what sites signed in the one is worth nothing in the other.
     ///
     /// # Errors
     /// [`CohortError`].
     pub fn new(
-        round: RoundId,
+        (round, attempt): (RoundId, u32),
         mut members: Vec<Member>,
         (threshold, colluders): (u32, u32),
         encoding: Encoding,
@@ -144,7 +146,8 @@ impl Cohort {
         }
         let mut hash = tagged("cohort");
         hash.update(round.to_string().as_bytes());
-        for number in [u64::from(threshold), u64::from(colluders), params as u64] {
+        let terms = [attempt, threshold, colluders].map(u64::from);
+        for number in terms.into_iter().chain([params as u64]) {
             hash.update(number.to_le_bytes());
         }
         hash.update([encoding.bits()]);
@@ -157,7 +160,7 @@ impl Cohort {
         }
         let digest = Digest(hash.finalize().into());
         let graph = Graph::new(&digest, n, threshold, colluders);
-        Ok(Self { round, members, threshold, colluders, encoding, params, graph, digest })
+        Ok(Self { round, attempt, members, threshold, colluders, encoding, params, graph, digest })
     }
 
     /// The members, in the order by which messages number them.
@@ -179,6 +182,12 @@ impl Cohort {
         &self.round
     }
 
+    /// Which try of the round.
+    #[must_use]
+    pub const fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
     /// Sites without which there is no sum.
     #[must_use]
     pub const fn threshold(&self) -> u32 {
@@ -189,6 +198,12 @@ impl Cohort {
     #[must_use]
     pub const fn colluders(&self) -> u32 {
         self.colluders
+    }
+
+    /// Values of one update.
+    #[must_use]
+    pub const fn params(&self) -> usize {
+        self.params
     }
 
     /// What the values are.

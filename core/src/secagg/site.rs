@@ -2,12 +2,12 @@
 
 use super::{
     Cohort, Secret, apply_mask, commitment, pack, pair_key, shamir, survivors_digest,
-    wire::{
-        Advert, Confirmation, Envelope, Masked, MessageError, Reveal, SEALED_SHARES,
-        seed_commitment,
-    },
+    wire::{Advert, Confirmation, Envelope, MessageError, Reveal, SEALED_SHARES, seed_commitment},
 };
-use crate::{note, update::SealedUpdate};
+use crate::{
+    note,
+    update::{PartialUpdate, SealedUpdate},
+};
 use chacha20poly1305::{
     ChaCha20Poly1305,
     aead::{AeadInOut as _, KeyInit as _},
@@ -108,7 +108,9 @@ impl Site<Advertised> {
     ) -> Result<(Site<Shared>, Vec<Envelope>), MessageError> {
         let Self { own, .. } = self;
         let cohort = &own.cohort;
-        let known = checked_adverts(cohort, adverts)?;
+        let mut known = Adverts::new();
+        adverts.iter().try_for_each(|a| add_advert(&mut known, cohort, a))?;
+        enough(known.len(), cohort.threshold())?;
         if !known.contains_key(&own.index) {
             return Err(MessageError::List);
         }
@@ -169,32 +171,36 @@ pub(super) fn point(member: u16) -> u8 {
     u8::try_from(member + 1).unwrap_or(u8::MAX)
 }
 
-fn enough(found: usize, needed: u32) -> Result<(), MessageError> {
+pub(super) fn enough(found: usize, needed: u32) -> Result<(), MessageError> {
     if found >= needed as usize { Ok(()) } else { Err(MessageError::TooFew { found, needed }) }
 }
 
-/// Adverts by sender: each signed by its member, no key twice, and not too few.
-pub(super) fn checked_adverts(
+/// Adverts by sender.
+pub(super) type Adverts = BTreeMap<u16, Advert>;
+
+/// Adds an advert: signed by its member, the first of it, and with keys that are nobody else's.
+pub(super) fn add_advert(
+    known: &mut Adverts,
     cohort: &Cohort,
-    adverts: &[Advert],
-) -> Result<BTreeMap<u16, Advert>, MessageError> {
-    let (mut known, mut keys) = (BTreeMap::new(), BTreeSet::new());
-    for advert in adverts {
-        let from = advert.from;
-        let member = cohort.members().get(usize::from(from)).ok_or(MessageError::Member(from))?;
-        let signed = advert.signed_bytes(cohort);
-        if !note::verify_context(&member.key, ADVERT_CONTEXT, &signed, &advert.signature) {
-            return Err(MessageError::Signature(from));
-        }
-        if known.insert(from, advert.clone()).is_some() {
-            return Err(MessageError::Twice(from));
-        }
-        if !keys.insert(advert.encryption) || !keys.insert(advert.masking) {
-            return Err(MessageError::Key(from));
-        }
+    advert: &Advert,
+) -> Result<(), MessageError> {
+    let from = advert.from;
+    let member = cohort.members().get(usize::from(from)).ok_or(MessageError::Member(from))?;
+    let signed = advert.signed_bytes(cohort);
+    if !note::verify_context(&member.key, ADVERT_CONTEXT, &signed, &advert.signature) {
+        return Err(MessageError::Signature(from));
     }
-    enough(known.len(), cohort.threshold())?;
-    Ok(known)
+    if known.contains_key(&from) {
+        return Err(MessageError::Twice(from));
+    }
+    let keys = |a: &Advert| [a.encryption, a.masking];
+    let [encryption, masking] = keys(advert);
+    let taken = |key: &[u8; 32]| known.values().any(|a| keys(a).contains(key));
+    if encryption == masking || taken(&encryption) || taken(&masking) {
+        return Err(MessageError::Key(from));
+    }
+    known.insert(from, advert.clone());
+    Ok(())
 }
 
 impl Site<Shared> {
@@ -203,15 +209,14 @@ impl Site<Shared> {
     ///
     /// # Errors
     /// [`MessageError`] when an envelope is forged, too few came, or the update is another cohort's.
-    #[expect(clippy::needless_pass_by_value, reason = "an update is masked once")]
     pub fn mask(
         self,
         envelopes: &[Envelope],
-        update: SealedUpdate,
-    ) -> Result<(Site<MaskedStage>, Masked), MessageError> {
+        update: PartialUpdate,
+    ) -> Result<(Site<MaskedStage>, SealedUpdate), MessageError> {
         let Self { own, stage } = self;
         let cohort = &own.cohort;
-        if update.encoding != cohort.encoding || update.params != cohort.params {
+        if update.encoding != cohort.encoding || update.values.len() != cohort.params {
             return Err(MessageError::Update);
         }
         let neighbours = cohort.graph().neighbours(own.index);
@@ -230,9 +235,7 @@ impl Site<Shared> {
             }
         }
         enough(held.len(), cohort.graph().shares())?;
-        let mut values = vec![0_u32; cohort.params];
-        // The container's low bits are the ring element, two's complement.
-        super::add_packed(&mut values, &update.payload, cohort.encoding);
+        let mut values = update.values;
         apply_mask(&mut values, &own.seed, cohort.encoding, true);
         for from in held.keys() {
             let masking = &stage.adverts[from].masking;
@@ -240,9 +243,16 @@ impl Site<Shared> {
                 .ok_or(MessageError::Key(*from))?;
             apply_mask(&mut values, &key, cohort.encoding, own.index < *from);
         }
-        let payload = pack(&values, cohort.encoding);
-        let masked = Masked { from: own.index, partners: held.keys().copied().collect(), payload };
-        Ok((Site { own, stage: MaskedStage { held } }, masked))
+        let sealed = SealedUpdate {
+            payload: pack(&values, cohort.encoding),
+            encoding: cohort.encoding,
+            params: cohort.params,
+            saturated: update.saturated,
+            mechanism: "distributed_gaussian",
+            reservation: update.reservation,
+            cohort: Some(*cohort.digest()),
+        };
+        Ok((Site { own, stage: MaskedStage { held } }, sealed))
     }
 }
 
@@ -322,7 +332,11 @@ impl Site<Confirmed> {
     /// [`MessageError`] when a confirmation is forged, of another list, or too few came.
     pub fn reveal(self, confirmations: &[Confirmation]) -> Result<Reveal, MessageError> {
         let Self { own, stage } = self;
-        check_confirmations(&own.cohort, &stage.survivors, confirmations)?;
+        let mut signers = BTreeSet::new();
+        for c in confirmations {
+            add_confirmation(&mut signers, &own.cohort, &stage.survivors, c)?;
+        }
+        enough(signers.len(), own.cohort.threshold())?;
         let shares = stage
             .held
             .iter()
@@ -335,27 +349,22 @@ impl Site<Confirmed> {
     }
 }
 
-/// That at least the threshold of different members signed this list.
-pub(super) fn check_confirmations(
+/// Adds a confirmation: of this list, signed by a member that is on it, and the first of that member.
+pub(super) fn add_confirmation(
+    signers: &mut BTreeSet<u16>,
     cohort: &Cohort,
     survivors: &[u16],
-    confirmations: &[Confirmation],
+    confirmation: &Confirmation,
 ) -> Result<(), MessageError> {
+    let from = confirmation.from;
+    let member = cohort.members().get(usize::from(from)).ok_or(MessageError::Member(from))?;
     let digest = survivors_digest(cohort.digest(), survivors);
-    let mut signers = BTreeSet::new();
-    for c in confirmations {
-        let member =
-            cohort.members().get(usize::from(c.from)).ok_or(MessageError::Member(c.from))?;
-        if c.survivors != digest || survivors.binary_search(&c.from).is_err() {
-            return Err(MessageError::List);
-        }
-        let signed = c.signed_bytes(cohort);
-        if !note::verify_context(&member.key, CONFIRM_CONTEXT, &signed, &c.signature) {
-            return Err(MessageError::Signature(c.from));
-        }
-        if !signers.insert(c.from) {
-            return Err(MessageError::Twice(c.from));
-        }
+    if confirmation.survivors != digest || survivors.binary_search(&from).is_err() {
+        return Err(MessageError::List);
     }
-    enough(signers.len(), cohort.threshold())
+    let signed = confirmation.signed_bytes(cohort);
+    if !note::verify_context(&member.key, CONFIRM_CONTEXT, &signed, &confirmation.signature) {
+        return Err(MessageError::Signature(from));
+    }
+    if signers.insert(from) { Ok(()) } else { Err(MessageError::Twice(from)) }
 }

@@ -88,15 +88,6 @@ pub struct Envelope {
     pub(super) commitments: [[u8; 32]; 2],
 }
 
-/// A masked update.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Masked {
-    pub(super) from: u16,
-    /// The neighbours whose masks are in it.
-    pub(super) partners: Vec<u16>,
-    pub(super) payload: Vec<u8>,
-}
-
 /// A signature on the list of those whose masked updates arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Confirmation {
@@ -207,6 +198,12 @@ impl Advert {
         out
     }
 
+    /// Who says to have sent it.
+    #[must_use]
+    pub const fn from(&self) -> u16 {
+        self.from
+    }
+
     /// Reads one; its signature is checked where it is used.
     ///
     /// # Errors
@@ -253,36 +250,10 @@ impl Envelope {
     }
 }
 
-impl Masked {
-    /// As it travels.
-    #[must_use]
-    pub fn to_bytes(&self, cohort: &Cohort) -> Vec<u8> {
-        let mut out = head(3, cohort, self.from);
-        count(&mut out, self.partners.len());
-        self.partners.iter().for_each(|m| out.extend_from_slice(&m.to_le_bytes()));
-        out.extend_from_slice(&self.payload);
-        out
-    }
-
-    /// Reads one.
-    ///
-    /// # Errors
-    /// [`MessageError`].
-    pub fn parse(bytes: &[u8], cohort: &Cohort) -> Result<Self, MessageError> {
-        let (mut r, from) = Reader::open(bytes, 3, cohort)?;
-        let partners = r.members(|_| Ok(()))?.into_iter().map(|(m, ())| m).collect();
-        let expected = cohort.params * cohort.encoding.bytes_per_value();
-        if r.bytes.len() != expected {
-            return Err(MessageError::Length { found: r.bytes.len(), expected });
-        }
-        Ok(Self { from, partners, payload: r.bytes.to_vec() })
-    }
-}
-
 impl Confirmation {
     /// What is signed.
     pub(super) fn signed_bytes(&self, cohort: &Cohort) -> Vec<u8> {
-        let mut out = head(4, cohort, self.from);
+        let mut out = head(3, cohort, self.from);
         out.extend_from_slice(&self.survivors);
         out
     }
@@ -295,12 +266,18 @@ impl Confirmation {
         out
     }
 
+    /// Who says to have sent it.
+    #[must_use]
+    pub const fn from(&self) -> u16 {
+        self.from
+    }
+
     /// Reads one; its signature is checked where it is used.
     ///
     /// # Errors
     /// [`MessageError`].
     pub fn parse(bytes: &[u8], cohort: &Cohort) -> Result<Self, MessageError> {
-        let (mut r, from) = Reader::open(bytes, 4, cohort)?;
+        let (mut r, from) = Reader::open(bytes, 3, cohort)?;
         let this = Self { from, survivors: r.take()?, signature: r.take()? };
         r.end().map(|()| this)
     }
@@ -310,7 +287,7 @@ impl Reveal {
     /// As it travels.
     #[must_use]
     pub fn to_bytes(&self, cohort: &Cohort) -> Vec<u8> {
-        let mut out = head(5, cohort, self.from);
+        let mut out = head(4, cohort, self.from);
         count(&mut out, self.shares.len());
         for (about, share) in &self.shares {
             out.extend_from_slice(&about.to_le_bytes());
@@ -319,12 +296,18 @@ impl Reveal {
         out
     }
 
+    /// Who says to have sent it.
+    #[must_use]
+    pub const fn from(&self) -> u16 {
+        self.from
+    }
+
     /// Reads one.
     ///
     /// # Errors
     /// [`MessageError`].
     pub fn parse(bytes: &[u8], cohort: &Cohort) -> Result<Self, MessageError> {
-        let (mut r, from) = Reader::open(bytes, 5, cohort)?;
+        let (mut r, from) = Reader::open(bytes, 4, cohort)?;
         let shares = r.members(Reader::take)?;
         r.end().map(|()| Self { from, shares })
     }

@@ -2,7 +2,8 @@
 use falaj_core::update::{Encoding, SealedUpdate};
 
 fn forge(payload: Vec<u8>, encoding: Encoding) -> SealedUpdate {
-    SealedUpdate { payload, encoding, params: 1, saturated: 0, mechanism: "dp_sgd", reservation: 1 }
+    let mechanism = "dp_sgd";
+    SealedUpdate { payload, encoding, params: 1, saturated: 0, mechanism, reservation: 1, cohort: None }
 }
 
 fn main() {

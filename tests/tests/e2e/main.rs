@@ -3,5 +3,6 @@
 mod crash;
 mod identity;
 mod journey;
+mod masked;
 mod study_file;
 mod update;

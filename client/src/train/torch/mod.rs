@@ -6,7 +6,7 @@
 mod nets;
 mod tape;
 
-use super::{Chance, Plan, TrainError, Trainer, cuda, difference, step::Descent};
+use super::{Chance, Plan, TrainError, Trainer, cuda, step::Descent};
 use crate::{config::TrainConfig, data::Batch, guard::LocalBatch};
 use falaj_core::{
     manifest::{Manifest, ManifestError, TensorSpec},
@@ -210,7 +210,7 @@ impl Trainer for Torch {
             self.batch_sum(&net, batch, &rows, plan.clip(), &mut sum)?;
             descent.step(rows.len(), &sum)?;
         }
-        Ok(difference(descent.params(), base))
+        Ok(descent.finish())
     }
 
     fn logits(

@@ -1,0 +1,11 @@
+-- Masked rounds: what sites sent in each phase, and the certificates by which they are members.
+
+CREATE TABLE exchanges (
+    study    TEXT NOT NULL,
+    number   INTEGER NOT NULL,
+    attempt  INTEGER NOT NULL,
+    phase    TEXT NOT NULL,
+    site     TEXT NOT NULL,
+    messages BLOB NOT NULL,
+    PRIMARY KEY (study, number, attempt, phase, site)
+) STRICT;
