@@ -3,6 +3,7 @@
 //! It reads the tar once, from front to back, and keeps one tile of hashes, the frontier of the tree, and one
 //! digest per certificate, header and open round. What it finds wrong first, it names.
 
+mod ledger;
 mod replay;
 
 use falaj_core::{
@@ -12,6 +13,7 @@ use falaj_core::{
     merkle::{self, Frontier, TILE_WIDTH},
     note::{Checkpoint, VerifierKey},
 };
+pub use ledger::LedgerReport;
 use replay::Replay;
 use serde::Serialize;
 use std::io::{self, Read};
@@ -65,6 +67,12 @@ pub enum Wrong {
         /// In the checkpoint.
         signed: Digest,
     },
+    /// A site's budget ledger does not hold.
+    #[error("a budget ledger is wrong: {what}")]
+    Ledger {
+        /// What is wrong.
+        what: String,
+    },
     /// A file beside the log is not what the log says.
     #[error("`{path}` is wrong: {what}")]
     File {
@@ -94,16 +102,19 @@ pub struct Report {
     pub updates: u64,
     /// Connections, updates and requests that were refused.
     pub refusals: u64,
+    /// Budget ledgers that were checked against the updates.
+    pub ledgers: Vec<LedgerReport>,
 }
 
-/// Verifies a bundle. `pinned` is the log's key as known from elsewhere; `progress` hears of entries done
-/// and in all.
+/// Verifies a bundle, and the budget ledgers that sites exported beside it. `pinned` is the log's key as known
+/// from elsewhere; `progress` hears of entries done and in all.
 ///
 /// # Errors
 /// [`Wrong`]: the first thing that does not hold.
 pub fn verify(
     bundle: impl Read,
     pinned: Option<&VerifierKey>,
+    ledgers: &[String],
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Report, Wrong> {
     let unreadable = |e: io::Error| Wrong::Unreadable(e.to_string());
@@ -166,6 +177,7 @@ pub fn verify(
         return Err(Wrong::Root { size, found, signed: head.root_hash });
     }
     replay.finish()?;
+    let ledgers = ledgers.iter().map(|text| replay.ledger(text)).collect::<Result<_, _>>()?;
     Ok(Report {
         origin: head.origin,
         log_verifier_key: key.to_string(),
@@ -175,6 +187,7 @@ pub fn verify(
         models: replay.models,
         updates: replay.updates,
         refusals: replay.refusals,
+        ledgers,
     })
 }
 

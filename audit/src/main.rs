@@ -21,7 +21,7 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --json\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
+    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --json\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
 )]
 struct Cli {
     /// The bundle, as `falaj log export` wrote it.
@@ -30,6 +30,10 @@ struct Cli {
     /// shows that the bundle is whole, not whose it is.
     #[arg(long)]
     log_key: Option<VerifierKey>,
+    /// A site's budget ledger, as `falaj-agent budget export` wrote it: that it is whole, and holds what the
+    /// site's updates were paid from. May be given for several sites.
+    #[arg(long)]
+    ledger: Vec<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -47,13 +51,23 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    let mut ledgers = Vec::new();
+    for path in &cli.ledger {
+        match std::fs::read_to_string(path) {
+            Ok(text) => ledgers.push(text),
+            Err(e) => {
+                eprintln!("falaj-verify: {}: {e}", path.display());
+                return ExitCode::from(EXIT_USAGE);
+            }
+        }
+    }
     let bar = if std::io::stderr().is_terminal() && !cli.json && !cli.quiet {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} entries");
         style.map_or_else(|_| ProgressBar::hidden(), |style| ProgressBar::new(0).with_style(style))
     } else {
         ProgressBar::hidden()
     };
-    let verdict = verify(file, cli.log_key.as_ref(), |done, all| {
+    let verdict = verify(file, cli.log_key.as_ref(), &ledgers, |done, all| {
         bar.set_length(all);
         bar.set_position(done);
     });
@@ -91,6 +105,12 @@ fn say(cli: &Cli, report: &Report) {
         println!("log        {}", report.origin);
         println!("key        {} ({key})", report.log_verifier_key);
         println!("refusals   {}", report.refusals);
+        for l in &report.ledgers {
+            println!(
+                "ledger     {}: whole, {} entries pay for {} updates",
+                l.site, l.entries, l.updates
+            );
+        }
     }
     println!(
         "verified: {} entries under root {}, {} models from {} signed updates",

@@ -1,7 +1,10 @@
 //! The replay: each model follows from a round, each round from accepted updates, each update from a site's
 //! signature under a certificate of that site.
 
-use crate::Wrong;
+use crate::{
+    Wrong,
+    ledger::{self, LedgerReport},
+};
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
     audit::{Entry, Kind},
@@ -26,6 +29,8 @@ pub(crate) struct Replay {
     newest: BTreeMap<String, Digest>,
     /// Rounds that are open, with their base and what was accepted into them.
     open: BTreeMap<RoundId, Open>,
+    /// The ledger heads that each site's counted updates were paid from.
+    heads: BTreeMap<SiteId, Vec<Digest>>,
     pub(crate) models: u64,
     pub(crate) updates: u64,
     pub(crate) refusals: u64,
@@ -37,6 +42,7 @@ struct Claim {
     payload: Digest,
     base: Digest,
     cohort: Option<Digest>,
+    ledger: Digest,
 }
 
 struct Open {
@@ -87,6 +93,7 @@ impl Replay {
                     payload: parsed.payload,
                     base: parsed.base,
                     cohort: parsed.cohort,
+                    ledger: parsed.ledger,
                 },
             );
         }
@@ -184,8 +191,14 @@ impl Replay {
             return Err(format!("round {round} counts two updates of {site}"));
         }
         open.cohorts.insert(claim.cohort);
+        self.heads.entry(site.clone()).or_default().push(claim.ledger);
         self.updates += 1;
         Ok(())
+    }
+
+    /// Checks a site's exported ledger against what was replayed.
+    pub(crate) fn ledger(&self, text: &str) -> Result<LedgerReport, Wrong> {
+        ledger::check(text, &self.keys, &self.heads)
     }
 
     /// Whether anything is left over.

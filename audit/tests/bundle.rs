@@ -56,6 +56,7 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         mechanism: "dp_sgd".into(),
         epsilon: "1.0000".into(),
         cohort: None,
+        ledger: Digest::of(b"ledger"),
     }
     .to_bytes();
     let header_digest = Digest::of(&header);
@@ -131,7 +132,7 @@ impl Parts {
     }
 
     fn verify(&self) -> Result<Report, Wrong> {
-        verify(&self.tar()[..], Some(&self.key), |_, _| {})
+        verify(&self.tar()[..], Some(&self.key), &[], |_, _| {})
     }
 
     fn file(&mut self, beginning: &str) -> &mut Vec<u8> {
@@ -182,7 +183,7 @@ fn a_changed_entry_is_named_by_its_index() {
 fn another_log_s_key_opens_nothing() {
     let bundle = parts(|_| {});
     let stranger = NoteSigner::new("t/log", SigningKey::from_bytes(&[6; 32])).expect("a signer");
-    let wrong = verify(&bundle.tar()[..], Some(stranger.verifier()), |_, _| {});
+    let wrong = verify(&bundle.tar()[..], Some(stranger.verifier()), &[], |_, _| {});
     assert!(matches!(wrong, Err(Wrong::Checkpoint(_))));
 }
 
@@ -190,7 +191,7 @@ fn another_log_s_key_opens_nothing() {
 fn a_bundle_that_is_cut_short_is_not_verified() {
     let whole = parts(|_| {}).tar();
     for cut in (0..whole.len() - 1024).step_by(997) {
-        assert!(verify(&whole[..cut], None, |_, _| {}).is_err(), "cut at {cut}");
+        assert!(verify(&whole[..cut], None, &[], |_, _| {}).is_err(), "cut at {cut}");
     }
 }
 
@@ -200,7 +201,7 @@ fn a_huge_declared_size_is_refused_without_being_believed() {
     header.set_path(bundle::ABOUT).expect("a path");
     header.set_size(1 << 40);
     header.set_cksum();
-    assert!(verify(&header.as_bytes()[..], None, |_, _| {}).is_err());
+    assert!(verify(&header.as_bytes()[..], None, &[], |_, _| {}).is_err());
 }
 
 #[test]

@@ -566,6 +566,7 @@ fn update_bytes(update: SealedUpdate) -> Vec<u8> {
         manifest: Digest::of(b"manifest"),
         weight: 1,
         epsilon: "1".into(),
+        ledger: Digest::of(b"ledger"),
     };
     update.sign(about, &signer(0)).payload().to_vec()
 }

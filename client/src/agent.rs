@@ -4,7 +4,7 @@ use crate::{
     config::Config,
     guard::ResidencyGuard,
     journal::{Journal, JournalError},
-    ledger::{Ledger, LedgerError},
+    ledger::Ledger,
     local::{self, LocalError, Paid, Site},
     masked::{self, MaskedError, MaskedRound},
     noise::{NoiseSource, OpenDp},
@@ -20,7 +20,7 @@ use falaj_core::{
     note::{self, Checkpoint, VerifierKey},
     study::{Mechanism as Declared, Study},
     task::{self, TaskHeader},
-    update::{About, RawUpdate, SealedUpdate, SignedUpdate},
+    update::{self, About, RawUpdate, SealedUpdate, SignedUpdate, UpdateHeader},
 };
 use falaj_proto::{
     problem::Code,
@@ -141,7 +141,7 @@ impl Agent {
         let trust = TrustStore::load(&config.identity.trust)?;
         let places = &config.policy.coordinator_places;
         let dialer = Dialer::new(&config.coordinator.address, &credentials, &trust, places)?;
-        let (ledger, journal) = state(&config.state.dir).await?;
+        let (ledger, journal) = state(&config.state.dir, &site).await?;
         Ok(Self {
             config: Arc::new(config),
             credentials: Arc::new(credentials),
@@ -264,12 +264,36 @@ impl Agent {
                 welcome.log_verifier_key
             )));
         }
+        self.check_ledger(welcome).await?;
         if !welcome.checkpoint.is_empty() {
             let head = Checkpoint::open(&welcome.checkpoint, &key)
                 .map_err(|e| broken(format!("a checkpoint that its own key did not sign ({e})")))?;
             tracing::info!(tree_size = head.tree_size, root = %head.root_hash, "connected");
         }
         Ok(key)
+    }
+
+    /// Whether the ledger still holds what this site's newest counted update was paid from: a whole state folder
+    /// that was put back is noticed by what the coordinator remembers, signed by this site itself.
+    async fn check_ledger(&self, welcome: &Welcome) -> Result<(), TransportError> {
+        let key = self.credentials.signing_key().verifying_key();
+        let (header, signature) = (&welcome.newest_header, &welcome.newest_signature);
+        if !note::verify_context(&key, update::CONTEXT, header, signature) {
+            // There is none, or it was signed with a key that this site no longer has.
+            return Ok(());
+        }
+        let broken = |what: String| TransportError::Broken(what);
+        let newest =
+            UpdateHeader::parse(header).map_err(|e| broken(format!("an old header ({e})")))?;
+        let held = self.ledger.holds(&newest.ledger).await;
+        if held.map_err(|e| broken(format!("a ledger that fails ({e})")))? {
+            return Ok(());
+        }
+        Err(TransportError::Unwanted(format!(
+            "this site's ledger does not hold what its update for round {} was paid from: an older copy of {} was put in place; restore the newest one, or this site would spend twice",
+            newest.round,
+            self.config.state.dir.display()
+        )))
     }
 
     /// Takes tasks one after the other.
@@ -444,7 +468,7 @@ impl Agent {
         let part = noise.seal(made.raw, paid.spend(), grid, &manifest, &mut OpenDp)?;
         let sealed = live.mask(envelopes, part)?;
         let made = Made { raw: RawUpdate::new(Vec::new()), ..made };
-        let (update, id) = self.sign(sealed, &header, made);
+        let (update, id) = self.sign(sealed, &header, made).await?;
         self.journal.keep(&header.round, &digest, &update, id).await?;
         self.send(&header, &digest, &update, id, coordinator, key).await
     }
@@ -499,7 +523,7 @@ impl Agent {
         };
         let raw = std::mem::replace(&mut made.raw, RawUpdate::new(Vec::new()));
         let sealed = mechanism.seal(raw, paid.spend(), study.encoding(), &manifest, &mut OpenDp)?;
-        let (update, id) = self.sign(sealed, header, made);
+        let (update, id) = self.sign(sealed, header, made).await?;
         self.journal.keep(&header.round, &header.base, &update, id).await?;
         Ok((update, id))
     }
@@ -538,7 +562,12 @@ impl Agent {
     }
 
     /// Describes and signs what was sealed.
-    fn sign(&self, sealed: SealedUpdate, header: &TaskHeader, made: Made) -> (SignedUpdate, u64) {
+    async fn sign(
+        &self,
+        sealed: SealedUpdate,
+        header: &TaskHeader,
+        made: Made,
+    ) -> Result<(SignedUpdate, u64), TaskError> {
         if sealed.saturated() > 0 {
             tracing::warn!(
                 values = sealed.saturated(),
@@ -554,9 +583,10 @@ impl Agent {
             manifest: header.manifest,
             weight: made.weight,
             epsilon: made.epsilon,
+            ledger: self.ledger.chain().await.map_err(LocalError::from)?.head(),
         };
         let id = sealed.reservation();
-        (sealed.sign(about, self.credentials.signing_key()), id)
+        Ok((sealed.sign(about, self.credentials.signing_key()), id))
     }
 
     /// Sends until it is acknowledged, refused for good, or the connection is gone.
@@ -657,11 +687,10 @@ async fn decline(coordinator: &mut Coordinator, round: &RoundId, error: &TaskErr
 ///
 /// # Errors
 /// When they cannot be opened.
-pub async fn state(dir: &Path) -> Result<(Ledger, Journal)> {
+pub async fn state(dir: &Path, site: &SiteId) -> Result<(Ledger, Journal)> {
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    let ledger = Ledger::open(&dir.join("ledger.sqlite"))
+    let ledger = Ledger::open(dir, site)
         .await
-        .map_err(LedgerError::from)
         .with_context(|| format!("opening the ledger in {}", dir.display()))?;
     let journal = Journal::open(&dir.join("journal"))
         .await

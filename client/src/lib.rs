@@ -4,6 +4,8 @@
 //! `falaj_core::dp` → [`journal`] → [`transport`]; [`agent`] walks it for each task.
 
 pub mod agent;
+pub mod budget;
+pub mod clock;
 pub mod config;
 pub mod data;
 pub mod evaluate;

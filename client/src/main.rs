@@ -1,17 +1,23 @@
 //! `falaj-agent`: the program that runs at a site, next to the records.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use falaj_agent::{
     agent::{self, Agent, Ended, Options},
+    budget,
     config::Config,
     data, evaluate,
     guard::ResidencyGuard,
+    ledger::Ledger,
     local::{self, Alone},
     model_file,
     train::{self, Chance},
 };
-use falaj_core::{id::Digest, study::Study};
+use falaj_certs::tls::Credentials;
+use falaj_core::{
+    id::{Digest, SiteId},
+    study::Study,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::{
@@ -30,7 +36,7 @@ const EXIT_REFUSED: u8 = 3;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-agent explain study.yaml --config agent.toml\n  falaj-agent run --config agent.toml\n  falaj-agent ledger --config agent.toml --json\n  falaj-agent evaluate study.yaml --model model.safetensors --data held_out.csv"
+    after_help = "Examples:\n  falaj-agent explain study.yaml --config agent.toml\n  falaj-agent run --config agent.toml\n  falaj-agent budget show --config agent.toml --json\n  falaj-agent evaluate study.yaml --model model.safetensors --data held_out.csv"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -101,10 +107,10 @@ enum Command {
         #[arg(long)]
         data: PathBuf,
     },
-    /// Show what has been spent on each data set, and what is left.
-    Ledger {
-        #[command(flatten)]
-        config: ConfigArg,
+    /// What has been spent on each data set, and what is left.
+    Budget {
+        #[command(subcommand)]
+        command: BudgetCommand,
     },
     /// Print a completion script for a shell.
     Completions {
@@ -119,6 +125,46 @@ enum ConfigCommand {
     Check {
         #[command(flatten)]
         config: ConfigArg,
+    },
+}
+
+#[derive(Subcommand)]
+#[command(
+    after_help = "Examples:\n  falaj-agent budget show --config agent.toml\n  falaj-agent budget show --config agent.toml --study study.yaml --json\n  falaj-agent budget export --config agent.toml -o ledger.jsonl\n  falaj-verify bundle.tar --ledger ledger.jsonl"
+)]
+enum BudgetCommand {
+    /// Show epsilon by data set and study, and what is left.
+    Show {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Say how many further rounds of this study are left.
+        #[arg(long)]
+        study: Option<PathBuf>,
+    },
+    /// Write the whole ledger for an auditor, its head signed by this site.
+    Export {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Where to; standard output otherwise.
+        #[arg(long, short)]
+        out: Option<PathBuf>,
+    },
+    /// State, signed by a steward, that the people in a data set are others than before: it starts afresh.
+    OtherPeople {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// The data set.
+        #[arg(long)]
+        dataset: String,
+        /// Why, in a sentence that stays in the ledger.
+        #[arg(long)]
+        because: String,
+        /// The steward's certificate: an operator's of this site's place.
+        #[arg(long)]
+        cert: PathBuf,
+        /// The steward's key.
+        #[arg(long)]
+        key: PathBuf,
     },
 }
 
@@ -184,8 +230,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Config { command: ConfigCommand::Check { config } } => {
             let config = Config::load(&config.config)?;
-            let credentials =
-                falaj_certs::tls::Credentials::load(&config.identity.cert, &config.identity.key)?;
+            let credentials = Credentials::load(&config.identity.cert, &config.identity.key)?;
             let identity = credentials.identity()?;
             falaj_certs::trust::TrustStore::load(&config.identity.trust)?;
             say(cli.json, &json!({ "identity": identity.spiffe.to_string(), "ok": true }));
@@ -216,7 +261,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let scores = evaluate::evaluate(trainer.as_ref(), &batch, &spec, &params)?;
             say(cli.json, &serde_json::to_value(scores)?);
         }
-        Command::Ledger { config } => ledger(&Config::load(&config.config)?, cli.json).await?,
+        Command::Budget { command } => budget(command, cli.json).await?,
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,
@@ -256,7 +301,7 @@ async fn explain(study: &Path, config: &Path, json: bool) -> Result<()> {
     let dataset = config
         .dataset(&study.data.dataset)
         .with_context(|| format!("this site offers no data set `{}`", study.data.dataset))?;
-    let (ledger, _) = agent::state(&config.state.dir).await?;
+    let (_, _, ledger) = opened(&config).await?;
     let delta = if study.privacy.delta > 0.0 { study.privacy.delta } else { dataset.delta };
     let cost = study.cost_of_rounds(study.rounds.count)?.compose(&study.cost_of_joining()?);
     let spent = ledger.spent(&dataset.name, None).await?;
@@ -296,7 +341,7 @@ async fn train_alone(
     if how.no_privacy {
         eprintln!("falaj-agent: training without noise; this model must not leave the site");
     }
-    let (ledger, _) = agent::state(&config.state.dir).await?;
+    let (_, _, ledger) = opened(&config).await?;
     let first = study.model_spec().init(Study::model_seed(&digest))?;
     let bar = if std::io::stderr().is_terminal() && !json {
         ProgressBar::new(0).with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} rounds")?)
@@ -316,31 +361,55 @@ async fn train_alone(
     Ok(())
 }
 
-async fn ledger(config: &Config, json: bool) -> Result<()> {
-    let (ledger, _) = agent::state(&config.state.dir).await?;
-    let mut rows = Vec::new();
-    for (name, study, cost) in ledger.all().await? {
-        let Some(dataset) = config.dataset(&name) else {
-            bail!("the ledger knows data set `{name}`, the configuration does not: add it back");
-        };
-        let whole = ledger.spent(&name, None).await?.epsilon(dataset.delta)?;
-        rows.push(json!({
-            "dataset": name,
-            "study": study,
-            "epsilon": cost.epsilon(dataset.delta)?.to_string(),
-            "dataset_epsilon": whole.to_string(),
-            "dataset_limit": dataset.epsilon_limit,
-            "delta": dataset.delta,
-        }));
-    }
-    if json {
-        println!("{}", serde_json::Value::from(rows));
-    } else if rows.is_empty() {
-        println!("nothing has been spent");
-    } else {
-        for row in rows {
-            say(false, &row);
-            println!();
+/// This site and what it keeps.
+async fn opened(config: &Config) -> Result<(Credentials, SiteId, Ledger)> {
+    let credentials = Credentials::load(&config.identity.cert, &config.identity.key)?;
+    let site = SiteId::try_from(credentials.identity()?.spiffe)?;
+    let (ledger, _) = agent::state(&config.state.dir, &site).await?;
+    Ok((credentials, site, ledger))
+}
+
+async fn budget(command: BudgetCommand, json: bool) -> Result<()> {
+    match command {
+        BudgetCommand::Show { config, study } => {
+            let config = Config::load(&config.config)?;
+            let (_, _, ledger) = opened(&config).await?;
+            let mut shown =
+                serde_json::json!({ "datasets": budget::budgets(&config, &ledger).await? });
+            if let Some(study) = study {
+                let (study, _) = read_study(&study)?;
+                let rounds = budget::rounds_left(&config, &ledger, &study).await?;
+                shown["rounds_left"] = rounds.into();
+            }
+            if json {
+                println!("{shown}");
+                return Ok(());
+            }
+            for b in budget::budgets(&config, &ledger).await? {
+                println!(
+                    "{}: epsilon {} of {} at delta {:e}; room for one release of {:.4}",
+                    b.dataset, b.epsilon, b.limit, b.delta, b.left
+                );
+                for s in b.studies {
+                    println!("  {:30} {}", s.study, s.epsilon);
+                }
+            }
+            if let Some(rounds) = shown["rounds_left"].as_u64() {
+                println!("rounds left of the study: {rounds}");
+            }
+        }
+        BudgetCommand::Export { config, out } => {
+            let (credentials, site, ledger) = opened(&Config::load(&config.config)?).await?;
+            let text = budget::export(&ledger, &credentials, &site).await?;
+            budget::write(out.as_deref(), &text)?;
+        }
+        BudgetCommand::OtherPeople { config, dataset, because, cert, key } => {
+            let config = Config::load(&config.config)?;
+            let (_, site, ledger) = opened(&config).await?;
+            let steward = (cert.as_path(), key.as_path());
+            let statement = (dataset.as_str(), because.as_str());
+            budget::other_people(&config, &ledger, &site, steward, statement).await?;
+            say(json, &json!({ "dataset": dataset, "spent": "0, from now on" }));
         }
     }
     Ok(())

@@ -9,3 +9,6 @@ CREATE TABLE exchanges (
     messages BLOB NOT NULL,
     PRIMARY KEY (study, number, attempt, phase, site)
 ) STRICT;
+
+-- For each site's newest update, when it connects.
+CREATE INDEX updates_by_site ON updates (site, log_index);

@@ -114,6 +114,9 @@ impl Federation for Rpc {
         }
         let parts = self.engine.parts();
         let checkpoint = parts.store.newest_checkpoint().await.map_err(unreadable)?;
+        let newest = parts.store.newest_update(&site).await.map_err(unreadable)?;
+        let (newest_header, newest_signature) =
+            newest.map(|u| (u.header, u.signature)).unwrap_or_default();
         let address = peer.actor.address.clone().unwrap_or_default();
         let version = hello.agent_version.chars().take(64).collect();
         let certificate = peer.certificate.clone();
@@ -126,6 +129,8 @@ impl Federation for Rpc {
             coordinator_version: env!("CARGO_PKG_VERSION").into(),
             log_verifier_key: parts.signer.verifier().to_string(),
             checkpoint: checkpoint.map(|(_, note)| note).unwrap_or_default(),
+            newest_header: newest_header.into(),
+            newest_signature: newest_signature.into(),
         };
         self.engine.sites().push(&site, push::Push::Welcome(welcome));
         tracing::info!(%site, "site connected");

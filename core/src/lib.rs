@@ -11,6 +11,7 @@ pub mod canon;
 pub mod dp;
 pub mod gate;
 pub mod id;
+pub mod ledger;
 pub mod manifest;
 pub mod merkle;
 pub mod model;

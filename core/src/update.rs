@@ -189,6 +189,7 @@ impl SealedUpdate {
             mechanism: self.mechanism.to_owned(),
             epsilon: about.epsilon,
             cohort: self.cohort,
+            ledger: about.ledger,
         };
         let header = header.to_bytes();
         let signature = note::sign_context(key, CONTEXT, &header);
@@ -217,6 +218,8 @@ pub struct About {
     pub weight: u32,
     /// Epsilon that the site has spent on the study, rounded up, as a decimal.
     pub epsilon: String,
+    /// The head of the site's ledger, which has paid for it.
+    pub ledger: Digest,
 }
 
 /// What a site says and signs about an update.
@@ -247,6 +250,9 @@ pub struct UpdateHeader {
     /// The cohort whose masks are on the values, when they are masked; they are whole numbers modulo
     /// `2^bits` then.
     pub cohort: Option<Digest>,
+    /// The head of the site's ledger, which has paid for it: gives nothing away, and binds the site to what
+    /// it had spent by then.
+    pub ledger: Digest,
 }
 
 impl UpdateHeader {
@@ -259,6 +265,7 @@ impl UpdateHeader {
             ("base_sha256", self.base.to_string().into()),
             ("bits", u32::from(self.encoding.bits).into()),
             ("epsilon", self.epsilon.as_str().into()),
+            ("ledger_sha256", self.ledger.to_string().into()),
             ("manifest_sha256", self.manifest.to_string().into()),
             ("mechanism", self.mechanism.as_str().into()),
             ("params", int(self.params)),
@@ -310,6 +317,7 @@ impl UpdateHeader {
             weight: c.int("weight")?,
             mechanism: mechanism.to_owned(),
             epsilon: epsilon.to_owned(),
+            ledger: c.parsed("ledger_sha256")?,
             cohort: c.member("cohort_sha256").map(|_| c.parsed("cohort_sha256")).transpose()?,
         })
     }
@@ -576,6 +584,7 @@ mod tests {
             mechanism: "dp_sgd".into(),
             epsilon: "1.2500".into(),
             cohort: None,
+            ledger: Digest::of(b"ledger"),
         }
     }
 

@@ -56,6 +56,7 @@ fn signed(values: Vec<f32>, encoding: Encoding, weight: u32) -> SignedUpdate {
         manifest: manifest.digest(),
         weight,
         epsilon: "1.0000".into(),
+        ledger: Digest::of(b"ledger"),
     };
     sealed.sign(about, &SigningKey::from_bytes(&[1; 32]))
 }

@@ -144,6 +144,7 @@ impl Rogue {
             mechanism: study.privacy.mechanism.as_str().into(),
             epsilon: "1.0000".into(),
             cohort: None,
+            ledger: Digest::of(b"ledger"),
         })
     }
 

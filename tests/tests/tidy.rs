@@ -155,6 +155,7 @@ fn clocks_and_chance_are_read_where_they_belong() -> Result<()> {
         "coordinator/src/app.rs",
         "client/src/train/mod.rs",
         "client/src/agent.rs",
+        "client/src/clock.rs",
         "client/src/noise.rs",
         "certs/src/ca.rs",
         "certs/src/trust.rs",

@@ -7,7 +7,7 @@ pub mod row;
 pub mod writer;
 
 use falaj_core::{
-    id::{Digest, RoundId, StudyId},
+    id::{Digest, RoundId, SiteId, StudyId},
     round::AnyRound,
 };
 use row::{ExchangeRow, ModelRow, StudyRow, UpdateRow};
@@ -154,6 +154,19 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
         rows.iter().map(UpdateRow::read).collect()
+    }
+
+    /// The newest update of `site` that was counted, in any study.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn newest_update(&self, site: &SiteId) -> Result<Option<UpdateRow>, StoreError> {
+        let row =
+            sqlx::query("SELECT * FROM updates WHERE site = ? ORDER BY log_index DESC LIMIT 1")
+                .bind(site.to_string())
+                .fetch_optional(&self.pool)
+                .await?;
+        row.as_ref().map(UpdateRow::read).transpose()
     }
 
     /// The counted update of `site` with this payload in any try of the round.

@@ -3,6 +3,7 @@
 mod crash;
 mod identity;
 mod journey;
+mod ledger;
 mod masked;
 mod study_file;
 mod update;
