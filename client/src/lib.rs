@@ -4,6 +4,7 @@
 //! `falaj_core::dp` → [`journal`] → [`transport`]; [`agent`] walks it for each task.
 
 pub mod agent;
+pub mod audit;
 pub mod budget;
 pub mod clock;
 pub mod config;

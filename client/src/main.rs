@@ -4,8 +4,9 @@ use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use falaj_agent::{
     agent::{self, Agent, Ended, Options},
+    audit::{self, Audit, Sabotage},
     budget,
-    config::Config,
+    config::{Config, TrainConfig},
     data, evaluate,
     guard::ResidencyGuard,
     ledger::Ledger,
@@ -107,6 +108,21 @@ enum Command {
         #[arg(long)]
         data: PathBuf,
     },
+    /// Attack a study's training steps and say whether its privacy claim withstood.
+    ///
+    /// Nothing of a site is read: the records are the attacker's own. Ends with code 1 when the claim is refuted,
+    /// which happens to a true claim in at most one audit of a thousand.
+    #[command(after_help = "Example:\n  falaj-agent audit study.yaml --trials 10000 --json")]
+    Audit {
+        /// The study file.
+        study: PathBuf,
+        /// Rounds that are trained with the attacked record, and as many without it.
+        #[arg(long, default_value_t = 2_000)]
+        trials: u32,
+        /// Break the steps on purpose, to see that the audit notices.
+        #[arg(long, value_enum)]
+        sabotage: Option<Break>,
+    },
     /// What has been spent on each data set, and what is left.
     Budget {
         #[command(subcommand)]
@@ -192,6 +208,27 @@ enum LogFormat {
     Json,
 }
 
+/// What an audit breaks on purpose.
+#[derive(Clone, Copy, ValueEnum)]
+enum Break {
+    /// Half of the noise.
+    NoiseHalved,
+    /// Gradients are cut at a thousand times the agreed norm.
+    ClippingOff,
+    /// Every round draws the same.
+    SeedReused,
+}
+
+impl From<Break> for Sabotage {
+    fn from(how: Break) -> Self {
+        match how {
+            Break::NoiseHalved => Self::NoiseHalved,
+            Break::ClippingOff => Self::ClippingOff,
+            Break::SeedReused => Self::SeedReused,
+        }
+    }
+}
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     match run(Cli::parse()).await {
@@ -255,11 +292,13 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let batch = data::load(&path, &study.data, &data::declared_bounds(&study.data))?;
             let params = model_file::read(&model, &study.manifest()?)?;
             let spec = study.model_spec();
-            let config =
-                falaj_agent::config::TrainConfig { device: "cpu".into(), ..Default::default() };
+            let config = TrainConfig { device: "cpu".into(), ..Default::default() };
             let trainer = train::choose(&config, &spec)?;
             let scores = evaluate::evaluate(trainer.as_ref(), &batch, &spec, &params)?;
             say(cli.json, &serde_json::to_value(scores)?);
+        }
+        Command::Audit { study, trials, sabotage } => {
+            return audited(&study, trials, sabotage.map(Into::into), cli.json);
         }
         Command::Budget { command } => budget(command, cli.json).await?,
         Command::Completions { shell } => {
@@ -329,6 +368,58 @@ async fn explain(study: &Path, config: &Path, json: bool) -> Result<()> {
     Ok(())
 }
 
+fn audited(study: &Path, trials: u32, sabotage: Option<Sabotage>, json: bool) -> Result<ExitCode> {
+    let (study, _) = read_study(study)?;
+    let config = TrainConfig { device: "cpu".into(), ..Default::default() };
+    let trainer = train::choose(&config, &study.model_spec())?;
+    let bar = progress_bar("rounds of the attack", json)?;
+    let progress = |done: u64, planned: u64| {
+        bar.set_length(planned);
+        bar.set_position(done);
+    };
+    let found = audit::audit(&study, trainer.as_ref(), trials, sabotage, &progress)?;
+    bar.finish_and_clear();
+    if json {
+        println!("{}", serde_json::to_string(&found)?);
+    } else {
+        print!("{}", told(&found));
+    }
+    Ok(if found.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// An audit's findings in sentences.
+fn told(found: &Audit) -> String {
+    let Audit { steps, trials, delta, claimed_epsilon, canary, .. } = found;
+    let below = found.noise_multiplier_below.map_or_else(
+        || "show nothing about the noise".into(),
+        |below| format!("show a noise multiplier below {below:.3}"),
+    );
+    let verdict = if found.passed {
+        "the claim withstood, which does not prove it"
+    } else {
+        "REFUTED: the updates tell more than the study claims. Do not run it; tell its operator"
+    };
+    format!(
+        "claimed     epsilon {claimed_epsilon:.4} at delta {delta:e} for a round of {steps} steps, noise multiplier {}\n\
+         two worlds  {trials} rounds in each {below}: epsilon at least {:.4}, the record's gradient at {:.0} % of the clip norm\n\
+         one run     epsilon at least {:.4}\n\
+         {verdict} (chance of a false alarm: {})\n",
+        found.noise_multiplier,
+        found.two_worlds_epsilon,
+        canary * 100.0,
+        found.one_run_epsilon,
+        audit::ERROR,
+    )
+}
+
+/// A bar for people who watch; hidden from files and programs.
+fn progress_bar(what: &str, json: bool) -> Result<ProgressBar> {
+    let style =
+        ProgressStyle::with_template(&format!("{{bar:40}} {{pos}}/{{len}} {what} {{eta}}"))?;
+    let watched = std::io::stderr().is_terminal() && !json;
+    Ok(if watched { ProgressBar::new(0).with_style(style) } else { ProgressBar::hidden() })
+}
+
 async fn train_alone(
     study: &Path,
     config: &Path,
@@ -343,11 +434,7 @@ async fn train_alone(
     }
     let (_, _, ledger) = opened(&config).await?;
     let first = study.model_spec().init(Study::model_seed(&digest))?;
-    let bar = if std::io::stderr().is_terminal() && !json {
-        ProgressBar::new(0).with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} rounds")?)
-    } else {
-        ProgressBar::hidden()
-    };
+    let bar = progress_bar("rounds", json)?;
     let progress = |done: u32, planned: u32| {
         bar.set_length(u64::from(planned));
         bar.set_position(u64::from(done));

@@ -199,6 +199,39 @@ impl Layer {
 }
 
 impl ModelSpec {
+    /// Numbers that it takes in for each record.
+    #[must_use]
+    pub const fn inputs(&self) -> usize {
+        match *self {
+            Self::Logistic { features, .. } | Self::Mlp { features, .. } => features as usize,
+            Self::Cnn { height, width, channels, .. } => {
+                height as usize * width as usize * channels as usize
+            }
+            Self::Transformer { tokens, .. } => match tokens {
+                Tokens::Columns { features } => features as usize,
+                Tokens::Codes { length, .. } => length as usize,
+                Tokens::Steps { length, channels } => length as usize * channels as usize,
+            },
+        }
+    }
+
+    /// Classes that the model tells apart, one logit each.
+    #[must_use]
+    pub const fn classes(&self) -> u32 {
+        match *self {
+            Self::Logistic { classes, .. }
+            | Self::Mlp { classes, .. }
+            | Self::Cnn { classes, .. }
+            | Self::Transformer { classes, .. } => classes,
+        }
+    }
+
+    /// Whether any number will do for an input: codes of a vocabulary are whole and bounded.
+    #[must_use]
+    pub const fn takes_any_number(&self) -> bool {
+        !matches!(self, Self::Transformer { tokens: Tokens::Codes { .. }, .. })
+    }
+
     /// The layers with parameters, from the input.
     ///
     /// # Errors

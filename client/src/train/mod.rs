@@ -176,8 +176,13 @@ impl Chance {
     pub fn fresh() -> Self {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).expect("invariant: the operating system gives randomness");
+        Self::keyed(seed)
+    }
+
+    /// From a key. The same key gives the same chance: nothing that leaves a site may use one twice.
+    pub(crate) fn keyed(key: [u8; 32]) -> Self {
         Self {
-            rng: ChaCha20Rng::from_seed(seed),
+            rng: ChaCha20Rng::from_seed(key),
             #[cfg(test)]
             spare: None,
         }
@@ -187,12 +192,7 @@ impl Chance {
     #[cfg(debug_assertions)]
     #[must_use]
     pub fn insecure(seed: &[u8]) -> Self {
-        let seed = falaj_core::id::Digest::of(seed);
-        Self {
-            rng: ChaCha20Rng::from_seed(*seed.as_bytes()),
-            #[cfg(test)]
-            spare: None,
-        }
+        Self::keyed(*falaj_core::id::Digest::of(seed).as_bytes())
     }
 
     /// A key that nobody else has, for a release of noise.
@@ -207,6 +207,11 @@ impl Chance {
         #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
         let unit = (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
         unit
+    }
+
+    /// Fair coins.
+    pub(crate) fn coins(&mut self, count: usize) -> Vec<bool> {
+        (0..count).map(|_| self.unit() < 0.5).collect()
     }
 
     /// The rows of a Poisson sample: each with chance `rate`, independently.

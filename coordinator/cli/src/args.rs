@@ -225,6 +225,18 @@ pub(crate) enum PrivacyCommand {
         #[command(flatten)]
         how: How,
     },
+    /// Attack a study's training steps and say whether its privacy claim withstood.
+    ///
+    /// Runs the `falaj-agent` that lies beside this program, or else the one on the path, since the agent is
+    /// what trains. Ends with code 1 when the claim is refuted.
+    #[command(after_help = "Example:\n  falaj privacy audit study.yaml --trials 10000")]
+    Audit {
+        /// The study file.
+        study: PathBuf,
+        /// Rounds that are trained with the attacked record, and as many without it.
+        #[arg(long, default_value_t = 2_000)]
+        trials: u32,
+    },
     /// Epsilon at deltas from 0.1 down to 1e-12.
     #[command(
         after_help = "Example:\n  falaj privacy curve --sample-rate 0.05 --noise-multiplier 1.1 --steps 400"

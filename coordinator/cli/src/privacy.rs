@@ -13,11 +13,15 @@ use falaj_core::dp::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    env,
     fs::File,
     io::{BufRead, BufReader, stdin},
     path::Path,
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
+
+/// The program at the sites.
+const AGENT: &str = "falaj-agent";
 
 /// A line of a batch is at most this long, in bytes.
 const LINE_BYTES_MAX: u64 = 64 << 10;
@@ -79,6 +83,7 @@ pub(crate) fn run(command: PrivacyCommand, json: bool) -> Result<ExitCode> {
                 show::table(["DELTA", "EPSILON"], answers.iter().map(row))
             })?;
         }
+        PrivacyCommand::Audit { study, trials } => return audit(&study, trials, json),
         PrivacyCommand::Calibrate { target, plan, how } => calibrate(target, plan, how, json)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -218,6 +223,21 @@ fn calibrate(target: Target, plan: Plan, how: How, json: bool) -> Result<()> {
     show::answer(json, &answer, |_| {
         format!("{name} {found} keeps epsilon within {epsilon} at delta {delta:e}")
     })
+}
+
+/// Has the agent attack a study's steps; its words and its exit status are this command's.
+fn audit(study: &Path, trials: u32, json: bool) -> Result<ExitCode> {
+    let beside = env::current_exe().ok().map(|this| this.with_file_name(AGENT));
+    let agent = beside.filter(|path| path.is_file()).unwrap_or_else(|| AGENT.into());
+    let mut command = Command::new(&agent);
+    command.arg("audit").arg(study).arg("--trials").arg(trials.to_string());
+    if json {
+        command.arg("--json");
+    }
+    let status = command.status().with_context(|| {
+        format!("running {}: put {AGENT} beside this program or on the path", agent.display())
+    })?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl From<Neighbours> for Adjacency {
