@@ -164,4 +164,51 @@ def dp_sgd():
     return out
 
 
-print(json.dumps({"accountant": accountant, "dp-sgd": dp_sgd}[sys.argv[1]]()))
+def utility():
+    """Trains what an order describes, and gives the paths of the models."""
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    import numpy
+    import torch
+    from opacus.grad_sample import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+    from torch import nn
+
+    torch.set_num_threads(1)
+    with open(sys.argv[2]) as f:
+        order = json.load(f)
+    loss = nn.CrossEntropyLoss()
+    found = []
+    for job in order["jobs"]:
+        x = torch.from_numpy(numpy.fromfile(job["x"], dtype="<f4")).view(-1, order["inputs"])
+        y = torch.from_numpy(numpy.fromfile(job["y"], dtype="<u4").astype("int64"))
+        found.append([])
+        for noise in order["noises"]:
+            layers, width = [], order["inputs"]
+            for wide in order["widths"]:
+                layers += [nn.Linear(width, wide), nn.ReLU()]
+                width = wide
+            net = nn.Sequential(*layers[:-1])
+            base = torch.from_numpy(numpy.fromfile(job["base"], dtype="<f4"))
+            nn.utils.vector_to_parameters(base.clone(), net.parameters())
+            net = GradSampleModule(net)
+            optimizer = DPOptimizer(
+                torch.optim.SGD(net.parameters(), lr=order["learning_rate"]),
+                noise_multiplier=noise,
+                max_grad_norm=order["clip_norm"],
+                expected_batch_size=order["rate"] * len(x),
+            )
+            for _ in range(order["steps"]):
+                rows = torch.rand(len(x)) < order["rate"]
+                optimizer.zero_grad()
+                loss(net(x[rows]), y[rows]).backward()
+                optimizer.step()
+            path = f"{job['base']}-{noise}"
+            nn.utils.parameters_to_vector(net.parameters()).detach().numpy().astype("<f4").tofile(path)
+            found[-1].append(path)
+    return found
+
+
+parts = {"accountant": accountant, "dp-sgd": dp_sgd, "utility": utility}
+print(json.dumps(parts[sys.argv[1]]()))

@@ -4,8 +4,9 @@
 //! nothing on a shared machine, so every figure is a ratio to something measured in the same minute, or is
 //! printed beside it. Times are the process's own CPU time where one thread works.
 
+mod masking;
+
 use anyhow::{Context as _, Result, bail, ensure};
-use ed25519_dalek::SigningKey;
 use falaj_agent::{
     config::TrainConfig,
     data::Batch,
@@ -18,13 +19,13 @@ use falaj_core::{
         calibrate::{Accountant, Target},
         pld::{Adjacency, Schedule},
     },
-    id::{Digest, RoundId},
     manifest::{Manifest, TensorSpec},
     model::{Conv, ModelSpec, Tokens},
-    secagg::{Cohort, Collector, Member, Site},
+    secagg::{Collector, Site},
     study::{Algorithm, Optimizer, Training},
-    update::{About, Encoding, RawUpdate, SealedUpdate},
+    update::{Encoding, RawUpdate},
 };
+use masking::{cohort, signer, update_bytes};
 use opendp::{
     domains::{AtomDomain, VectorDomain},
     measurements::make_gaussian,
@@ -442,22 +443,6 @@ fn dp_sgd() -> Result<()> {
     Ok(())
 }
 
-fn signer(i: usize) -> SigningKey {
-    SigningKey::from_bytes(Digest::of(&(i as u64).to_le_bytes()).as_bytes())
-}
-
-/// `n` sites of which 30 % may drop out and 5 % collude.
-fn cohort_of(n: usize, encoding: Encoding, params: usize) -> Result<Cohort> {
-    let member = |i: usize| -> Result<Member> {
-        let site = format!("spiffe://t/ae-on/ae-az/site/h{i:03}").parse()?;
-        Ok(Member { site, key: signer(i).verifying_key() })
-    };
-    let members = (0..n).map(member).collect::<Result<Vec<_>>>()?;
-    let round = RoundId { study: "bench".parse()?, number: 1 };
-    let terms = (u32::try_from(n - 3 * n / 10)?, u32::try_from(n / 20)?);
-    Ok(Cohort::new((round, 0), members, terms, encoding, params)?)
-}
-
 /// Secure aggregation of a million parameters in memory: every site's and the coordinator's work on one core, and
 /// the bytes of all messages over those of the plain updates.
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
@@ -472,7 +457,9 @@ fn secagg() -> Result<()> {
     for (n, away) in
         [10, 50, 200].into_iter().flat_map(|n: usize| [(n, 0), (n, n / 10), (n, 3 * n / 10)])
     {
-        let cohort = cohort_of(n, encoding, PARAMS)?;
+        // Of them 30 % may drop out, and 5 % collude.
+        let terms = (u32::try_from(n - 3 * n / 10)?, u32::try_from(n / 20)?);
+        let cohort = cohort(n, terms, encoding, PARAMS)?;
         let seal = || {
             let raw = RawUpdate::new((0..PARAMS).map(|i| (i % 1_000) as f32 - 500.0).collect());
             let paid = Reservation::from_ledger(1);
@@ -555,20 +542,6 @@ fn secagg() -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// What travels of a masked update.
-fn update_bytes(update: SealedUpdate) -> Vec<u8> {
-    let about = About {
-        round: RoundId { study: "bench".parse().expect("valid"), number: 1 },
-        site: "spiffe://t/ae-on/ae-az/site/h".parse().expect("valid"),
-        base: Digest::of(b"base"),
-        manifest: Digest::of(b"manifest"),
-        weight: 1,
-        epsilon: "1".into(),
-        ledger: Digest::of(b"ledger"),
-    };
-    update.sign(about, &signer(0)).payload().to_vec()
 }
 
 /// What is measured is masking, not noise.

@@ -6,6 +6,8 @@ use std::{path::PathBuf, process::Command};
 
 /// Parts of the benchmark of privacy; it runs when one of them, or `privacy`, is asked for.
 const PRIVACY: [&str; 4] = ["accountant", "sampler", "dp-sgd", "secagg"];
+/// Data sets of the benchmark of utility; it runs when one of them, or `utility`, is asked for.
+const UTILITY: [&str; 3] = ["WDBC", "credit", "digits"];
 /// What privacy is measured beside, pinned.
 const PEERS: [&str; 3] = ["torch==2.11.0", "opacus==1.6.0", "dp-accounting==0.6.0"];
 
@@ -13,7 +15,9 @@ const PEERS: [&str; 3] = ["torch==2.11.0", "opacus==1.6.0", "dp-accounting==0.6.
 pub(crate) fn run(parts: &[String]) -> Result<()> {
     let (privacy, others): (Vec<&str>, Vec<&str>) =
         parts.iter().map(String::as_str).partition(|p| *p == "privacy" || PRIVACY.contains(p));
-    if privacy.is_empty() || !others.is_empty() {
+    let (utility, others): (Vec<&str>, Vec<&str>) =
+        others.into_iter().partition(|p| *p == "utility" || UTILITY.contains(p));
+    if (privacy.is_empty() && utility.is_empty()) || !others.is_empty() {
         // The benchmark starts the programs that lie beside it, so they are built first.
         let programs = ["falaj-certs", "falaj-coordinator", "falaj-cli"];
         let mut words = vec!["build", "--release"];
@@ -23,15 +27,18 @@ pub(crate) fn run(parts: &[String]) -> Result<()> {
         words.extend(others);
         tools::cargo(&words)?;
     }
-    if privacy.is_empty() {
-        return Ok(());
+    for (bench, its) in [("privacy", privacy), ("utility", utility)] {
+        if its.is_empty() {
+            continue;
+        }
+        setup::setup()?;
+        let python = peers()?;
+        let python = python.to_str().context("the cache's path is not UTF-8")?;
+        let mut words = vec!["bench", "-p", "falaj-agent", "--bench", bench, "--"];
+        words.extend(its.iter().filter(|p| **p != bench));
+        tools::cargo_with(&words, &[("FALAJ_PEERS_PYTHON", python)])?;
     }
-    setup::setup()?;
-    let python = peers()?;
-    let python = python.to_str().context("the cache's path is not UTF-8")?;
-    let mut words = vec!["bench", "-p", "falaj-agent", "--bench", "privacy", "--"];
-    words.extend(privacy.iter().filter(|p| **p != "privacy"));
-    tools::cargo_with(&words, &[("FALAJ_PEERS_PYTHON", python)])
+    Ok(())
 }
 
 /// Installs the peers once, in an environment of their own, and gives its Python.
