@@ -203,15 +203,34 @@ pub(crate) enum PrivacyCommand {
     Epsilon {
         #[command(flatten)]
         plan: Plan,
-        /// The delta at which epsilon is stated.
-        #[arg(long, required_unless_present = "batch", value_parser = delta)]
-        delta: Option<f64>,
+        /// The delta at which epsilon is stated, or several of them with commas between.
+        #[arg(long, required_unless_present = "batch", value_delimiter = ',', value_parser = delta)]
+        delta: Vec<f64>,
+        /// Records that are protected: a delta above one over their number draws a warning.
+        #[arg(long, value_name = "N")]
+        records: Option<u64>,
         #[command(flatten)]
         how: How,
         /// Answer JSON Lines from this file, `-` for standard input: one plan a line, as in
-        /// {"sample_rate":0.05,"noise_multiplier":1.1,"steps":400,"delta":1e-5}.
-        #[arg(long, value_name = "FILE", conflicts_with_all = ["sample_rate", "noise_multiplier", "steps", "delta", "accountant", "neighbours"])]
+        /// {"sample_rate":0.05,"noise_multiplier":1.1,"steps":400,"delta":1e-5}, or releases of several kinds in
+        /// {"releases":[{"kind":"gaussian","noise_multiplier":9,"count":2}],"deltas":[1e-5,1e-9]}, with the kinds
+        /// poisson_gaussian, gaussian, discrete_gaussian (sigma, sensitivity, count) and discrete_laplace (scale,
+        /// sensitivity, count). Instead of `delta` or `deltas`, `at_epsilon` asks for the delta there.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["sample_rate", "noise_multiplier", "steps", "delta", "records", "accountant", "neighbours"])]
         batch: Option<PathBuf>,
+    },
+    /// Delta at an epsilon, from below and from above, for the same steps.
+    #[command(
+        after_help = "Example:\n  falaj privacy delta --epsilon 2 --sample-rate 0.05 --noise-multiplier 1.1 --steps 400"
+    )]
+    Delta {
+        #[command(flatten)]
+        plan: Plan,
+        /// The epsilon, at least 0.
+        #[arg(long)]
+        epsilon: f64,
+        #[command(flatten)]
+        how: How,
     },
     /// The setting that meets a target epsilon: leave out the one that is looked for.
     #[command(
@@ -239,7 +258,7 @@ pub(crate) enum PrivacyCommand {
     },
     /// Epsilon at deltas from 0.1 down to 1e-12.
     #[command(
-        after_help = "Example:\n  falaj privacy curve --sample-rate 0.05 --noise-multiplier 1.1 --steps 400"
+        after_help = "Examples:\n  falaj privacy curve --sample-rate 0.05 --noise-multiplier 1.1 --steps 400\n  falaj privacy curve --sample-rate 0.05 --noise-multiplier 1.1 --steps 400 --plot curve.svg"
     )]
     Curve {
         #[command(flatten)]
@@ -247,6 +266,9 @@ pub(crate) enum PrivacyCommand {
         /// Which data sets are neighbours.
         #[arg(long, value_enum, default_value_t)]
         neighbours: Neighbours,
+        /// Also draw delta over epsilon into this SVG file.
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
     },
 }
 

@@ -3,17 +3,16 @@
 
 use crate::{
     args::{Accountant, How, Neighbours, Plan, PrivacyCommand, Target},
-    show,
+    plot, show,
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use falaj_core::dp::{
     calibrate,
     pld::{Adjacency, Schedule},
-    rdp::RdpCurve,
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    env,
+    env, fmt,
     fs::File,
     io::{BufRead, BufReader, stdin},
     path::Path,
@@ -28,26 +27,68 @@ const LINE_BYTES_MAX: u64 = 64 << 10;
 /// Deltas of a curve: powers of ten from 10^-1 down to this.
 const CURVE_DELTAS: i32 = 12;
 
-/// A plan and the delta at which its epsilon is asked for, as a line of a batch states them.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// Releases and what is asked about them, as a line of a batch states it: either one plan of sampled Gaussian
+/// steps, or a list of releases.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Question {
-    sample_rate: f64,
-    noise_multiplier: f64,
-    steps: u64,
-    delta: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sample_rate: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    noise_multiplier: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    releases: Vec<Release>,
+    /// Asks for epsilon, and `deltas` for several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta: Option<f64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    deltas: Vec<f64>,
+    /// Asks for delta.
+    #[serde(rename = "at_epsilon", skip_serializing_if = "Option::is_none")]
+    epsilon: Option<f64>,
     #[serde(default)]
     accountant: Accountant,
     #[serde(default)]
     neighbours: Neighbours,
 }
 
-/// A question with its answer; epsilon is absent when there is no guarantee.
+/// Releases of one kind.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+enum Release {
+    PoissonGaussian { sample_rate: f64, noise_multiplier: f64, steps: u64 },
+    Gaussian { noise_multiplier: f64, count: u64 },
+    DiscreteGaussian { sigma: f64, sensitivity: u32, count: u64 },
+    DiscreteLaplace { scale: f64, sensitivity: u32, count: u64 },
+}
+
+/// Epsilon at one delta; absent when there is no guarantee.
+#[derive(Debug, Serialize)]
+struct Point {
+    delta: f64,
+    epsilon: Option<f64>,
+}
+
+/// A question with its answer.
 #[derive(Debug, Serialize)]
 struct Answer {
     #[serde(flatten)]
     question: Question,
-    epsilon: Option<f64>,
+    /// What one delta was asked for; null when there is no guarantee.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epsilon: Option<Option<f64>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    points: Vec<Point>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta_at_most: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta_at_least: Option<f64>,
+    /// Views that do not count sampling.
+    zcdp_rho: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gdp_mu: Option<f64>,
 }
 
 /// What one line of a batch came to.
@@ -64,23 +105,31 @@ enum Line {
 /// What is wrong with the plan, and what to do.
 pub(crate) fn run(command: PrivacyCommand, json: bool) -> Result<ExitCode> {
     match command {
-        PrivacyCommand::Epsilon { plan, delta, how, batch: None } => {
-            let question =
-                Question::new(plan, delta.unwrap_or_default(), how.accountant, how.neighbours)?;
-            let answer = question.answer()?;
-            show::answer(json, &answer, sentence)?;
+        PrivacyCommand::Epsilon { plan, delta, records, how, batch: None } => {
+            delta.iter().for_each(|delta| warn(*delta, records));
+            let mut question = Question::new(plan, how)?;
+            match delta[..] {
+                [delta] => question.delta = Some(delta),
+                _ => question.deltas = delta,
+            }
+            show::answer(json, &question.answer()?, sentence)?;
         }
         PrivacyCommand::Epsilon { batch: Some(file), .. } => return batch(&file),
-        PrivacyCommand::Curve { plan, neighbours } => {
-            let answers = (1..=CURVE_DELTAS)
-                .map(|power| {
-                    let delta = 10_f64.powi(-power);
-                    Question::new(plan, delta, Accountant::Pld, neighbours)?.answer()
-                })
-                .collect::<Result<Vec<_>>>()?;
-            show::answer(json, &answers, |answers| {
-                let row = |a: &Answer| [format!("{:e}", a.question.delta), shown(a.epsilon)];
-                show::table(["DELTA", "EPSILON"], answers.iter().map(row))
+        PrivacyCommand::Delta { plan, epsilon, how } => {
+            let question = Question { epsilon: Some(epsilon), ..Question::new(plan, how)? };
+            show::answer(json, &question.answer()?, sentence)?;
+        }
+        PrivacyCommand::Curve { plan, neighbours, plot } => {
+            let how = How { accountant: Accountant::Pld, neighbours };
+            let deltas = (1..=CURVE_DELTAS).map(|power| 10_f64.powi(-power)).collect();
+            let question = Question { deltas, ..Question::new(plan, how)? };
+            let answer = question.answer()?;
+            if let Some(file) = plot {
+                plot::curve(&file, &question.schedule()?, &question.to_string())?;
+            }
+            show::answer(json, &answer, |answer| {
+                let row = |p: &Point| [format!("{:e}", p.delta), shown(p.epsilon)];
+                show::table(["DELTA", "EPSILON"], answer.points.iter().map(row))
             })?;
         }
         PrivacyCommand::Audit { study, trials } => return audit(&study, trials, json),
@@ -90,31 +139,122 @@ pub(crate) fn run(command: PrivacyCommand, json: bool) -> Result<ExitCode> {
 }
 
 impl Question {
-    fn new(plan: Plan, delta: f64, accountant: Accountant, neighbours: Neighbours) -> Result<Self> {
-        let missing = |name: &str| format!("--{name} is missing");
-        Ok(Self {
-            sample_rate: plan.sample_rate.with_context(|| missing("sample-rate"))?,
-            noise_multiplier: plan.noise_multiplier.with_context(|| missing("noise-multiplier"))?,
-            steps: plan.steps.with_context(|| missing("steps"))?,
-            delta,
+    fn new(plan: Plan, how: How) -> Result<Self> {
+        let Plan { sample_rate, noise_multiplier, steps } = plan;
+        let How { accountant, neighbours } = how;
+        let this = Self {
+            sample_rate,
+            noise_multiplier,
+            steps,
             accountant,
             neighbours,
+            ..Self::default()
+        };
+        this.releases()?;
+        Ok(this)
+    }
+
+    /// What is released, however it was stated.
+    fn releases(&self) -> Result<Vec<Release>> {
+        let plan = (self.sample_rate, self.noise_multiplier, self.steps);
+        if !self.releases.is_empty() {
+            ensure!(
+                plan == (None, None, None),
+                "give either `releases`, or sample_rate, noise_multiplier and steps"
+            );
+            return Ok(self.releases.clone());
+        }
+        let missing = |name: &str| format!("{name} is missing");
+        Ok(vec![Release::PoissonGaussian {
+            sample_rate: plan.0.with_context(|| missing("sample_rate"))?,
+            noise_multiplier: plan.1.with_context(|| missing("noise_multiplier"))?,
+            steps: plan.2.with_context(|| missing("steps"))?,
+        }])
+    }
+
+    fn schedule(&self) -> Result<Schedule> {
+        let nothing = Schedule::new(self.neighbours.into());
+        self.releases()?.into_iter().try_fold(nothing, |schedule, release| {
+            Ok(match release {
+                Release::PoissonGaussian { sample_rate, noise_multiplier, steps } => {
+                    schedule.poisson_gaussian(sample_rate, noise_multiplier, steps)?
+                }
+                Release::Gaussian { noise_multiplier, count } => {
+                    schedule.gaussian(noise_multiplier, count)?
+                }
+                Release::DiscreteGaussian { sigma, sensitivity, count } => {
+                    schedule.discrete_gaussian(sigma, sensitivity, count)?
+                }
+                Release::DiscreteLaplace { scale, sensitivity, count } => {
+                    schedule.discrete_laplace(scale, sensitivity, count)?
+                }
+            })
         })
     }
 
-    fn answer(self) -> Result<Answer> {
-        let Self { sample_rate, noise_multiplier, steps, delta, .. } = self;
-        let epsilon = match self.accountant {
-            Accountant::Pld => Schedule::new(self.neighbours.into())
-                .poisson_gaussian(sample_rate, noise_multiplier, steps)?
-                .epsilon(delta)?,
+    fn answer(&self) -> Result<Answer> {
+        let schedule = self.schedule()?;
+        let asked = [self.delta.is_some(), !self.deltas.is_empty(), self.epsilon.is_some()];
+        ensure!(
+            asked.iter().filter(|a| **a).count() == 1,
+            "give one of `delta`, `deltas` and `at_epsilon`: what the answer is for"
+        );
+        let curve = match self.accountant {
+            Accountant::Pld => None,
             Accountant::Rdp => {
                 check(self.neighbours)?;
-                RdpCurve::poisson_gaussian(sample_rate, noise_multiplier, steps)?.epsilon(delta)?
+                ensure!(
+                    self.epsilon.is_none(),
+                    "delta at an epsilon is asked of the accountant pld"
+                );
+                Some(schedule.rdp()?)
             }
         };
-        let epsilon = Some(epsilon.value()).filter(|e| e.is_finite());
-        Ok(Answer { question: self, epsilon })
+        let epsilon = |delta: f64| -> Result<Option<f64>> {
+            let epsilon = match &curve {
+                Some(curve) => curve.epsilon(delta)?,
+                None => schedule.epsilon(delta)?,
+            };
+            Ok(Some(epsilon.value()).filter(|e| e.is_finite()))
+        };
+        let point = |&delta: &f64| Ok(Point { delta, epsilon: epsilon(delta)? });
+        let bounds = self.epsilon.map(|epsilon| schedule.delta(epsilon)).transpose()?;
+        Ok(Answer {
+            question: self.clone(),
+            epsilon: self.delta.map(epsilon).transpose()?,
+            points: self.deltas.iter().map(point).collect::<Result<_>>()?,
+            delta_at_most: bounds.map(|b| b.upper),
+            delta_at_least: bounds.map(|b| b.lower),
+            zcdp_rho: schedule.zcdp(),
+            gdp_mu: schedule.gdp(),
+        })
+    }
+}
+
+impl fmt::Display for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.sample_rate, self.noise_multiplier, self.steps) {
+            (Some(rate), Some(noise), Some(steps)) => {
+                write!(f, "{steps} steps, sample rate {rate:?}, noise multiplier {noise:?}")?;
+            }
+            _ => write!(f, "{} kinds of releases", self.releases.len())?,
+        }
+        let unit = match self.neighbours {
+            Neighbours::AddOrRemove => "one record more or less",
+            Neighbours::Substitute => "one record exchanged",
+        };
+        write!(f, ", for {unit}")
+    }
+}
+
+/// Says on standard error when a delta allows publishing a record whole.
+fn warn(delta: f64, records: Option<u64>) {
+    #[expect(clippy::cast_precision_loss, reason = "compared, not counted")]
+    let least = records.map(|n| 1.0 / n as f64);
+    if let Some(least) = least.filter(|least| delta > *least) {
+        eprintln!(
+            "warning: a delta of {delta:e} is above one over the number of records, {least:e}: it permits to publish one of them whole. Choose it well below."
+        );
     }
 }
 
@@ -132,19 +272,24 @@ fn shown(epsilon: Option<f64>) -> String {
 }
 
 fn sentence(answer: &Answer) -> String {
-    let Question { delta, steps, neighbours, accountant, .. } = answer.question;
-    let unit = match neighbours {
-        Neighbours::AddOrRemove => "one record more or less",
-        Neighbours::Substitute => "one record exchanged",
-    };
-    let by = match accountant {
+    let by = match answer.question.accountant {
         Accountant::Pld => "privacy-loss distributions",
         Accountant::Rdp => "Renyi divergences",
     };
-    format!(
-        "epsilon {} at delta {delta:e} after {steps} steps, for {unit}, by {by}",
-        shown(answer.epsilon)
-    )
+    let mut lines = Vec::new();
+    let mut say =
+        |epsilon: String, delta: f64| lines.push(format!("epsilon {epsilon} at delta {delta:e}"));
+    if let (Some(epsilon), Some(delta)) = (answer.epsilon, answer.question.delta) {
+        say(shown(epsilon), delta);
+    }
+    answer.points.iter().for_each(|p| say(shown(p.epsilon), p.delta));
+    if let (Some(most), Some(epsilon)) = (answer.delta_at_most, answer.question.epsilon) {
+        say(epsilon.to_string(), most);
+    }
+    lines.push(format!("after {}, by {by}", answer.question));
+    let mu = answer.gdp_mu.map_or_else(String::new, |mu| format!(", {mu:.4}-GDP"));
+    lines.push(format!("without counting any sampling: {:.4}-zCDP{mu}", answer.zcdp_rho));
+    lines.join("\n")
 }
 
 /// Answers JSON Lines with JSON Lines. A line that cannot be answered says why in its place, and the exit
@@ -160,7 +305,7 @@ fn batch(file: &Path) -> Result<ExitCode> {
     for_each_line(lines, |line, text| {
         let answered = serde_json::from_str::<Question>(text)
             .map_err(anyhow::Error::from)
-            .and_then(Question::answer);
+            .and_then(|question| question.answer());
         let answer = answered.map_or_else(
             |e| {
                 refused += 1;
@@ -260,13 +405,36 @@ mod tests {
     #[test]
     fn a_batch_line_is_answered_by_the_accountant_that_it_names() {
         let line = r#"{"sample_rate":0.02,"noise_multiplier":1.0,"steps":2500,"delta":1e-6"#;
-        let tight = question(&format!("{line}}}")).expect("a plan").epsilon.expect("finite");
+        let tight =
+            question(&format!("{line}}}")).expect("a plan").epsilon.flatten().expect("finite");
         let renyi = question(&format!("{line},\"accountant\":\"rdp\"}}")).expect("a plan");
-        assert!(tight < renyi.epsilon.expect("finite"));
+        assert!(tight < renyi.epsilon.flatten().expect("finite"));
         let exchanged = question(&format!("{line},\"neighbours\":\"substitute\"}}"));
-        assert!(exchanged.expect("a plan").epsilon.expect("finite") > tight);
+        assert!(exchanged.expect("a plan").epsilon.flatten().expect("finite") > tight);
         let both = format!("{line},\"neighbours\":\"substitute\",\"accountant\":\"rdp\"}}");
         assert!(question(&both).is_err());
+    }
+
+    #[test]
+    fn releases_of_different_kinds_are_composed_and_asked_about_in_three_ways() {
+        let releases = r#"{"releases":[{"kind":"poisson_gaussian","sample_rate":0.01,"noise_multiplier":1.2,"steps":800},{"kind":"gaussian","noise_multiplier":20,"count":5}]"#;
+        // dp_accounting 0.6.0, case SX1.
+        let one = question(&format!("{releases},\"delta\":1e-5}}")).expect("an answer");
+        let epsilon = one.epsilon.flatten().expect("finite");
+        assert!((epsilon - 1.236_452_935).abs() < 1e-3, "{epsilon}");
+        let two = question(&format!("{releases},\"deltas\":[1e-5,1e-9]}}")).expect("an answer");
+        assert_eq!(two.points[0].epsilon, Some(epsilon));
+        assert!(two.points[1].epsilon > two.points[0].epsilon);
+        let back = question(&format!("{releases},\"at_epsilon\":{epsilon}}}")).expect("an answer");
+        let delta = back.delta_at_most.expect("asked for");
+        assert!((delta / 1e-5 - 1.0).abs() < 1e-3 && back.delta_at_least <= back.delta_at_most);
+        let counts = r#"{"releases":[{"kind":"discrete_laplace","scale":2.0,"sensitivity":1,"count":2}],"delta":1e-5}"#;
+        let counts = question(counts).expect("an answer");
+        assert!(counts.epsilon.flatten().expect("finite") <= 1.0 + 1e-9 && counts.gdp_mu.is_none());
+        let both = format!("{releases},\"steps\":1,\"delta\":1e-5}}");
+        assert!(question(&both).expect_err("two plans").to_string().contains("either"));
+        let neither = format!("{releases}}}");
+        assert!(question(&neither).expect_err("no question").to_string().contains("deltas"));
     }
 
     #[test]

@@ -222,6 +222,40 @@ impl Schedule {
         })
     }
 
+    /// The rho at which everything together is rho-zCDP (Bun, Steinke 2016, propositions 1.4, 1.6 and lemma 1.7).
+    /// It holds at every order, and at large ones sampling earns nothing: it is not counted.
+    #[must_use]
+    pub fn zcdp(&self) -> f64 {
+        let one = |release: &Release| self.moved(release).powi(2) / 2.0;
+        self.releases.iter().map(|(release, count)| one(release) * count).sum::<f64>()
+            * (1.0 + 1e-12)
+    }
+
+    /// The mu at which everything together is mu-GDP (Dong, Roth, Su 2022, theorem 2.7 and corollary 3.3), where
+    /// all of it is Gaussian. Sampling earns nothing against the whole curve: it is not counted.
+    #[must_use]
+    pub fn gdp(&self) -> Option<f64> {
+        let discrete = |(release, _): &(Release, f64)| {
+            matches!(release, Release::DiscreteGaussian { .. } | Release::DiscreteLaplace { .. })
+        };
+        let all_gaussian = !self.releases.iter().any(discrete);
+        all_gaussian.then(|| (2.0 * self.zcdp()).sqrt() * (1.0 + 1e-12))
+    }
+
+    /// How far neighbours move a release at most, over the noise: deviations of a Gaussian, scales of a Laplace.
+    fn moved(&self, release: &Release) -> f64 {
+        let far = match self.adjacency {
+            Adjacency::AddOrRemove => 1.0,
+            Adjacency::Substitute => 2.0,
+        };
+        far * match *release {
+            Release::Gaussian { noise_multiplier }
+            | Release::PoissonGaussian { noise_multiplier, .. } => 1.0 / noise_multiplier,
+            Release::DiscreteGaussian { sigma, sensitivity } => sensitivity / sigma,
+            Release::DiscreteLaplace { scale, sensitivity } => sensitivity / scale,
+        }
+    }
+
     /// Bounds on the least delta at which everything together is (epsilon, delta)-DP.
     ///
     /// # Errors
@@ -1001,6 +1035,26 @@ mod tests {
     /// The upper tail of the standard normal distribution.
     fn tail(x: f64) -> f64 {
         libm::erfc(x / std::f64::consts::SQRT_2) / 2.0
+    }
+
+    #[test]
+    fn views_by_zcdp_and_gdp_are_the_references_and_never_below_the_curve() {
+        // dp_accounting 0.6.0, case SG1.
+        let plain = Schedule::new(Adjacency::AddOrRemove).gaussian(3.0, 20).expect("valid");
+        assert!((plain.zcdp() - 1.111_111_111_111_111).abs() < 1e-9);
+        assert!((plain.gdp().expect("Gaussian") - 1.490_711_985).abs() < 1e-9);
+        let both = sampled(0.2, 1.5, 4).gaussian(9.0, 3).expect("valid");
+        let mu = both.gdp().expect("Gaussian");
+        for epsilon in [0.0, 0.5, 2.0, 6.0] {
+            let (a, b) = (epsilon / mu - mu / 2.0, epsilon / mu + mu / 2.0);
+            let curve = tail(a) - f64::exp(epsilon) * tail(b);
+            assert!(both.delta(epsilon).expect("valid").lower <= curve, "{epsilon}");
+        }
+        let swapped = Schedule::new(Adjacency::Substitute).gaussian(3.0, 20).expect("valid");
+        assert!((swapped.zcdp() / plain.zcdp() - 4.0).abs() < 1e-9);
+        let counts = plain.discrete_laplace(2.0, 1, 3).expect("valid");
+        assert!((counts.zcdp() - 1.111_111_111_111_111 - 3.0 / 8.0).abs() < 1e-9);
+        assert_eq!(counts.gdp(), None);
     }
 
     #[test]
