@@ -70,7 +70,7 @@ fn tasks() -> [Task; 3] {
         format!("    - {{ name: {name}, min: {min:?}, max: {max:?} }}\n")
     };
     let demo = include_str!("../../xtask/demo/study.yaml");
-    let wdbc = demo.lines().filter(|l| l.contains(", min: ")).map(|l| format!("{l}\n")).collect();
+    let wdbc = demo.split_inclusive('\n').filter(|l| l.contains(", min: ")).collect();
     let mut credit = numeric("LIMIT_BAL", 0.0, 5e5) + &numeric("AGE", 20.0, 80.0);
     credit += "    - { name: SEX, values: [female, male] }\n";
     credit +=
@@ -295,7 +295,7 @@ fn federate(study: &Study, trainer: &dyn Trainer, split: &Split, sites: usize) -
                 };
                 let parts = updates.into_iter().map(seal).collect::<Result<Vec<_>, _>>()?;
                 let cohort = cohort(sites, terms, encoding, manifest.params())?;
-                Accumulator::of_sum(masked_sum(cohort, parts)?, members, encoding)
+                Accumulator::of_sum(masked_sum(&cohort, parts)?, members, encoding)
             }
             ref declared => {
                 let mechanism = match *declared {
@@ -321,7 +321,7 @@ fn federate(study: &Study, trainer: &dyn Trainer, split: &Split, sites: usize) -
 }
 
 /// The sum of masked updates, by the whole protocol.
-fn masked_sum(cohort: Cohort, updates: Vec<PartialUpdate>) -> Result<Vec<i32>> {
+fn masked_sum(cohort: &Cohort, updates: Vec<PartialUpdate>) -> Result<Vec<i32>> {
     let mut rng = ChaCha20Rng::from_seed([5; 32]);
     let mut collector = Collector::new(cohort.clone());
     let (mut sites, mut adverts) = (Vec::new(), Vec::new());

@@ -214,11 +214,10 @@ pub async fn other_people(
 /// # Errors
 /// When the file cannot be written.
 pub fn write(out: Option<&Path>, text: &str) -> Result<()> {
-    match out {
-        Some(path) => fs::write(path, text).with_context(|| format!("writing {}", path.display())),
-        None => {
-            print!("{text}");
-            Ok(())
-        }
+    if let Some(path) = out {
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+    } else {
+        print!("{text}");
+        Ok(())
     }
 }

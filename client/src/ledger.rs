@@ -207,7 +207,7 @@ impl Ledger {
                     dataset: charge.dataset.to_owned(),
                     study: charge.study.clone(),
                     purpose: charge.purpose.to_owned(),
-                    cost: charge.cost.clone(),
+                    cost: Box::new(charge.cost.clone()),
                 }])
             })
             .await?;
@@ -248,7 +248,7 @@ impl Ledger {
         signature: &[u8],
         steward: Digest,
     ) -> Result<(), LedgerError> {
-        let signature = signature.iter().map(|b| format!("{b:02x}")).collect();
+        let signature = hex::encode(signature);
         let statement = statement.to_owned();
         self.append(move |_| Ok(vec![Event::Others { statement, signature, steward }]))
             .await
@@ -416,7 +416,7 @@ async fn from_totals(connection: &mut SqliteConnection) -> Result<Vec<Event>, Le
             dataset: row.get("dataset"),
             study: study.parse().map_err(|_| broken())?,
             purpose: "spent before this layout".into(),
-            cost,
+            cost: Box::new(cost),
         });
         events.push(Event::Committed { id });
     }

@@ -41,7 +41,9 @@ fn taken_for_long(length: f32, part: f64, seed: u64) -> f64 {
         Mechanism::LocalGaussian { clip_norm: CLIP_NORM, noise_multiplier: NOISE_MULTIPLIER };
     let key = SigningKey::from_bytes(&[1; 32]);
     let about = About {
-        round: RoundId { study: "audit".parse().expect("valid"), number: 1 },
+        round: RoundId { study: "audit".parse().expect("valid"), number: 1
+        ledger: Digest::of(b"ledger"),
+    },
         site: "spiffe://t/ae-on/ae-az/site/h".parse().expect("valid"),
         base: Digest::of(b"base"),
         manifest: manifest.digest(),

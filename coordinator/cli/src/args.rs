@@ -211,11 +211,14 @@ pub(crate) enum PrivacyCommand {
         records: Option<u64>,
         #[command(flatten)]
         how: How,
-        /// Answer JSON Lines from this file, `-` for standard input: one plan a line, as in
-        /// {"sample_rate":0.05,"noise_multiplier":1.1,"steps":400,"delta":1e-5}, or releases of several kinds in
-        /// {"releases":[{"kind":"gaussian","noise_multiplier":9,"count":2}],"deltas":[1e-5,1e-9]}, with the kinds
-        /// poisson_gaussian, gaussian, discrete_gaussian (sigma, sensitivity, count) and discrete_laplace (scale,
-        /// sensitivity, count). Instead of `delta` or `deltas`, `at_epsilon` asks for the delta there.
+        /// Answer JSON Lines from this file, `-` for standard input.
+        ///
+        /// One plan a line: `{"sample_rate":0.05,"noise_multiplier":1.1,"steps":400,"delta":1e-5}`.
+        /// Or releases of several kinds:
+        /// `{"releases":[{"kind":"gaussian","noise_multiplier":9,"count":2}],"deltas":[1e-5,1e-9]}`, where the
+        /// kinds are `poisson_gaussian`, `gaussian`, `discrete_gaussian` (`sigma`, `sensitivity`, `count`) and
+        /// `discrete_laplace` (`scale`, `sensitivity`, `count`). Instead of `delta` or `deltas`, `at_epsilon`
+        /// asks for the delta there.
         #[arg(long, value_name = "FILE", conflicts_with_all = ["sample_rate", "noise_multiplier", "steps", "delta", "records", "accountant", "neighbours"])]
         batch: Option<PathBuf>,
     },

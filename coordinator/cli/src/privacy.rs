@@ -8,7 +8,7 @@ use crate::{
 use anyhow::{Context as _, Result, bail, ensure};
 use falaj_core::dp::{
     calibrate,
-    pld::{Adjacency, Schedule},
+    pld::{Adjacency, Delta, Schedule},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -71,20 +71,25 @@ struct Point {
     epsilon: Option<f64>,
 }
 
+/// What was asked for.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Found {
+    /// At one delta; null when there is no guarantee.
+    Epsilon { epsilon: Option<f64> },
+    /// At several.
+    Points { points: Vec<Point> },
+    /// At one epsilon.
+    Delta { delta_at_least: f64, delta_at_most: f64 },
+}
+
 /// A question with its answer.
 #[derive(Debug, Serialize)]
 struct Answer {
     #[serde(flatten)]
     question: Question,
-    /// What one delta was asked for; null when there is no guarantee.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    epsilon: Option<Option<f64>>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    points: Vec<Point>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    delta_at_most: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    delta_at_least: Option<f64>,
+    #[serde(flatten)]
+    found: Found,
     /// Views that do not count sampling.
     zcdp_rho: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,7 +134,7 @@ pub(crate) fn run(command: PrivacyCommand, json: bool) -> Result<ExitCode> {
             }
             show::answer(json, &answer, |answer| {
                 let row = |p: &Point| [format!("{:e}", p.delta), shown(p.epsilon)];
-                show::table(["DELTA", "EPSILON"], answer.points.iter().map(row))
+                show::table(["DELTA", "EPSILON"], answer.points().iter().map(row))
             })?;
         }
         PrivacyCommand::Audit { study, trials } => return audit(&study, trials, json),
@@ -194,11 +199,6 @@ impl Question {
 
     fn answer(&self) -> Result<Answer> {
         let schedule = self.schedule()?;
-        let asked = [self.delta.is_some(), !self.deltas.is_empty(), self.epsilon.is_some()];
-        ensure!(
-            asked.iter().filter(|a| **a).count() == 1,
-            "give one of `delta`, `deltas` and `at_epsilon`: what the answer is for"
-        );
         let curve = match self.accountant {
             Accountant::Pld => None,
             Accountant::Rdp => {
@@ -218,13 +218,20 @@ impl Question {
             Ok(Some(epsilon.value()).filter(|e| e.is_finite()))
         };
         let point = |&delta: &f64| Ok(Point { delta, epsilon: epsilon(delta)? });
-        let bounds = self.epsilon.map(|epsilon| schedule.delta(epsilon)).transpose()?;
+        let found = match (self.delta, &self.deltas[..], self.epsilon) {
+            (Some(delta), [], None) => Found::Epsilon { epsilon: epsilon(delta)? },
+            (None, deltas @ [_, ..], None) => {
+                Found::Points { points: deltas.iter().map(point).collect::<Result<_>>()? }
+            }
+            (None, [], Some(epsilon)) => {
+                let Delta { lower, upper } = schedule.delta(epsilon)?;
+                Found::Delta { delta_at_least: lower, delta_at_most: upper }
+            }
+            _ => bail!("give one of `delta`, `deltas` and `at_epsilon`: what the answer is for"),
+        };
         Ok(Answer {
             question: self.clone(),
-            epsilon: self.delta.map(epsilon).transpose()?,
-            points: self.deltas.iter().map(point).collect::<Result<_>>()?,
-            delta_at_most: bounds.map(|b| b.upper),
-            delta_at_least: bounds.map(|b| b.lower),
+            found,
             zcdp_rho: schedule.zcdp(),
             gdp_mu: schedule.gdp(),
         })
@@ -244,6 +251,12 @@ impl fmt::Display for Question {
             Neighbours::Substitute => "one record exchanged",
         };
         write!(f, ", for {unit}")
+    }
+}
+
+impl Answer {
+    fn points(&self) -> &[Point] {
+        if let Found::Points { points } = &self.found { points } else { &[] }
     }
 }
 
@@ -276,16 +289,18 @@ fn sentence(answer: &Answer) -> String {
         Accountant::Pld => "privacy-loss distributions",
         Accountant::Rdp => "Renyi divergences",
     };
-    let mut lines = Vec::new();
-    let mut say =
-        |epsilon: String, delta: f64| lines.push(format!("epsilon {epsilon} at delta {delta:e}"));
-    if let (Some(epsilon), Some(delta)) = (answer.epsilon, answer.question.delta) {
-        say(shown(epsilon), delta);
-    }
-    answer.points.iter().for_each(|p| say(shown(p.epsilon), p.delta));
-    if let (Some(most), Some(epsilon)) = (answer.delta_at_most, answer.question.epsilon) {
-        say(epsilon.to_string(), most);
-    }
+    let at = |epsilon: String, delta: f64| format!("epsilon {epsilon} at delta {delta:e}");
+    let mut lines = match (&answer.found, &answer.question) {
+        (Found::Epsilon { epsilon }, Question { delta, .. }) => {
+            vec![at(shown(*epsilon), delta.unwrap_or_default())]
+        }
+        (Found::Points { points }, _) => {
+            points.iter().map(|p| at(shown(p.epsilon), p.delta)).collect()
+        }
+        (Found::Delta { delta_at_most, .. }, Question { epsilon, .. }) => {
+            vec![at(epsilon.unwrap_or_default().to_string(), *delta_at_most)]
+        }
+    };
     lines.push(format!("after {}, by {by}", answer.question));
     let mu = answer.gdp_mu.map_or_else(String::new, |mu| format!(", {mu:.4}-GDP"));
     lines.push(format!("without counting any sampling: {:.4}-zCDP{mu}", answer.zcdp_rho));
@@ -402,15 +417,20 @@ mod tests {
         serde_json::from_str::<Question>(text)?.answer()
     }
 
+    fn epsilon(answer: Result<Answer>) -> f64 {
+        match answer.expect("an answer").found {
+            Found::Epsilon { epsilon } => epsilon.expect("finite"),
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn a_batch_line_is_answered_by_the_accountant_that_it_names() {
         let line = r#"{"sample_rate":0.02,"noise_multiplier":1.0,"steps":2500,"delta":1e-6"#;
-        let tight =
-            question(&format!("{line}}}")).expect("a plan").epsilon.flatten().expect("finite");
-        let renyi = question(&format!("{line},\"accountant\":\"rdp\"}}")).expect("a plan");
-        assert!(tight < renyi.epsilon.flatten().expect("finite"));
+        let tight = epsilon(question(&format!("{line}}}")));
+        assert!(tight < epsilon(question(&format!("{line},\"accountant\":\"rdp\"}}"))));
         let exchanged = question(&format!("{line},\"neighbours\":\"substitute\"}}"));
-        assert!(exchanged.expect("a plan").epsilon.flatten().expect("finite") > tight);
+        assert!(epsilon(exchanged) > tight);
         let both = format!("{line},\"neighbours\":\"substitute\",\"accountant\":\"rdp\"}}");
         assert!(question(&both).is_err());
     }
@@ -419,18 +439,18 @@ mod tests {
     fn releases_of_different_kinds_are_composed_and_asked_about_in_three_ways() {
         let releases = r#"{"releases":[{"kind":"poisson_gaussian","sample_rate":0.01,"noise_multiplier":1.2,"steps":800},{"kind":"gaussian","noise_multiplier":20,"count":5}]"#;
         // dp_accounting 0.6.0, case SX1.
-        let one = question(&format!("{releases},\"delta\":1e-5}}")).expect("an answer");
-        let epsilon = one.epsilon.flatten().expect("finite");
-        assert!((epsilon - 1.236_452_935).abs() < 1e-3, "{epsilon}");
+        let one = epsilon(question(&format!("{releases},\"delta\":1e-5}}")));
+        assert!((one - 1.236_452_935).abs() < 1e-3, "{one}");
         let two = question(&format!("{releases},\"deltas\":[1e-5,1e-9]}}")).expect("an answer");
-        assert_eq!(two.points[0].epsilon, Some(epsilon));
-        assert!(two.points[1].epsilon > two.points[0].epsilon);
-        let back = question(&format!("{releases},\"at_epsilon\":{epsilon}}}")).expect("an answer");
-        let delta = back.delta_at_most.expect("asked for");
-        assert!((delta / 1e-5 - 1.0).abs() < 1e-3 && back.delta_at_least <= back.delta_at_most);
+        assert_eq!(two.points()[0].epsilon, Some(one));
+        assert!(two.points()[1].epsilon > two.points()[0].epsilon);
+        let back = question(&format!("{releases},\"at_epsilon\":{one}}}")).expect("an answer");
+        let Found::Delta { delta_at_least, delta_at_most } = back.found else { panic!("{back:?}") };
+        assert!((delta_at_most / 1e-5 - 1.0).abs() < 1e-3 && delta_at_least <= delta_at_most);
         let counts = r#"{"releases":[{"kind":"discrete_laplace","scale":2.0,"sensitivity":1,"count":2}],"delta":1e-5}"#;
         let counts = question(counts).expect("an answer");
-        assert!(counts.epsilon.flatten().expect("finite") <= 1.0 + 1e-9 && counts.gdp_mu.is_none());
+        assert_eq!(counts.gdp_mu, None);
+        assert!(epsilon(Ok(counts)) <= 1.0 + 1e-9);
         let both = format!("{releases},\"steps\":1,\"delta\":1e-5}}");
         assert!(question(&both).expect_err("two plans").to_string().contains("either"));
         let neither = format!("{releases}}}");
