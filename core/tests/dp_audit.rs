@@ -41,14 +41,13 @@ fn taken_for_long(length: f32, part: f64, seed: u64) -> f64 {
         Mechanism::LocalGaussian { clip_norm: CLIP_NORM, noise_multiplier: NOISE_MULTIPLIER };
     let key = SigningKey::from_bytes(&[1; 32]);
     let about = About {
-        round: RoundId { study: "audit".parse().expect("valid"), number: 1
-        ledger: Digest::of(b"ledger"),
-    },
+        round: RoundId { study: "audit".parse().expect("valid"), number: 1 },
         site: "spiffe://t/ae-on/ae-az/site/h".parse().expect("valid"),
         base: Digest::of(b"base"),
         manifest: manifest.digest(),
         weight: 1,
         epsilon: "inf".into(),
+        ledger: Digest::of(b"ledger"),
     };
     let mut taken = 0;
     for n in 0..UPDATES {
