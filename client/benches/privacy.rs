@@ -406,6 +406,7 @@ fn dp_sgd() -> Result<()> {
                     server_learning_rate: 1.0,
                 },
                 dp,
+                adaptive: None,
                 summed: None,
                 records: total as f64,
             };

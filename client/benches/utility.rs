@@ -280,7 +280,7 @@ fn federate(study: &Study, trainer: &dyn Trainer, split: &Split, sites: usize) -
         let updates = parts.iter().map(|records| {
             let plan = Plan::of(study, u32::try_from(records.batch().rows())?);
             Ok((
-                trainer.run(records, &plan, &params, &mut Chance::fresh())?,
+                trainer.run(records, &plan, &params, &mut Chance::fresh())?.update,
                 Reservation::from_ledger(1),
             ))
         });

@@ -8,7 +8,7 @@ use crate::{
     local::{self, LocalError, Paid, Site},
     masked::{self, MaskedError, MaskedRound},
     noise::{NoiseSource, OpenDp},
-    train::{self, Chance},
+    train::{self, Chance, Outcome},
     transport::{Coordinator, Dialer, TransportError},
 };
 use anyhow::{Context as _, Result};
@@ -539,23 +539,25 @@ impl Agent {
         let params = study.manifest().map_err(LocalError::from)?.params();
         let site = Site::open(&self.config, &self.ledger, study, self.noise().as_mut()).await?;
         let base = coordinator.fetch(study.id.as_str(), &header.base, params).await?;
-        let (trainer, plan) = site.plan()?;
+        let (trainer, plan) = site.plan().await?;
         let (weight, epsilon) = (site.weight(), site.epsilon().await?.to_string());
         let mut chance = self.chance(header);
         let started = std::time::Instant::now();
         let records = site.into_records();
         let name = trainer.name();
         let paid = paid.take().ok_or_else(|| TaskError::Untrusted("nothing pays for it".into()))?;
-        let raw =
+        let Outcome { update: raw, clip_norm } =
             tokio::task::spawn_blocking(move || trainer.run(&records, &plan, &base, &mut chance))
                 .await
                 .map_err(|e| LocalError::from(train::TrainError::Library(e.to_string())))?
                 .map_err(LocalError::from)?;
+        local::remember_clip(&self.ledger, study, clip_norm).await.map_err(LocalError::from)?;
         tracing::info!(
             round = %header.round,
             trainer = name,
             took_ms = started.elapsed().as_millis(),
             epsilon,
+            clip_norm,
             "trained"
         );
         Ok((Made { raw, weight, epsilon }, paid))

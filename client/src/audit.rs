@@ -143,7 +143,7 @@ pub fn audit(
         let base = if plan.model == study.model_spec() { &base } else { &zero };
         let broken = sabotage.map(|how| how.plan(plan));
         let plan = broken.as_ref().unwrap_or(plan);
-        trainer.run(records, plan, base, chance)?.apply_locally(&mut update);
+        trainer.run(records, plan, base, chance)?.update.apply_locally(&mut update);
         Ok(update)
     };
     let key = Chance::fresh().key();

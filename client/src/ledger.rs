@@ -320,7 +320,7 @@ impl Ledger {
         Ok(row.map(|r| r.get("value")))
     }
 
-    /// Remembers a released value, which a reservation has paid for.
+    /// Remembers a released value, which a reservation has paid for, in place of an earlier one of the name.
     ///
     /// # Errors
     /// When the database fails.
@@ -331,7 +331,7 @@ impl Ledger {
         name: &str,
         value: &str,
     ) -> Result<(), LedgerError> {
-        sqlx::query("INSERT INTO releases (dataset, study, name, value) VALUES (?, ?, ?, ?)")
+        sqlx::query("INSERT INTO releases (dataset, study, name, value) VALUES (?, ?, ?, ?) ON CONFLICT (dataset, study, name) DO UPDATE SET value = excluded.value")
             .bind(dataset)
             .bind(study.as_str())
             .bind(name)

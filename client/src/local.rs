@@ -73,6 +73,26 @@ impl LocalError {
     }
 }
 
+/// What the ledger remembers an adaptive clip norm as.
+const CLIP_NORM: &str = "clip norm";
+
+/// Remembers where a round left an adaptive clip norm.
+///
+/// # Errors
+/// When the ledger fails.
+pub async fn remember_clip(
+    ledger: &Ledger,
+    study: &Study,
+    clip_norm: Option<f64>,
+) -> Result<(), LedgerError> {
+    match clip_norm {
+        Some(norm) => {
+            ledger.release(&study.data.dataset, &study.id, CLIP_NORM, &format!("{norm:?}")).await
+        }
+        None => Ok(()),
+    }
+}
+
 /// A reservation that can be given back as long as nothing was made with it.
 #[derive(Debug)]
 pub struct Paid(Reservation);
@@ -225,12 +245,18 @@ impl<'a> Site<'a> {
         Ok(spent.epsilon(if delta > 0.0 { delta } else { self.dataset.delta })?)
     }
 
-    /// The trainer and the plan for one round.
+    /// The trainer and the plan for one round. An adaptive clip norm goes on from where the last round left it.
     ///
     /// # Errors
-    /// [`LocalError::Train`] when this agent has no trainer for the model.
-    pub fn plan(&self) -> Result<(Box<dyn Trainer>, Plan), LocalError> {
-        let plan = Plan::of(self.study, self.disclosed);
+    /// [`LocalError::Train`] when this agent has no trainer for the model; when the ledger fails.
+    pub async fn plan(&self) -> Result<(Box<dyn Trainer>, Plan), LocalError> {
+        let mut plan = Plan::of(self.study, self.disclosed);
+        if plan.adaptive.is_some() {
+            let known = self.ledger.released(&self.dataset.name, &self.study.id, CLIP_NORM).await?;
+            if let (Some(text), Some((clip_norm, _))) = (known, &mut plan.dp) {
+                *clip_norm = text.parse().map_err(|_| LocalError::Remembered)?;
+            }
+        }
         Ok((crate::train::choose(&self.config.train, &plan.model)?, plan))
     }
 
@@ -312,23 +338,23 @@ pub async fn train_alone(
         let trainer = crate::train::choose(&config.train, &plan.model)?;
         let records = LocalBatch::for_this_site_only(batch);
         while done < planned {
-            let update = trainer.run(&records, &plan, &params, &mut chance)?;
-            update.apply_locally(&mut params);
+            trainer.run(&records, &plan, &params, &mut chance)?.update.apply_locally(&mut params);
             done += 1;
             progress(done, planned);
         }
         return Ok(Trained { params, rounds: done, epsilon });
     }
     let site = Site::open(config, ledger, &study, &mut OpenDp).await?;
-    let (trainer, plan) = site.plan()?;
     while done < planned {
         let reservation = match reserve_round(config, ledger, &study, done + 1).await {
             Ok(reservation) => reservation,
             Err(LocalError::Ledger(LedgerError::Spent { .. })) if done > 0 => break,
             Err(e) => return Err(e),
         };
-        let update = trainer.run(&site.records, &plan, &params, &mut chance)?;
-        update.apply_locally(&mut params);
+        let (trainer, plan) = site.plan().await?;
+        let outcome = trainer.run(&site.records, &plan, &params, &mut chance)?;
+        outcome.update.apply_locally(&mut params);
+        remember_clip(ledger, &study, outcome.clip_norm).await?;
         ledger.commit(reservation.id()).await?;
         done += 1;
         epsilon = Some(site.epsilon().await?);

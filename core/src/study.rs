@@ -5,7 +5,7 @@
 
 use crate::{
     dp::{
-        Distributed, DistributedError, Unit,
+        AdaptiveClipping, Distributed, DistributedError, Unit,
         rdp::{AccountantError, RdpCurve},
     },
     id::{Digest, Place, SiteId, StudyId},
@@ -243,8 +243,10 @@ pub enum Mechanism {
     DpSgd {
         /// Noise standard deviation over the clip norm.
         noise_multiplier: f64,
-        /// L2 bound of one record's gradient.
+        /// L2 bound of one record's gradient, or where it begins.
         clip_norm: f64,
+        /// How the bound moves; absent when it stays.
+        adaptive: Option<AdaptiveClipping>,
     },
     /// Once, on the site's whole update: site-level.
     LocalGaussian {
@@ -772,7 +774,7 @@ impl Study {
             || "give the largest absolute value of one coordinate, for example 1.0".into(),
         );
         match v.mechanism {
-            Mechanism::DpSgd { noise_multiplier, clip_norm }
+            Mechanism::DpSgd { noise_multiplier, clip_norm, .. }
             | Mechanism::LocalGaussian { noise_multiplier, clip_norm }
             | Mechanism::DistributedGaussian { noise_multiplier, clip_norm, .. } => {
                 p.when(
@@ -792,6 +794,13 @@ impl Study {
                 );
             }
             Mechanism::None => return,
+        }
+        if let Mechanism::DpSgd { noise_multiplier, adaptive: Some(adaptive), .. } = v.mechanism
+            && let Some(why) = adaptive.problem(noise_multiplier)
+        {
+            p.when(true, "privacy.adaptive_clipping", why, || {
+                "for example { quantile: 0.5, learning_rate: 0.2, count_noise: 10.0 }".into()
+            });
         }
         p.when(
             !(v.delta > 0.0 && v.delta < 1e-2),

@@ -5,6 +5,7 @@
 //! that would be ignored is a misunderstanding.
 
 use falaj_core::{
+    dp::AdaptiveClipping,
     model::Conv,
     study::{
         Algorithm, Bounds, Cohort, Data, Feature, FeatureKind, Label, Mechanism, Missing, Model,
@@ -219,12 +220,21 @@ struct PrivacyYaml {
     mechanism: Spanned<MechanismKind>,
     noise_multiplier: Option<Spanned<f64>>,
     clip_norm: Option<Spanned<f64>>,
+    adaptive_clipping: Option<Spanned<AdaptiveYaml>>,
     delta: Option<Spanned<f64>>,
     epsilon_limit: Option<Spanned<f64>>,
     weight_epsilon: Option<Spanned<f64>>,
     unit: Option<Spanned<UnitYaml>>,
     colluders: Option<Spanned<u32>>,
     batch_size: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(deny_unknown_fields)]
+struct AdaptiveYaml {
+    quantile: f64,
+    learning_rate: f64,
+    count_noise: f64,
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq)]
@@ -712,6 +722,7 @@ impl Reader<'_> {
             let because = "`mechanism: none`, which protects nothing";
             self.unwanted("privacy.noise_multiplier", y.noise_multiplier.as_ref(), because);
             self.unwanted("privacy.clip_norm", y.clip_norm.as_ref(), because);
+            self.unwanted("privacy.adaptive_clipping", y.adaptive_clipping.as_ref(), because);
             self.unwanted("privacy.delta", y.delta.as_ref(), because);
             self.unwanted("privacy.epsilon_limit", y.epsilon_limit.as_ref(), because);
             self.unwanted("privacy.weight_epsilon", y.weight_epsilon.as_ref(), because);
@@ -735,6 +746,10 @@ impl Reader<'_> {
             y.clip_norm.as_ref(),
             "give the L2 bound, for example 1.0",
         );
+        if !matches!(y.mechanism.value, MechanismKind::DpSgd) {
+            let because = "this mechanism: only `dp_sgd` clips records at the site, step by step";
+            self.unwanted("privacy.adaptive_clipping", y.adaptive_clipping.as_ref(), because);
+        }
         let mechanism = match y.mechanism.value {
             MechanismKind::LocalGaussian => {
                 self.no_masks(
@@ -751,7 +766,12 @@ impl Reader<'_> {
             },
             _ => {
                 self.no_masks(y, "`mechanism: dp_sgd`, which protects a record at each site");
-                Mechanism::DpSgd { noise_multiplier, clip_norm }
+                let adaptive = y.adaptive_clipping.as_ref().map(|spanned| {
+                    self.note("privacy.adaptive_clipping", spanned);
+                    let AdaptiveYaml { quantile, learning_rate, count_noise } = spanned.value;
+                    AdaptiveClipping { quantile, learning_rate, count_noise }
+                });
+                Mechanism::DpSgd { noise_multiplier, clip_norm, adaptive }
             }
         };
         Privacy {

@@ -1,8 +1,8 @@
 //! Logistic regression in plain Rust: the same DP-SGD without libtorch.
 
-use super::{Chance, Plan, TrainError, Trainer, step::Descent};
+use super::{Chance, Outcome, Plan, TrainError, Trainer, step::Descent};
 use crate::{data::Batch, guard::LocalBatch};
-use falaj_core::{model::ModelSpec, update::RawUpdate};
+use falaj_core::model::ModelSpec;
 
 /// The plain trainer.
 #[derive(Clone, Copy, Debug)]
@@ -54,13 +54,14 @@ impl Trainer for Linear {
         plan: &Plan,
         base: &[f32],
         chance: &mut Chance,
-    ) -> Result<RawUpdate, TrainError> {
+    ) -> Result<Outcome, TrainError> {
         let (features, classes) = sizes(&plan.model, base)?;
         let batch = records.batch();
         let mut descent = Descent::new(plan, base, chance)?;
         for _ in 0..plan.training.local_steps {
             let rows = chance.sample(batch.rows(), plan.training.sample_rate);
-            let params = descent.params();
+            let (params, clip) = (descent.params(), descent.clip());
+            let mut within = 0;
             let mut sum = vec![0.0_f32; params.len()];
             for &row in &rows {
                 let x = batch.row(row);
@@ -68,10 +69,11 @@ impl Trainer for Linear {
                 let mut g = logits_of(params, features, classes, x);
                 softmax(&mut g);
                 g[batch.labels[row] as usize] -= 1.0;
-                let factor = plan.clip().map_or(1.0, |clip| {
+                let factor = clip.map_or(1.0, |clip| {
                     // The whole gradient is the outer product of g and (x, 1).
                     let squares = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
                     let norm = (squares(&g) * (squares(x) + 1.0)).sqrt();
+                    within += usize::from(norm <= clip);
                     if norm > clip { clip / norm } else { 1.0 }
                 });
                 for (c, g) in g.iter().enumerate() {
@@ -82,7 +84,7 @@ impl Trainer for Linear {
                     sum[features * classes + c] += g;
                 }
             }
-            descent.step(rows.len(), &sum)?;
+            descent.step((rows.len(), within), &sum)?;
         }
         Ok(descent.finish())
     }

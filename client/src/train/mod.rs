@@ -13,7 +13,7 @@ pub mod torch;
 
 use crate::{config::TrainConfig, guard::LocalBatch};
 use falaj_core::{
-    dp::NoiseError,
+    dp::{AdaptiveClipping, NoiseError},
     model::ModelSpec,
     study::{Mechanism, Protects, Study, Training},
     update::RawUpdate,
@@ -21,9 +21,6 @@ use falaj_core::{
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 use zeroize::Zeroizing;
-
-/// Clipping aims this much below the bound, relatively: the rounding of f32 sums stays within it.
-const CLIP_SLACK: f64 = 1e-5;
 
 /// How one round is trained.
 #[derive(Clone, Debug)]
@@ -34,6 +31,8 @@ pub struct Plan {
     pub training: Training,
     /// Clip norm and noise multiplier, for DP-SGD.
     pub dp: Option<(f64, f64)>,
+    /// How that clip norm moves from step to step, and where it began in the first round.
+    pub adaptive: Option<(AdaptiveClipping, f64)>,
     /// Clip norm and what the sum is divided by, for one step whose noise is added when it is sealed.
     pub summed: Option<(f64, f64)>,
     /// The number of records as disclosed.
@@ -44,9 +43,11 @@ impl Plan {
     /// How a study trains at a site that discloses `records`.
     #[must_use]
     pub fn of(study: &Study, records: u32) -> Self {
-        let dp = match study.privacy.mechanism {
-            Mechanism::DpSgd { clip_norm, noise_multiplier } => Some((clip_norm, noise_multiplier)),
-            _ => None,
+        let (dp, adaptive) = match study.privacy.mechanism {
+            Mechanism::DpSgd { clip_norm, noise_multiplier, adaptive } => {
+                (Some((clip_norm, noise_multiplier)), adaptive.map(|a| (a, clip_norm)))
+            }
+            _ => (None, None),
         };
         let summed = match study.privacy.mechanism {
             Mechanism::DistributedGaussian {
@@ -60,6 +61,7 @@ impl Plan {
             model: study.model_spec(),
             training: study.training.clone(),
             dp,
+            adaptive,
             summed,
             records: f64::from(records),
         }
@@ -68,11 +70,6 @@ impl Plan {
     /// Expected records in one batch.
     fn expected_batch(&self) -> f64 {
         (self.training.sample_rate * self.records).max(1.0)
-    }
-
-    /// The bound that clipping aims at.
-    fn clip(&self) -> Option<f64> {
-        self.dp.or(self.summed).map(|(clip_norm, _)| clip_norm * (1.0 - CLIP_SLACK))
     }
 }
 
@@ -103,12 +100,21 @@ pub enum TrainError {
     Library(String),
 }
 
+/// What a round of training gave.
+#[derive(Debug)]
+pub struct Outcome {
+    /// New parameters minus base parameters.
+    pub update: RawUpdate,
+    /// Where an adaptive clip norm has come to: as private as the update, so it may be kept for the next round.
+    pub clip_norm: Option<f64>,
+}
+
 /// Trains one round.
 pub trait Trainer: Send + Sync {
     /// Its name.
     fn name(&self) -> &'static str;
 
-    /// New parameters minus base parameters, after the plan's steps.
+    /// Takes the plan's steps from the base parameters.
     ///
     /// # Errors
     /// [`TrainError`].
@@ -118,7 +124,7 @@ pub trait Trainer: Send + Sync {
         plan: &Plan,
         base: &[f32],
         chance: &mut Chance,
-    ) -> Result<RawUpdate, TrainError>;
+    ) -> Result<Outcome, TrainError>;
 
     /// The model's outputs (logits) for each row.
     ///

@@ -11,16 +11,18 @@
 //! The sum is divided by the expected batch size, which is computed from the *disclosed* (noised) number
 //! of records, so that the exact number does not leak.
 
-use super::{Chance, Plan, TrainError};
+use super::{Chance, Outcome, Plan, TrainError};
 use falaj_core::{
-    dp::{ExactDiscreteGaussian, Noise as _, NoiseError},
-    study::{Algorithm, Optimizer},
+    dp::{AdaptiveClipping, ExactDiscreteGaussian, Noise as _, NoiseError},
+    study::{Algorithm, Optimizer, Training},
     update::RawUpdate,
 };
 use std::sync::mpsc::{Receiver, sync_channel};
 
 /// The noise's standard deviation in steps of the grid: 2^21 costs the sampler one word for a draw.
 const SCALE: f64 = 2_097_152.0;
+/// Clipping aims this much below the bound, relatively: the rounding of f32 sums stays within it.
+const CLIP_SLACK: f64 = 1e-5;
 /// From so many parameters on, the noise of the next step is drawn on another thread meanwhile.
 const AHEAD_FROM: usize = 4_096;
 /// Parameters that are noised and moved together.
@@ -59,8 +61,17 @@ struct Noise {
     draws: Draws,
     wide: Vec<i64>,
     drawn: Vec<i32>,
-    /// One step of the grid.
+    /// One step of the grid,
     grid: f64,
+    /// and of that for a clip norm of 1.
+    grid_of_one: f64,
+}
+
+/// A clip norm on its way, and the noise on the counts that move it.
+struct Moving {
+    how: AdaptiveClipping,
+    first: f64,
+    sampler: ExactDiscreteGaussian,
 }
 
 impl Noise {
@@ -77,7 +88,7 @@ impl Noise {
             )));
         }
         // multiplier (C / grid + sqrt(d)) = SCALE, and a little more for the rounding of this line.
-        let grid = multiplier * clip_norm / (SCALE - rounding) * (1.0 + 1e-12);
+        let grid_of_one = multiplier / (SCALE - rounding) * (1.0 + 1e-12);
         let mut sampler = ExactDiscreteGaussian::new(*chance.key());
         let draws = if params < AHEAD_FROM {
             Draws::Now(Box::new(sampler))
@@ -96,7 +107,13 @@ impl Noise {
             });
             Draws::Ahead(take)
         };
-        Ok(Self { draws, wide: vec![0; params], drawn: vec![0; params], grid })
+        Ok(Self {
+            draws,
+            wide: vec![0; params],
+            drawn: vec![0; params],
+            grid: clip_norm * grid_of_one,
+            grid_of_one,
+        })
     }
 
     /// Draws for one step, in steps of the grid.
@@ -118,6 +135,9 @@ pub(super) struct Descent<'a> {
     base: &'a [f32],
     params: Vec<f32>,
     noise: Option<Noise>,
+    /// The clip norm now.
+    clip_norm: Option<f64>,
+    moving: Option<Moving>,
     /// Momentum, or Adam's first moment.
     first: Vec<f32>,
     /// Adam's second moment.
@@ -135,14 +155,24 @@ impl<'a> Descent<'a> {
         base: &'a [f32],
         chance: &mut Chance,
     ) -> Result<Self, TrainError> {
-        let noise = plan.dp.map(|dp| Noise::new(dp, base.len(), chance)).transpose()?;
+        let of_sum = |(clip_norm, multiplier)| match plan.adaptive {
+            Some((how, _)) => (clip_norm, how.noise_multiplier_of_sum(multiplier)),
+            None => (clip_norm, multiplier),
+        };
+        let noise = plan.dp.map(|dp| Noise::new(of_sum(dp), base.len(), chance)).transpose()?;
+        let moving = plan.adaptive.map(|(how, first)| Moving {
+            how,
+            first,
+            sampler: ExactDiscreteGaussian::new(*chance.key()),
+        });
+        let clip_norm = plan.dp.or(plan.summed).map(|(clip_norm, _)| clip_norm);
         let second = match plan.training.optimizer {
             Optimizer::Sgd { .. } => Vec::new(),
             Optimizer::Adam { .. } => vec![0.0; base.len()],
         };
         let (params, first) = (base.to_vec(), vec![0.0; base.len()]);
         let moved = if plan.summed.is_some() { vec![0.0; base.len()] } else { Vec::new() };
-        Ok(Self { plan, base, params, noise, first, second, moved, steps: 0 })
+        Ok(Self { plan, base, params, noise, clip_norm, moving, first, second, moved, steps: 0 })
     }
 
     /// The parameters now.
@@ -150,16 +180,45 @@ impl<'a> Descent<'a> {
         &self.params
     }
 
-    /// What the round's steps come to.
-    pub(super) fn finish(self) -> RawUpdate {
-        if self.plan.summed.is_some() {
-            return RawUpdate::new(self.moved);
-        }
-        RawUpdate::new(self.params.iter().zip(self.base).map(|(p, b)| p - b).collect())
+    /// The bound that clipping aims at in the next step.
+    pub(super) fn clip(&self) -> Option<f64> {
+        self.clip_norm.map(|clip_norm| clip_norm * (1.0 - CLIP_SLACK))
     }
 
-    /// Takes a step with the sum of the clipped gradients of a batch.
-    pub(super) fn step(&mut self, batch: usize, sum: &[f32]) -> Result<(), TrainError> {
+    /// What the round's steps come to.
+    pub(super) fn finish(self) -> Outcome {
+        let update = if self.plan.summed.is_some() {
+            self.moved
+        } else {
+            self.params.iter().zip(self.base).map(|(p, b)| p - b).collect()
+        };
+        let clip_norm = self.clip_norm.filter(|_| self.moving.is_some());
+        Outcome { update: RawUpdate::new(update), clip_norm }
+    }
+
+    /// Takes a step with the sum of the clipped gradients of a batch, of which so many were `within` the bound as
+    /// they were.
+    pub(super) fn step(
+        &mut self,
+        (batch, within): (usize, usize),
+        sum: &[f32],
+    ) -> Result<(), TrainError> {
+        self.descend(batch, sum)?;
+        let (Some(moving), Some(noise), Some(clip_norm)) =
+            (&mut self.moving, &mut self.noise, &mut self.clip_norm)
+        else {
+            return Ok(());
+        };
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX / 4);
+        let mut halves = [2 * count(within) - count(batch)];
+        moving.sampler.add(&mut halves, moving.how.count_scale())?;
+        let at = (*clip_norm, moving.first);
+        *clip_norm = moving.how.next(at, halves[0], self.plan.expected_batch());
+        noise.grid = *clip_norm * noise.grid_of_one;
+        Ok(())
+    }
+
+    fn descend(&mut self, batch: usize, sum: &[f32]) -> Result<(), TrainError> {
         self.steps += 1;
         let divisor = match (self.plan.dp, self.plan.summed) {
             (Some(_), _) => self.plan.expected_batch(),
@@ -167,7 +226,8 @@ impl<'a> Descent<'a> {
             #[expect(clippy::cast_precision_loss, reason = "batches are small")]
             (None, None) => batch.max(1) as f64,
         };
-        let mut moves = Moves::new(self.plan, self.steps, divisor);
+        let deviation = self.noise.as_ref().map_or(0.0, |n| n.grid * SCALE / divisor);
+        let mut moves = Moves::new(&self.plan.training, self.steps, deviation);
         let (finer, mean, drawn) = match &mut self.noise {
             Some(noise) => {
                 let (finer, mean) = (1.0 / noise.grid, noise.grid / divisor);
@@ -218,13 +278,12 @@ struct Moves {
 
 impl Moves {
     #[expect(clippy::cast_possible_truncation, reason = "parameters are f32")]
-    fn new(plan: &Plan, steps: u32, divisor: f64) -> Self {
-        let training = &plan.training;
+    fn new(training: &Training, steps: u32, deviation: f64) -> Self {
         let mu = match training.algorithm {
             Algorithm::FedAvg => 0.0,
             Algorithm::FedProx { mu } => mu as f32,
         };
-        let noise = plan.dp.map_or(0.0, |(clip, z)| (clip * z / divisor).powi(2));
+        let noise = deviation.powi(2);
         let steps = i32::try_from(steps).unwrap_or(i32::MAX);
         let (rate, decay) = match training.optimizer {
             Optimizer::Sgd { .. } => (training.learning_rate, 0.0),
@@ -279,7 +338,7 @@ impl Moves {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use falaj_core::{model::ModelSpec, study::Training};
+    use falaj_core::model::ModelSpec;
 
     fn plan(dp: Option<(f64, f64)>, optimizer: Optimizer) -> Plan {
         Plan {
@@ -293,6 +352,7 @@ mod tests {
                 server_learning_rate: 1.0,
             },
             dp,
+            adaptive: None,
             summed: None,
             records: 20.0,
         }
@@ -308,9 +368,9 @@ mod tests {
             let mut chance = Chance::insecure(b"empty batch");
             let mut descent = Descent::new(&plan, &base, &mut chance).expect("valid");
             let zero = vec![0.0; params];
-            descent.step(0, &zero).expect("a step");
+            descent.step((0, 0), &zero).expect("a step");
             let first = descent.params().to_vec();
-            descent.step(0, &zero).expect("a step");
+            descent.step((0, 0), &zero).expect("a step");
             #[expect(clippy::cast_precision_loss, reason = "small counts")]
             let n = params as f64;
             let squares: f64 = first.iter().map(|&p| f64::from(p).powi(2)).sum();
@@ -330,7 +390,7 @@ mod tests {
         let mut chance = Chance::insecure(b"grid");
         let mut descent = Descent::new(&plan, &base, &mut chance).expect("valid");
         let grid = descent.noise.as_ref().expect("noise").grid / 10.0;
-        descent.step(1, &vec![0.123_456_7; 1_000]).expect("a step");
+        descent.step((1, 1), &vec![0.123_456_7; 1_000]).expect("a step");
         for p in descent.params() {
             let steps = f64::from(*p) / grid;
             // An f32 holds 24 bits of a number of some 2^21 steps.
@@ -361,11 +421,41 @@ mod tests {
         let base = [0.0; 4];
         let mut chance = Chance::insecure(b"nan");
         let mut descent = Descent::new(&plan, &base, &mut chance).expect("valid");
-        descent.step(1, &[0.0; 4]).expect("a step");
+        descent.step((1, 1), &[0.0; 4]).expect("a step");
         for bad in [f32::NAN, f32::INFINITY] {
-            let err = descent.step(1, &[0.0, bad, 0.0, 0.0]).expect_err("not finite");
+            let err = descent.step((1, 1), &[0.0, bad, 0.0, 0.0]).expect_err("not finite");
             assert!(matches!(err, TrainError::NotFinite(_)), "{err}");
         }
+    }
+
+    #[test]
+    fn an_adaptive_clip_norm_follows_the_records_and_the_noise_follows_it() {
+        let how = AdaptiveClipping { quantile: 0.5, learning_rate: 0.2, count_noise: 4.0 };
+        let mut plan = plan(Some((1.0, 1.5)), SGD);
+        plan.adaptive = Some((how, 1.0));
+        plan.training.sample_rate = 1.0;
+        plan.records = 200.0;
+        let base = vec![0.0; 2_000];
+        let mut chance = Chance::insecure(b"adaptive");
+        let mut descent = Descent::new(&plan, &base, &mut chance).expect("valid");
+        let zero = vec![0.0; 2_000];
+        // Every gradient is of length 7: within the bound once it is above that.
+        let mut before = base.clone();
+        for _ in 0..60 {
+            before = descent.params().to_vec();
+            let within = if descent.clip().expect("a bound") >= 7.0 { 200 } else { 0 };
+            descent.step((200, within), &zero).expect("a step");
+        }
+        let noise: f64 = descent
+            .params()
+            .iter()
+            .zip(&before)
+            .map(|(a, b)| f64::from(a - b).powi(2))
+            .sum::<f64>();
+        let deviation = (noise / 2_000.0).sqrt() * 200.0 / how.noise_multiplier_of_sum(1.5);
+        let clip_norm = descent.finish().clip_norm.expect("it moves");
+        assert!((clip_norm / 7.0 - 1.0).abs() < 0.15, "{clip_norm}");
+        assert!((deviation / 7.0 - 1.0).abs() < 0.25, "{deviation}");
     }
 
     #[test]
@@ -374,9 +464,9 @@ mod tests {
         let base = [1e6, -1e6, 0.0, 3.0];
         let mut chance = Chance::insecure(b"summed");
         let mut descent = Descent::new(&plan, &base, &mut chance).expect("valid");
-        descent.step(9, &[0.5, 0.25, -1.0, 1e-6]).expect("a step");
+        descent.step((9, 9), &[0.5, 0.25, -1.0, 1e-6]).expect("a step");
         let mut moved = vec![0.0; 4];
-        descent.finish().apply_locally(&mut moved);
+        descent.finish().update.apply_locally(&mut moved);
         assert_eq!(moved, [-0.125, -0.0625, 0.25, -2.5e-7]);
     }
 
@@ -393,7 +483,7 @@ mod tests {
         for _ in 0..300 {
             before = mean(&descent);
             // Over the expected batch of 10: a gradient of 3, noise of 40 / 10.
-            descent.step(10, &vec![30.0; 4_000]).expect("a step");
+            descent.step((10, 10), &vec![30.0; 4_000]).expect("a step");
         }
         let moved = before - mean(&descent);
         assert!((0.8..1.2).contains(&moved), "{moved}");

@@ -1,6 +1,7 @@
 //! Differential privacy: mechanisms that seal updates, and the accountant of what they cost.
 
 pub mod calibrate;
+pub mod clipping;
 pub mod distributed;
 pub mod gauss;
 mod lattice;
@@ -8,6 +9,7 @@ pub mod pld;
 pub mod rdp;
 pub mod seal;
 
+pub use clipping::AdaptiveClipping;
 pub use distributed::{Distributed, DistributedError, Unit};
 pub use gauss::ExactDiscreteGaussian;
 pub use seal::{Mechanism, Noise, NoiseError, Permit, Reservation, SealError};

@@ -81,6 +81,46 @@ fn a_declared_transformer_trains_with_adamw_at_the_sites() -> Result<()> {
 }
 
 #[test]
+fn an_adaptive_clip_norm_goes_on_from_round_to_round() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let site = SiteSpec::new("hospital-1", "ae-on/ae-az");
+    federation.prepare_site(&site, &wisconsin(1)?[0])?;
+    let agent = federation.start_agent(&site)?;
+    let adaptive = "adaptive_clipping: { quantile: 0.9, learning_rate: 0.5, count_noise: 4.0 }";
+    let yaml = study_yaml("s", 4, 1)
+        .replace("clip_norm: 1.0,", &format!("clip_norm: 900.0, {adaptive},"))
+        .replace("sealing: { bits: 16, range: 8.0 }", "sealing: { bits: 32, range: 8000.0 }");
+    federation.submit(&yaml)?;
+    let study = federation.study_reaches("s", &["finished", "failed"])?;
+    ensure!(study["state"] == "finished", "{study}");
+    let said = agent.output();
+    let norms: Vec<f64> = said
+        .split("clip_norm=")
+        .skip(1)
+        .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
+        .collect();
+    ensure!(norms.len() == 4, "{norms:?}: {said}");
+    // No gradient is a hundredth as long, so the norm falls in every step: by e^(-0.05) and the noise's part.
+    ensure!(norms[0] < 900.0 && norms.is_sorted_by(|a, b| a > b), "{norms:?}");
+    ensure!(norms[3] < 600.0, "{norms:?}");
+    Ok(())
+}
+
+#[test]
+fn an_adaptive_clip_norm_whose_count_would_be_bare_is_refused() -> Result<()> {
+    let bare = "adaptive_clipping: { quantile: 0.5, learning_rate: 0.2, count_noise: 0.1 }";
+    let yaml = study_yaml("s", 1, 2).replace("clip_norm: 1.0", &format!("clip_norm: 1.0, {bare}"));
+    let line = 1 + yaml.lines().position(|l| l.contains("count_noise")).unwrap_or_default();
+    let said = complaint(&yaml)?;
+    ensure!(said.contains(&format!("broken.yaml:{line}:")), "{said}");
+    ensure!(said.contains("noise on the count"), "{said}");
+    let yaml = yaml.replace("dp_sgd", "local_gaussian");
+    ensure!(complaint(&yaml)?.contains("step by step"));
+    Ok(())
+}
+
+#[test]
 fn a_column_that_the_records_lack_makes_the_site_decline_and_say_so() -> Result<()> {
     let mut federation = Federation::new()?;
     let _coordinator = federation.start_coordinator()?;

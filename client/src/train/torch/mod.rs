@@ -6,12 +6,11 @@
 mod nets;
 mod tape;
 
-use super::{Chance, Plan, TrainError, Trainer, cuda, step::Descent};
+use super::{Chance, Outcome, Plan, TrainError, Trainer, cuda, step::Descent};
 use crate::{config::TrainConfig, data::Batch, guard::LocalBatch};
 use falaj_core::{
     manifest::{Manifest, ManifestError, TensorSpec},
     model::{Layer, ModelSpec},
-    update::RawUpdate,
 };
 use std::ops::Range;
 use tape::Tape;
@@ -198,7 +197,7 @@ impl Trainer for Torch {
         plan: &Plan,
         base: &[f32],
         chance: &mut Chance,
-    ) -> Result<RawUpdate, TrainError> {
+    ) -> Result<Outcome, TrainError> {
         let batch = records.batch();
         let (layers, manifest) = Self::shapes(&plan.model, base)?;
         let mut descent = Descent::new(plan, base, chance)?;
@@ -207,8 +206,9 @@ impl Trainer for Torch {
             let rows = chance.sample(batch.rows(), plan.training.sample_rate);
             let params = self.tensors(&manifest, descent.params())?;
             let net = self.net(&plan.model, &layers, &params);
-            self.batch_sum(&net, batch, &rows, plan.clip(), &mut sum)?;
-            descent.step(rows.len(), &sum)?;
+            let count = plan.adaptive.is_some();
+            let within = self.batch_sum(&net, batch, &rows, (descent.clip(), count), &mut sum)?;
+            descent.step((rows.len(), within), &sum)?;
         }
         Ok(descent.finish())
     }
@@ -242,20 +242,26 @@ fn pass_rows(model: &ModelSpec, layers: &[Layer]) -> usize {
 }
 
 impl Torch {
-    /// The clipped sum of a batch of any size, into `out`.
+    /// The clipped sum of a batch of any size, into `out`, and, if they are to be counted, how many of its
+    /// records were within the bound.
     fn batch_sum(
         self,
         net: &Net<'_>,
         batch: &Batch,
         rows: &[usize],
-        clip: Option<f64>,
+        (clip, count): (Option<f64>, bool),
         out: &mut [f32],
-    ) -> Result<(), TchError> {
+    ) -> Result<usize, TchError> {
         let one_pass = if self.micro_batches { micro_batched_sum } else { clipped_sum };
         let mut total: Option<Vec<Tensor>> = None;
+        let mut within = 0;
         for pass in rows.chunks(pass_rows(net.model, net.layers)) {
             let (x, y) = self.inputs(batch, pass, net.model)?;
-            let (sums, _) = one_pass(net, &x, &y, clip)?;
+            let (sums, norms) = one_pass(net, &x, &y, clip)?;
+            if let (true, Some(clip), Some(norms)) = (count, clip, norms) {
+                let inside = norms.f_le(clip)?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+                within += usize::try_from(inside).unwrap_or(0);
+            }
             total = Some(match total {
                 Some(before) => {
                     before.iter().zip(&sums).map(|(a, b)| a.f_add(b)).collect::<Result<_, _>>()?
@@ -264,12 +270,12 @@ impl Torch {
             });
         }
         if let Some(total) = total {
-            flat(&total, out)
+            flat(&total, out)?;
         } else {
             // An empty batch: the noise that follows is all there is.
             out.fill(0.0);
-            Ok(())
         }
+        Ok(within)
     }
 }
 
@@ -392,15 +398,18 @@ mod tests {
         let rows: Vec<usize> = (0..batch.rows()).collect();
         let sum = |rows: &[usize]| {
             let mut out = vec![0.0; 9 * 6 + 9 + 9 * 3 + 3];
-            cpu().batch_sum(&net, &batch, rows, Some(CLIP), &mut out).expect("a sum");
-            out
+            let within = cpu().batch_sum(&net, &batch, rows, (Some(CLIP), true), &mut out);
+            within.map(|within| (out, within)).expect("a sum")
         };
         let (whole, first, rest) = (sum(&rows), sum(&rows[..1_000]), sum(&rows[1_000..]));
+        assert_eq!(whole.1, first.1 + rest.1);
+        assert!((1..rows.len()).contains(&whole.1), "{}", whole.1);
+        let (whole, first, rest) = (whole.0, first.0, rest.0);
         for ((w, f), r) in whole.iter().zip(&first).zip(&rest) {
             assert!((w - f - r).abs() < 1e-2, "{w} {f} {r}");
         }
-        assert_eq!(sum(&[]), vec![0.0; whole.len()], "an empty batch");
-        assert!(sum(&[5]).iter().any(|g| *g != 0.0), "a batch of one");
+        assert_eq!(sum(&[]), (vec![0.0; whole.len()], 0), "an empty batch");
+        assert!(sum(&[5]).0.iter().any(|g| *g != 0.0), "a batch of one");
     }
 
     #[test]
