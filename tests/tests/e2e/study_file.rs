@@ -94,7 +94,12 @@ fn an_adaptive_clip_norm_goes_on_from_round_to_round() -> Result<()> {
     federation.submit(&yaml)?;
     let study = federation.study_reaches("s", &["finished", "failed"])?;
     ensure!(study["state"] == "finished", "{study}");
-    let said = agent.output();
+    // Without the colours, each of which ends at an `m`.
+    let plain =
+        |part: &str| part.split_once('m').map_or(String::new(), |(_, text)| text.to_owned());
+    let output = agent.output();
+    let (first, rest) = output.split_once('\u{1b}').unwrap_or((&output, ""));
+    let said = first.to_owned() + &rest.split('\u{1b}').map(plain).collect::<String>();
     let norms: Vec<f64> = said
         .split("clip_norm=")
         .skip(1)
