@@ -1,4 +1,4 @@
-//! A clip norm that follows a quantile of the gradients' norms (Andrew, Thakkar, McMahan, Ramaswamy 2021).
+//! A clip norm that follows a quantile of the gradients' norms (Andrew et al. 2021).
 //!
 //! Each step also releases how many records of the batch were within the clip norm, with noise, and moves the
 //! norm towards the quantile. Counting ±1/2 for each record, the sum of the clipped gradients and the count are
