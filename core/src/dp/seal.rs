@@ -8,6 +8,9 @@ use crate::{
     manifest::Manifest,
     update::{Encoding, RawUpdate, SealedUpdate},
 };
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore as _, SeedableRng as _};
+use sha2::{Digest as _, Sha256};
 
 /// How often a clipped update is scaled down again because rounding lengthened it.
 const RESCALES: usize = 4;
@@ -152,7 +155,8 @@ impl Mechanism {
         let values = raw.checked(manifest)?;
         let whole = match *self {
             Self::DpSgd | Self::None(_) => {
-                values.iter().map(|&v| nearest(f64::from(v) / encoding.step())).collect()
+                let mut dither = Dither::of(&values);
+                values.iter().map(|&v| dither.round(f64::from(v) / encoding.step())).collect()
             }
             Self::LocalGaussian { clip_norm, noise_multiplier } => {
                 if !(noise_multiplier.is_finite() && noise_multiplier > 0.0) {
@@ -214,6 +218,42 @@ pub(super) fn nearest(v: f64) -> i64 {
     whole
 }
 
+/// Rounding up or down by chance, so that the expectation is the number itself: what lies between two steps of a
+/// coarse grid is kept in the sum over many coordinates and sites (Kairouz, Liu, Steinke 2021, section 4.1).
+///
+/// The chance is keyed by the numbers: no theorem asks for more, since rounding comes before the noise and what
+/// noise must cover is checked after it; and the same numbers are sealed the same.
+struct Dither(ChaCha20Rng);
+
+impl Dither {
+    fn of(values: &[f32]) -> Self {
+        let mut hash = Sha256::new();
+        let mut block = [0; 4 * 256];
+        for values in values.chunks(256) {
+            let bytes = &mut block[..4 * values.len()];
+            bytes
+                .as_chunks_mut::<4>()
+                .0
+                .iter_mut()
+                .zip(values)
+                .for_each(|(b, v)| *b = v.to_le_bytes());
+            hash.update(bytes);
+        }
+        Self(ChaCha20Rng::from_seed(hash.finalize().into()))
+    }
+
+    /// One of the two whole numbers beside `v`; far outside every grid it saturates.
+    fn round(&mut self, v: f64) -> i64 {
+        let chance = f64::from(self.0.next_u32()) / 4_294_967_296.0;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "saturates, and is clamped to the grid"
+        )]
+        let whole = (v + chance).floor() as i64;
+        whole
+    }
+}
+
 /// The whole number next towards zero.
 fn towards_zero(v: f64) -> i64 {
     #[expect(clippy::cast_possible_truncation, reason = "values are clipped to 2^30 steps")]
@@ -237,22 +277,27 @@ pub(super) fn whole_steps(clip_norm: f64, encoding: Encoding) -> Result<u32, f64
     Ok(bound)
 }
 
-/// Clips in L2 and rounds, so that the whole numbers' exact norm is at most `bound`.
+/// Clips in L2 and rounds by [`Dither`], on the condition that the whole numbers' exact norm is at most `bound`
+/// (Kairouz, Liu, Steinke 2021, section 4.1): what the accountant is charged is what is rounded to.
 pub(super) fn clip(values: &[f32], encoding: Encoding, bound: i64) -> Vec<i64> {
     #[expect(clippy::cast_precision_loss, reason = "the bound is below 2^30")]
     let limit = bound as f64;
     let norm = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
     let mut scale = (1.0 / encoding.step()).min(limit / norm);
+    let mut dither = Dither::of(values);
     // Rounding may push the norm over by what it adds; scaling that off keeps the direction.
     for _ in 0..RESCALES {
-        let rounded: Vec<i64> = values.iter().map(|&v| nearest(f64::from(v) * scale)).collect();
+        let rounded: Vec<i64> =
+            values.iter().map(|&v| dither.round(f64::from(v) * scale)).collect();
         let squared = norm_squared(&rounded);
         if squared <= i128::from(bound) * i128::from(bound) {
             return rounded;
         }
         #[expect(clippy::cast_precision_loss, reason = "an estimate that is checked again")]
         let excess = limit / (squared as f64).sqrt();
-        scale *= excess * (1.0 - 1e-9);
+        // Where most numbers are less than a step, the squared norm goes with the scale and not with its square;
+        // chance moves it by one part in `limit`.
+        scale *= excess * excess * (1.0 - 3.0 / limit);
     }
     // A grid too coarse for so many parameters: rounding towards zero only shortens.
     let mut shorter: Vec<i64> =
@@ -347,10 +392,39 @@ mod tests {
     }
 
     #[test]
-    fn a_grid_too_coarse_for_its_parameters_still_keeps_the_bound() {
+    fn a_grid_too_coarse_for_its_parameters_keeps_the_bound_and_loses_no_direction() {
         let encoding = Encoding::for_range(8, 1.0).expect("valid");
-        let whole = clip(&vec![0.005; 100_000], encoding, 127);
+        let values: Vec<f32> =
+            (0..100_000_u32).map(|i| if i % 4 == 0 { -0.005 } else { 0.005 }).collect();
+        let whole = clip(&values, encoding, 127);
         assert!(norm_squared(&whole) <= 127 * 127);
+        // Each number is a third of a step: to the nearest, nothing would be left.
+        let sum = |negative: bool| -> i64 {
+            let of = values.iter().zip(&whole).filter(|(v, _)| (**v < 0.0) == negative);
+            of.map(|(_, w)| *w).sum()
+        };
+        assert!(
+            sum(false) > 10_000 && sum(true) < -3_000 && sum(false) < -4 * sum(true),
+            "{} {}",
+            sum(false),
+            sum(true)
+        );
+    }
+
+    #[test]
+    fn rounding_is_right_on_average_and_the_same_for_the_same_numbers() {
+        let values = vec![0.3_f32; 40_000];
+        let rounded = |values: &[f32]| {
+            let mut dither = Dither::of(values);
+            values.iter().map(|v| dither.round(f64::from(*v))).collect::<Vec<_>>()
+        };
+        let whole = rounded(&values);
+        let mean = whole.iter().sum::<i64>() as f64 / 40_000.0;
+        // Four standard deviations of a mean of 40,000 coins of 0.3.
+        assert!((mean - f64::from(0.3_f32)).abs() < 4.0 * 0.0023, "{mean}");
+        assert!(whole.iter().all(|w| [0, 1].contains(w)));
+        assert_eq!(whole, rounded(&values));
+        assert_eq!(Dither::of(&values).round(-7.0), -7);
     }
 
     #[test]
