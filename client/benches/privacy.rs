@@ -15,7 +15,7 @@ use falaj_agent::{
 };
 use falaj_core::{
     dp::{
-        Distributed, ExactDiscreteGaussian, Noise as _, NoiseError, Reservation,
+        Distributed, ExactDiscreteGaussian, Noise as _, NoiseError, Poisson, Reservation,
         calibrate::{Accountant, Target},
         pld::{Adjacency, Schedule},
     },
@@ -112,7 +112,11 @@ const PLANS: [(f64, f64, f64); 5] = [
 fn accountant() -> Result<()> {
     let theirs = peers("accountant")?;
     for (i, (q, sigma, delta)) in PLANS.into_iter().enumerate() {
-        let schedule = Schedule::new(Adjacency::AddOrRemove).poisson_gaussian(q, sigma, 100_000)?;
+        let schedule = Schedule::new(Adjacency::AddOrRemove).poisson_gaussian(
+            Poisson::new(q)?,
+            sigma,
+            100_000,
+        )?;
         let epsilon = schedule.epsilon(delta)?.value();
         let took = best(5, || {
             black_box(schedule.epsilon(delta).expect("an epsilon"));
@@ -395,12 +399,13 @@ fn dp_sgd() -> Result<()> {
             let y = Tensor::from_slice(&y).to_device(on);
             let records = LocalBatch::for_this_site_only(Batch { features, labels, width });
             let steps = if width > 100 { 20 } else { 200 };
+            let tenth = Poisson::new(0.1)?;
             let plan = |dp| Plan {
                 model: model.clone(),
                 training: Training {
                     algorithm: Algorithm::FedAvg,
                     local_steps: steps,
-                    sample_rate: 0.1,
+                    sampling: tenth,
                     learning_rate: 0.01,
                     optimizer: Optimizer::Sgd { momentum: 0.0 },
                     server_learning_rate: 1.0,

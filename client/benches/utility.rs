@@ -19,7 +19,7 @@ use falaj_agent::{
 use falaj_core::{
     aggregate::Accumulator,
     dp::{
-        Mechanism, Permit, Reservation,
+        Mechanism, Permit, Poisson, Reservation,
         calibrate::{Accountant, Target},
         pld::{Adjacency, Schedule},
     },
@@ -214,7 +214,7 @@ fn noises(task: &Task, row: Row) -> Result<Vec<f64>> {
             if row == Row::Local { (1.0, 1) } else { (task.rate, u64::from(task.steps)) };
         let noise = target.noise_multiplier(rate, steps)?;
         let claimed = Schedule::new(Adjacency::AddOrRemove)
-            .poisson_gaussian(rate, noise, steps)?
+            .poisson_gaussian(Poisson::new(rate)?, noise, steps)?
             .epsilon(DELTA)?
             .value();
         ensure!(claimed <= epsilon, "{claimed} is over {epsilon}");

@@ -18,6 +18,7 @@ use crate::{
 };
 use falaj_core::{
     dp::{
+        Poisson,
         pld::{Adjacency, Schedule},
         rdp::AccountantError,
     },
@@ -232,8 +233,8 @@ fn plan_of(study: &Study) -> Result<Plan, AuditError> {
 
 /// What a plan claims of one round with this noise multiplier.
 fn claim(plan: &Plan, noise_multiplier: f64) -> Result<Schedule, AccountantError> {
-    let (rate, steps) = (plan.training.sample_rate, u64::from(plan.training.local_steps));
-    Schedule::new(Adjacency::AddOrRemove).poisson_gaussian(rate, noise_multiplier, steps)
+    let (sampling, steps) = (plan.training.sampling, u64::from(plan.training.local_steps));
+    Schedule::new(Adjacency::AddOrRemove).poisson_gaussian(sampling, noise_multiplier, steps)
 }
 
 fn noise_of(plan: &Plan) -> f64 {
@@ -254,7 +255,7 @@ fn canary(
     let width = plan.model.inputs();
     let mut bare = Plan { dp: None, ..plan.clone() };
     bare.training.local_steps = 1;
-    bare.training.sample_rate = 1.0;
+    bare.training.sampling = Poisson::ALL;
     let mut sizes = vec![1.0_f32];
     if plan.model.takes_any_number() {
         for _ in 0..DOUBLINGS {

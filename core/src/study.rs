@@ -5,7 +5,7 @@
 
 use crate::{
     dp::{
-        AdaptiveClipping, Distributed, DistributedError, Unit,
+        AdaptiveClipping, Distributed, DistributedError, Poisson, Unit,
         rdp::{AccountantError, RdpCurve},
     },
     id::{Digest, Place, SiteId, StudyId},
@@ -200,8 +200,8 @@ pub struct Training {
     pub algorithm: Algorithm,
     /// Optimiser steps per round.
     pub local_steps: u32,
-    /// The chance with which each record enters each step's batch (Poisson sampling).
-    pub sample_rate: f64,
+    /// How each step's batch is drawn.
+    pub sampling: Poisson,
     /// Step size.
     pub learning_rate: f64,
     /// How a gradient becomes a step.
@@ -506,18 +506,18 @@ impl Study {
         let steps = u64::from(rounds);
         match self.privacy.mechanism {
             Mechanism::DpSgd { noise_multiplier, .. } => RdpCurve::poisson_gaussian(
-                self.training.sample_rate,
+                self.training.sampling,
                 noise_multiplier,
                 steps * u64::from(self.training.local_steps),
             ),
             Mechanism::LocalGaussian { noise_multiplier, .. } => {
-                RdpCurve::poisson_gaussian(1.0, noise_multiplier, steps)
+                RdpCurve::poisson_gaussian(Poisson::ALL, noise_multiplier, steps)
             }
             Mechanism::DistributedGaussian {
                 noise_multiplier,
                 protects: Protects::Record { .. },
                 ..
-            } => RdpCurve::poisson_gaussian(self.training.sample_rate, noise_multiplier, steps),
+            } => RdpCurve::poisson_gaussian(self.training.sampling, noise_multiplier, steps),
             Mechanism::DistributedGaussian { noise_multiplier, .. } => {
                 let params = self.manifest().map_or(0, |m| m.params() as u64);
                 let refused = AccountantError::NoiseMultiplier(noise_multiplier);
@@ -669,12 +669,6 @@ impl Study {
 
     fn check_training(&self, p: &mut Problems) {
         let t = &self.training;
-        p.when(
-            !(t.sample_rate > 0.0 && t.sample_rate <= 1.0),
-            "training.sample_rate",
-            &format!("{} is not a chance", t.sample_rate),
-            || "give a number above 0 and at most 1".into(),
-        );
         p.when(
             t.local_steps == 0 || t.local_steps > 1_000_000,
             "training.local_steps",

@@ -9,7 +9,7 @@
 use ed25519_dalek::SigningKey;
 use falaj_core::{
     aggregate::{Accumulator, params_to_bytes},
-    dp::{Mechanism, Noise, NoiseError, Reservation, rdp::RdpCurve},
+    dp::{Mechanism, Noise, NoiseError, Poisson, Reservation, rdp::RdpCurve},
     id::Digest,
     manifest::{Manifest, TensorSpec},
     update::{About, Encoding, PayloadCheck, RawUpdate, SignedUpdate, UpdateHeader},
@@ -197,7 +197,7 @@ proptest! {
         rate in 0.001..1.0_f64,
         noise in 0.5..8.0_f64,
     ) {
-        let cost = |n| RdpCurve::poisson_gaussian(rate, noise, n).expect("a guarantee");
+        let cost = |n| RdpCurve::poisson_gaussian(Poisson::new(rate).expect("a chance"), noise, n).expect("a guarantee");
         let eps = |c: &RdpCurve| c.epsilon(1e-5).expect("a delta").value();
         let before = cost(steps);
         let after = before.compose(&cost(more));

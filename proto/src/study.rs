@@ -5,7 +5,7 @@
 //! that would be ignored is a misunderstanding.
 
 use falaj_core::{
-    dp::AdaptiveClipping,
+    dp::{AdaptiveClipping, Poisson},
     model::Conv,
     study::{
         Algorithm, Bounds, Cohort, Data, Feature, FeatureKind, Label, Mechanism, Missing, Model,
@@ -700,10 +700,16 @@ impl Reader<'_> {
                 Optimizer::Adam { weight_decay: decay }
             }
         };
+        let rate = self.take("training.sample_rate", &y.sample_rate);
+        let sampling = Poisson::new(rate).unwrap_or_else(|_| {
+            let what = format!("{rate} is not a chance");
+            self.wrong(y.sample_rate.referenced, what, "give a number above 0 and at most 1");
+            Poisson::ALL
+        });
         Training {
             algorithm,
             local_steps: self.take("training.local_steps", &y.local_steps),
-            sample_rate: self.take("training.sample_rate", &y.sample_rate),
+            sampling,
             learning_rate: self.take("training.learning_rate", &y.learning_rate),
             optimizer,
             server_learning_rate: self.take_or(

@@ -59,7 +59,7 @@ impl Trainer for Linear {
         let batch = records.batch();
         let mut descent = Descent::new(plan, base, chance)?;
         for _ in 0..plan.training.local_steps {
-            let rows = chance.sample(batch.rows(), plan.training.sample_rate);
+            let rows = chance.sample(batch.rows(), plan.training.sampling);
             let (params, clip) = (descent.params(), descent.clip());
             let mut within = 0;
             let mut sum = vec![0.0_f32; params.len()];

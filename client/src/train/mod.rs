@@ -13,7 +13,7 @@ pub mod torch;
 
 use crate::{config::TrainConfig, guard::LocalBatch};
 use falaj_core::{
-    dp::{AdaptiveClipping, NoiseError},
+    dp::{AdaptiveClipping, NoiseError, Poisson},
     model::ModelSpec,
     study::{Mechanism, Protects, Study, Training},
     update::RawUpdate,
@@ -69,7 +69,7 @@ impl Plan {
 
     /// Expected records in one batch.
     fn expected_batch(&self) -> f64 {
-        (self.training.sample_rate * self.records).max(1.0)
+        (self.training.sampling.rate() * self.records).max(1.0)
     }
 }
 
@@ -220,9 +220,9 @@ impl Chance {
         (0..count).map(|_| self.unit() < 0.5).collect()
     }
 
-    /// The rows of a Poisson sample: each with chance `rate`, independently.
-    pub fn sample(&mut self, rows: usize, rate: f64) -> Vec<usize> {
-        (0..rows).filter(|_| self.unit() < rate).collect()
+    /// The rows of one batch.
+    pub fn sample(&mut self, rows: usize, sampling: Poisson) -> Vec<usize> {
+        sampling.draw(rows, || self.unit())
     }
 
     /// A standard normal draw (polar method of Marsaglia and Bray 1964), for test data: what protects
@@ -269,7 +269,8 @@ mod tests {
     #[test]
     fn sampling_is_independent_with_the_rate_that_was_asked_for() {
         let mut chance = Chance::insecure(b"sampling");
-        let sizes: Vec<usize> = (0..400).map(|_| chance.sample(1_000, 0.1).len()).collect();
+        let tenth = Poisson::new(0.1).expect("a chance");
+        let sizes: Vec<usize> = (0..400).map(|_| chance.sample(1_000, tenth).len()).collect();
         #[expect(clippy::cast_precision_loss, reason = "small counts")]
         let mean = sizes.iter().sum::<usize>() as f64 / 400.0;
         #[expect(clippy::cast_precision_loss, reason = "small counts")]

@@ -338,7 +338,7 @@ impl Moves {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use falaj_core::model::ModelSpec;
+    use falaj_core::{dp::Poisson, model::ModelSpec};
 
     fn plan(dp: Option<(f64, f64)>, optimizer: Optimizer) -> Plan {
         Plan {
@@ -346,7 +346,7 @@ mod tests {
             training: Training {
                 algorithm: Algorithm::FedAvg,
                 local_steps: 1,
-                sample_rate: 0.5,
+                sampling: Poisson::new(0.5).expect("a chance"),
                 learning_rate: 1.0,
                 optimizer,
                 server_learning_rate: 1.0,
@@ -433,7 +433,7 @@ mod tests {
         let how = AdaptiveClipping { quantile: 0.5, learning_rate: 0.2, count_noise: 4.0 };
         let mut plan = plan(Some((1.0, 1.5)), SGD);
         plan.adaptive = Some((how, 1.0));
-        plan.training.sample_rate = 1.0;
+        plan.training.sampling = Poisson::ALL;
         plan.records = 200.0;
         let base = vec![0.0; 2_000];
         let mut chance = Chance::insecure(b"adaptive");

@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use falaj_core::dp::{
-    calibrate,
+    Poisson, calibrate,
     pld::{Adjacency, Delta, Schedule},
 };
 use serde::{Deserialize, Serialize};
@@ -181,9 +181,8 @@ impl Question {
         let nothing = Schedule::new(self.neighbours.into());
         self.releases()?.into_iter().try_fold(nothing, |schedule, release| {
             Ok(match release {
-                Release::PoissonGaussian { sample_rate, noise_multiplier, steps } => {
-                    schedule.poisson_gaussian(sample_rate, noise_multiplier, steps)?
-                }
+                Release::PoissonGaussian { sample_rate, noise_multiplier, steps } => schedule
+                    .poisson_gaussian(Poisson::new(sample_rate)?, noise_multiplier, steps)?,
                 Release::Gaussian { noise_multiplier, count } => {
                     schedule.gaussian(noise_multiplier, count)?
                 }

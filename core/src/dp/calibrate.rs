@@ -3,6 +3,7 @@
 use super::{
     pld::{Adjacency, Schedule},
     rdp::{AccountantError, RdpCurve},
+    sampling::Poisson,
 };
 
 /// How precisely a setting is found, relatively.
@@ -48,12 +49,13 @@ impl Target {
         if !(self.epsilon.is_finite() && self.epsilon > 0.0) {
             return Err(AccountantError::Epsilon(self.epsilon));
         }
+        let sampling = Poisson::new(sample_rate)?;
         match self.accountant {
             Accountant::Pld(adjacency) => Schedule::new(adjacency)
-                .poisson_gaussian(sample_rate, noise_multiplier, steps)?
+                .poisson_gaussian(sampling, noise_multiplier, steps)?
                 .is_within(self.epsilon, self.delta),
             Accountant::Rdp => {
-                let cost = RdpCurve::poisson_gaussian(sample_rate, noise_multiplier, steps)?;
+                let cost = RdpCurve::poisson_gaussian(sampling, noise_multiplier, steps)?;
                 Ok(cost.epsilon(self.delta)?.value() <= self.epsilon)
             }
         }

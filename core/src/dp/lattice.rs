@@ -331,6 +331,7 @@ fn composed(
 mod tests {
     use super::super::pld::{Adjacency, Schedule};
     use super::*;
+    use crate::dp::sampling::rate;
 
     fn sampled(sample_rate: f64, noise_multiplier: f64) -> Release {
         Release::PoissonGaussian { sample_rate, noise_multiplier }
@@ -347,7 +348,7 @@ mod tests {
             (0.000_363_966_720_361_279_4, 0.599_504_241_408_579_3, 71, 1e-8, 1.504_646),
         ] {
             let schedule = Schedule::new(Adjacency::AddOrRemove)
-                .poisson_gaussian(q, sigma, steps)
+                .poisson_gaussian(rate(q), sigma, steps)
                 .expect("valid");
             let found = schedule.epsilon(delta).expect("valid").value();
             assert!(found > truth * (1.0 - 1e-5), "{q} {sigma}: {found} is below {truth}");

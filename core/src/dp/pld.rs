@@ -26,6 +26,7 @@
 use super::{
     lattice::Lattice,
     rdp::{AccountantError, Epsilon, RdpCurve, log_erfc},
+    sampling::Poisson,
 };
 use num_complex::Complex64;
 use std::f64::consts::PI;
@@ -107,21 +108,17 @@ impl Schedule {
         Self { adjacency, releases: Vec::new() }
     }
 
-    /// Adds `steps` Gaussian releases, each over a Poisson sample: every unit enters every batch
-    /// independently with chance `sample_rate`. Shuffled or fixed-size batches are another mechanism, and
-    /// this figure is not theirs.
+    /// Adds `steps` Gaussian releases, each over a Poisson sample of the units.
     ///
     /// # Errors
     /// [`AccountantError`] for settings without a guarantee.
     pub fn poisson_gaussian(
         mut self,
-        sample_rate: f64,
+        sampling: Poisson,
         noise_multiplier: f64,
         steps: u64,
     ) -> Result<Self, AccountantError> {
-        if !(sample_rate > 0.0 && sample_rate <= 1.0) {
-            return Err(AccountantError::SampleRate(sample_rate));
-        }
+        let sample_rate = sampling.rate();
         if !(noise_multiplier.is_finite() && noise_multiplier > 0.0) {
             return Err(AccountantError::NoiseMultiplier(noise_multiplier));
         }
@@ -143,7 +140,7 @@ impl Schedule {
     /// # Errors
     /// [`AccountantError::NoiseMultiplier`].
     pub fn gaussian(self, noise_multiplier: f64, count: u64) -> Result<Self, AccountantError> {
-        self.poisson_gaussian(1.0, noise_multiplier, count)
+        self.poisson_gaussian(Poisson::ALL, noise_multiplier, count)
     }
 
     /// Adds `count` releases of a whole number with discrete Gaussian noise of the parameter `sigma` (Canonne,
@@ -206,10 +203,10 @@ impl Schedule {
         self.releases.iter().try_fold(RdpCurve::zero(), |total, (release, count)| {
             let one = match *release {
                 Release::Gaussian { noise_multiplier } => {
-                    RdpCurve::poisson_gaussian(1.0, noise_multiplier, 1)?
+                    RdpCurve::poisson_gaussian(Poisson::ALL, noise_multiplier, 1)?
                 }
                 Release::PoissonGaussian { sample_rate, noise_multiplier } => {
-                    RdpCurve::poisson_gaussian(sample_rate, noise_multiplier, 1)?
+                    RdpCurve::poisson_gaussian(Poisson::new(sample_rate)?, noise_multiplier, 1)?
                 }
                 Release::DiscreteGaussian { sigma, sensitivity } => {
                     RdpCurve::zcdp(sensitivity * sensitivity / (2.0 * sigma * sigma))?
@@ -1026,10 +1023,13 @@ fn least(mut left: f64, mut right: f64, f: impl Fn(f64) -> f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dp::sampling::rate;
     use serde_json::Value;
 
     fn sampled(q: f64, sigma: f64, steps: u64) -> Schedule {
-        Schedule::new(Adjacency::AddOrRemove).poisson_gaussian(q, sigma, steps).expect("valid")
+        Schedule::new(Adjacency::AddOrRemove)
+            .poisson_gaussian(rate(q), sigma, steps)
+            .expect("valid")
     }
 
     /// The upper tail of the standard normal distribution.
@@ -1147,14 +1147,14 @@ mod tests {
     fn settings_compose_whatever_their_order_and_substitution_costs_more() {
         let mixed = |adjacency| {
             Schedule::new(adjacency)
-                .poisson_gaussian(0.01, 1.1, 500)
+                .poisson_gaussian(rate(0.01), 1.1, 500)
                 .and_then(|s| s.gaussian(20.0, 3))
-                .and_then(|s| s.poisson_gaussian(0.05, 2.0, 200))
+                .and_then(|s| s.poisson_gaussian(rate(0.05), 2.0, 200))
                 .expect("valid")
         };
         let other = Schedule::new(Adjacency::AddOrRemove)
-            .poisson_gaussian(0.05, 2.0, 200)
-            .and_then(|s| s.poisson_gaussian(0.01, 1.1, 500))
+            .poisson_gaussian(rate(0.05), 2.0, 200)
+            .and_then(|s| s.poisson_gaussian(rate(0.01), 1.1, 500))
             .and_then(|s| s.gaussian(20.0, 3))
             .expect("valid");
         let epsilon = |s: &Schedule| s.epsilon(1e-6).expect("valid").value();
@@ -1173,7 +1173,7 @@ mod tests {
             [(0.02, 0.7, 300, 1e-5), (0.3, 2.0, 50, 1e-8), (1e-4, 0.5, 20_000, 1e-6)]
         {
             let tight = epsilon(q, sigma, steps, delta);
-            let renyi = RdpCurve::poisson_gaussian(q, sigma, steps)
+            let renyi = RdpCurve::poisson_gaussian(rate(q), sigma, steps)
                 .and_then(|c| c.epsilon(delta))
                 .expect("valid")
                 .value();
@@ -1231,7 +1231,7 @@ mod tests {
         assert!(new().discrete_laplace(f64::NAN, 1, 1).is_err());
         let both = new()
             .discrete_laplace(8.0, 2, 5)
-            .and_then(|s| s.poisson_gaussian(0.02, 1.2, 300))
+            .and_then(|s| s.poisson_gaussian(rate(0.02), 1.2, 300))
             .expect("valid");
         let alone = epsilon(sampled(0.02, 1.2, 300));
         let both = epsilon(both);
@@ -1242,7 +1242,10 @@ mod tests {
     fn settings_without_a_guarantee_never_give_a_number() {
         let new = || Schedule::new(Adjacency::AddOrRemove);
         for (q, s) in [(0.0, 1.0), (1.1, 1.0), (f64::NAN, 1.0), (0.1, 0.0), (0.1, f64::NAN)] {
-            assert!(new().poisson_gaussian(q, s, 1).is_err(), "q {q} sigma {s}");
+            assert!(
+                Poisson::new(q).and_then(|q| new().poisson_gaussian(q, s, 1)).is_err(),
+                "q {q} sigma {s}"
+            );
         }
         let schedule = sampled(0.1, 1.0, 10);
         for delta in [0.0, 1.0, -1.0, f64::NAN] {

@@ -10,6 +10,7 @@
 //! for `local_gaussian`. Neighbours differ by adding or removing one unit. Where the arithmetic cannot
 //! decide, it answers with more epsilon, never with less.
 
+use super::sampling::Poisson;
 use std::fmt;
 
 /// How many orders there are.
@@ -108,26 +109,22 @@ impl RdpCurve {
         Self([f64::INFINITY; ORDERS])
     }
 
-    /// `steps` Gaussian steps, each over a Poisson sample of the units: every unit enters every step's
-    /// batch independently with chance `sample_rate`. Shuffled or fixed-size batches are another
-    /// mechanism, and this figure is not theirs.
+    /// `steps` Gaussian steps, each over a Poisson sample of the units.
     ///
     /// # Errors
     /// [`AccountantError`] for settings without a guarantee.
     pub fn poisson_gaussian(
-        sample_rate: f64,
+        sampling: Poisson,
         noise_multiplier: f64,
         steps: u64,
     ) -> Result<Self, AccountantError> {
-        if !(sample_rate > 0.0 && sample_rate <= 1.0) {
-            return Err(AccountantError::SampleRate(sample_rate));
-        }
         if !(noise_multiplier.is_finite() && noise_multiplier > 0.0) {
             return Err(AccountantError::NoiseMultiplier(noise_multiplier));
         }
         #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^53")]
         let steps = steps as f64;
-        let one_step = orders().map(|order| sampled_gaussian(sample_rate, noise_multiplier, order));
+        let one_step =
+            orders().map(|order| sampled_gaussian(sampling.rate(), noise_multiplier, order));
         Ok(Self(one_step.map(|rdp| up(rdp * steps))))
     }
 
@@ -313,6 +310,7 @@ pub(super) fn log_erfc(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dp::sampling::rate;
     use serde_json::Value;
 
     fn cases() -> Vec<Value> {
@@ -327,7 +325,7 @@ mod tests {
         for case in cases().iter().filter(|c| c["kind"] == "dpsgd_poisson_gaussian") {
             let number = |k: &str| case[k].as_f64();
             let curve = RdpCurve::poisson_gaussian(
-                number("q").expect("q"),
+                rate(number("q").expect("q")),
                 number("sigma").expect("sigma"),
                 case["steps"].as_u64().expect("steps"),
             );
@@ -352,7 +350,7 @@ mod tests {
 
     #[test]
     fn without_sampling_the_curve_is_the_gaussian_closed_form() {
-        let curve = RdpCurve::poisson_gaussian(1.0, 2.0, 10).expect("valid");
+        let curve = RdpCurve::poisson_gaussian(rate(1.0), 2.0, 10).expect("valid");
         for (order, rdp) in orders().iter().zip(&curve.0) {
             let exact = 10.0 * order / 8.0;
             assert!((rdp / exact - 1.0).abs() < 1e-8);
@@ -362,21 +360,24 @@ mod tests {
     #[test]
     fn more_steps_more_sampling_or_less_noise_never_cost_less() {
         let eps = |q, s, t| {
-            let curve = RdpCurve::poisson_gaussian(q, s, t).expect("valid");
+            let curve = RdpCurve::poisson_gaussian(rate(q), s, t).expect("valid");
             curve.epsilon(1e-5).expect("valid").value()
         };
         let base = eps(0.05, 1.0, 500);
         assert!(eps(0.05, 1.0, 501) > base);
         assert!(eps(0.051, 1.0, 500) > base);
         assert!(eps(0.05, 0.99, 500) > base);
-        let curve = RdpCurve::poisson_gaussian(0.05, 1.0, 500).expect("valid");
+        let curve = RdpCurve::poisson_gaussian(rate(0.05), 1.0, 500).expect("valid");
         assert!(curve.epsilon(1e-6).expect("valid").value() > base);
     }
 
     #[test]
     fn settings_without_a_guarantee_never_give_a_number() {
         for (q, s) in [(0.0, 1.0), (1.1, 1.0), (f64::NAN, 1.0), (0.1, 0.0), (0.1, f64::NAN)] {
-            assert!(RdpCurve::poisson_gaussian(q, s, 1).is_err(), "q {q} sigma {s}");
+            assert!(
+                Poisson::new(q).and_then(|q| RdpCurve::poisson_gaussian(q, s, 1)).is_err(),
+                "q {q} sigma {s}"
+            );
         }
         let curve = RdpCurve::zero();
         assert!(curve.epsilon(0.0).is_err() && curve.epsilon(1.0).is_err());
@@ -402,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_curve_survives_the_ledger_bit_for_bit_and_epsilon_is_shown_rounded_up() {
-        let curve = RdpCurve::poisson_gaussian(0.01, 1.1, 1000).expect("valid");
+        let curve = RdpCurve::poisson_gaussian(rate(0.01), 1.1, 1000).expect("valid");
         assert_eq!(RdpCurve::parse(&curve.to_text()), Some(curve));
         assert_eq!(RdpCurve::parse("00"), None);
         assert_eq!(Epsilon(1.000_01).to_string(), "1.0001");

@@ -1,7 +1,11 @@
 //! The budget ledger against crashes, old copies and strangers: a site never forgets what it has spent.
 
 use anyhow::{Context as _, Result, ensure};
-use falaj_core::{dp::rdp::RdpCurve, id::SiteId, ledger::Ledger};
+use falaj_core::{
+    dp::{Poisson, rdp::RdpCurve},
+    id::SiteId,
+    ledger::Ledger,
+};
 use falaj_tests::federation::{
     Federation, Process, SiteSpec, run, study_yaml, text, wait_for, wisconsin,
 };
@@ -104,7 +108,7 @@ fn cost_of(rounds: u32) -> Result<f64> {
     if rounds == 0 {
         return Ok(0.0);
     }
-    let rounds = RdpCurve::poisson_gaussian(0.1, 1.0, u64::from(rounds) * 5)?;
+    let rounds = RdpCurve::poisson_gaussian(Poisson::new(0.1)?, 1.0, u64::from(rounds) * 5)?;
     Ok(rounds.compose(&RdpCurve::pure(0.1)?).epsilon(1e-5)?.value())
 }
 

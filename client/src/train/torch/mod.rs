@@ -203,7 +203,7 @@ impl Trainer for Torch {
         let mut descent = Descent::new(plan, base, chance)?;
         let mut sum = vec![0.0_f32; base.len()];
         for _ in 0..plan.training.local_steps {
-            let rows = chance.sample(batch.rows(), plan.training.sample_rate);
+            let rows = chance.sample(batch.rows(), plan.training.sampling);
             let params = self.tensors(&manifest, descent.params())?;
             let net = self.net(&plan.model, &layers, &params);
             let count = plan.adaptive.is_some();
