@@ -335,9 +335,9 @@ impl Plain {
                         false,
                     );
                     let mixed = mixed.transpose(1, 2).reshape([-1, 64, 128]);
-                    h += mixed.linear(&p[i + 4], Some(&p[i + 5]));
+                    h = &h + mixed.linear(&p[i + 4], Some(&p[i + 5]));
                     let inner = norm(&h, i + 6).linear(&p[i + 8], Some(&p[i + 9])).gelu("none");
-                    h += inner.linear(&p[i + 10], Some(&p[i + 11]));
+                    h = &h + inner.linear(&p[i + 10], Some(&p[i + 11]));
                 }
                 let n = p.len();
                 norm(&h, n - 4).mean_dim(1, false, Kind::Float).linear(&p[n - 2], Some(&p[n - 1]))

@@ -253,7 +253,8 @@ impl Rule {
                 let patches = seen.input.f_im2col(kernel, [1, 1], [0, 0], strides(conv, rows))?;
                 let (a, g) = (patches.f_transpose(1, 2)?, g.f_flatten(2, -1)?.f_transpose(1, 2)?);
                 let whole = i64::from(inputs) * kernel[0] * kernel[1] * i64::from(conv.filters);
-                Self::rows(a, g, whole, own_values)?
+                // Patches lie column by column: one product over all records would copy them first.
+                Self::rows(a, g, whole, own_values.or(Some(OWN_VALUES)))?
             }
             Layer::Norm { width } => {
                 // A channel's places, or a record's tokens, share their scale and shift.
