@@ -203,6 +203,19 @@ fn strides(conv: Conv, rows: u32) -> [i64; 2] {
     [if rows == 1 { 1 } else { stride }, stride]
 }
 
+/// What each place of a kernel sees: `[batch, channels · kernel, places]` of `[batch, channels, height, width]`.
+/// Copied from a view of overlapping strides, row by row: several times as fast as libtorch's `im2col`.
+fn patches(x: &Tensor, kernel: [i64; 2], stride: [i64; 2]) -> Result<Tensor, TchError> {
+    let x = x.f_contiguous()?;
+    let (batch, channels, height, width) = x.size4()?;
+    let places = [(height - kernel[0]) / stride[0] + 1, (width - kernel[1]) / stride[1] + 1];
+    let area = height * width;
+    let size = [batch, channels, kernel[0], kernel[1], places[0], places[1]];
+    let strides = [channels * area, area, width, 1, width * stride[0], stride[1]];
+    let copied = x.f_as_strided(size, strides, None)?.f_contiguous()?;
+    copied.f_view([batch, channels * kernel[0] * kernel[1], places[0] * places[1]])
+}
+
 /// Sum of the squares over every dimension but the first.
 fn squares(t: &Tensor) -> Result<Tensor, TchError> {
     let flat = if t.dim() > 2 { t.f_flatten(1, -1)? } else { t.shallow_clone() };
@@ -250,7 +263,7 @@ impl Rule {
             }
             Layer::Conv { inputs, conv, rows } => {
                 let kernel = [i64::from(rows), i64::from(conv.kernel)];
-                let patches = seen.input.f_im2col(kernel, [1, 1], [0, 0], strides(conv, rows))?;
+                let patches = patches(&seen.input, kernel, strides(conv, rows))?;
                 let (a, g) = (patches.f_transpose(1, 2)?, g.f_flatten(2, -1)?.f_transpose(1, 2)?);
                 let whole = i64::from(inputs) * kernel[0] * kernel[1] * i64::from(conv.filters);
                 // Patches lie column by column: one product over all records would copy them first.
