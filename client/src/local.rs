@@ -10,7 +10,7 @@ use crate::{
 };
 use falaj_core::{
     dp::{
-        NoiseError, Reservation,
+        NoiseError, Reservation, Unit,
         rdp::{AccountantError, Epsilon, RdpCurve},
     },
     manifest::ManifestError,
@@ -71,6 +71,19 @@ impl LocalError {
             _ => "the site cannot train at present".into(),
         }
     }
+}
+
+/// What is wrong with a study's delta for so many records, if it protects them and is above one over their number.
+#[must_use]
+pub fn delta_too_large(study: &Study, records: usize) -> Option<String> {
+    let delta = study.privacy.delta;
+    #[expect(clippy::cast_precision_loss, reason = "compared, not counted")]
+    let least = 1.0 / records.max(1) as f64;
+    (study.unit() == Unit::Record && delta > least).then(|| {
+        format!(
+            "the study's delta of {delta:e} is above one over the number of records, {least:.1e}: it permits to publish one of them whole"
+        )
+    })
 }
 
 /// What the ledger remembers an adaptive clip norm as.
@@ -217,6 +230,10 @@ impl<'a> Site<'a> {
         let bounds = bounds(dataset, ledger, study, noise).await?;
         let records = guard.admit(data::load(&dataset.path, &study.data, &bounds)?, study)?;
         let disclosed = disclosed(dataset, ledger, study, records.batch(), noise).await?;
+        // Of the disclosed number: what is logged may be read by others than those who may read the records.
+        if let Some(why) = delta_too_large(study, disclosed as usize) {
+            tracing::warn!(study = %study.id, "{why}");
+        }
         Ok(Self { config, dataset, ledger, study, records, disclosed })
     }
 

@@ -364,6 +364,9 @@ async fn explain(study: &Path, config: &Path, json: bool) -> Result<()> {
         "recipient": format!("coordinator at {}, in {}", config.coordinator.address, config.policy.coordinator_places.join(" or ")),
     });
     say(json, &told);
+    if let Some(why) = batch.ok().and_then(|b| local::delta_too_large(&study, b.rows())) {
+        eprintln!("warning: {why}");
+    }
     permitted?;
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! What a study file may say: each mistake is reported with file, line, what, and how to mend it.
 
 use anyhow::{Result, ensure};
-use falaj_tests::federation::{Federation, SiteSpec, study_yaml, text, wisconsin};
-use std::fs;
+use falaj_tests::federation::{Federation, SiteSpec, binary, study_yaml, text, wisconsin};
+use std::{fs, process::Command};
 
 /// Submits a broken study and gives what the operator reads.
 fn complaint(yaml: &str) -> Result<String> {
@@ -109,6 +109,27 @@ fn an_adaptive_clip_norm_goes_on_from_round_to_round() -> Result<()> {
     // No gradient is a hundredth as long, so the norm falls in every step: by e^(-0.05) and the noise's part.
     ensure!(norms[0] < 900.0 && norms.is_sorted_by(|a, b| a > b), "{norms:?}");
     ensure!(norms[3] < 600.0, "{norms:?}");
+    Ok(())
+}
+
+#[test]
+fn a_delta_above_one_over_the_records_draws_a_warning() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let site = SiteSpec::new("hospital-1", "ae-on/ae-az");
+    let config = federation.prepare_site(&site, &wisconsin(1)?[0])?;
+    let path = federation.dir().join("study.yaml");
+    let explain = |delta: &str| -> Result<String> {
+        fs::write(&path, study_yaml("s", 1, 1).replace("1.0e-5", delta))?;
+        let out = Command::new(binary("falaj-agent"))
+            .args(["explain", &path.display().to_string(), "--config"])
+            .arg(&config)
+            .output()?;
+        ensure!(out.status.success(), "{}", text(&out));
+        Ok(text(&out))
+    };
+    ensure!(explain("5.0e-3")?.contains("warning: the study's delta of 5e-3 is above"));
+    ensure!(!explain("1.0e-5")?.contains("warning"));
     Ok(())
 }
 
