@@ -2,7 +2,7 @@
 //!
 //! All of them do the same DP-SGD (Abadi et al. 2016, algorithm 1): in each step every record enters the
 //! batch independently with the study's sample rate (true Poisson sampling), its gradient is clipped in L2,
-//! and noise is added to the sum, also when the batch is empty. [`step`] adds the noise and moves the
+//! and noise is added to the sum, also when the batch is empty. `step` adds the noise and moves the
 //! parameters.
 
 pub mod cuda;

@@ -18,12 +18,12 @@
 //!
 //! 1. *Few bits.* The block: 32 bits of `U` against the first 32 bits of `c`, decided unless they are
 //!    equal. Acceptance: `U` lies in `[R, R + 2^-k)`, and `R + 2^-k <= 1 - g` suffices, as
-//!    `1 - g <= exp(-g)`; `g` is rounded up in fixed point ([`Sampler::exponent`] gives the error).
+//!    `1 - g <= exp(-g)`; `g` is rounded up in fixed point (`Sampler::exponent` gives the error).
 //! 2. *64 bits.* The block: against `floor(2^64 c)`, decided unless equal. Acceptance: against a Taylor
-//!    sum in 64-bit fixed point whose error is below [`TAYLOR_ERROR`] units ([`exp_neg_64`]), decided
+//!    sum in 64-bit fixed point whose error is below `TAYLOR_ERROR` units (`exp_neg_64`), decided
 //!    unless `U` lies within that margin.
 //! 3. *As many bits as it takes*, against enclosures in big integers whose precision grows with the bits
-//!    ([`exact`]). A draw comes here with a chance of about 2^-53.
+//!    (`exact`). A draw comes here with a chance of about 2^-53.
 //!
 //! The bounds of level 2's table are the floors of enclosures so narrow that both ends have the same
 //! floor, or the comparison is left to level 3. No step uses floating point.

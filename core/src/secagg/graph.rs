@@ -1,8 +1,8 @@
 //! Who shares masks and secrets with whom.
 //!
-//! Up to [`SPARSE_FROM`](super::SPARSE_FROM) members everybody is everybody's neighbour. Above, the members
+//! Up to [`SPARSE_FROM`] members everybody is everybody's neighbour. Above, the members
 //! stand on a circle in a random order, and each is the neighbour of the `k / 2` next ones on either side (a
-//! Harary graph, Bell et al. 2020, section 3.2). [`Graph::new`] takes the smallest even `k`, and a number
+//! Harary graph, Bell et al. 2020, section 3.2). `Graph::new` takes the smallest even `k`, and a number
 //! of shares `s` that give a secret back, such that over the random order, with `r = n - t + c` members
 //! dropped out or colluding:
 //!

@@ -1,6 +1,6 @@
 //! Training with libtorch, on CPU or GPU: every model that a study can declare.
 //!
-//! DP-SGD by book-keeping ([`tape`]), or one record at a time where the configuration asks for it. A large
+//! DP-SGD by book-keeping (`tape`), or one record at a time where the configuration asks for it. A large
 //! Poisson batch is taken in several passes of bounded memory, whose sums are added before the noise.
 
 mod nets;
