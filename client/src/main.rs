@@ -117,7 +117,7 @@ enum Command {
         /// The study file.
         study: PathBuf,
         /// Rounds that are trained with the attacked record, and as many without it.
-        #[arg(long, default_value_t = 2_000)]
+        #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(200..=10_000_000))]
         trials: u32,
         /// Break the steps on purpose, to see that the audit notices.
         #[arg(long, value_enum)]

@@ -43,7 +43,7 @@ enum Command {
     /// Measure, as ratios within one run.
     Bench {
         /// Parts to run: `fold`, `log`, `uploads`, `memory`; or `privacy`, and of it `accountant`, `sampler`,
-        /// `dp-sgd`, `secagg`. Without any: all but `privacy`.
+        /// `dp-sgd`, `secagg`; or `utility`, and of it `WDBC`, `credit`, `digits`. Without any: the first four.
         parts: Vec<String>,
     },
 }

@@ -1,4 +1,4 @@
-//! Cohorts of made-up sites, for both benchmarks.
+//! Cohorts of made-up sites, for the benchmarks of privacy and of utility.
 
 use anyhow::Result;
 use ed25519_dalek::SigningKey;

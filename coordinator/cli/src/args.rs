@@ -256,7 +256,7 @@ pub(crate) enum PrivacyCommand {
         /// The study file.
         study: PathBuf,
         /// Rounds that are trained with the attacked record, and as many without it.
-        #[arg(long, default_value_t = 2_000)]
+        #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(200..=10_000_000))]
         trials: u32,
     },
     /// Epsilon at deltas from 0.1 down to 1e-12.

@@ -169,7 +169,9 @@ impl Question {
             );
             return Ok(self.releases.clone());
         }
-        let missing = |name: &str| format!("{name} is missing");
+        let missing = |name: &str| {
+            format!("{name} is missing: on the command line it is --{}", name.replace('_', "-"))
+        };
         Ok(vec![Release::PoissonGaussian {
             sample_rate: plan.0.with_context(|| missing("sample_rate"))?,
             noise_multiplier: plan.1.with_context(|| missing("noise_multiplier"))?,
@@ -301,8 +303,9 @@ fn sentence(answer: &Answer) -> String {
         }
     };
     lines.push(format!("after {}, by {by}", answer.question));
-    let mu = answer.gdp_mu.map_or_else(String::new, |mu| format!(", {mu:.4}-GDP"));
-    lines.push(format!("without counting any sampling: {:.4}-zCDP{mu}", answer.zcdp_rho));
+    let mu = answer.gdp_mu.map_or_else(String::new, |mu| format!(", {}-GDP", show::epsilon(mu)));
+    let rho = show::epsilon(answer.zcdp_rho);
+    lines.push(format!("without counting any sampling: {rho}-zCDP{mu}"));
     lines.join("\n")
 }
 
