@@ -23,6 +23,7 @@ use falaj_core::{
         calibrate::{Accountant, Target},
         pld::{Adjacency, Schedule},
     },
+    id::Digest,
     secagg::{Cohort, Collector, Site},
     study::{Mechanism as Declared, Study},
     update::PartialUpdate,
@@ -276,13 +277,16 @@ fn federate(study: &Study, trainer: &dyn Trainer, split: &Split, sites: usize) -
         .collect();
     let (manifest, encoding) = (study.manifest()?, study.encoding());
     let mut params = split.base.clone();
-    for _ in 0..study.rounds.count {
+    for round in 0..study.rounds.count {
+        let rotation = study.rotation(&Digest::of(study.id.as_str().as_bytes()), round);
         let updates = parts.iter().map(|records| {
             let plan = Plan::of(study, u32::try_from(records.batch().rows())?);
-            Ok((
-                trainer.run(records, &plan, &params, &mut Chance::fresh())?.update,
-                Reservation::from_ledger(1),
-            ))
+            let raw = trainer.run(records, &plan, &params, &mut Chance::fresh())?.update;
+            let raw = match &rotation {
+                Some(rotation) => raw.rotated(rotation),
+                None => raw,
+            };
+            Ok((raw, Reservation::from_ledger(1)))
         });
         let updates = updates.collect::<Result<Vec<_>>>()?;
         let sum = match study.privacy.mechanism {
@@ -314,7 +318,7 @@ fn federate(study: &Study, trainer: &dyn Trainer, split: &Split, sites: usize) -
             }
         };
         let mut bytes: Vec<u8> = params.iter().flat_map(|p| p.to_le_bytes()).collect();
-        sum.move_base(0, &mut bytes, study.training.server_learning_rate)?;
+        sum.move_base(0, &mut bytes, study.training.server_learning_rate, rotation.as_ref())?;
         params = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
     }
     Ok(params)

@@ -465,7 +465,8 @@ impl Agent {
         let manifest = study.manifest().map_err(LocalError::from)?;
         let (made, paid) = self.make(&study, &header, coordinator, &mut live.paid).await?;
         let grid = (study.encoding(), members);
-        let part = noise.seal(made.raw, paid.spend(), grid, &manifest, &mut OpenDp)?;
+        let raw = rotated(made.raw, &study, &header);
+        let part = noise.seal(raw, paid.spend(), grid, &manifest, &mut OpenDp)?;
         let sealed = live.mask(envelopes, part)?;
         let made = Made { raw: RawUpdate::new(Vec::new()), ..made };
         let (update, id) = self.sign(sealed, &header, made).await?;
@@ -521,7 +522,8 @@ impl Agent {
             // The guard has found `none` in the site's policy, by name.
             Declared::None => Mechanism::None(Permit::by_policy("policy.mechanisms")),
         };
-        let raw = std::mem::replace(&mut made.raw, RawUpdate::new(Vec::new()));
+        let raw =
+            rotated(std::mem::replace(&mut made.raw, RawUpdate::new(Vec::new())), study, header);
         let sealed = mechanism.seal(raw, paid.spend(), study.encoding(), &manifest, &mut OpenDp)?;
         let (update, id) = self.sign(sealed, header, made).await?;
         self.journal.keep(&header.round, &header.base, &update, id).await?;
@@ -662,6 +664,14 @@ impl Agent {
         }
         let _ = header;
         Chance::fresh()
+    }
+}
+
+/// An update as the round's rotation, if it has one, makes it.
+fn rotated(raw: RawUpdate, study: &Study, header: &TaskHeader) -> RawUpdate {
+    match study.rotation(&header.study_sha256, header.round.number) {
+        Some(rotation) => raw.rotated(&rotation),
+        None => raw,
     }
 }
 

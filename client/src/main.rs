@@ -355,7 +355,7 @@ async fn explain(study: &Path, config: &Path, json: bool) -> Result<()> {
         "columns_read": columns.join(", "),
         "label": study.data.label.column,
         "rows_found": batch.as_ref().map_or_else(ToString::to_string, |b| b.rows().to_string()),
-        "leaves_per_round": format!("{} bytes: {params} values of {} bits", params * study.encoding().bytes_per_value(), study.sealing.bits),
+        "leaves_per_round": format!("{} bytes: {params} values of {} bits{}", params * study.encoding().bytes_per_value(), study.sealing.bits, if study.sealing.rotated { ", rotated" } else { "" }),
         "rounds": study.rounds.count,
         "mechanism": study.privacy.mechanism.as_str(),
         "epsilon_of_the_plan": format!("{} at delta {delta:e}", cost.epsilon(delta)?),

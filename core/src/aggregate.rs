@@ -5,6 +5,7 @@
 //! arrival, and the one rounding at the end is per coordinate, so the result is the same bit for bit.
 
 use crate::{
+    dp::Rotation,
     id::Digest,
     update::{Encoding, values},
 };
@@ -29,6 +30,14 @@ impl Sums {
         match self {
             Self::Narrow(sums) => sums.len(),
             Self::Wide(sums) => sums.len(),
+        }
+    }
+
+    fn to_f64(&self, range: std::ops::Range<usize>) -> Vec<f64> {
+        match self {
+            Self::Narrow(sums) => sums[range].iter().copied().map(f64::from).collect(),
+            #[expect(clippy::cast_precision_loss, reason = "rounded once, the same everywhere")]
+            Self::Wide(sums) => sums[range].iter().map(|s| *s as f64).collect(),
         }
     }
 }
@@ -154,6 +163,7 @@ impl Accumulator {
 
     /// Moves a block of the base model by the weighted mean, in place: `model` holds the parameters from
     /// number `at` on as they travel (little-endian f32), and is the same block of the new model after it.
+    /// Where updates were rotated their mean is turned back, in whole blocks of [`Rotation::block`] parameters.
     ///
     /// # Errors
     /// [`AggregateError`]; then the block is not to be used.
@@ -162,6 +172,7 @@ impl Accumulator {
         at: usize,
         model: &mut [u8],
         server_learning_rate: f64,
+        rotation: Option<&Rotation>,
     ) -> Result<(), AggregateError> {
         if self.weight == 0 {
             return Err(AggregateError::Empty);
@@ -176,15 +187,31 @@ impl Accumulator {
         #[expect(clippy::cast_precision_loss, reason = "rounded once, the same everywhere")]
         let total = self.weight as f64;
         let step = self.encoding.step();
-        let finite = match &self.sums {
-            Sums::Narrow(sums) => {
-                let sums = sums[at..end].iter().copied().map(f64::from);
-                moved(values, sums, step, total, server_learning_rate)
+        let rate = server_learning_rate;
+        let finite = match (&self.sums, rotation) {
+            (Sums::Narrow(sums), None) => {
+                let means = sums[at..end].iter().map(|s| f64::from(*s) * step / total);
+                moved(values, means, rate)
             }
-            Sums::Wide(sums) => {
+            (Sums::Wide(sums), None) => {
                 #[expect(clippy::cast_precision_loss, reason = "rounded once, the same everywhere")]
-                let sums = sums[at..end].iter().map(|s| *s as f64);
-                moved(values, sums, step, total, server_learning_rate)
+                let means = sums[at..end].iter().map(|s| *s as f64 * step / total);
+                moved(values, means, rate)
+            }
+            (sums, Some(rotation)) => {
+                let block = Rotation::block(params);
+                if !at.is_multiple_of(block) || !(end == params || end.is_multiple_of(block)) {
+                    return Err(AggregateError::Shape { bytes, at, params });
+                }
+                let mut finite = true;
+                for (i, values) in values.chunks_mut(block).enumerate() {
+                    let from = at + i * block;
+                    let mut means = sums.to_f64(from..from + values.len());
+                    means.iter_mut().for_each(|s| *s = *s * step / total);
+                    rotation.undo(from / block, &mut means);
+                    finite &= moved(values, means.into_iter(), rate);
+                }
+                finite
             }
         };
         let broken = || values.iter().position(|v| !f32::from_le_bytes(*v).is_finite());
@@ -233,18 +260,15 @@ fn add<const SIGN: u32>(
     }
 }
 
-/// Moves parameters by their mean; whether all of them are finite after it.
+/// Moves parameters by their means; whether all of them are finite after it.
 #[inline]
 fn moved(
     values: &mut [[u8; 4]],
-    sums: impl Iterator<Item = f64>,
-    step: f64,
-    total: f64,
+    means: impl Iterator<Item = f64>,
     server_learning_rate: f64,
 ) -> bool {
     let mut finite = true;
-    for (value, sum) in values.iter_mut().zip(sums) {
-        let mean = sum * step / total;
+    for (value, mean) in values.iter_mut().zip(means) {
         #[expect(clippy::cast_possible_truncation, reason = "rounded once, the same everywhere")]
         let new = (f64::from(f32::from_le_bytes(*value)) + server_learning_rate * mean) as f32;
         finite &= new.is_finite();
@@ -290,7 +314,7 @@ mod tests {
 
     fn finished(sums: &Accumulator, base: &[f32], rate: f64) -> Result<Vec<f32>, AggregateError> {
         let mut model = params_to_bytes(base);
-        sums.move_base(0, &mut model, rate)?;
+        sums.move_base(0, &mut model, rate, None)?;
         Ok(params_from_bytes(&model).expect("whole parameters"))
     }
 
@@ -344,7 +368,7 @@ mod tests {
         assert_eq!(blocks.sums, whole.sums);
         let model = finished(&whole, &[0.5; 5], 0.1).expect("a model");
         let mut tail = params_to_bytes(&[0.5; 2]);
-        whole.move_base(3, &mut tail, 0.1).expect("a model");
+        whole.move_base(3, &mut tail, 0.1, None).expect("a model");
         assert_eq!(params_from_bytes(&tail).expect("whole parameters"), model[3..]);
         whole.reset();
         assert_eq!(finished(&whole, &[0.0; 5], 1.0), Err(AggregateError::Empty));
@@ -356,6 +380,40 @@ mod tests {
     fn a_digest_over_parameters_is_one_over_their_bytes() {
         let params: Vec<f32> = (0_u16..3_000).map(f32::from).collect();
         assert_eq!(params_digest(&params), Digest::of(&params_to_bytes(&params)));
+    }
+
+    #[test]
+    fn the_mean_of_rotated_updates_is_turned_back_in_blocks_as_in_one_piece() {
+        // Three blocks, of which no size is a power of two; every update is one heavy coordinate.
+        let params = 150_000;
+        let rotation = Rotation::of_round(&Digest::of(b"a study"), 1);
+        let flat = Rotation::flatness(params, 1e-9);
+        let encoding = Encoding::for_range(16, flat).expect("valid");
+        let mut acc = Accumulator::new(params, encoding);
+        for at in [3, 149_999] {
+            let mut update = vec![0.0_f32; params];
+            update[at] = 1.0;
+            rotation.apply(&mut update);
+            #[expect(clippy::cast_possible_truncation, reason = "within the grid")]
+            let whole = |v: &f32| (f64::from(*v) / encoding.step()).round() as i32;
+            let whole: Vec<i32> = update.iter().map(whole).collect();
+            acc.fold(&payload(encoding, &whole), 1).expect("fits");
+        }
+        let mut model = params_to_bytes(&vec![1.0; params]);
+        acc.move_base(0, &mut model, 1.0, Some(&rotation)).expect("a model");
+        let block = Rotation::block(params);
+        let mut parts = params_to_bytes(&vec![1.0; params]);
+        for (i, part) in parts.chunks_mut(4 * block).enumerate() {
+            acc.move_base(i * block, part, 1.0, Some(&rotation)).expect("a model");
+        }
+        assert_eq!(parts, model);
+        let err = acc.move_base(1, &mut parts[4..8], 1.0, Some(&rotation)).expect_err("no block");
+        assert!(matches!(err, AggregateError::Shape { .. }), "{err}");
+        for (i, v) in params_from_bytes(&model).expect("whole parameters").iter().enumerate() {
+            let expected = if [3, 149_999].contains(&i) { 1.5 } else { 1.0 };
+            // Rounding errs by at most half a step in each of a block's coordinates; it does not add up.
+            assert!((v - expected).abs() < 1e-3, "{i}: {v}");
+        }
     }
 
     #[test]

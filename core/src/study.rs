@@ -5,7 +5,7 @@
 
 use crate::{
     dp::{
-        AdaptiveClipping, Distributed, DistributedError, Poisson, Unit,
+        AdaptiveClipping, Distributed, DistributedError, Poisson, Rotation, Unit,
         rdp::{AccountantError, RdpCurve},
     },
     id::{Digest, Place, SiteId, StudyId},
@@ -302,6 +302,8 @@ pub struct Sealing {
     pub bits: u8,
     /// The largest absolute value that one coordinate of an update can carry.
     pub range: f64,
+    /// Whether updates are rotated at random before they are rounded.
+    pub rotated: bool,
 }
 
 /// Who takes part.
@@ -439,6 +441,12 @@ impl Study {
             .expect("invariant: a checked study has a grid")
     }
 
+    /// How the updates of a round are rotated before they are rounded, where the study asks for it.
+    #[must_use]
+    pub fn rotation(&self, study_digest: &Digest, round: u32) -> Option<Rotation> {
+        self.sealing.rotated.then(|| Rotation::of_round(study_digest, round))
+    }
+
     /// The seed of the first model, bound to the study's bytes.
     #[must_use]
     pub fn model_seed(study_digest: &Digest) -> [u8; 32] {
@@ -469,7 +477,8 @@ impl Study {
         };
         let (encoding, terms) = (self.encoding(), (self.cohort.min_sites, colluders));
         Some(match protects {
-            Protects::Site => Distributed::over_sites(clip_norm, encoding, noise_multiplier, terms),
+            Protects::Site => Distributed::over_sites(clip_norm, encoding, noise_multiplier, terms)
+                .map(|noise| noise.rotated(self.sealing.rotated)),
             Protects::Record { batch_size } => {
                 let length = self.training.learning_rate * clip_norm / f64::from(batch_size);
                 let params = self.manifest().map_or(0, |m| m.params() as u64);
@@ -856,6 +865,12 @@ impl Study {
             || format!("need more than half of sites and colluders together: at least {}", u64::midpoint(named, colluders.into()) + 1),
         );
         if let Protects::Record { batch_size } = protects {
+            p.when(
+                self.sealing.rotated,
+                "sealing.rotation",
+                "what one record moves a sum by is accounted before rounding, in the coordinates of its gradient",
+                || "remove `rotation`, or say `unit: site`".into(),
+            );
             p.when(batch_size == 0, "privacy.batch_size", "no record would count", || {
                 "give the records of a usual batch at one site, for example 32".into()
             });

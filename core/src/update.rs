@@ -7,6 +7,7 @@
 
 use crate::{
     canon::{self, Canon, CanonError},
+    dp::Rotation,
     id::{Digest, RoundId, SiteId},
     note,
 };
@@ -26,6 +27,13 @@ impl RawUpdate {
     #[must_use]
     pub const fn new(values: Vec<f32>) -> Self {
         Self(values)
+    }
+
+    /// The update in other coordinates, where no single one is heavy: for sealing on a coarse grid.
+    #[must_use]
+    pub fn rotated(mut self, rotation: &Rotation) -> Self {
+        rotation.apply(&mut self.0);
+        self
     }
 
     /// Moves parameters at the site by this update: what training alone does with it.

@@ -161,7 +161,7 @@ proptest! {
             total += i128::from(weight);
         }
         let mut model = params_to_bytes(&[0.0; 9]);
-        sums.move_base(0, &mut model, 1.0).expect("a model");
+        sums.move_base(0, &mut model, 1.0, None).expect("a model");
         let mean = expected.map(|sum| (sum as f64 / total as f64) as f32);
         prop_assert_eq!(model, params_to_bytes(&mean));
     }
@@ -181,7 +181,7 @@ proptest! {
                 sums.fold(sealed[i].0.payload(), sealed[i].1).expect("fits");
             }
             let mut model = params_to_bytes(&[0.25; 6]);
-            sums.move_base(0, &mut model, 1.0).expect("a model");
+            sums.move_base(0, &mut model, 1.0, None).expect("a model");
             model
         };
         let mut order: Vec<usize> = (0..sealed.len()).collect();

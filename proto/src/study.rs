@@ -5,7 +5,7 @@
 //! that would be ignored is a misunderstanding.
 
 use falaj_core::{
-    dp::{AdaptiveClipping, Poisson},
+    dp::{AdaptiveClipping, Poisson, Rotation},
     model::Conv,
     study::{
         Algorithm, Bounds, Cohort, Data, Feature, FeatureKind, Label, Mechanism, Missing, Model,
@@ -29,6 +29,8 @@ const RETRIES_DEFAULT: u32 = 3;
 const BITS_DEFAULT: u8 = 16;
 /// The same where updates are masked: the whole sum travels on the grid.
 const BITS_MASKED: u8 = 24;
+/// The chance that a coordinate of a rotated update is beyond the range that is chosen for it.
+const SPIKE_CHANCE: f64 = 1e-12;
 
 /// One complaint about a study file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -257,7 +259,15 @@ enum MechanismKind {
 #[serde(deny_unknown_fields)]
 struct SealingYaml {
     bits: Option<Spanned<u8>>,
-    range: Spanned<f64>,
+    range: Option<Spanned<f64>>,
+    rotation: Option<Spanned<RotationYaml>>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum RotationYaml {
+    None,
+    Hadamard,
 }
 
 #[derive(Deserialize)]
@@ -425,18 +435,19 @@ impl Reader<'_> {
         };
         let privacy = self.privacy(&y.privacy);
         let (training, cohort) = (self.training(&y.training), self.cohort(&y.cohort.value));
-        let sealing = self.sealing(y.sealing.as_ref(), (&privacy, &cohort, &training));
-        Some(Study {
+        let mut study = Study {
             purpose: y.purpose.clone(),
             data: self.data(&y.data.value),
             model: self.model(&y.model),
             training,
             privacy,
-            sealing,
+            sealing: Sealing { bits: BITS_DEFAULT, range: 1.0, rotated: false },
             cohort,
             rounds: self.rounds(&y.rounds.value),
             id: id?,
-        })
+        };
+        study.sealing = self.sealing(y.sealing.as_ref(), &study);
+        Some(study)
     }
 
     fn data(&mut self, y: &DataYaml) -> Data {
@@ -810,48 +821,20 @@ impl Reader<'_> {
         Protects::Record { batch_size }
     }
 
-    fn sealing(
-        &mut self,
-        spanned: Option<&Spanned<SealingYaml>>,
-        (privacy, cohort, training): (&Privacy, &Cohort, &Training),
-    ) -> Sealing {
-        let masked = matches!(privacy.mechanism, Mechanism::DistributedGaussian { .. });
+    fn sealing(&mut self, spanned: Option<&Spanned<SealingYaml>>, study: &Study) -> Sealing {
+        let masked = matches!(study.privacy.mechanism, Mechanism::DistributedGaussian { .. });
         let bits = if masked { BITS_MASKED } else { BITS_DEFAULT };
         let Some(spanned) = spanned else {
-            // An update is at most its clip norm in any coordinate where the whole of it is clipped;
-            // elsewhere a range of 1 holds what local training moves a parameter by.
-            let range = match privacy.mechanism {
-                Mechanism::LocalGaussian { clip_norm, noise_multiplier } => {
-                    clip_norm * (1.0 + 8.0 * noise_multiplier)
-                }
-                Mechanism::DistributedGaussian {
-                    clip_norm,
-                    colluders,
-                    noise_multiplier,
-                    protects,
-                } => {
-                    // The sum and its noise: what all sites can contribute to one coordinate, and a dozen
-                    // standard deviations of as many shares as there may be sites.
-                    let members = f64::from(cohort.masked_max(colluders));
-                    let honest = f64::from(cohort.min_sites.saturating_sub(colluders).max(1));
-                    let (one, unit) = match protects {
-                        Protects::Site => (clip_norm, clip_norm),
-                        Protects::Record { batch_size } => {
-                            let whole = training.learning_rate * clip_norm;
-                            (whole, whole / f64::from(batch_size))
-                        }
-                    };
-                    1.01 * (members * one.max(4.0 * unit)
-                        + 14.0 * noise_multiplier * unit * (members / honest).sqrt())
-                }
-                _ => 1.0,
-            };
-            return Sealing { bits, range };
+            return Sealing { bits, range: range_of(study, false), rotated: false };
         };
         self.note("sealing", spanned);
+        let y = &spanned.value;
+        let rotation = self.take_or("sealing.rotation", y.rotation.as_ref(), RotationYaml::None);
+        let rotated = rotation == RotationYaml::Hadamard;
         Sealing {
-            bits: self.take_or("sealing.bits", spanned.value.bits.as_ref(), bits),
-            range: self.take("sealing.range", &spanned.value.range),
+            bits: self.take_or("sealing.bits", y.bits.as_ref(), bits),
+            range: self.take_or("sealing.range", y.range.as_ref(), range_of(study, rotated)),
+            rotated,
         }
     }
 
@@ -881,5 +864,33 @@ impl Reader<'_> {
             ),
             retries: y.retries.unwrap_or(RETRIES_DEFAULT),
         }
+    }
+}
+
+/// The range of a grid that holds a study's updates.
+fn range_of(study: &Study, rotated: bool) -> f64 {
+    // An update is at most its clip norm in any coordinate where the whole of it is clipped, and a rotated one only
+    // a part of that; elsewhere a range of 1 holds what local training moves a parameter by.
+    let params = study.manifest().map_or(0, |m| m.params());
+    let part = if rotated { Rotation::flatness(params, SPIKE_CHANCE) } else { 1.0 };
+    match study.privacy.mechanism {
+        Mechanism::LocalGaussian { clip_norm, noise_multiplier } => {
+            clip_norm * (part + 8.0 * noise_multiplier)
+        }
+        Mechanism::DistributedGaussian { clip_norm, colluders, noise_multiplier, protects } => {
+            // The sum and its noise: what all sites can contribute to one coordinate, and a dozen standard
+            // deviations of as many shares as there may be sites.
+            let members = f64::from(study.cohort.masked_max(colluders));
+            let honest = f64::from(study.cohort.min_sites.saturating_sub(colluders).max(1));
+            let (one, unit) = match protects {
+                Protects::Site => (part * clip_norm, clip_norm),
+                Protects::Record { batch_size } => {
+                    let whole = study.training.learning_rate * clip_norm;
+                    (whole.max(4.0 * whole / f64::from(batch_size)), whole / f64::from(batch_size))
+                }
+            };
+            1.01 * (members * one + 14.0 * noise_multiplier * unit * (members / honest).sqrt())
+        }
+        _ => 1.0,
     }
 }

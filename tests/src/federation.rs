@@ -345,6 +345,22 @@ impl Federation {
         Ok(path)
     }
 
+    /// Downloads a study's newest model and evaluates it on all records: its area under the curve.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be evaluated. The study is the one that was submitted last.
+    pub fn auc(&self, study: &str) -> Result<f64> {
+        let model = self.dir().join(format!("{study}.safetensors")).display().to_string();
+        let out = self.falaj(&["model", "download", study, "-o", &model])?;
+        ensure!(out.status.success(), "{}", text(&out));
+        let records = self.dir().join("all.csv").display().to_string();
+        fs::write(&records, &wisconsin(1)?[0])?;
+        let study = self.dir().join("study.yaml").display().to_string();
+        let words = ["evaluate", &study, "--model", &model, "--data", &records, "--json"];
+        let scores: Value = serde_json::from_str(&run("falaj-agent", &words)?)?;
+        scores["auc"].as_f64().with_context(|| scores.to_string())
+    }
+
     /// Starts a prepared site's agent.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ use anyhow::Context as _;
 use falaj_core::{
     aggregate::Accumulator,
     audit::{Actor as Who, Draft, Kind},
+    dp::Rotation,
     gate::{self, Gate, Metrics as GateMetrics},
     id::{Digest, RoundId, SiteId},
     round::{AnyRound, Effect, Event, FailReason, Record, Refusal, RoundSpec, UpdateRef, step},
@@ -572,6 +573,9 @@ impl Actor {
             None => anyhow::bail!("there is no round"),
         };
         let rate = self.meta.study.training.server_learning_rate;
+        let number = self.round.as_ref().map_or(0, |(round, _)| round.id().number);
+        let rotation = self.meta.study.rotation(&self.meta.digest, number);
+        let params = self.meta.manifest.params();
         let models = self.engine.parts().models.clone();
         let tag = self.meta.study.id.to_string();
         tokio::task::spawn_blocking(move || {
@@ -579,12 +583,17 @@ impl Actor {
             let mut left = usize::try_from(file.metadata()?.len())?;
             let mut new = models.begin(&tag)?;
             let mut hash = Sha256::new();
-            let mut block = vec![0; BLOCK_BYTES.min(left)];
+            // What was rotated is turned back in whole blocks.
+            let bytes = match rotation {
+                Some(_) => BLOCK_BYTES.next_multiple_of(4 * Rotation::block(params)),
+                None => BLOCK_BYTES,
+            };
+            let mut block = vec![0; bytes.min(left)];
             let mut at = 0;
             while left > 0 {
-                let block = &mut block[..BLOCK_BYTES.min(left)];
+                let block = &mut block[..bytes.min(left)];
                 file.read_exact(block)?;
-                sums.move_base(at, block, rate)?;
+                sums.move_base(at, block, rate, rotation.as_ref())?;
                 hash.update(&*block);
                 new.write(block)?;
                 at += block.len() / 4;

@@ -23,7 +23,7 @@
 //!   coordinate off moves them no further apart: the sensitivity in steps counts that.
 
 use super::{
-    Noise, Reservation, SealError,
+    Noise, Reservation, Rotation, SealError,
     rdp::{AccountantError, RdpCurve},
     seal::{clip, nearest, whole_steps},
 };
@@ -58,6 +58,7 @@ pub struct Distributed {
     sensitivity: u32,
     share: f64,
     honest: u32,
+    rotated: bool,
 }
 
 /// Why noise cannot be shared so.
@@ -177,7 +178,13 @@ impl Distributed {
         if share.is_nan() || share < SHARE_MIN {
             return Err(DistributedError::Coarse { share, least: SHARE_MIN });
         }
-        Ok(Self { unit: Unit::Site, sensitivity, share, honest })
+        Ok(Self { unit: Unit::Site, sensitivity, share, honest, rotated: false })
+    }
+
+    /// The same for updates that are rotated before they are rounded, or not.
+    #[must_use]
+    pub const fn rotated(self, rotated: bool) -> Self {
+        Self { rotated, ..self }
     }
 
     /// The scale at which each site draws, in steps of the grid.
@@ -219,13 +226,18 @@ impl Distributed {
     /// Whether sums of up to `members` updates stay within the ring of a grid, but for a chance of 1e-12 over
     /// all `params` coordinates.
     ///
-    /// A coordinate of a site's clipped update is at most the sensitivity; one of a sum over records is cut
-    /// off at [`Self::room`], which must leave room for more than a few of them.
+    /// A coordinate of a site's clipped update is at most the sensitivity; of a rotated one, but for as small a
+    /// chance again, only a part of it ([`Rotation::flatness`]). One of a sum over records is cut off at
+    /// [`Self::room`], which must leave room for more than a few of them.
     ///
     /// # Errors
     /// [`DistributedError::Wraps`] with how much too far the sum reaches.
     pub fn fits(&self, members: u32, params: u64, bits: u8) -> Result<(), DistributedError> {
         let coordinate = match self.unit {
+            Unit::Site if self.rotated => {
+                let part = Rotation::flatness(usize::try_from(params).unwrap_or(0), WRAP_CHANCE);
+                (part * f64::from(self.sensitivity) + 1.0).min(self.sensitivity.into())
+            }
             Unit::Site => f64::from(self.sensitivity),
             Unit::Record => 4.0 * f64::from(self.sensitivity),
         };
@@ -321,6 +333,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rotation_spares_the_ring_the_bits_that_single_coordinates_would_need() {
+        // A hundred sites, a million parameters: the least ring in which a sum fits on a grid of 32 steps to the
+        // clip norm.
+        let noise = Distributed::new(32, 1.0, (100, 0)).expect("valid");
+        let bits = |noise: Distributed| (8..=32).find(|b| noise.fits(100, 1 << 20, *b).is_ok());
+        assert_eq!(bits(noise), Some(13));
+        assert_eq!(bits(noise.rotated(true)), Some(10));
+        // Among few parameters a coordinate may carry everything, rotated or not.
+        let least = |noise: Distributed| (8..=32).find(|b| noise.fits(100, 4, *b).is_ok());
+        assert_eq!(least(noise), least(noise.rotated(true)));
+    }
+
+    #[test]
     fn the_sum_of_the_honest_shares_carries_the_whole_noise_and_costs_its_rho() {
         let noise = Distributed::new(1_000, 2.0, (8, 2)).expect("valid");
         assert!((noise.variance(6) / 4e6 - 1.0).abs() < 1e-9);
@@ -354,7 +379,9 @@ mod tests {
             }
             let honest_reach = reach * i32::try_from(honest).expect("small");
             let whole = weights(f64::from(honest) * share * share, honest_reach);
-            let tau = Distributed { unit: Unit::Site, sensitivity: 1, share, honest }.tau();
+            let tau =
+                Distributed { unit: Unit::Site, sensitivity: 1, share, honest, rotated: false }
+                    .tau();
             // Far out the reach cuts the convolution off; within five standard deviations it does not.
             let middle = usize::try_from(honest_reach).expect("small");
             let worst = (middle - 4..=middle + 4)

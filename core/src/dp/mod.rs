@@ -7,11 +7,13 @@ pub mod gauss;
 mod lattice;
 pub mod pld;
 pub mod rdp;
+pub mod rotation;
 pub mod sampling;
 pub mod seal;
 
 pub use clipping::AdaptiveClipping;
 pub use distributed::{Distributed, DistributedError, Unit};
 pub use gauss::ExactDiscreteGaussian;
+pub use rotation::Rotation;
 pub use sampling::Poisson;
 pub use seal::{Mechanism, Noise, NoiseError, Permit, Reservation, SealError};

@@ -1,9 +1,7 @@
 //! Masked rounds over real sockets: the coordinator learns the sum, sites drop out, either side is killed.
 
 use anyhow::{Context as _, Result, ensure};
-use falaj_tests::federation::{
-    Federation, Process, SiteSpec, study_yaml, text, wait_for, wisconsin,
-};
+use falaj_tests::federation::{Federation, Process, SiteSpec, study_yaml, wait_for, wisconsin};
 use serde_json::Value;
 use std::fs;
 
@@ -66,32 +64,8 @@ fn a_masked_study_learns_and_the_coordinator_keeps_no_single_update() -> Result<
     ensure!(counted(&federation, "masked")?.len() == 12);
     federation.verified()?;
     // The model is better than guessing the larger class, which 63 % are in.
-    let model = federation.dir().join("model.safetensors");
-    let out = federation.falaj(&[
-        "model",
-        "download",
-        "masked",
-        "-o",
-        model.to_str().context("UTF-8")?,
-    ])?;
-    ensure!(out.status.success(), "{}", text(&out));
-    let records = federation.dir().join("all.csv");
-    fs::write(&records, &wisconsin(1)?[0])?;
-    let study = federation.dir().join("study.yaml");
-    let scores = falaj_tests::federation::run(
-        "falaj-agent",
-        &[
-            "evaluate",
-            study.to_str().context("UTF-8")?,
-            "--model",
-            model.to_str().context("UTF-8")?,
-            "--data",
-            records.to_str().context("UTF-8")?,
-            "--json",
-        ],
-    )?;
-    let scores: Value = serde_json::from_str(&scores)?;
-    ensure!(scores["auc"].as_f64().is_some_and(|a| a > 0.9), "{scores}");
+    let auc = federation.auc("masked")?;
+    ensure!(auc > 0.9, "{auc}");
     // What the coordinator spooled of a site has the look of noise: every byte value equally often.
     let spool = federation.coordinator_state().join("updates");
     let mut counts = [0_u32; 256];
@@ -103,6 +77,31 @@ fn a_masked_study_learns_and_the_coordinator_keeps_no_single_update() -> Result<
     let chi: f64 = counts.iter().map(|c| (f64::from(*c) - expected).powi(2) / expected).sum();
     // A chi-square with 255 degrees of freedom: 380 is five and a half standard deviations.
     ensure!(total > 1_500 && chi < 380.0, "{total} bytes, {chi}");
+    Ok(())
+}
+
+#[test]
+fn rotated_updates_of_whole_sites_learn_with_masks_and_without() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let sites = sites(&federation, 4)?;
+    let _agents = start(&federation, &sites)?;
+    let rotated = "sealing: { bits: 16, rotation: hadamard }";
+    for (name, mechanism) in [
+        ("local", "mechanism: local_gaussian, noise_multiplier: 0.3,"),
+        ("masked", "mechanism: distributed_gaussian, unit: site, noise_multiplier: 0.5,"),
+    ] {
+        let yaml = study_yaml(name, 8, 3)
+            .replace("mechanism: dp_sgd, noise_multiplier: 1.0,", mechanism)
+            .replace("sealing: { bits: 16, range: 8.0 }", rotated)
+            .replace("min_sites: 3 }", "min_sites: 3, weights: uniform }");
+        federation.submit(&yaml)?;
+        finishes(&federation, name)?;
+        ensure!(counted(&federation, name)?.len() == 8);
+        let auc = federation.auc(name)?;
+        ensure!(auc > 0.9, "{name}: {auc}");
+    }
+    federation.verified()?;
     Ok(())
 }
 
@@ -162,6 +161,7 @@ fn what_is_meaningless_under_masks_is_refused_with_the_reason() -> Result<()> {
         (", batch_size: 28", "", "`privacy.batch_size` is missing"),
         ("batch_size: 28", "batch_size: 0", "no record would count"),
         ("unit: record", "unit: site", "contradicts `unit: site`"),
+        ("rounds:", "sealing: { rotation: hadamard }\nrounds:", "accounted before rounding"),
         ("rounds:", "sealing: { bits: 8, range: 30.0 }\nrounds:", "steps of the grid"),
         ("rounds:", "sealing: { bits: 24, range: 0.5 }\nrounds:", "times as far as the grid"),
     ] {
