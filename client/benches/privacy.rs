@@ -15,7 +15,7 @@ use falaj_agent::{
 };
 use falaj_core::{
     dp::{
-        Distributed, ExactDiscreteGaussian, Noise as _, NoiseError, Poisson, Reservation,
+        Batches, Distributed, ExactDiscreteGaussian, Noise as _, NoiseError, Poisson, Reservation,
         calibrate::{Accountant, Target},
         pld::{Adjacency, Schedule},
     },
@@ -399,18 +399,20 @@ fn dp_sgd() -> Result<()> {
             let y = Tensor::from_slice(&y).to_device(on);
             let records = LocalBatch::for_this_site_only(Batch { features, labels, width });
             let steps = if width > 100 { 20 } else { 200 };
-            let tenth = Poisson::new(0.1)?;
+            let tenth = Batches::Poisson(Poisson::new(0.1)?);
             let plan = |dp| Plan {
                 model: model.clone(),
                 training: Training {
                     algorithm: Algorithm::FedAvg,
                     local_steps: steps,
-                    sampling: tenth,
+                    batches: tenth,
                     learning_rate: 0.01,
                     optimizer: Optimizer::Sgd { momentum: 0.0 },
                     server_learning_rate: 1.0,
                 },
                 dp,
+                correlated: None,
+                first_step: 0,
                 adaptive: None,
                 summed: None,
                 records: total as f64,

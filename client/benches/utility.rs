@@ -127,12 +127,13 @@ enum Row {
     Plain,
     Opacus,
     Pooled,
+    Ftrl,
     DpSgd,
     Distributed,
     Local,
 }
 
-const OURS: [Row; 4] = [Row::Pooled, Row::DpSgd, Row::Distributed, Row::Local];
+const OURS: [Row; 5] = [Row::Pooled, Row::Ftrl, Row::DpSgd, Row::Distributed, Row::Local];
 
 impl Row {
     fn title(self, task: &Task) -> String {
@@ -141,6 +142,7 @@ impl Row {
             Self::Plain => "no privacy, pooled".to_owned(),
             Self::Opacus => "Opacus, pooled".to_owned(),
             Self::Pooled => "dp_sgd, pooled".to_owned(),
+            Self::Ftrl => "dp_ftrl, pooled".to_owned(),
             Self::DpSgd => format!("dp_sgd, {records} sites"),
             Self::Distributed => format!("distributed_gaussian, {records} sites"),
             Self::Local => format!("local_gaussian, {sites} sites"),
@@ -157,7 +159,7 @@ impl Row {
 
     const fn sites(self, task: &Task) -> usize {
         match self {
-            Self::Plain | Self::Opacus | Self::Pooled => 1,
+            Self::Plain | Self::Opacus | Self::Pooled | Self::Ftrl => 1,
             Self::DpSgd | Self::Distributed => task.sites[0],
             Self::Local => task.sites[1],
         }
@@ -186,6 +188,9 @@ impl Row {
             Self::Local => format!(
                 "privacy: {{ mechanism: local_gaussian, noise_multiplier: {noise:?}, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 100.0 }}\nsealing: {{ bits: 24, range: 64.0 }}"
             ),
+            Self::Ftrl => format!(
+                "privacy: {{ mechanism: dp_ftrl, noise_multiplier: {noise:?}, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 100.0 }}\nsealing: {{ bits: 24, range: 64.0 }}"
+            ),
             _ => format!(
                 "privacy: {{ mechanism: dp_sgd, noise_multiplier: {noise:?}, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 100.0 }}\nsealing: {{ bits: 24, range: 64.0 }}"
             ),
@@ -195,9 +200,13 @@ impl Row {
     fn study(self, task: &Task, rows: usize, noise: f64) -> Result<Study> {
         let ((rounds, steps), sites) = (self.rounds(task), self.sites(task));
         let Task { name, label, features, model, rate, learning_rate, .. } = task;
+        let batches = match self {
+            Self::Ftrl => format!("batches: {}", (1.0 / rate).round()),
+            _ => format!("sample_rate: {rate:?}"),
+        };
         let yaml = format!(
             "study: utility\npurpose: What privacy costs on {name}.\ndata:\n  dataset: records\n  label: {label}\n  features:\n{features}model: {model}\n\
-             training: {{ local_steps: {steps}, sample_rate: {rate:?}, learning_rate: {learning_rate:?} }}\n{}\n\
+             training: {{ local_steps: {steps}, {batches}, learning_rate: {learning_rate:?} }}\n{}\n\
              cohort: {{ places: [\"ae-on/*\"], min_sites: {sites}, weights: uniform }}\n\
              rounds: {{ count: {rounds}, deadline_s: 60, grace_s: 2 }}\n",
             self.privacy(task, rows, noise)
@@ -206,13 +215,17 @@ impl Row {
     }
 }
 
-/// The noise multipliers for the epsilons: for steps on records, and for one release of a whole site.
+/// The noise multipliers for the epsilons: for steps on records, and for one release of a whole site or of all that
+/// correlated steps tell of a record.
 fn noises(task: &Task, row: Row) -> Result<Vec<f64>> {
     let noise = |epsilon| {
         let accountant = Accountant::Pld(Adjacency::AddOrRemove);
         let target = Target { epsilon, delta: DELTA, accountant };
-        let (rate, steps) =
-            if row == Row::Local { (1.0, 1) } else { (task.rate, u64::from(task.steps)) };
+        let (rate, steps) = if matches!(row, Row::Local | Row::Ftrl) {
+            (1.0, 1)
+        } else {
+            (task.rate, u64::from(task.steps))
+        };
         let noise = target.noise_multiplier(rate, steps)?;
         let claimed = Schedule::new(Adjacency::AddOrRemove)
             .poisson_gaussian(Poisson::new(rate)?, noise, steps)?
@@ -277,11 +290,15 @@ fn federate(study: &Study, trainer: &dyn Trainer, split: &Split, sites: usize) -
         .collect();
     let (manifest, encoding) = (study.manifest()?, study.encoding());
     let mut params = split.base.clone();
+    let mut streams = vec![None; sites];
     for round in 0..study.rounds.count {
         let rotation = study.rotation(&Digest::of(study.id.as_str().as_bytes()), round);
-        let updates = parts.iter().map(|records| {
+        let updates = parts.iter().zip(&mut streams).map(|(records, stream)| {
             let plan = Plan::of(study, u32::try_from(records.batch().rows())?);
-            let raw = trainer.run(records, &plan, &params, &mut Chance::fresh())?.update;
+            let plan = plan.of_round(round + 1, stream.take());
+            let outcome = trainer.run(records, &plan, &params, &mut Chance::fresh())?;
+            let raw = outcome.update;
+            *stream = outcome.stream;
             let raw = match &rotation {
                 Some(rotation) => raw.rotated(rotation),
                 None => raw,
@@ -494,7 +511,7 @@ fn main() -> Result<()> {
             "unit",
             EPSILONS.map(|e| format!("{:18}", format!("epsilon {e}"))).concat()
         );
-        let rows = [Row::Plain, Row::Opacus, Row::Pooled, Row::DpSgd, Row::Distributed, Row::Local];
+        let rows = [Row::Plain, Row::Opacus].into_iter().chain(OURS);
         for row in rows {
             let cell = |e: usize| {
                 let Some(ours) = scores.get(&(row, e)) else {

@@ -8,6 +8,7 @@ use crate::{
     local::{self, LocalError, Paid, Site},
     masked::{self, MaskedError, MaskedRound},
     noise::{NoiseSource, OpenDp},
+    streams,
     train::{self, Chance, Outcome},
     transport::{Coordinator, Dialer, TransportError},
 };
@@ -488,6 +489,9 @@ impl Agent {
         if let Some(round) = self.masked.lock().await.remove(&study) {
             self.drop_masked(round).await;
         }
+        if let Err(e) = streams::forget(&self.config.state.dir, &study) {
+            tracing::warn!(%study, error = %e, "a stream of noise stays in the state folder");
+        }
     }
 
     /// Trains one round and seals what comes of it, durably.
@@ -513,6 +517,7 @@ impl Agent {
         };
         let mechanism = match study.privacy.mechanism {
             Declared::DpSgd { .. } => Mechanism::DpSgd,
+            Declared::DpFtrl { .. } => Mechanism::DpFtrl,
             Declared::LocalGaussian { noise_multiplier, clip_norm } => {
                 Mechanism::LocalGaussian { clip_norm, noise_multiplier }
             }
@@ -541,19 +546,21 @@ impl Agent {
         let params = study.manifest().map_err(LocalError::from)?.params();
         let site = Site::open(&self.config, &self.ledger, study, self.noise().as_mut()).await?;
         let base = coordinator.fetch(study.id.as_str(), &header.base, params).await?;
-        let (trainer, plan) = site.plan().await?;
+        let (trainer, plan) = site.plan(header.round.number, paid).await?;
         let (weight, epsilon) = (site.weight(), site.epsilon().await?.to_string());
         let mut chance = self.chance(header);
         let started = std::time::Instant::now();
         let records = site.into_records();
         let name = trainer.name();
-        let paid = paid.take().ok_or_else(|| TaskError::Untrusted("nothing pays for it".into()))?;
-        let Outcome { update: raw, clip_norm } =
-            tokio::task::spawn_blocking(move || trainer.run(&records, &plan, &base, &mut chance))
-                .await
-                .map_err(|e| LocalError::from(train::TrainError::Library(e.to_string())))?
-                .map_err(LocalError::from)?;
-        local::remember_clip(&self.ledger, study, clip_norm).await.map_err(LocalError::from)?;
+        let mut paid =
+            paid.take().ok_or_else(|| TaskError::Untrusted("nothing pays for it".into()))?;
+        let run = move || (trainer.run(&records, &plan, &base, &mut chance), records);
+        let (outcome, records) = tokio::task::spawn_blocking(run)
+            .await
+            .map_err(|e| LocalError::from(train::TrainError::Library(e.to_string())))?;
+        let Outcome { update: raw, clip_norm, stream } = outcome.map_err(LocalError::from)?;
+        let left = (&records, clip_norm, stream);
+        local::remember(&self.config, &self.ledger, study, &mut paid, left).await?;
         tracing::info!(
             round = %header.round,
             trainer = name,

@@ -18,7 +18,7 @@ use crate::{
 };
 use falaj_core::{
     dp::{
-        Poisson,
+        Batches, Poisson,
         pld::{Adjacency, Schedule},
         rdp::AccountantError,
     },
@@ -222,7 +222,7 @@ fn attack(
 /// The study's plan with plain steps that leave the model where it is.
 fn plan_of(study: &Study) -> Result<Plan, AuditError> {
     let mut plan = Plan::of(study, 0);
-    if plan.dp.is_none() {
+    if plan.dp.is_none() || plan.correlated.is_some() {
         return Err(AuditError::Mechanism(study.privacy.mechanism.as_str()));
     }
     plan.training.learning_rate = STEP;
@@ -233,7 +233,7 @@ fn plan_of(study: &Study) -> Result<Plan, AuditError> {
 
 /// What a plan claims of one round with this noise multiplier.
 fn claim(plan: &Plan, noise_multiplier: f64) -> Result<Schedule, AccountantError> {
-    let (sampling, steps) = (plan.training.sampling, u64::from(plan.training.local_steps));
+    let (sampling, steps) = (plan.training.batches.drawn()?, u64::from(plan.training.local_steps));
     Schedule::new(Adjacency::AddOrRemove).poisson_gaussian(sampling, noise_multiplier, steps)
 }
 
@@ -255,7 +255,7 @@ fn canary(
     let width = plan.model.inputs();
     let mut bare = Plan { dp: None, ..plan.clone() };
     bare.training.local_steps = 1;
-    bare.training.sampling = Poisson::ALL;
+    bare.training.batches = Batches::Poisson(Poisson::ALL);
     let mut sizes = vec![1.0_f32];
     if plan.model.takes_any_number() {
         for _ in 0..DOUBLINGS {

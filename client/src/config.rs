@@ -69,7 +69,7 @@ fn any() -> Vec<String> {
 }
 
 fn private() -> Vec<String> {
-    vec!["dp_sgd".into(), "local_gaussian".into(), "distributed_gaussian".into()]
+    ["dp_sgd", "dp_ftrl", "local_gaussian", "distributed_gaussian"].map(Into::into).to_vec()
 }
 
 /// Records that the site offers.

@@ -341,6 +341,37 @@ impl Ledger {
         Ok(())
     }
 
+    /// Remembers a released value in place of the one that was read before, if that is still there; says whether
+    /// it was.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn release_after(
+        &self,
+        dataset: &str,
+        study: &StudyId,
+        name: &str,
+        (before, value): (Option<&str>, &str),
+    ) -> Result<bool, LedgerError> {
+        let query = match before {
+            Some(_) => {
+                "UPDATE releases SET value = ?4 WHERE dataset = ?1 AND study = ?2 AND name = ?3 AND value = ?5"
+            }
+            None => {
+                "INSERT INTO releases (dataset, study, name, value) SELECT ?1, ?2, ?3, ?4 WHERE ?5 IS NULL ON CONFLICT DO NOTHING"
+            }
+        };
+        let done = sqlx::query(query)
+            .bind(dataset)
+            .bind(study.as_str())
+            .bind(name)
+            .bind(value)
+            .bind(before)
+            .execute(&self.pool)
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
     /// Adds the events that follow from the chain as it is, durably, and gives the chain after them.
     async fn append(
         &self,

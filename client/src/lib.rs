@@ -17,5 +17,6 @@ pub mod local;
 pub mod masked;
 pub mod model_file;
 pub mod noise;
+pub mod streams;
 pub mod train;
 pub mod transport;

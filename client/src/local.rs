@@ -6,7 +6,8 @@ use crate::{
     guard::{GuardError, LocalBatch, ResidencyGuard},
     ledger::{Charge, Ledger, LedgerError, Limit},
     noise::{NoiseSource, OpenDp},
-    train::{Chance, Plan, TrainError, Trainer},
+    streams::{self, StreamError, Turn},
+    train::{Chance, Outcome, Plan, TrainError, Trainer, stream::Stream},
 };
 use falaj_core::{
     dp::{
@@ -41,6 +42,9 @@ pub enum LocalError {
     /// The study's model cannot exist.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// A stream of noise could not be kept.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
     /// The ledger remembers something that it did not write.
     #[error("a released value in the ledger cannot be read: restore it from a backup")]
     Remembered,
@@ -89,38 +93,25 @@ pub fn delta_too_large(study: &Study, records: usize) -> Option<String> {
 /// What the ledger remembers an adaptive clip norm as.
 const CLIP_NORM: &str = "clip norm";
 
-/// Remembers where a round left an adaptive clip norm.
-///
-/// # Errors
-/// When the ledger fails.
-pub async fn remember_clip(
-    ledger: &Ledger,
-    study: &Study,
-    clip_norm: Option<f64>,
-) -> Result<(), LedgerError> {
-    match clip_norm {
-        Some(norm) => {
-            ledger.release(&study.data.dataset, &study.id, CLIP_NORM, &format!("{norm:?}")).await
-        }
-        None => Ok(()),
-    }
-}
-
-/// A reservation that can be given back as long as nothing was made with it.
+/// A reservation that can be given back as long as nothing was made with it, and the round's place in a stream of
+/// correlated noise, for which it was made.
 #[derive(Debug)]
-pub struct Paid(Reservation);
+pub struct Paid {
+    reservation: Reservation,
+    turn: Option<Turn>,
+}
 
 impl Paid {
     /// Its number in the ledger.
     #[must_use]
     pub const fn id(&self) -> u64 {
-        self.0.id()
+        self.reservation.id()
     }
 
     /// For sealing. From here on it counts as spent.
     #[must_use]
     pub fn spend(self) -> Reservation {
-        self.0
+        self.reservation
     }
 
     /// Gives it back to the ledger: nothing was trained with it.
@@ -128,7 +119,7 @@ impl Paid {
     /// # Errors
     /// When the ledger fails; it counts as spent then.
     pub async fn give_back(self, ledger: &Ledger) -> Result<(), LedgerError> {
-        ledger.give_back(self.0).await
+        ledger.give_back(self.reservation).await
     }
 }
 
@@ -145,8 +136,19 @@ pub async fn reserve_round(
     ResidencyGuard::new(config).permits(study)?;
     let name = &study.data.dataset;
     let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
-    let cost = study.cost_of_rounds(1)?;
-    Ok(Paid(reserve(dataset, ledger, study, &format!("round {round}"), &cost).await?))
+    let turn = streams::turn(&config.state.dir, ledger, study).await?;
+    pay((dataset, ledger, study), round, turn).await
+}
+
+/// Reserves what a round costs in its turn.
+async fn pay(
+    (dataset, ledger, study): (&DatasetConfig, &Ledger, &Study),
+    round: u32,
+    turn: Option<Turn>,
+) -> Result<Paid, LocalError> {
+    let cost = study.cost_of_round_after(turn.as_ref().map_or(0, Turn::steps))?;
+    let reservation = reserve(dataset, ledger, study, &format!("round {round}"), &cost).await?;
+    Ok(Paid { reservation, turn })
 }
 
 /// A study at this site: its records, what was disclosed about them, and the ledger that pays.
@@ -262,12 +264,27 @@ impl<'a> Site<'a> {
         Ok(spent.epsilon(if delta > 0.0 { delta } else { self.dataset.delta })?)
     }
 
-    /// The trainer and the plan for one round. An adaptive clip norm goes on from where the last round left it.
+    /// The trainer and the plan for one round. An adaptive clip norm and a stream of correlated noise go on from where
+    /// the last round left them; a stream that is about other records by now begins anew, and `paid` becomes what that
+    /// costs.
     ///
     /// # Errors
     /// [`LocalError::Train`] when this agent has no trainer for the model; when the ledger fails.
-    pub async fn plan(&self) -> Result<(Box<dyn Trainer>, Plan), LocalError> {
-        let mut plan = Plan::of(self.study, self.disclosed);
+    pub async fn plan(
+        &self,
+        round: u32,
+        paid: &mut Option<Paid>,
+    ) -> Result<(Box<dyn Trainer>, Plan), LocalError> {
+        let others = |turn: &mut Turn| turn.is_about_others(self.study, self.records.batch());
+        if let Some(old) = paid.take_if(|paid| paid.turn.as_mut().is_some_and(others)) {
+            tracing::warn!(study = %self.study.id, "the records have changed: a new stream of noise begins, at its own cost");
+            let Paid { reservation, turn } = old;
+            self.ledger.give_back(reservation).await?;
+            let anew = turn.map(Turn::anew);
+            *paid = Some(pay((self.dataset, self.ledger, self.study), round, anew).await?);
+        }
+        let stream = paid.as_ref().and_then(|paid| paid.turn.as_ref()).map(Turn::stream);
+        let mut plan = Plan::of(self.study, self.disclosed).of_round(round, stream);
         if plan.adaptive.is_some() {
             let known = self.ledger.released(&self.dataset.name, &self.study.id, CLIP_NORM).await?;
             if let (Some(text), Some((clip_norm, _))) = (known, &mut plan.dp) {
@@ -282,6 +299,28 @@ impl<'a> Site<'a> {
     pub fn into_records(self) -> LocalBatch {
         self.records
     }
+}
+
+/// Remembers, durably, where a round left an adaptive clip norm or a stream of correlated noise. Nothing of the round
+/// may leave the site before that.
+///
+/// # Errors
+/// When they cannot be kept.
+pub async fn remember(
+    config: &Config,
+    ledger: &Ledger,
+    study: &Study,
+    paid: &mut Paid,
+    (records, clip_norm, stream): (&LocalBatch, Option<f64>, Option<Stream>),
+) -> Result<(), LocalError> {
+    if let Some(norm) = clip_norm {
+        ledger.release(&study.data.dataset, &study.id, CLIP_NORM, &format!("{norm:?}")).await?;
+    }
+    if let (Some(turn), Some(stream)) = (paid.turn.take(), stream) {
+        let moved = (turn, stream);
+        streams::keep(&config.state.dir, ledger, study, moved, records.batch()).await?;
+    }
+    Ok(())
 }
 
 /// The noised number of records; paid for once and remembered. Where nothing that leaves the site depends on
@@ -355,6 +394,7 @@ pub async fn train_alone(
         let trainer = crate::train::choose(&config.train, &plan.model)?;
         let records = LocalBatch::for_this_site_only(batch);
         while done < planned {
+            let plan = plan.clone().of_round(done + 1, None);
             trainer.run(&records, &plan, &params, &mut chance)?.update.apply_locally(&mut params);
             done += 1;
             progress(done, planned);
@@ -368,11 +408,16 @@ pub async fn train_alone(
             Err(LocalError::Ledger(LedgerError::Spent { .. })) if done > 0 => break,
             Err(e) => return Err(e),
         };
-        let (trainer, plan) = site.plan().await?;
-        let outcome = trainer.run(&site.records, &plan, &params, &mut chance)?;
-        outcome.update.apply_locally(&mut params);
-        remember_clip(ledger, &study, outcome.clip_norm).await?;
-        ledger.commit(reservation.id()).await?;
+        let mut paid = Some(reservation);
+        let (trainer, plan) = site.plan(done + 1, &mut paid).await?;
+        let Outcome { update, clip_norm, stream } =
+            trainer.run(&site.records, &plan, &params, &mut chance)?;
+        update.apply_locally(&mut params);
+        if let Some(mut paid) = paid {
+            let left = (&site.records, clip_norm, stream);
+            remember(config, ledger, &study, &mut paid, left).await?;
+            ledger.commit(paid.id()).await?;
+        }
         done += 1;
         epsilon = Some(site.epsilon().await?);
         progress(done, planned);

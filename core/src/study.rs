@@ -5,7 +5,8 @@
 
 use crate::{
     dp::{
-        AdaptiveClipping, Distributed, DistributedError, Poisson, Rotation, Unit,
+        AdaptiveClipping, Batches, Distributed, DistributedError, Ftrl, Poisson, Rotation, Unit,
+        ftrl,
         rdp::{AccountantError, RdpCurve},
     },
     id::{Digest, Place, SiteId, StudyId},
@@ -200,8 +201,8 @@ pub struct Training {
     pub algorithm: Algorithm,
     /// Optimiser steps per round.
     pub local_steps: u32,
-    /// How each step's batch is drawn.
-    pub sampling: Poisson,
+    /// How each step's batch comes about.
+    pub batches: Batches,
     /// Step size.
     pub learning_rate: f64,
     /// How a gradient becomes a step.
@@ -248,6 +249,14 @@ pub enum Mechanism {
         /// How the bound moves; absent when it stays.
         adaptive: Option<AdaptiveClipping>,
     },
+    /// In each training step, correlated over the steps of all rounds: record-level, for batches in a fixed order
+    /// (Kairouz et al. 2021; [`Ftrl`]).
+    DpFtrl {
+        /// Noise standard deviation over what one record can move all steps together by.
+        noise_multiplier: f64,
+        /// L2 bound of one record's gradient.
+        clip_norm: f64,
+    },
     /// Once, on the site's whole update: site-level.
     LocalGaussian {
         /// Noise standard deviation over the clip norm.
@@ -288,6 +297,7 @@ impl Mechanism {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::DpSgd { .. } => "dp_sgd",
+            Self::DpFtrl { .. } => "dp_ftrl",
             Self::LocalGaussian { .. } => "local_gaussian",
             Self::DistributedGaussian { .. } => "distributed_gaussian",
             Self::None => "none",
@@ -501,13 +511,37 @@ impl Study {
     #[must_use]
     pub fn discloses_records(&self) -> bool {
         match self.privacy.mechanism {
-            Mechanism::DpSgd { .. } => true,
+            Mechanism::DpSgd { .. } | Mechanism::DpFtrl { .. } => true,
             Mechanism::None => false,
             _ => self.cohort.weights == Weights::Examples,
         }
     }
 
-    /// What `rounds` rounds of training cost one record (`dp_sgd`) or one site (`local_gaussian`).
+    /// How the noise of a site's steps is correlated, where it is.
+    #[must_use]
+    pub fn ftrl(&self) -> Option<Ftrl> {
+        let (Mechanism::DpFtrl { .. }, Batches::Cyclic(batches)) =
+            (self.privacy.mechanism, self.training.batches)
+        else {
+            return None;
+        };
+        let steps = u64::from(self.rounds.count) * u64::from(self.training.local_steps);
+        Ftrl::new(batches, steps)
+    }
+
+    /// What the next round costs at a site whose noise is correlated, after so many steps of a stream.
+    ///
+    /// # Errors
+    /// [`AccountantError`] when the settings have no finite guarantee.
+    pub fn cost_of_round_after(&self, steps: u64) -> Result<RdpCurve, AccountantError> {
+        let Mechanism::DpFtrl { noise_multiplier, .. } = self.privacy.mechanism else {
+            return self.cost_of_rounds(1);
+        };
+        let ftrl = self.ftrl().ok_or(AccountantError::Order)?;
+        ftrl.cost(noise_multiplier, steps..steps + u64::from(self.training.local_steps))
+    }
+
+    /// What `rounds` rounds of training cost the unit that is protected: one record or one site.
     ///
     /// # Errors
     /// [`AccountantError`] when the settings have no finite guarantee.
@@ -515,10 +549,19 @@ impl Study {
         let steps = u64::from(rounds);
         match self.privacy.mechanism {
             Mechanism::DpSgd { noise_multiplier, .. } => RdpCurve::poisson_gaussian(
-                self.training.sampling,
+                self.training.batches.drawn()?,
                 noise_multiplier,
                 steps * u64::from(self.training.local_steps),
             ),
+            Mechanism::DpFtrl { noise_multiplier, .. } => {
+                let ftrl = self.ftrl().ok_or(AccountantError::Order)?;
+                let steps = steps * u64::from(self.training.local_steps);
+                let whole = ftrl.cost(noise_multiplier, 0..ftrl.steps())?;
+                #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+                let streams = (steps / ftrl.steps()) as f64;
+                let begun = ftrl.cost(noise_multiplier, 0..steps % ftrl.steps())?;
+                Ok(whole.times(streams).compose(&begun))
+            }
             Mechanism::LocalGaussian { noise_multiplier, .. } => {
                 RdpCurve::poisson_gaussian(Poisson::ALL, noise_multiplier, steps)
             }
@@ -526,7 +569,10 @@ impl Study {
                 noise_multiplier,
                 protects: Protects::Record { .. },
                 ..
-            } => RdpCurve::poisson_gaussian(self.training.sampling, noise_multiplier, steps),
+            } => {
+                let sampling = self.training.batches.drawn()?;
+                RdpCurve::poisson_gaussian(sampling, noise_multiplier, steps)
+            }
             Mechanism::DistributedGaussian { noise_multiplier, .. } => {
                 let params = self.manifest().map_or(0, |m| m.params() as u64);
                 let refused = AccountantError::NoiseMultiplier(noise_multiplier);
@@ -778,6 +824,7 @@ impl Study {
         );
         match v.mechanism {
             Mechanism::DpSgd { noise_multiplier, clip_norm, .. }
+            | Mechanism::DpFtrl { noise_multiplier, clip_norm }
             | Mechanism::LocalGaussian { noise_multiplier, clip_norm }
             | Mechanism::DistributedGaussian { noise_multiplier, clip_norm, .. } => {
                 p.when(
@@ -825,9 +872,40 @@ impl Study {
                 || "give a positive number, for example 0.1".into(),
             );
         }
+        self.check_batches(p);
         self.check_masking(p);
         if p.0.is_empty() {
             self.check_plan(p);
+        }
+    }
+
+    /// Whether the batches come about as the mechanism's theorem asks.
+    fn check_batches(&self, p: &mut Problems) {
+        let drawn = matches!(self.training.batches, Batches::Poisson(_));
+        match self.privacy.mechanism {
+            Mechanism::DpFtrl { .. } => {
+                p.when(
+                    drawn,
+                    "training.sample_rate",
+                    "`dp_ftrl` is for batches that take turns",
+                    || "say `batches: 20` for twenty of them, or use `mechanism: dp_sgd`".into(),
+                );
+                let t = u64::from(self.rounds.count) * u64::from(self.training.local_steps);
+                p.when(
+                    t > ftrl::STEPS_MAX,
+                    "rounds.count",
+                    &format!("{t} steps in all are too many to correlate noise over"),
+                    || format!("plan at most {} rounds times local steps", ftrl::STEPS_MAX),
+                );
+            }
+            Mechanism::DpSgd { .. }
+            | Mechanism::DistributedGaussian { protects: Protects::Record { .. }, .. } => p.when(
+                !drawn,
+                "training.batches",
+                "batches that take turns earn no amplification, which this mechanism counts on",
+                || "give `sample_rate` in place of `batches`, or use `mechanism: dp_ftrl`".into(),
+            ),
+            _ => {}
         }
     }
 
@@ -908,7 +986,17 @@ impl Study {
             });
             return;
         };
-        if planned > v.epsilon_limit {
+        if planned > v.epsilon_limit && matches!(v.mechanism, Mechanism::DpFtrl { .. }) {
+            p.when(
+                true,
+                "privacy.epsilon_limit",
+                &format!(
+                    "the whole study costs epsilon {planned:.3} at delta {:e}, the limit is {}",
+                    v.delta, v.epsilon_limit
+                ),
+                || "raise `noise_multiplier`: it is over what one record moves all steps by, however many they are".into(),
+            );
+        } else if planned > v.epsilon_limit {
             let (mut fits, mut fails) = (0, self.rounds.count);
             while fails - fits > 1 {
                 let middle = fits + (fails - fits) / 2;

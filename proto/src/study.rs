@@ -5,7 +5,7 @@
 //! that would be ignored is a misunderstanding.
 
 use falaj_core::{
-    dp::{AdaptiveClipping, Poisson, Rotation},
+    dp::{AdaptiveClipping, Batches, Cyclic, Poisson, Rotation},
     model::Conv,
     study::{
         Algorithm, Bounds, Cohort, Data, Feature, FeatureKind, Label, Mechanism, Missing, Model,
@@ -192,7 +192,8 @@ struct TrainingYaml {
     algorithm: AlgorithmKind,
     mu: Option<Spanned<f64>>,
     local_steps: Spanned<u32>,
-    sample_rate: Spanned<f64>,
+    sample_rate: Option<Spanned<f64>>,
+    batches: Option<Spanned<u32>>,
     learning_rate: Spanned<f64>,
     optimizer: Option<Spanned<OptimizerKind>>,
     momentum: Option<Spanned<f64>>,
@@ -250,6 +251,7 @@ enum UnitYaml {
 #[serde(rename_all = "snake_case")]
 enum MechanismKind {
     DpSgd,
+    DpFtrl,
     LocalGaussian,
     DistributedGaussian,
     None,
@@ -711,16 +713,11 @@ impl Reader<'_> {
                 Optimizer::Adam { weight_decay: decay }
             }
         };
-        let rate = self.take("training.sample_rate", &y.sample_rate);
-        let sampling = Poisson::new(rate).unwrap_or_else(|_| {
-            let what = format!("{rate} is not a chance");
-            self.wrong(y.sample_rate.referenced, what, "give a number above 0 and at most 1");
-            Poisson::ALL
-        });
+        let batches = self.batches(spanned);
         Training {
             algorithm,
             local_steps: self.take("training.local_steps", &y.local_steps),
-            sampling,
+            batches,
             learning_rate: self.take("training.learning_rate", &y.learning_rate),
             optimizer,
             server_learning_rate: self.take_or(
@@ -728,6 +725,39 @@ impl Reader<'_> {
                 y.server_learning_rate.as_ref(),
                 1.0,
             ),
+        }
+    }
+
+    fn batches(&mut self, spanned: &Spanned<TrainingYaml>) -> Batches {
+        let all = Batches::Poisson(Poisson::ALL);
+        match (&spanned.value.sample_rate, &spanned.value.batches) {
+            (Some(rate), None) => {
+                let chance = self.take("training.sample_rate", rate);
+                Poisson::new(chance).map_or_else(
+                    |_| {
+                        let what = format!("{chance} is not a chance");
+                        self.wrong(rate.referenced, what, "give a number above 0 and at most 1");
+                        all
+                    },
+                    Batches::Poisson,
+                )
+            }
+            (None, Some(count)) => {
+                let taken = self.take("training.batches", count);
+                Cyclic::new(taken).map_or_else(
+                    || {
+                        let mend = "give the batches that the records are split in, for example 20";
+                        self.wrong(count.referenced, "no batch would ever be trained on", mend);
+                        all
+                    },
+                    Batches::Cyclic,
+                )
+            }
+            _ => {
+                let mend = "give `sample_rate` for batches drawn at random, for example 0.05, or `batches` for so many that take turns, and only one of the two";
+                self.wrong(spanned.referenced, "it is not clear how batches come about", mend);
+                all
+            }
         }
     }
 
@@ -768,6 +798,10 @@ impl Reader<'_> {
             self.unwanted("privacy.adaptive_clipping", y.adaptive_clipping.as_ref(), because);
         }
         let mechanism = match y.mechanism.value {
+            MechanismKind::DpFtrl => {
+                self.no_masks(y, "`mechanism: dp_ftrl`, which protects a record at each site");
+                Mechanism::DpFtrl { noise_multiplier, clip_norm }
+            }
             MechanismKind::LocalGaussian => {
                 self.no_masks(
                     y,

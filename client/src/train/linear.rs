@@ -1,6 +1,6 @@
 //! Logistic regression in plain Rust: the same DP-SGD without libtorch.
 
-use super::{Chance, Outcome, Plan, TrainError, Trainer, step::Descent};
+use super::{Chance, Outcome, Plan, TrainError, Trainer, batches::Turns, step::Descent};
 use crate::{data::Batch, guard::LocalBatch};
 use falaj_core::model::ModelSpec;
 
@@ -58,12 +58,13 @@ impl Trainer for Linear {
         let (features, classes) = sizes(&plan.model, base)?;
         let batch = records.batch();
         let mut descent = Descent::new(plan, base, chance)?;
+        let mut turns = Turns::new(plan, batch);
         for _ in 0..plan.training.local_steps {
-            let rows = chance.sample(batch.rows(), plan.training.sampling);
+            let rows = turns.next(chance);
             let (params, clip) = (descent.params(), descent.clip());
             let mut within = 0;
             let mut sum = vec![0.0_f32; params.len()];
-            for &row in &rows {
+            for &row in rows.iter() {
                 let x = batch.row(row);
                 // The gradient of cross entropy with respect to the logits: probabilities minus one-hot.
                 let mut g = logits_of(params, features, classes, x);

@@ -2,12 +2,14 @@
 //!
 //! All of them do the same DP-SGD (Abadi et al. 2016, algorithm 1): in each step every record enters the
 //! batch independently with the study's sample rate (true Poisson sampling), its gradient is clipped in L2,
-//! and noise is added to the sum, also when the batch is empty. `step` adds the noise and moves the
-//! parameters.
+//! and noise is added to the sum, also when the batch is empty. `batches` says who is in it, `step` adds the noise
+//! and moves the parameters. Under DP-FTRL batches take turns, and `stream` correlates the noise of the steps.
 
+mod batches;
 pub mod cuda;
 pub mod linear;
 mod step;
+pub mod stream;
 #[cfg(feature = "torch")]
 pub mod torch;
 
@@ -20,6 +22,7 @@ use falaj_core::{
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
+use stream::{Correlated, Stream};
 use zeroize::Zeroizing;
 
 /// How one round is trained.
@@ -29,8 +32,12 @@ pub struct Plan {
     pub model: ModelSpec,
     /// Steps, rates, algorithm.
     pub training: Training,
-    /// Clip norm and noise multiplier, for DP-SGD.
+    /// Clip norm and noise multiplier, for noise in each step.
     pub dp: Option<(f64, f64)>,
+    /// How that noise is correlated over the steps, for DP-FTRL.
+    pub correlated: Option<Correlated>,
+    /// Steps that were taken before the round, for batches that take turns.
+    pub first_step: u64,
     /// How that clip norm moves from step to step, and where it began in the first round.
     pub adaptive: Option<(AdaptiveClipping, f64)>,
     /// Clip norm and what the sum is divided by, for one step whose noise is added when it is sealed.
@@ -47,6 +54,9 @@ impl Plan {
             Mechanism::DpSgd { clip_norm, noise_multiplier, adaptive } => {
                 (Some((clip_norm, noise_multiplier)), adaptive.map(|a| (a, clip_norm)))
             }
+            Mechanism::DpFtrl { clip_norm, noise_multiplier } => {
+                (Some((clip_norm, noise_multiplier)), None)
+            }
             _ => (None, None),
         };
         let summed = match study.privacy.mechanism {
@@ -61,15 +71,29 @@ impl Plan {
             model: study.model_spec(),
             training: study.training.clone(),
             dp,
+            correlated: study.ftrl().map(|factor| Correlated { factor, stream: Stream::default() }),
+            first_step: 0,
             adaptive,
             summed,
             records: f64::from(records),
         }
     }
 
+    /// The plan of a round (from 1), or of what a stream of correlated noise has come to.
+    #[must_use]
+    pub fn of_round(mut self, round: u32, stream: Option<Stream>) -> Self {
+        let rounds_before = u64::from(round.saturating_sub(1));
+        self.first_step = rounds_before * u64::from(self.training.local_steps);
+        if let (Some(correlated), Some(stream)) = (&mut self.correlated, stream) {
+            self.first_step = stream.steps();
+            correlated.stream = stream;
+        }
+        self
+    }
+
     /// Expected records in one batch.
     fn expected_batch(&self) -> f64 {
-        (self.training.sampling.rate() * self.records).max(1.0)
+        (self.training.batches.rate() * self.records).max(1.0)
     }
 }
 
@@ -107,6 +131,8 @@ pub struct Outcome {
     pub update: RawUpdate,
     /// Where an adaptive clip norm has come to: as private as the update, so it may be kept for the next round.
     pub clip_norm: Option<f64>,
+    /// Where a stream of correlated noise has come to: never to leave the site.
+    pub stream: Option<Stream>,
 }
 
 /// Trains one round.

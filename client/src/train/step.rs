@@ -11,7 +11,7 @@
 //! The sum is divided by the expected batch size, which is computed from the *disclosed* (noised) number
 //! of records, so that the exact number does not leak.
 
-use super::{Chance, Outcome, Plan, TrainError};
+use super::{Chance, Outcome, Plan, TrainError, stream::Correlated};
 use falaj_core::{
     dp::{AdaptiveClipping, ExactDiscreteGaussian, Noise as _, NoiseError},
     study::{Algorithm, Optimizer, Training},
@@ -23,6 +23,9 @@ use std::sync::mpsc::{Receiver, sync_channel};
 const SCALE: f64 = 2_097_152.0;
 /// Clipping aims this much below the bound, relatively: the rounding of f32 sums stays within it.
 const CLIP_SLACK: f64 = 1e-5;
+/// What rounding a row moves two neighbouring ones apart by, in steps of the grid and for each coordinate: one, and
+/// what the sum of a few weighed f32s in f64 may err by.
+const ROUNDING_OF_ROWS: f64 = 1.01;
 /// From so many parameters on, the noise of the next step is drawn on another thread meanwhile.
 const AHEAD_FROM: usize = 4_096;
 /// Parameters that are noised and moved together.
@@ -75,19 +78,21 @@ struct Moving {
 }
 
 impl Noise {
+    /// Noise of `multiplier` times what one record moves the sums by: the clip norm, and for being rounded on
+    /// so many `rows` the root of them and of the parameters, in steps of the grid.
     fn new(
         (clip_norm, multiplier): (f64, f64),
-        params: usize,
+        (rows, params): (f64, usize),
         chance: &mut Chance,
     ) -> Result<Self, NoiseError> {
         #[expect(clippy::cast_precision_loss, reason = "at most 2^31 parameters")]
-        let rounding = multiplier * (params as f64).sqrt();
+        let rounding = multiplier * (rows * params as f64).sqrt();
         if rounding > SCALE / 2.0 {
             return Err(NoiseError(format!(
                 "a noise multiplier of {multiplier} on {params} parameters needs a finer grid than there is: lower `privacy.noise_multiplier`"
             )));
         }
-        // multiplier (C / grid + sqrt(d)) = SCALE, and a little more for the rounding of this line.
+        // multiplier (C / grid + sqrt(rows d)) = SCALE, and a little more for the rounding of this line.
         let grid_of_one = multiplier / (SCALE - rounding) * (1.0 + 1e-12);
         let mut sampler = ExactDiscreteGaussian::new(*chance.key());
         let draws = if params < AHEAD_FROM {
@@ -135,6 +140,9 @@ pub(super) struct Descent<'a> {
     base: &'a [f32],
     params: Vec<f32>,
     noise: Option<Noise>,
+    correlated: Option<Correlated>,
+    /// Deviation of what a step's gradient gets of the noise, over the noise's.
+    spread: f64,
     /// The clip norm now.
     clip_norm: Option<f64>,
     moving: Option<Moving>,
@@ -155,11 +163,22 @@ impl<'a> Descent<'a> {
         base: &'a [f32],
         chance: &mut Chance,
     ) -> Result<Self, TrainError> {
-        let of_sum = |(clip_norm, multiplier)| match plan.adaptive {
-            Some((how, _)) => (clip_norm, how.noise_multiplier_of_sum(multiplier)),
-            None => (clip_norm, multiplier),
+        let correlated = plan.correlated.clone();
+        let of_sum = |(clip_norm, multiplier)| match (plan.adaptive, &correlated) {
+            (Some((how, _)), _) => ((clip_norm, how.noise_multiplier_of_sum(multiplier)), 1.0),
+            (None, Some(run)) => {
+                // All rows that one record moves, as one vector: the clip norm is `sensitivity` of them long.
+                let (sensitivity, rows) = (run.factor.sensitivity(), run.factor.rows());
+                let rounding = ROUNDING_OF_ROWS.powi(2) * rows / sensitivity.powi(2);
+                ((clip_norm, multiplier * sensitivity), rounding)
+            }
+            (None, None) => ((clip_norm, multiplier), 1.0),
         };
-        let noise = plan.dp.map(|dp| Noise::new(of_sum(dp), base.len(), chance)).transpose()?;
+        let noise = |dp| {
+            let (dp, rows) = of_sum(dp);
+            Noise::new(dp, (rows, base.len()), chance)
+        };
+        let noise = plan.dp.map(noise).transpose()?;
         let moving = plan.adaptive.map(|(how, first)| Moving {
             how,
             first,
@@ -172,7 +191,20 @@ impl<'a> Descent<'a> {
         };
         let (params, first) = (base.to_vec(), vec![0.0; base.len()]);
         let moved = if plan.summed.is_some() { vec![0.0; base.len()] } else { Vec::new() };
-        Ok(Self { plan, base, params, noise, clip_norm, moving, first, second, moved, steps: 0 })
+        Ok(Self {
+            plan,
+            base,
+            params,
+            noise,
+            spread: correlated.as_ref().map_or(1.0, |run| run.factor.spread()),
+            correlated,
+            clip_norm,
+            moving,
+            first,
+            second,
+            moved,
+            steps: 0,
+        })
     }
 
     /// The parameters now.
@@ -193,7 +225,8 @@ impl<'a> Descent<'a> {
             self.params.iter().zip(self.base).map(|(p, b)| p - b).collect()
         };
         let clip_norm = self.clip_norm.filter(|_| self.moving.is_some());
-        Outcome { update: RawUpdate::new(update), clip_norm }
+        let stream = self.correlated.map(Correlated::finish);
+        Outcome { update: RawUpdate::new(update), clip_norm, stream }
     }
 
     /// Takes a step with the sum of the clipped gradients of a batch, of which so many were `within` the bound as
@@ -226,15 +259,16 @@ impl<'a> Descent<'a> {
             #[expect(clippy::cast_precision_loss, reason = "batches are small")]
             (None, None) => batch.max(1) as f64,
         };
-        let deviation = self.noise.as_ref().map_or(0.0, |n| n.grid * SCALE / divisor);
+        let deviation = self.noise.as_ref().map_or(0.0, |n| self.spread * n.grid * SCALE / divisor);
         let mut moves = Moves::new(&self.plan.training, self.steps, deviation);
-        let (finer, mean, drawn) = match &mut self.noise {
-            Some(noise) => {
-                let (finer, mean) = (1.0 / noise.grid, noise.grid / divisor);
-                (finer, mean, Some(noise.next()?))
-            }
-            None => (1.0, 1.0 / divisor, None),
+        let (grid, drawn) = match &mut self.noise {
+            Some(noise) => (noise.grid, Some(noise.next()?)),
+            None => (1.0, None),
         };
+        let (finer, mean) = (1.0 / grid, grid / divisor);
+        if let Some(run) = &mut self.correlated {
+            run.begin(sum);
+        }
         // Block by block, so that a block stays in the nearest cache from noise to move.
         let mut gradient = [0.0_f32; BLOCK];
         let mut finite = true;
@@ -244,7 +278,11 @@ impl<'a> Descent<'a> {
             let gradient = &mut gradient[..sums.len()];
             finite &= sums.iter().fold(true, |all, g| all & g.is_finite());
             #[expect(clippy::cast_possible_truncation, reason = "gradients are f32")]
-            if let Some(drawn) = drawn {
+            if let (Some(drawn), Some(run)) = (drawn, &mut self.correlated) {
+                let drawn = (&drawn[range.clone()], grid);
+                let round = |v: f64| (v + ROUNDER) - ROUNDER;
+                run.release(range.clone(), drawn, round, (gradient, 1.0 / divisor));
+            } else if let Some(drawn) = drawn {
                 for ((out, &g), &z) in gradient.iter_mut().zip(sums).zip(&drawn[range.clone()]) {
                     let whole = (f64::from(g) * finer + ROUNDER) - ROUNDER;
                     *out = ((whole + f64::from(z)) * mean) as f32;
@@ -336,29 +374,35 @@ impl Moves {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use falaj_core::{dp::Poisson, model::ModelSpec};
+    use crate::train::stream::Stream;
+    use falaj_core::{
+        dp::{Batches, Cyclic, Ftrl, Poisson},
+        model::ModelSpec,
+    };
 
-    fn plan(dp: Option<(f64, f64)>, optimizer: Optimizer) -> Plan {
+    pub(in crate::train) fn plan(dp: Option<(f64, f64)>, optimizer: Optimizer) -> Plan {
         Plan {
             model: ModelSpec::Logistic { features: 1, classes: 2 },
             training: Training {
                 algorithm: Algorithm::FedAvg,
                 local_steps: 1,
-                sampling: Poisson::new(0.5).expect("a chance"),
+                batches: Batches::Poisson(Poisson::new(0.5).expect("a chance")),
                 learning_rate: 1.0,
                 optimizer,
                 server_learning_rate: 1.0,
             },
             dp,
+            correlated: None,
+            first_step: 0,
             adaptive: None,
             summed: None,
             records: 20.0,
         }
     }
 
-    const SGD: Optimizer = Optimizer::Sgd { momentum: 0.0 };
+    pub(in crate::train) const SGD: Optimizer = Optimizer::Sgd { momentum: 0.0 };
 
     #[test]
     fn an_empty_batch_still_gets_the_agreed_noise_on_either_side_of_the_thread() {
@@ -406,13 +450,54 @@ mod tests {
     fn noise_covers_what_rounding_to_the_grid_adds_to_the_sensitivity() {
         let mut chance = Chance::insecure(b"sensitivity");
         for (clip, z, params) in [(1.0, 1.1, 100), (0.01, 30.0, 1 << 20), (5.0, 0.3, 1 << 12)] {
-            let noise = Noise::new((clip, z), params, &mut chance).expect("valid");
+            let noise = Noise::new((clip, z), (1.0, params), &mut chance).expect("valid");
             #[expect(clippy::cast_precision_loss, reason = "small counts")]
             let sensitivity = clip / noise.grid + (params as f64).sqrt();
             let ratio = SCALE / (z * sensitivity);
             assert!((1.0 - 1e-12..1.0 + 1e-9).contains(&ratio), "{ratio}");
         }
-        assert!(Noise::new((1.0, 1e6), 1 << 20, &mut chance).is_err());
+        assert!(Noise::new((1.0, 1e6), (1.0, 1 << 20), &mut chance).is_err());
+    }
+
+    #[test]
+    fn rows_of_a_stream_have_independent_noise_of_what_one_record_moves_all_of_them_by() {
+        let (clip, z, params, steps) = (2.0, 1.5, 2_000, 60);
+        let factor = Ftrl::new(Cyclic::new(8).expect("batches"), steps).expect("a stream");
+        let correlated = Correlated { factor: factor.clone(), stream: Stream::default() };
+        let plan = Plan { correlated: Some(correlated), ..plan(Some((clip, z)), SGD) };
+        let base = vec![0.0; params];
+        let mut chance = Chance::insecure(b"stream");
+        let mut descent = Descent::new(&plan, &base, &mut chance).expect("valid");
+        // What the optimiser got of each step, times the expected batch of 10.
+        let (mut got, mut at) = (Vec::new(), base.clone());
+        for _ in 0..steps {
+            descent.step((0, 0), &vec![0.0; params]).expect("a step");
+            let moved = descent.params().iter().zip(&at);
+            got.push(moved.map(|(b, a)| -10.0 * f64::from(b - a)).collect::<Vec<f64>>());
+            at = descent.params().to_vec();
+        }
+        // The factor makes of it the noise of each row again.
+        let row = |t: usize, i: usize| {
+            let weighed = factor.factor().iter().zip(got[..=t].iter().rev());
+            weighed.map(|(c, got)| c * got[i]).sum::<f64>()
+        };
+        let mean = |of: &dyn Fn(usize, usize) -> f64| {
+            let all = (10..50).flat_map(|t| (0..params).map(move |i| (t, i)));
+            all.map(|(t, i)| of(t, i)).sum::<f64>() / (40.0 * 2_000.0)
+        };
+        let variance = mean(&|t, i| row(t, i).powi(2));
+        let deviation = z * factor.sensitivity() * clip;
+        assert!((variance.sqrt() / deviation - 1.0).abs() < 0.02, "{variance}, {deviation}");
+        for lag in 1..4 {
+            let together = mean(&|t, i| row(t, i) * row(t - lag, i)) / variance;
+            assert!(together.abs() < 0.02, "{lag}: {together}");
+        }
+        // While a step takes back part of what the one before it added.
+        let spread = mean(&|t, i| got[t][i].powi(2));
+        assert!(mean(&|t, i| got[t][i] * got[t - 1][i]) < -0.2 * spread);
+        assert!((spread / variance / factor.spread().powi(2) - 1.0).abs() < 0.05);
+        let stream = descent.finish().stream.expect("a stream");
+        assert_eq!(stream.steps(), steps);
     }
 
     #[test]
@@ -433,7 +518,7 @@ mod tests {
         let how = AdaptiveClipping { quantile: 0.5, learning_rate: 0.2, count_noise: 4.0 };
         let mut plan = plan(Some((1.0, 1.5)), SGD);
         plan.adaptive = Some((how, 1.0));
-        plan.training.sampling = Poisson::ALL;
+        plan.training.batches = Batches::Poisson(Poisson::ALL);
         plan.records = 200.0;
         let base = vec![0.0; 2_000];
         let mut chance = Chance::insecure(b"adaptive");

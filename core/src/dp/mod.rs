@@ -3,6 +3,7 @@
 pub mod calibrate;
 pub mod clipping;
 pub mod distributed;
+pub mod ftrl;
 pub mod gauss;
 mod lattice;
 pub mod pld;
@@ -13,7 +14,8 @@ pub mod seal;
 
 pub use clipping::AdaptiveClipping;
 pub use distributed::{Distributed, DistributedError, Unit};
+pub use ftrl::Ftrl;
 pub use gauss::ExactDiscreteGaussian;
 pub use rotation::Rotation;
-pub use sampling::Poisson;
+pub use sampling::{Batches, Cyclic, Poisson};
 pub use seal::{Mechanism, Noise, NoiseError, Permit, Reservation, SealError};

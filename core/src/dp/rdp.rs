@@ -60,6 +60,11 @@ pub enum AccountantError {
     /// Rényi accounting is for neighbours by adding or removing.
     #[error("Renyi accounting is for neighbours by adding or removing: use the accountant pld")]
     Neighbours,
+    /// Batches in a fixed order are not a sample.
+    #[error(
+        "batches that take turns are no sample, so there is no sampled figure for them: use `mechanism: dp_ftrl`"
+    )]
+    Order,
     /// Not even the least sample rate fits.
     #[error("no sample rate above {0} meets the target: add noise, or take fewer steps")]
     NoSampleRate(f64),

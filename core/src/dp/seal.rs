@@ -76,6 +76,8 @@ pub struct NoiseError(pub String);
 pub enum Mechanism {
     /// Training added the noise (DP-SGD); what remains is post-processing, which costs nothing.
     DpSgd,
+    /// The same, with noise that is correlated over the steps (DP-FTRL).
+    DpFtrl,
     /// The whole update is clipped in L2 and noised once.
     LocalGaussian {
         /// L2 bound of the update.
@@ -134,6 +136,7 @@ impl Mechanism {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::DpSgd => "dp_sgd",
+            Self::DpFtrl => "dp_ftrl",
             Self::LocalGaussian { .. } => "local_gaussian",
             Self::None(_) => "none",
         }
@@ -154,7 +157,7 @@ impl Mechanism {
     ) -> Result<SealedUpdate, SealError> {
         let values = raw.checked(manifest)?;
         let whole = match *self {
-            Self::DpSgd | Self::None(_) => {
+            Self::DpSgd | Self::DpFtrl | Self::None(_) => {
                 let mut dither = Dither::of(&values);
                 values.iter().map(|&v| dither.round(f64::from(v) / encoding.step())).collect()
             }

@@ -6,7 +6,7 @@
 mod nets;
 mod tape;
 
-use super::{Chance, Outcome, Plan, TrainError, Trainer, cuda, step::Descent};
+use super::{Chance, Outcome, Plan, TrainError, Trainer, batches::Turns, cuda, step::Descent};
 use crate::{config::TrainConfig, data::Batch, guard::LocalBatch};
 use falaj_core::{
     manifest::{Manifest, ManifestError, TensorSpec},
@@ -202,8 +202,9 @@ impl Trainer for Torch {
         let (layers, manifest) = Self::shapes(&plan.model, base)?;
         let mut descent = Descent::new(plan, base, chance)?;
         let mut sum = vec![0.0_f32; base.len()];
+        let mut turns = Turns::new(plan, batch);
         for _ in 0..plan.training.local_steps {
-            let rows = chance.sample(batch.rows(), plan.training.sampling);
+            let rows = turns.next(chance);
             let params = self.tensors(&manifest, descent.params())?;
             let net = self.net(&plan.model, &layers, &params);
             let count = plan.adaptive.is_some();
