@@ -14,7 +14,7 @@
 use crate::{
     data::Batch,
     guard::LocalBatch,
-    train::{Chance, Plan, TrainError, Trainer},
+    train::{Chance, Plan, TrainError, Trainer, batches::first_turn},
 };
 use falaj_core::{
     dp::{
@@ -49,7 +49,7 @@ const NOISE: (f64, f64) = (0.01, 1e4);
 pub enum AuditError {
     /// There is nothing of this kind to attack.
     #[error(
-        "an audit attacks the training steps of `dp_sgd`: `{0}` is sealed in whole numbers, and its exact distribution is tested where it is drawn"
+        "an audit attacks the training steps of `dp_sgd` and `dp_ftrl`: `{0}` is sealed in whole numbers, and its exact distribution is tested where it is drawn"
     )]
     Mechanism(&'static str),
     /// Too few to say anything.
@@ -163,12 +163,15 @@ fn attack(
     chance: &(dyn Fn() -> Chance + Sync),
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Audit, AuditError> {
-    let plan = plan_of(study)?;
+    let mut plan = plan_of(study)?;
     if trials < 200 {
         return Err(AuditError::Trials(trials));
     }
     let schedule = claim(&plan, noise_of(&plan))?;
     let (canary, direction, reach) = canary(&plan, round, chance)?;
+    // Where batches take turns, the claim is about a record whose turn comes first.
+    plan.first_step = first_turn(plan.training.batches, canary.batch());
+    let plan = plan;
     let shift = |records: &LocalBatch| -> Result<f64, TrainError> {
         let update = round(records, &plan, &mut chance())?;
         Ok(-update.iter().zip(&direction).map(|(u, d)| f64::from(*u) * d).sum::<f64>() / STEP)
@@ -222,7 +225,7 @@ fn attack(
 /// The study's plan with plain steps that leave the model where it is.
 fn plan_of(study: &Study) -> Result<Plan, AuditError> {
     let mut plan = Plan::of(study, 0);
-    if plan.dp.is_none() || plan.correlated.is_some() {
+    if plan.dp.is_none() {
         return Err(AuditError::Mechanism(study.privacy.mechanism.as_str()));
     }
     plan.training.learning_rate = STEP;
@@ -233,8 +236,14 @@ fn plan_of(study: &Study) -> Result<Plan, AuditError> {
 
 /// What a plan claims of one round with this noise multiplier.
 fn claim(plan: &Plan, noise_multiplier: f64) -> Result<Schedule, AccountantError> {
-    let (sampling, steps) = (plan.training.batches.drawn()?, u64::from(plan.training.local_steps));
-    Schedule::new(Adjacency::AddOrRemove).poisson_gaussian(sampling, noise_multiplier, steps)
+    let (schedule, steps) =
+        (Schedule::new(Adjacency::AddOrRemove), u64::from(plan.training.local_steps));
+    if let Some(run) = &plan.correlated {
+        // The first round of a stream, as one release.
+        let noise_multiplier = run.factor.noise_multiplier_after(noise_multiplier, steps);
+        return schedule.poisson_gaussian(Poisson::ALL, noise_multiplier, 1);
+    }
+    schedule.poisson_gaussian(plan.training.batches.drawn()?, noise_multiplier, steps)
 }
 
 fn noise_of(plan: &Plan) -> f64 {
@@ -253,7 +262,7 @@ fn canary(
 ) -> Result<(LocalBatch, Vec<f64>, f64), AuditError> {
     let clip = plan.dp.map_or(1.0, |(clip, _)| clip);
     let width = plan.model.inputs();
-    let mut bare = Plan { dp: None, ..plan.clone() };
+    let mut bare = Plan { dp: None, correlated: None, ..plan.clone() };
     bare.training.local_steps = 1;
     bare.training.batches = Batches::Poisson(Poisson::ALL);
     let mut sizes = vec![1.0_f32];
@@ -470,6 +479,7 @@ fn one_run_bound(right: usize, guesses: usize, canaries: usize, delta: f64, erro
 mod tests {
     use super::*;
     use crate::train::linear::Linear;
+    use falaj_core::{dp::Cyclic, study::Mechanism};
 
     /// A study of full batches, whose one step is the Gaussian mechanism of mu = 1.
     fn study(sample_rate: f64, steps: u32) -> Study {
@@ -492,6 +502,27 @@ mod tests {
             assert!(found.two_worlds_epsilon > near * found.claimed_epsilon, "{found:?}");
             assert!(found.one_run_epsilon < found.claimed_epsilon, "{found:?}");
             assert!(found.noise_multiplier_below.is_some_and(|z| z > 1.0), "{found:?}");
+        }
+    }
+
+    /// The same with correlated noise: of two batches, one has its turn twice in the three steps.
+    fn streamed() -> Study {
+        let mut study = study(1.0, 3);
+        study.training.batches = Batches::Cyclic(Cyclic::new(2).expect("batches"));
+        study.privacy.mechanism = Mechanism::DpFtrl { noise_multiplier: 1.0, clip_norm: 1.0 };
+        study.rounds.count = 2;
+        assert!(study.check().is_empty());
+        study
+    }
+
+    #[test]
+    fn a_stream_passes_and_is_caught_when_it_is_broken() {
+        let found = audited(&streamed(), None);
+        assert!(found.passed && found.canary > 0.99, "{found:?}");
+        assert!(found.two_worlds_epsilon > 0.1 * found.claimed_epsilon, "{found:?}");
+        for how in [Sabotage::NoiseHalved, Sabotage::ClippingOff, Sabotage::SeedReused] {
+            let found = audited(&streamed(), Some(how));
+            assert!(!found.passed, "{how:?}: {found:?}");
         }
     }
 

@@ -36,6 +36,13 @@ impl Turns {
     }
 }
 
+/// The first step in which the first of some records has its turn, where batches take turns.
+pub(crate) fn first_turn(batches: Batches, records: &Batch) -> u64 {
+    let Batches::Cyclic(cyclic) = batches else { return 0 };
+    let batch = split(cyclic, records).iter().position(|rows| rows.contains(&0));
+    batch.map_or(0, |batch| batch as u64)
+}
+
 /// Each record in its batch, by its own content.
 fn split(cyclic: Cyclic, records: &Batch) -> Vec<Vec<usize>> {
     let mut fixed = vec![Vec::new(); cyclic.count() as usize];

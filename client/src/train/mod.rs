@@ -5,7 +5,7 @@
 //! and noise is added to the sum, also when the batch is empty. `batches` says who is in it, `step` adds the noise
 //! and moves the parameters. Under DP-FTRL batches take turns, and `stream` correlates the noise of the steps.
 
-mod batches;
+pub(crate) mod batches;
 pub mod cuda;
 pub mod linear;
 mod step;

@@ -110,6 +110,13 @@ impl Ftrl {
         RdpCurve::zcdp(share / (2.0 * noise_multiplier.powi(2)))
     }
 
+    /// The noise multiplier of a single Gaussian release that tells as much of a record as the first steps of a stream
+    /// of this one do.
+    #[must_use]
+    pub fn noise_multiplier_after(&self, noise_multiplier: f64, steps: u64) -> f64 {
+        noise_multiplier * (self.squared(self.steps) / self.squared(steps)).sqrt()
+    }
+
     /// Standard deviation of what is added to a late step's sum, over that of the noise.
     #[must_use]
     pub fn spread(&self) -> f64 {
@@ -238,6 +245,11 @@ mod tests {
         let whole = RdpCurve::zcdp(1.0 / (2.0 * 1.7 * 1.7)).expect("a cost");
         let (sum, whole) = (sum.epsilon(1e-5).expect("e"), whole.epsilon(1e-5).expect("e"));
         assert!(sum >= whole && sum.value() < whole.value() * (1.0 + 1e-6), "{sum:?}, {whole:?}");
+        let first = ftrl.noise_multiplier_after(1.7, 12);
+        let first = RdpCurve::zcdp(1.0 / (2.0 * first * first)).expect("a cost");
+        let (first, cost) = (first.epsilon(1e-5), ftrl.cost(1.7, 0..12).expect("a cost"));
+        let ratio = cost.epsilon(1e-5).expect("e").value() / first.expect("e").value();
+        assert!((1.0 - 1e-9..1.0 + 1e-6).contains(&ratio), "{ratio}");
         assert!(ftrl.cost(0.0, 0..5).is_err());
         // No row of a record of the first batch: it was charged for before those of the others came.
         let quiet = Ftrl { factor: square_root(2), ..ftrl };
