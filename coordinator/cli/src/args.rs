@@ -196,7 +196,8 @@ pub(crate) enum PrivacyCommand {
     /// Epsilon of Gaussian steps over Poisson-sampled batches.
     ///
     /// The figure holds for batches in which every record is independently with the sample rate, and for
-    /// nothing else: shuffled or fixed-size batches lose more.
+    /// nothing else: shuffled or fixed-size batches lose more. All steps of a study with `dp_ftrl` are one Gaussian
+    /// release: `--sample-rate 1 --steps 1`, whatever the batches.
     #[command(
         after_help = "Examples:\n  falaj privacy epsilon --sample-rate 0.05 --noise-multiplier 1.1 --steps 400 --delta 1e-5\n  falaj privacy epsilon --batch - < plans.jsonl"
     )]
@@ -218,7 +219,7 @@ pub(crate) enum PrivacyCommand {
         /// `{"releases":[{"kind":"gaussian","noise_multiplier":9,"count":2}],"deltas":[1e-5,1e-9]}`, where the
         /// kinds are `poisson_gaussian`, `gaussian`, `discrete_gaussian` (`sigma`, `sensitivity`, `count`) and
         /// `discrete_laplace` (`scale`, `sensitivity`, `count`). Instead of `delta` or `deltas`, `at_epsilon`
-        /// asks for the delta there.
+        /// asks for the delta there. `records` draws a warning where a delta is above one over their number.
         #[arg(long, value_name = "FILE", conflicts_with_all = ["sample_rate", "noise_multiplier", "steps", "delta", "records", "accountant", "neighbours"])]
         batch: Option<PathBuf>,
     },

@@ -48,6 +48,9 @@ struct Question {
     /// Asks for delta.
     #[serde(rename = "at_epsilon", skip_serializing_if = "Option::is_none")]
     epsilon: Option<f64>,
+    /// Records that are protected: a delta above one over their number draws a warning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    records: Option<u64>,
     #[serde(default)]
     accountant: Accountant,
     #[serde(default)]
@@ -94,6 +97,8 @@ struct Answer {
     zcdp_rho: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     gdp_mu: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
 }
 
 /// What one line of a batch came to.
@@ -111,13 +116,16 @@ enum Line {
 pub(crate) fn run(command: PrivacyCommand, json: bool) -> Result<ExitCode> {
     match command {
         PrivacyCommand::Epsilon { plan, delta, records, how, batch: None } => {
-            delta.iter().for_each(|delta| warn(*delta, records));
-            let mut question = Question::new(plan, how)?;
+            let mut question = Question { records, ..Question::new(plan, how)? };
             match delta[..] {
                 [delta] => question.delta = Some(delta),
                 _ => question.deltas = delta,
             }
-            show::answer(json, &question.answer()?, sentence)?;
+            let answer = question.answer()?;
+            if let Some(warning) = &answer.warning {
+                eprintln!("warning: {warning}");
+            }
+            show::answer(json, &answer, sentence)?;
         }
         PrivacyCommand::Epsilon { batch: Some(file), .. } => return batch(&file),
         PrivacyCommand::Delta { plan, epsilon, how } => {
@@ -235,7 +243,18 @@ impl Question {
             found,
             zcdp_rho: schedule.zcdp(),
             gdp_mu: schedule.gdp(),
+            warning: self.warning(),
         })
+    }
+
+    /// Says when a delta allows publishing a record whole.
+    fn warning(&self) -> Option<String> {
+        #[expect(clippy::cast_precision_loss, reason = "compared, not counted")]
+        let least = 1.0 / self.records? as f64;
+        let delta = self.delta.iter().chain(&self.deltas).find(|delta| **delta > least)?;
+        Some(format!(
+            "a delta of {delta:e} is above one over the number of records, {least:e}: it permits to publish one of them whole. Choose it well below."
+        ))
     }
 }
 
@@ -258,17 +277,6 @@ impl fmt::Display for Question {
 impl Answer {
     fn points(&self) -> &[Point] {
         if let Found::Points { points } = &self.found { points } else { &[] }
-    }
-}
-
-/// Says on standard error when a delta allows publishing a record whole.
-fn warn(delta: f64, records: Option<u64>) {
-    #[expect(clippy::cast_precision_loss, reason = "compared, not counted")]
-    let least = records.map(|n| 1.0 / n as f64);
-    if let Some(least) = least.filter(|least| delta > *least) {
-        eprintln!(
-            "warning: a delta of {delta:e} is above one over the number of records, {least:e}: it permits to publish one of them whole. Choose it well below."
-        );
     }
 }
 
@@ -457,6 +465,16 @@ mod tests {
         assert!(question(&both).expect_err("two plans").to_string().contains("either"));
         let neither = format!("{releases}}}");
         assert!(question(&neither).expect_err("no question").to_string().contains("deltas"));
+    }
+
+    #[test]
+    fn a_delta_above_one_over_the_records_draws_a_warning_in_its_line() {
+        let line = r#"{"sample_rate":0.02,"noise_multiplier":1.0,"steps":25,"deltas":[1e-9,1e-4]"#;
+        let warning = |records: &str| question(&format!("{line}{records}}}")).map(|a| a.warning);
+        assert_eq!(warning("").expect("an answer"), None);
+        assert_eq!(warning(",\"records\":10000").expect("an answer"), None);
+        let said = warning(",\"records\":10001").expect("an answer").expect("a warning");
+        assert!(said.contains("a delta of 1e-4 is above"), "{said}");
     }
 
     #[test]
