@@ -277,7 +277,7 @@ impl<'a> Site<'a> {
     ) -> Result<(Box<dyn Trainer>, Plan), LocalError> {
         let others = |turn: &mut Turn| turn.is_about_others(self.study, self.records.batch());
         if let Some(old) = paid.take_if(|paid| paid.turn.as_mut().is_some_and(others)) {
-            tracing::warn!(study = %self.study.id, "the records have changed: a new stream of noise begins, at its own cost");
+            tracing::warn!(study = %self.study.id, "its records or settings have changed: a new stream of noise begins, at its own cost");
             let Paid { reservation, turn } = old;
             self.ledger.give_back(reservation).await?;
             let anew = turn.map(Turn::anew);
