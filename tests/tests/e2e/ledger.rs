@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use falaj_core::{
-    dp::{Poisson, rdp::RdpCurve},
+    dp::{Cyclic, Ftrl, Poisson, rdp::RdpCurve},
     id::SiteId,
     ledger::Ledger,
 };
@@ -53,11 +53,29 @@ const KILLS: u32 = 12;
 #[test]
 fn whenever_the_agent_is_killed_the_ledger_has_paid_for_everything_that_was_released() -> Result<()>
 {
+    // One site, so each round is one release; more rounds than will run.
+    killed_at_random(&study_yaml("mortal", 20_000, 1).replace("900.0", "1.0e9"), cost_of)
+}
+
+#[test]
+fn whenever_the_agent_is_killed_a_stream_of_noise_has_been_paid_for_as_far_as_it_was_released()
+-> Result<()> {
+    let yaml = study_yaml("stream", 2_000, 1)
+        .replace("sample_rate: 0.1,", "batches: 10,")
+        .replace("dp_sgd", "dp_ftrl");
+    let stream = Ftrl::new(Cyclic::new(10).context("batches")?, 10_000).context("a stream")?;
+    killed_at_random(&yaml, |rounds| {
+        let cost = stream.cost(1.0, 0..5 * u64::from(rounds))?;
+        Ok(cost.compose(&RdpCurve::pure(0.1)?).epsilon(1e-5)?.value())
+    })
+}
+
+/// Kills the agent of a study again and again, and compares what was spent with what that many rounds cost.
+fn killed_at_random(yaml: &str, cost_of: impl Fn(u32) -> Result<f64>) -> Result<()> {
     let kills = std::env::var("FALAJ_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(KILLS);
     let mut federation = Federation::new()?;
     let (_coordinator, site, config) = one_site(&mut federation, "killed")?;
-    // One site, so each round is one release; more rounds than will run.
-    federation.submit(&study_yaml("mortal", 20_000, 1).replace("900.0", "1.0e9"))?;
+    federation.submit(yaml)?;
     let config_text =
         fs::read_to_string(&config)?.replace("epsilon_limit = 1000.0", "epsilon_limit = 1e9");
     fs::write(&config, config_text)?;
@@ -74,7 +92,7 @@ fn whenever_the_agent_is_killed_the_ledger_has_paid_for_everything_that_was_rele
         let chain = replay(&exported(&config)?)?;
         let released = sealed(&federation, &site)?;
         let spent = chain.spent("wdbc", None).epsilon(1e-5)?.value();
-        let needed = cost_of(released)?;
+        let needed = if released > 0 { cost_of(released)? } else { 0.0 };
         ensure!(
             spent >= needed,
             "kill {kill}: {released} releases need {needed}, {spent} is spent"
@@ -105,9 +123,6 @@ fn sealed(federation: &Federation, site: &SiteSpec) -> Result<u32> {
 
 /// What so many rounds of the test's study cost, beside the disclosed number of records.
 fn cost_of(rounds: u32) -> Result<f64> {
-    if rounds == 0 {
-        return Ok(0.0);
-    }
     let rounds = RdpCurve::poisson_gaussian(Poisson::new(0.1)?, 1.0, u64::from(rounds) * 5)?;
     Ok(rounds.compose(&RdpCurve::pure(0.1)?).epsilon(1e-5)?.value())
 }
