@@ -23,3 +23,4 @@ pub mod study;
 pub mod task;
 pub mod time;
 pub mod update;
+pub mod witness;

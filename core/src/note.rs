@@ -69,12 +69,7 @@ impl VerifierKey {
     /// # Errors
     /// [`NoteError::Key`] when the name is empty or holds spaces or `+`.
     pub fn new(name: &str, key: VerifyingKey) -> Result<Self, NoteError> {
-        if name.is_empty()
-            || name.contains(|c: char| c.is_whitespace() || c.is_control() || c == '+')
-        {
-            return Err(NoteError::Key);
-        }
-        Ok(Self { name: name.to_owned(), key })
+        if is_name(name) { Ok(Self { name: name.to_owned(), key }) } else { Err(NoteError::Key) }
     }
 
     /// The name: a log's origin.
@@ -90,37 +85,58 @@ impl VerifierKey {
     }
 
     fn id(&self) -> [u8; 4] {
-        let mut hash = Sha256::new();
-        hash.update(self.name.as_bytes());
-        hash.update([b'\n', ED25519]);
-        hash.update(self.key.as_bytes());
-        let digest: [u8; 32] = hash.finalize().into();
-        [digest[0], digest[1], digest[2], digest[3]]
+        key_id(&self.name, ED25519, &self.key)
     }
 }
 
 impl fmt::Display for VerifierKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut bytes = vec![ED25519];
-        bytes.extend_from_slice(self.key.as_bytes());
-        write!(f, "{}+{}+{}", self.name, hex::encode(self.id()), BASE64.encode(bytes))
+        f.write_str(&key_text(&self.name, ED25519, &self.key))
     }
 }
 
 impl FromStr for VerifierKey {
     type Err = NoteError;
     fn from_str(s: &str) -> Result<Self, NoteError> {
-        let mut parts = s.trim().splitn(3, '+');
-        let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(NoteError::Key);
-        };
-        let bytes = BASE64.decode(key).map_err(|_| NoteError::Key)?;
-        let [ED25519, key @ ..] = &bytes[..] else { return Err(NoteError::Key) };
-        let key: &[u8; 32] = key.try_into().map_err(|_| NoteError::Key)?;
-        let key = VerifyingKey::from_bytes(key).map_err(|_| NoteError::Key)?;
-        let this = Self::new(name, key)?;
-        if hex::encode(this.id()) == id { Ok(this) } else { Err(NoteError::Key) }
+        let (name, key) = parse_key(s, ED25519)?;
+        Ok(Self { name, key })
     }
+}
+
+/// Whether a key may have this name.
+pub(crate) fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control() || c == '+')
+}
+
+/// What signature lines call a key of this type: SHA-256(name ‖ 0x0A ‖ type ‖ key), its first four bytes.
+pub(crate) fn key_id(name: &str, kind: u8, key: &VerifyingKey) -> [u8; 4] {
+    let mut hash = Sha256::new();
+    hash.update(name.as_bytes());
+    hash.update([b'\n', kind]);
+    hash.update(key.as_bytes());
+    let digest: [u8; 32] = hash.finalize().into();
+    [digest[0], digest[1], digest[2], digest[3]]
+}
+
+/// A key of this type as text.
+pub(crate) fn key_text(name: &str, kind: u8, key: &VerifyingKey) -> String {
+    let mut bytes = vec![kind];
+    bytes.extend_from_slice(key.as_bytes());
+    format!("{name}+{}+{}", hex::encode(key_id(name, kind, key)), BASE64.encode(bytes))
+}
+
+/// Reads [`key_text`].
+pub(crate) fn parse_key(text: &str, kind: u8) -> Result<(String, VerifyingKey), NoteError> {
+    let mut parts = text.trim().splitn(3, '+');
+    let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(NoteError::Key);
+    };
+    let bytes = BASE64.decode(key).map_err(|_| NoteError::Key)?;
+    let (found, key) = bytes.split_first().ok_or(NoteError::Key)?;
+    let key: &[u8; 32] = key.try_into().map_err(|_| NoteError::Key)?;
+    let key = VerifyingKey::from_bytes(key).map_err(|_| NoteError::Key)?;
+    let good = *found == kind && is_name(name) && hex::encode(key_id(name, kind, &key)) == id;
+    if good { Ok((name.to_owned(), key)) } else { Err(NoteError::Key) }
 }
 
 /// Signs notes under a name.
@@ -166,12 +182,8 @@ impl fmt::Debug for NoteSigner {
     }
 }
 
-/// The body of a note that `key` has signed. Signatures by unknown keys are ignored; one that claims to be
-/// by `key` and does not verify makes the whole note worthless.
-///
-/// # Errors
-/// [`NoteError`], which says what is wrong.
-pub fn open<'a>(note: &'a str, key: &VerifierKey) -> Result<&'a str, NoteError> {
+/// A note's body, and its signatures: who claims to have signed, and the bytes, a key's id first.
+pub(crate) fn split(note: &str) -> Result<(&str, Vec<(&str, Vec<u8>)>), NoteError> {
     if note.len() > NOTE_BYTES_MAX {
         return Err(NoteError::Malformed("too long"));
     }
@@ -179,13 +191,13 @@ pub fn open<'a>(note: &'a str, key: &VerifierKey) -> Result<&'a str, NoteError> 
         return Err(NoteError::Malformed("it holds control characters"));
     }
     let split = note.rfind("\n\n").ok_or(NoteError::Malformed("no blank line"))?;
-    let (body, signatures) = (&note[..=split], &note[split + 2..]);
-    if signatures.is_empty() || !signatures.ends_with('\n') {
+    let (body, lines) = (&note[..=split], &note[split + 2..]);
+    if lines.is_empty() || !lines.ends_with('\n') {
         return Err(NoteError::Malformed("no signature line"));
     }
-    let mut signed = false;
-    for (i, line) in signatures.lines().enumerate() {
-        if i >= SIGNATURES_MAX {
+    let mut signatures = Vec::new();
+    for line in lines.lines() {
+        if signatures.len() >= SIGNATURES_MAX {
             return Err(NoteError::Malformed("too many signatures"));
         }
         let rest = line.strip_prefix("\u{2014} ").ok_or(NoteError::Malformed("signature line"))?;
@@ -195,6 +207,20 @@ pub fn open<'a>(note: &'a str, key: &VerifierKey) -> Result<&'a str, NoteError> 
         if name.is_empty() || bytes.len() < 5 {
             return Err(NoteError::Malformed("signature line"));
         }
+        signatures.push((name, bytes));
+    }
+    Ok((body, signatures))
+}
+
+/// The body of a note that `key` has signed. Signatures by unknown keys are ignored; one that claims to be
+/// by `key` and does not verify makes the whole note worthless.
+///
+/// # Errors
+/// [`NoteError`], which says what is wrong.
+pub fn open<'a>(note: &'a str, key: &VerifierKey) -> Result<&'a str, NoteError> {
+    let (body, signatures) = split(note)?;
+    let mut signed = false;
+    for (name, bytes) in signatures {
         if name != key.name || bytes[..4] != key.id() {
             continue;
         }
