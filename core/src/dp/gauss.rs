@@ -309,8 +309,7 @@ impl Sampler {
     #[inline]
     fn block<const SKIP: u8>(&self, leading: u32, words: &mut Words) -> u64 {
         let mut block = usize::from(self.guide[(leading >> (32 - GUIDE_BITS)) as usize]);
-        // Most cells hold no more than two bounds, and are passed in the same time however many they hold.
-        block += usize::from(self.ends[block] < leading);
+        // Most cells hold at most one bound, and are passed in the same time whether they do.
         block += usize::from(self.ends[block] < leading);
         while self.ends[block] < leading {
             block += 1;
