@@ -17,7 +17,7 @@ use falaj_core::{
     study::{Algorithm, Optimizer, Training},
     update::RawUpdate,
 };
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// The noise's standard deviation in steps of the grid: 2^21 costs the sampler one word for a draw.
 const SCALE: f64 = 2_097_152.0;
@@ -28,6 +28,8 @@ const CLIP_SLACK: f64 = 1e-5;
 const ROUNDING_OF_ROWS: f64 = 1.01;
 /// From so many parameters on, the noise of the next step is drawn on another thread meanwhile.
 const AHEAD_FROM: usize = 4_096;
+/// Draws at once: half a mebibyte of them.
+const DRAWN: usize = 1 << 16;
 /// Parameters that are noised and moved together.
 const BLOCK: usize = 1_024;
 /// Adding and taking away 1.5 · 2^52 rounds a number below 2^51 to the nearest whole one.
@@ -42,27 +44,38 @@ const SECOND_FLOOR: f64 = 0.25;
 
 /// Where discrete Gaussian noise of [`SCALE`] comes from.
 enum Draws {
-    Now(Box<ExactDiscreteGaussian>),
-    Ahead(Receiver<Result<Vec<i32>, NoiseError>>),
+    Now(Box<Drawer>),
+    /// Drawn on another thread, which gets what was used back to draw into.
+    Ahead(Receiver<Result<Vec<i32>, NoiseError>>, SyncSender<Vec<i32>>),
 }
 
-/// One step's draws. A draw of 1,000 standard deviations does not happen; it would be cut off.
-fn draw(
-    sampler: &mut ExactDiscreteGaussian,
-    wide: &mut [i64],
-    drawn: &mut [i32],
-) -> Result<(), NoiseError> {
-    wide.fill(0);
-    sampler.add(wide, SCALE)?;
-    let narrow = |z: i64| i32::try_from(z).unwrap_or(if z < 0 { i32::MIN } else { i32::MAX });
-    drawn.iter_mut().zip(wide).for_each(|(d, z)| *d = narrow(*z));
-    Ok(())
+/// Draws at [`SCALE`], so many at once that they stay in a near cache.
+struct Drawer {
+    sampler: ExactDiscreteGaussian,
+    wide: Vec<i64>,
+}
+
+impl Drawer {
+    fn new(key: [u8; 32], params: usize) -> Self {
+        Self { sampler: ExactDiscreteGaussian::new(key), wide: vec![0; params.min(DRAWN)] }
+    }
+
+    /// One step's draws. A draw of 1,000 standard deviations does not happen; it would be cut off.
+    fn draw(&mut self, drawn: &mut [i32]) -> Result<(), NoiseError> {
+        let narrow = |z: i64| i32::try_from(z).unwrap_or(if z < 0 { i32::MIN } else { i32::MAX });
+        for drawn in drawn.chunks_mut(DRAWN) {
+            let wide = &mut self.wide[..drawn.len()];
+            wide.fill(0);
+            self.sampler.add(wide, SCALE)?;
+            drawn.iter_mut().zip(wide).for_each(|(d, z)| *d = narrow(*z));
+        }
+        Ok(())
+    }
 }
 
 /// Noise on a grid.
 struct Noise {
     draws: Draws,
-    wide: Vec<i64>,
     drawn: Vec<i32>,
     /// One step of the grid,
     grid: f64,
@@ -94,40 +107,37 @@ impl Noise {
         }
         // multiplier (C / grid + sqrt(rows d)) = SCALE, and a little more for the rounding of this line.
         let grid_of_one = multiplier / (SCALE - rounding) * (1.0 + 1e-12);
-        let mut sampler = ExactDiscreteGaussian::new(*chance.key());
+        let mut drawer = Drawer::new(*chance.key(), params);
         let draws = if params < AHEAD_FROM {
-            Draws::Now(Box::new(sampler))
+            Draws::Now(Box::new(drawer))
         } else {
             let (give, take) = sync_channel(1);
+            let (give_back, used) = sync_channel(2);
             // The thread ends when nobody takes any more.
             std::thread::spawn(move || {
-                let mut wide = vec![0; params];
                 loop {
-                    let mut drawn = vec![0; params];
-                    let done = draw(&mut sampler, &mut wide, &mut drawn).map(|()| drawn);
+                    let mut drawn = used.try_recv().unwrap_or_else(|_| vec![0; params]);
+                    let done = drawer.draw(&mut drawn).map(|()| drawn);
                     if give.send(done).is_err() {
                         break;
                     }
                 }
             });
-            Draws::Ahead(take)
+            Draws::Ahead(take, give_back)
         };
-        Ok(Self {
-            draws,
-            wide: vec![0; params],
-            drawn: vec![0; params],
-            grid: clip_norm * grid_of_one,
-            grid_of_one,
-        })
+        Ok(Self { draws, drawn: vec![0; params], grid: clip_norm * grid_of_one, grid_of_one })
     }
 
     /// Draws for one step, in steps of the grid.
     fn next(&mut self) -> Result<&[i32], NoiseError> {
         match &mut self.draws {
-            Draws::Now(sampler) => draw(sampler, &mut self.wide, &mut self.drawn)?,
-            Draws::Ahead(take) => {
+            Draws::Now(drawer) => drawer.draw(&mut self.drawn)?,
+            Draws::Ahead(take, give_back) => {
                 let gone = || NoiseError("the thread that draws noise has ended".to_owned());
-                self.drawn = take.recv().map_err(|_| gone())??;
+                let fresh = take.recv().map_err(|_| gone())??;
+                let used = std::mem::replace(&mut self.drawn, fresh);
+                // Without room for it the thread has enough to draw into.
+                let _ = give_back.try_send(used);
             }
         }
         Ok(&self.drawn)
