@@ -182,8 +182,11 @@ impl fmt::Debug for NoteSigner {
     }
 }
 
-/// A note's body, and its signatures: who claims to have signed, and the bytes, a key's id first.
-pub(crate) fn split(note: &str) -> Result<(&str, Vec<(&str, Vec<u8>)>), NoteError> {
+/// Who claims to have signed, and the bytes, a key's id first.
+pub(crate) type Claimed<'a> = (&'a str, Vec<u8>);
+
+/// A note's body, and its signatures.
+pub(crate) fn split(note: &str) -> Result<(&str, Vec<Claimed<'_>>), NoteError> {
     if note.len() > NOTE_BYTES_MAX {
         return Err(NoteError::Malformed("too long"));
     }
