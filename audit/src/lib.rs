@@ -16,7 +16,10 @@ use falaj_core::{
 pub use ledger::LedgerReport;
 use replay::Replay;
 use serde::Serialize;
-use std::io::{self, Read};
+use std::{
+    collections::BTreeMap,
+    io::{self, Read},
+};
 
 /// No single file of a bundle is larger, apart from what is streamed: a full tile of entries.
 const FILE_BYTES_MAX: u64 = TILE_WIDTH * (merkle::ENTRY_BYTES_MAX as u64 + 2);
@@ -102,8 +105,21 @@ pub struct Report {
     pub updates: u64,
     /// Connections, updates and requests that were refused.
     pub refusals: u64,
+    /// Who stands behind how much of the log, by cosignatures.
+    pub witnesses: Vec<WitnessReport>,
     /// Budget ledgers that were checked against the updates.
     pub ledgers: Vec<LedgerReport>,
+}
+
+/// What a witness has signed: that it saw the log with so many entries, going on from all that it had seen before.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct WitnessReport {
+    /// Its identity.
+    pub witness: String,
+    /// Entries that it saw.
+    pub tree_size: u64,
+    /// When, as it says.
+    pub time: String,
 }
 
 /// Verifies a bundle, and the budget ledgers that sites exported beside it. `pinned` is the log's key as known
@@ -158,9 +174,20 @@ pub fn verify(
         )));
     }
     let mut replay = Replay::default();
-    let mut log = Log { frontier: Frontier::new(), tile: Vec::new(), last_ts: String::new() };
+    let mut log = Log::default();
+    let mut witnesses = Vec::new();
     while let Some((path, bytes)) = next()? {
-        if path.starts_with(bundle::TILES) {
+        if path.starts_with(bundle::WITNESSED) {
+            let wrong = |what: String| Wrong::File { path: path.clone(), what };
+            let note = str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
+            let earlier = Checkpoint::open(note, key).map_err(|e| wrong(e.to_string()))?;
+            if earlier.tree_size > head.tree_size {
+                return Err(wrong("it is of more entries than the bundle has".into()));
+            }
+            witnesses.extend(replay.witnesses(note, earlier.tree_size).map_err(wrong)?);
+            log.earlier.insert(earlier.tree_size, earlier.root_hash);
+            log.check_earlier()?;
+        } else if path.starts_with(bundle::TILES) {
             log.take_tile(&path, &bytes)?;
         } else if path.starts_with(bundle::ENTRIES) {
             log.take_entries(&path, &bytes, head.tree_size, &mut replay)?;
@@ -187,6 +214,7 @@ pub fn verify(
         models: replay.models,
         updates: replay.updates,
         refusals: replay.refusals,
+        witnesses,
         ledgers,
     })
 }
@@ -213,14 +241,25 @@ impl About {
     }
 }
 
-/// The log as it is read: one tile of hashes, and the tree so far.
+/// The log as it is read: one tile of hashes, the tree so far, and the checkpoints that are still to come.
+#[derive(Default)]
 struct Log {
     frontier: Frontier,
     tile: Vec<Digest>,
     last_ts: String,
+    earlier: BTreeMap<u64, Digest>,
 }
 
 impl Log {
+    /// Compares the tree with what was signed of this size, if anything was.
+    fn check_earlier(&mut self) -> Result<(), Wrong> {
+        let (size, found) = (self.frontier.size(), self.frontier.root());
+        match self.earlier.remove(&size) {
+            Some(signed) if signed != found => Err(Wrong::Root { size, found, signed }),
+            _ => Ok(()),
+        }
+    }
+
     fn take_tile(&mut self, path: &str, bytes: &[u8]) -> Result<(), Wrong> {
         let wrong = |what: &str| Wrong::File { path: path.to_owned(), what: what.to_owned() };
         let (hashes, rest) = bytes.as_chunks::<32>();
@@ -264,6 +303,7 @@ impl Log {
                 return Err(Wrong::Entry { index, expected, found, claims });
             }
             self.frontier.push(found);
+            self.check_earlier()?;
             self.take_entry(index, entry, replay)?;
         }
         let index = self.frontier.size();

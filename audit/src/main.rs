@@ -1,13 +1,13 @@
 //! `falaj-verify`: checks an exported audit log, offline.
 
 use clap::Parser;
-use falaj_core::note::VerifierKey;
+use falaj_core::{id::Digest, note::VerifierKey, witness::InclusionProof};
 use falaj_verify::{Report, verify};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
     fs::File,
     io::{BufReader, IsTerminal as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -21,11 +21,18 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --json\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
+    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --json\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
 )]
 struct Cli {
     /// The bundle, as `falaj log export` wrote it.
-    bundle: PathBuf,
+    #[arg(required_unless_present = "proof")]
+    bundle: Option<PathBuf>,
+    /// Instead of a bundle, the proof of one entry, as `falaj log prove` wrote it.
+    #[arg(long, conflicts_with_all = ["bundle", "ledger"], requires_all = ["leaf_hash", "log_key"])]
+    proof: Option<PathBuf>,
+    /// The leaf hash of the entry that is to be proven.
+    #[arg(long, requires = "proof", value_name = "HEX")]
+    leaf_hash: Option<Digest>,
     /// The log's verifier key, as you know it from elsewhere. Without it the key in the bundle is used, which
     /// shows that the bundle is whole, not whose it is.
     #[arg(long)]
@@ -44,10 +51,14 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let file = match File::open(&cli.bundle) {
+    if let (Some(path), Some(leaf), Some(key)) = (&cli.proof, &cli.leaf_hash, &cli.log_key) {
+        return one_entry(&cli, path, leaf, key);
+    }
+    let bundle = cli.bundle.clone().unwrap_or_default();
+    let file = match File::open(&bundle) {
         Ok(file) => BufReader::new(file),
         Err(e) => {
-            eprintln!("falaj-verify: {}: {e}", cli.bundle.display());
+            eprintln!("falaj-verify: {}: {e}", bundle.display());
             return ExitCode::from(EXIT_USAGE);
         }
     };
@@ -77,17 +88,46 @@ fn main() -> ExitCode {
             say(&cli, &report);
             ExitCode::SUCCESS
         }
-        Err(wrong) => {
+        Err(wrong) => refuse(&cli, &wrong),
+    }
+}
+
+fn refuse(cli: &Cli, wrong: &dyn std::fmt::Display) -> ExitCode {
+    if cli.json {
+        println!("{}", serde_json::json!({ "verified": false, "wrong": wrong.to_string() }));
+    } else {
+        println!("WRONG: {wrong}");
+    }
+    ExitCode::from(EXIT_WRONG)
+}
+
+/// Checks that one entry is in the log that a key speaks for.
+fn one_entry(cli: &Cli, path: &Path, leaf: &Digest, key: &VerifierKey) -> ExitCode {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) => {
+            eprintln!("falaj-verify: {}: {e}", path.display());
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let proof = InclusionProof::parse(&text);
+    match proof.and_then(|proof| Ok((proof.index, proof.verify(leaf, key)?))) {
+        Ok((index, head)) => {
             if cli.json {
+                let (size, root) = (head.tree_size, head.root_hash.to_string());
                 println!(
                     "{}",
-                    serde_json::json!({ "verified": false, "wrong": wrong.to_string() })
+                    serde_json::json!({ "verified": true, "index": index, "tree_size": size, "root_hash": root })
                 );
             } else {
-                println!("WRONG: {wrong}");
+                println!(
+                    "verified: entry {index} is one of the {} entries under root {}",
+                    head.tree_size, head.root_hash
+                );
             }
-            ExitCode::from(EXIT_WRONG)
+            ExitCode::SUCCESS
         }
+        Err(wrong) => refuse(cli, &wrong),
     }
 }
 
@@ -105,6 +145,12 @@ fn say(cli: &Cli, report: &Report) {
         println!("log        {}", report.origin);
         println!("key        {} ({key})", report.log_verifier_key);
         println!("refusals   {}", report.refusals);
+        for w in &report.witnesses {
+            println!(
+                "witness    {}: saw the first {} entries, at {}",
+                w.witness, w.tree_size, w.time
+            );
+        }
         for l in &report.ledgers {
             println!(
                 "ledger     {}: whole, {} entries pay for {} updates",

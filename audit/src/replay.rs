@@ -2,15 +2,17 @@
 //! signature under a certificate of that site.
 
 use crate::{
-    Wrong,
+    WitnessReport, Wrong,
     ledger::{self, LedgerReport},
 };
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
     audit::{Entry, Kind},
-    id::{Digest, RoundId, SiteId, SpiffeId},
+    id::{Digest, Role, RoundId, SiteId, SpiffeId},
     note,
+    time::Timestamp,
     update::{CONTEXT, UpdateHeader},
+    witness::WitnessKey,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
@@ -98,6 +100,33 @@ impl Replay {
             );
         }
         Ok(())
+    }
+
+    /// The sites and witnesses that have cosigned a checkpoint of so many entries.
+    pub(crate) fn witnesses(
+        &self,
+        note: &str,
+        tree_size: u64,
+    ) -> Result<Vec<WitnessReport>, String> {
+        let mut found = Vec::new();
+        for (id, keys) in &self.keys {
+            let Ok(party) = id.parse::<SpiffeId>() else { continue };
+            if !matches!(party.role(), Role::Site | Role::Witness) {
+                continue;
+            }
+            let mut latest = None;
+            for key in keys {
+                let key =
+                    WitnessKey::of_party(&party, key.as_bytes()).map_err(|e| e.to_string())?;
+                latest = latest.max(key.cosigned(note).map_err(|e| e.to_string())?);
+            }
+            if let Some(seconds) = latest {
+                let time = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000);
+                let time = Timestamp::from_millis(time).to_string();
+                found.push(WitnessReport { witness: id.clone(), tree_size, time });
+            }
+        }
+        Ok(found)
     }
 
     /// The next entry of the log.

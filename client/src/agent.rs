@@ -11,6 +11,7 @@ use crate::{
     streams,
     train::{self, Chance, Outcome},
     transport::{Coordinator, Dialer, TransportError},
+    watch::{Watch, WatchError},
 };
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -216,6 +217,9 @@ impl Agent {
                             Ok(key) => key,
                             Err(e) => break Err(e),
                         };
+                        if let Err(e) = self.watch(&mut coordinator, &key).await {
+                            break Err(e);
+                        }
                         if let Some(waiting) = waiting.take() {
                             let work = self.clone().work(waiting, coordinator.clone(), key);
                             worker = Some(tokio::spawn(work));
@@ -297,6 +301,29 @@ impl Agent {
         )))
     }
 
+    /// Looks at the coordinator's log as its witness: before the first task, and before each.
+    async fn watch(
+        &self,
+        coordinator: &mut Coordinator,
+        log: &VerifierKey,
+    ) -> Result<(), TransportError> {
+        let watch = Watch {
+            dir: &self.config.state.dir,
+            journal: &self.journal,
+            site: &self.site,
+            signer: self.credentials.signing_key(),
+            log,
+        };
+        match watch.look(coordinator).await {
+            Ok(head) => {
+                tracing::debug!(tree_size = head.tree_size, "the log goes on from what was seen");
+                Ok(())
+            }
+            Err(WatchError::Transport(e)) => Err(e),
+            Err(e) => Err(TransportError::Unwanted(e.to_string())),
+        }
+    }
+
     /// Takes tasks one after the other.
     async fn work(
         self: Arc<Self>,
@@ -354,6 +381,7 @@ impl Agent {
         if study.manifest().map_err(LocalError::from)?.digest() != header.manifest {
             return untrusted("it is about another model");
         }
+        self.watch(coordinator, key).await?;
         if matches!(study.privacy.mechanism, Declared::DistributedGaussian { .. }) {
             return self.begin_masked(study, header, &task.members, coordinator).await;
         }

@@ -9,7 +9,9 @@ use falaj_core::{
 };
 use sqlx::{
     Row as _, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    sqlite::{
+        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    },
 };
 use std::{
     fs::{self, File},
@@ -33,7 +35,23 @@ CREATE TABLE IF NOT EXISTS outgoing (
     PRIMARY KEY (study, round, base)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS pins (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS seen (only INTEGER PRIMARY KEY CHECK (only = 1), note TEXT NOT NULL) STRICT;
+-- Receipts that need no proof any more.
+CREATE TABLE IF NOT EXISTS proven (study TEXT NOT NULL, round INTEGER NOT NULL, base TEXT NOT NULL, PRIMARY KEY (study, round, base)) STRICT;
 ";
+
+/// Receipts that are looked at together.
+const PROMISES: u32 = 64;
+
+/// A receipt: the coordinator's promise that an entry is in its log.
+#[derive(Clone, Debug)]
+pub struct Promise {
+    study: String,
+    round: u32,
+    base: String,
+    /// Its canonical bytes (`falaj_core::receipt`); its signature was checked when it came.
+    pub receipt: Vec<u8>,
+}
 
 /// The journal.
 #[derive(Clone)]
@@ -150,6 +168,88 @@ impl Journal {
             .execute(&self.pool)
             .await?;
         Ok(())
+    }
+
+    /// The last checkpoint of the log that this site saw.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn seen(&self) -> Result<Option<String>, JournalError> {
+        let row = sqlx::query("SELECT note FROM seen").fetch_optional(&self.pool).await?;
+        Ok(row.map(|r| r.get("note")))
+    }
+
+    /// Keeps a checkpoint as the last one seen, durably: before it is cosigned.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn see(&self, note: &str) -> Result<(), JournalError> {
+        sqlx::query("INSERT INTO seen (only, note) VALUES (1, ?) ON CONFLICT DO UPDATE SET note = excluded.note")
+            .bind(note)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Receipts whose entries have not been proven to be in the log, oldest first.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn unproven(&self) -> Result<Vec<Promise>, JournalError> {
+        let rows = sqlx::query("SELECT study, round, base, receipt FROM outgoing WHERE state = 'receipted' AND NOT EXISTS (SELECT 1 FROM proven p WHERE p.study = outgoing.study AND p.round = outgoing.round AND p.base = outgoing.base) ORDER BY rowid LIMIT ?")
+            .bind(PROMISES)
+            .fetch_all(&self.pool)
+            .await?;
+        let promise = |r: &SqliteRow| Promise {
+            study: r.get("study"),
+            round: r.get("round"),
+            base: r.get("base"),
+            receipt: r.get("receipt"),
+        };
+        Ok(rows.iter().map(promise).collect())
+    }
+
+    /// Notes that a receipt's promise was kept.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn proven(&self, kept: &Promise) -> Result<(), JournalError> {
+        sqlx::query(
+            "INSERT INTO proven (study, round, base) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        )
+        .bind(&kept.study)
+        .bind(kept.round)
+        .bind(&kept.base)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Begins anew with the log: without what was seen of it, what it had promised, and a pin that keeps it away.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn forget_log(&self, pin: &str) -> Result<(), JournalError> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("DELETE FROM seen").execute(&mut *tx).await?;
+        sqlx::query("DELETE FROM pins WHERE name = ?").bind(pin).execute(&mut *tx).await?;
+        sqlx::query("INSERT INTO proven (study, round, base) SELECT study, round, base FROM outgoing WHERE state = 'receipted' ON CONFLICT DO NOTHING")
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// The value pinned under a name, if there is one.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn pinned(&self, name: &str) -> Result<Option<String>, JournalError> {
+        let row = sqlx::query("SELECT value FROM pins WHERE name = ?")
+            .bind(name)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row.map(|r| r.get("value")))
     }
 
     /// The value pinned under a name; the first one offered stays.

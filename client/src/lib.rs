@@ -20,3 +20,4 @@ pub mod noise;
 pub mod streams;
 pub mod train;
 pub mod transport;
+pub mod watch;

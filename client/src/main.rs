@@ -13,6 +13,7 @@ use falaj_agent::{
     local::{self, Alone},
     model_file,
     train::{self, Chance},
+    watch,
 };
 use falaj_certs::tls::Credentials;
 use falaj_core::{
@@ -128,6 +129,11 @@ enum Command {
         #[command(subcommand)]
         command: BudgetCommand,
     },
+    /// Evidence that the coordinator's log contradicts itself, while there is any, keeps this site from sending.
+    Evidence {
+        #[command(subcommand)]
+        command: EvidenceCommand,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -181,6 +187,21 @@ enum BudgetCommand {
         /// The steward's key.
         #[arg(long)]
         key: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum EvidenceCommand {
+    /// Show what the log did, and the signed statements that prove it.
+    Show {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Go on with the coordinator all the same: to be done by a steward, while the agent does not run. The evidence
+    /// stays where it is, and the log's next checkpoint is taken as the first.
+    Dismiss {
+        #[command(flatten)]
+        config: ConfigArg,
     },
 }
 
@@ -301,6 +322,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             return audited(&study, trials, sabotage.map(Into::into), cli.json);
         }
         Command::Budget { command } => budget(command, cli.json).await?,
+        Command::Evidence { command } => evidence(command, cli.json).await?,
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,
@@ -311,6 +333,27 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn evidence(command: EvidenceCommand, json: bool) -> Result<()> {
+    let (EvidenceCommand::Show { config } | EvidenceCommand::Dismiss { config }) = &command;
+    let config = Config::load(&config.config)?;
+    let (_, site, _) = opened(&config).await?;
+    let (_, journal) = agent::state(&config.state.dir, &site).await?;
+    let path = match command {
+        EvidenceCommand::Show { .. } => watch::evidence(&journal).await?,
+        EvidenceCommand::Dismiss { .. } => watch::dismiss(&journal).await?,
+    };
+    let text = path.as_ref().map(fs::read_to_string).transpose()?;
+    if json {
+        println!("{}", json!({ "evidence": path, "text": text }));
+    } else {
+        println!(
+            "{}",
+            text.unwrap_or_else(|| "none: the log has never contradicted itself".into())
+        );
+    }
+    Ok(())
 }
 
 fn read_study(path: &Path) -> Result<(Study, Digest)> {

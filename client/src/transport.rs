@@ -14,8 +14,9 @@ use falaj_proto::{
     CHUNK_BYTES_MAX,
     problem::{Code, code_of},
     v1::{
-        AnswerRequest, ConnectRequest, DeclineRequest, FetchModelRequest, Push, UpdateOpen,
-        UpdatePart, federation_client::FederationClient, model_part, update_part,
+        AnswerRequest, CheckpointReply, CheckpointRequest, ConnectRequest, CosignRequest,
+        DeclineRequest, FetchModelRequest, ProveInclusionRequest, Push, UpdateOpen, UpdatePart,
+        federation_client::FederationClient, model_part, update_part,
     },
 };
 use hyper_util::rt::TokioIo;
@@ -210,6 +211,38 @@ impl Coordinator {
         Ok(())
     }
 
+    /// The log's newest checkpoint, and the proof that it goes on from one of `seen` entries.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub async fn checkpoint(&mut self, seen: u64) -> Result<(String, Vec<Digest>), TransportError> {
+        let reply = self.client.checkpoint(CheckpointRequest { seen_size: seen }).await?;
+        let CheckpointReply { checkpoint, proof } = reply.into_inner();
+        Ok((checkpoint, digests(proof)?))
+    }
+
+    /// Tells the coordinator that this site has seen a checkpoint.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub async fn cosign(&mut self, tree_size: u64, line: String) -> Result<(), TransportError> {
+        self.client.cosign(CosignRequest { tree_size, cosignature: line }).await?;
+        Ok(())
+    }
+
+    /// The proof that entry `index` is among the first `tree_size`.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub async fn inclusion(
+        &mut self,
+        index: u64,
+        tree_size: u64,
+    ) -> Result<Vec<Digest>, TransportError> {
+        let wanted = ProveInclusionRequest { index, tree_size };
+        digests(self.client.prove_inclusion(wanted).await?.into_inner().proof)
+    }
+
     /// Downloads a model of `params` parameters and checks its digest.
     ///
     /// # Errors
@@ -299,4 +332,11 @@ impl Coordinator {
             already_counted: reply.already_counted,
         })
     }
+}
+
+/// Hashes of a proof.
+fn digests(proof: Vec<bytes::Bytes>) -> Result<Vec<Digest>, TransportError> {
+    let digest = |hash: bytes::Bytes| <[u8; 32]>::try_from(&hash[..]).ok().map(Digest);
+    let broken = || TransportError::Broken("a proof whose hashes are none".into());
+    proof.into_iter().map(digest).collect::<Option<_>>().ok_or_else(broken)
 }

@@ -172,6 +172,7 @@ impl App {
             rest: rest_listener.local_addr()?,
             metrics: metrics_listener.as_ref().map(TcpListener::local_addr).transpose()?,
         };
+        let signing = checkpointer.clone();
         let checkpoints = tokio::spawn(checkpointer.run(shutdown.clone()));
         let [for_agents, for_operators] = acceptors;
         let most = config.limits.connections_max;
@@ -188,7 +189,7 @@ impl App {
         }
         tokio::spawn(reload_on_hangup(policy, writer.clone(), shutdown.clone()));
         ready(bound)?;
-        let service = FederationServer::new(Rpc::new(engine.clone()))
+        let service = FederationServer::new(Rpc::new(engine.clone(), signing))
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let ended = shutdown.clone();
         let ending = engine.clone();

@@ -1,6 +1,9 @@
 //! Signs the log's tree head: soon after it has grown, and at once when somebody needs it.
 
-use crate::store::writer::{Change, Commit, CommitError, Head, Writer};
+use crate::store::{
+    Store,
+    writer::{Change, Commit, CommitError, Head, Writer},
+};
 use falaj_core::note::{Checkpoint, NoteSigner};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +36,18 @@ impl Checkpointer {
         let rows = vec![Change::Checkpoint(tree_size, note.clone())];
         self.writer.commit(Commit { rows, ..Commit::default() }).await?;
         Ok((tree_size, note))
+    }
+
+    /// The newest checkpoint: the head, signed now unless it was before.
+    ///
+    /// # Errors
+    /// When it cannot be read or stored.
+    pub async fn current(&self, store: &Store) -> Result<(u64, String), CommitError> {
+        let newest = store.newest_checkpoint().await?;
+        match newest.filter(|(size, _)| *size == self.writer.head().0) {
+            Some(signed) => Ok(signed),
+            None => self.sign().await,
+        }
     }
 
     /// Signs for as long as the coordinator runs, and a last time at its end.

@@ -53,6 +53,11 @@ pub async fn write(
             put_update(&mut tar, &update, tree_size)?;
         }
     }
+    for size in store.witnessed(tree_size).await? {
+        let Some(note) = store.checkpoint(size).await? else { continue };
+        let note = note + &store.cosignatures(size).await?.concat();
+        put(&mut tar, &bundle::witnessed(size), note.as_bytes())?;
+    }
     entries(store, tree_size, &mut tar).await?;
     tar.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
     Ok(())

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod export;
 pub mod metrics;
 pub mod policy;
+pub mod proofs;
 pub mod rest;
 pub mod rpc;
 pub mod store;

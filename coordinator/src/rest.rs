@@ -10,6 +10,7 @@ use crate::{
     engine::{Engine, Handle, View, problem_of, unreadable},
     export,
     policy::{Action, Decision, Resource},
+    proofs,
 };
 use axum::{
     Extension, Json, Router,
@@ -25,6 +26,7 @@ use falaj_core::{
     audit::{Draft, Kind},
     id::{Digest, SpiffeId, StudyId},
     round::AnyRound,
+    witness::InclusionProof,
 };
 use falaj_proto::{
     problem::{Code, Problem, ProblemJson},
@@ -105,6 +107,7 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(download))
         .routes(routes!(checkpoint))
         .routes(routes!(entries))
+        .routes(routes!(prove))
         .routes(routes!(log_export))
         .split_for_parts()
 }
@@ -405,7 +408,24 @@ async fn checkpoint(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Checkp
     let (tree_size, note) = app.checkpointer.sign().await.map_err(|e| problem_of(&e))?;
     let opened = falaj_core::note::Checkpoint::open(&note, app.engine.parts().signer.verifier())
         .map_err(|e| Code::Internal.because(e))?;
-    Ok(Json(Checkpoint { note, tree_size, root_hash: opened.root_hash.to_string() }))
+    let lines = app.engine.parts().store.cosignatures(tree_size).await.map_err(unreadable)?;
+    let root_hash = opened.root_hash.to_string();
+    let witnesses = u32::try_from(lines.len()).unwrap_or(u32::MAX);
+    Ok(Json(Checkpoint { note: note + &lines.concat(), tree_size, root_hash, witnesses }))
+}
+
+/// The proof that an entry is in the log, as a file (C2SP tlog-proof).
+#[utoipa::path(get, path = "/api/v1/log/entries/{index}/proof", params(("index" = u64, Path)), responses((status = 200, body = String, content_type = "text/plain"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+async fn prove(State(app): Ctx, Extension(peer): Who, Path(index): Path<u64>) -> Answer<String> {
+    app.grant(&peer, Action::LogRead, None).await?;
+    let store = &app.engine.parts().store;
+    let (tree_size, note) = app.checkpointer.current(store).await.map_err(|e| problem_of(&e))?;
+    if index >= tree_size {
+        return Err(Code::NotFound.because(format!("the log has {tree_size} entries")).into());
+    }
+    let hashes = proofs::inclusion(store, index, tree_size).await.map_err(unreadable)?;
+    let note = note + &store.cosignatures(tree_size).await.map_err(unreadable)?.concat();
+    Ok(InclusionProof { index, hashes, note }.to_text())
 }
 
 /// Which entries of the log.

@@ -3,12 +3,14 @@
 use crate::{
     accept::Peer,
     blob::{Blobs, is_full},
+    checkpointer::Checkpointer,
     engine::{
         Answer, Arrived, Engine, MESSAGES_MAX, SignedReceipt, problem_of, refusal, unreadable,
         update_ref,
     },
     policy::{Action, Resource},
-    store::writer::CommitError,
+    proofs,
+    store::writer::{Change, Commit, CommitError},
 };
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
@@ -17,14 +19,16 @@ use falaj_core::{
     id::{Digest, RoundId, SiteId, StudyId},
     round::{self, Event, Phase},
     update::{PayloadCheck, PayloadError, UpdateHeader},
+    witness::WitnessKey,
 };
 use falaj_proto::{
     CHUNK_BYTES_MAX,
     problem::{Code, Problem},
     v1::{
-        AnswerReply, AnswerRequest, ConnectRequest, DeclineReply, DeclineRequest,
-        FetchModelRequest, ModelOpen, ModelPart, Push, SubmitUpdateReply, UpdateOpen, UpdatePart,
-        Welcome, federation_server::Federation, model_part, push, update_part,
+        AnswerReply, AnswerRequest, CheckpointReply, CheckpointRequest, ConnectRequest,
+        CosignReply, CosignRequest, DeclineReply, DeclineRequest, FetchModelRequest, ModelOpen,
+        ModelPart, ProveInclusionReply, ProveInclusionRequest, Push, SubmitUpdateReply, UpdateOpen,
+        UpdatePart, Welcome, federation_server::Federation, model_part, push, update_part,
     },
 };
 use std::{
@@ -47,28 +51,35 @@ use tonic::{Request, Response, Status, Streaming};
 const UPLOAD_IDLE: Duration = Duration::from_mins(1);
 /// Model chunks that wait for a slow site.
 const CHUNKS: usize = 4;
+/// A signature line is at most this long.
+const COSIGNATURE_BYTES_MAX: usize = 1_024;
 /// Data sets that one site may offer.
 const DATASETS_MAX: usize = 256;
 
 /// The service.
 pub struct Rpc {
     engine: Engine,
+    checkpointer: Checkpointer,
     uploads: Arc<Semaphore>,
     upload_serial: AtomicU64,
 }
 
 impl Rpc {
-    /// A service over an engine.
+    /// A service over an engine, and what signs the log's checkpoints.
     #[must_use]
-    pub fn new(engine: Engine) -> Self {
+    pub fn new(engine: Engine, checkpointer: Checkpointer) -> Self {
         let uploads = Arc::new(Semaphore::new(engine.parts().limits.uploads_max));
-        Self { engine, uploads, upload_serial: AtomicU64::new(0) }
+        Self { engine, checkpointer, uploads, upload_serial: AtomicU64::new(0) }
     }
 }
 
 fn peer<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {
     let peer = request.extensions().get::<Arc<Peer>>().cloned();
     Ok(peer.ok_or_else(|| Code::Unidentified.because("the connection has no peer"))?)
+}
+
+fn bytes_of(hashes: &[Digest]) -> Vec<bytes::Bytes> {
+    hashes.iter().map(|h| bytes::Bytes::copy_from_slice(&h.0)).collect()
 }
 
 fn study_id(text: &str) -> Result<StudyId, Problem> {
@@ -194,6 +205,63 @@ impl Federation for Rpc {
         }
         answered?;
         Ok(Response::new(AnswerReply {}))
+    }
+
+    async fn checkpoint(
+        &self,
+        request: Request<CheckpointRequest>,
+    ) -> Result<Response<CheckpointReply>, Status> {
+        peer(&request)?.site()?;
+        let store = &self.engine.parts().store;
+        let current = self.checkpointer.current(store).await;
+        let (tree_size, checkpoint) = current.map_err(|e| problem_of(&e))?;
+        let seen = request.get_ref().seen_size;
+        // Whoever saw more has found something out; there is no proof for that.
+        let proof = if seen <= tree_size {
+            proofs::consistency(store, seen, tree_size).await.map_err(unreadable)?
+        } else {
+            Vec::new()
+        };
+        Ok(Response::new(CheckpointReply { checkpoint, proof: bytes_of(&proof) }))
+    }
+
+    async fn cosign(
+        &self,
+        request: Request<CosignRequest>,
+    ) -> Result<Response<CosignReply>, Status> {
+        let peer = peer(&request)?;
+        let (site, identity) = peer.site()?;
+        let CosignRequest { tree_size, cosignature } = request.into_inner();
+        let parts = self.engine.parts();
+        let refused = |why: &dyn std::fmt::Display| Status::from(Code::Malformed.because(why));
+        let note = parts.store.checkpoint(tree_size).await.map_err(unreadable)?;
+        let note = note.ok_or_else(|| refused(&"there is no checkpoint of this size"))?;
+        let key =
+            WitnessKey::of_party(site.spiffe(), &identity.public_key).map_err(|e| refused(&e))?;
+        let one = cosignature.len() <= COSIGNATURE_BYTES_MAX && cosignature.lines().count() == 1;
+        let time = if one { key.cosigned(&(note + &cosignature)) } else { Ok(None) };
+        if time.map_err(|e| refused(&e))?.is_none() {
+            return Err(refused(&"this is no cosignature by the key of the site's certificate"));
+        }
+        let rows = vec![Change::Cosignature(tree_size, key.name().to_owned(), cosignature)];
+        let commit = Commit { rows, ..Commit::default() };
+        parts.writer.commit(commit).await.map_err(|e| problem_of(&e))?;
+        Ok(Response::new(CosignReply {}))
+    }
+
+    async fn prove_inclusion(
+        &self,
+        request: Request<ProveInclusionRequest>,
+    ) -> Result<Response<ProveInclusionReply>, Status> {
+        peer(&request)?.site()?;
+        let ProveInclusionRequest { index, tree_size } = *request.get_ref();
+        let store = &self.engine.parts().store;
+        if index >= tree_size || tree_size > self.engine.parts().writer.head().0 {
+            let why = "the log has no entry of that index, or no checkpoint of that size";
+            return Err(Code::Malformed.because(why).into());
+        }
+        let proof = proofs::inclusion(store, index, tree_size).await.map_err(unreadable)?;
+        Ok(Response::new(ProveInclusionReply { proof: bytes_of(&proof) }))
     }
 
     type FetchModelStream = ReceiverStream<Result<ModelPart, Status>>;

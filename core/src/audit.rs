@@ -321,6 +321,8 @@ pub mod bundle {
     pub const ABOUT: &str = "bundle.json";
     /// The signed checkpoint.
     pub const CHECKPOINT: &str = "checkpoint";
+    /// Checkpoints that witnesses have cosigned.
+    pub const WITNESSED: &str = "witnessed/";
     /// Level-0 tiles.
     pub const TILES: &str = "tile/0/";
     /// Entry bundles.
@@ -344,6 +346,12 @@ pub mod bundle {
     #[must_use]
     pub fn policy(set: &Digest, file: &str) -> String {
         format!("policies/{set}/{file}")
+    }
+
+    /// An earlier checkpoint, with the cosignatures of the witnesses of which it is the newest.
+    #[must_use]
+    pub fn witnessed(tree_size: u64) -> String {
+        format!("{WITNESSED}{tree_size}")
     }
 
     /// An update's signed header, by the digest of the header.

@@ -9,6 +9,8 @@ use sha2::{Digest as _, Sha256};
 
 /// Entries in one full tile or entry bundle.
 pub const TILE_WIDTH: u64 = 256;
+/// Levels of the tree between two levels of tiles.
+pub const TILE_HEIGHT: u32 = 8;
 /// The largest entry that an entry bundle can hold.
 pub const ENTRY_BYTES_MAX: usize = 65_535;
 
@@ -59,16 +61,22 @@ impl Frontier {
     }
 
     /// Adds a leaf.
+    pub fn push(&mut self, leaf: Digest) {
+        self.push_telling(leaf, |_, _, _| {});
+    }
+
+    /// Adds a leaf, and tells of each inner node that it completes: its height, its number, its hash.
     ///
     /// # Panics
     /// Never: there is one subtree per set bit of the size.
-    pub fn push(&mut self, leaf: Digest) {
+    pub fn push_telling(&mut self, leaf: Digest, mut tell: impl FnMut(u32, u64, Digest)) {
         let mut hash = leaf;
-        let mut below = self.size;
-        while below & 1 == 1 {
+        let mut height = 0;
+        while self.size >> height & 1 == 1 {
             let left = self.subtrees.pop().expect("invariant: one subtree per set bit of the size");
             hash = node_hash(&left, &hash);
-            below >>= 1;
+            height += 1;
+            tell(height, self.size >> height, hash);
         }
         self.subtrees.push(hash);
         self.size += 1;
@@ -460,6 +468,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn nodes_are_told_of_once_each_when_they_are_complete() {
+        let leaves = Leaves((0..21_u8).map(|i| leaf_hash(&[i])).collect());
+        let (mut frontier, mut told) = (Frontier::new(), Vec::new());
+        for leaf in &leaves.0 {
+            frontier.push_telling(*leaf, |height, n, hash| told.push((height, n, hash)));
+        }
+        for (height, n, hash) in &told {
+            assert_eq!(leaves.subtree(*height, *n), Ok(*hash), "{height}, {n}");
+        }
+        // 10 of height 1, 5, 2 and 1.
+        assert_eq!(told.len(), 18);
+        let places: std::collections::BTreeSet<_> = told.iter().map(|(h, n, _)| (h, n)).collect();
+        assert_eq!(places.len(), 18);
     }
 
     #[test]

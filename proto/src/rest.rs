@@ -175,6 +175,8 @@ pub struct Checkpoint {
     pub tree_size: u64,
     /// Root hash of the tree.
     pub root_hash: String,
+    /// Witnesses that have cosigned it; their lines are in the note.
+    pub witnesses: u32,
 }
 
 /// JSON has no infinity: what has no guarantee is left out, so that a reader never meets a `null`.

@@ -182,6 +182,17 @@ pub(crate) enum LogCommand {
         #[arg(long)]
         limit: Option<u64>,
     },
+    /// Prove that an entry is in the log: a file that anybody can check who has the entry and the log's key.
+    #[command(
+        after_help = "Examples:\n  falaj log prove 12\n  falaj log prove 12 -o entry-12.tlog-proof\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash <as `falaj log entries` shows it> --log-key <key>"
+    )]
+    Prove {
+        /// The entry's index.
+        index: u64,
+        /// Where to write the proof (C2SP tlog-proof); standard output otherwise.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Export the log as one tar, for `falaj-verify`.
     Export {
         /// Where to write it.

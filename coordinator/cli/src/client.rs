@@ -163,6 +163,13 @@ impl Client {
         self.get(&path).await
     }
 
+    /// The proof that an entry is in the log.
+    pub(crate) async fn proof(&self, index: u64) -> Answer<String> {
+        let path = format!("log/entries/{index}/proof");
+        let answer = self.send(self.request(Method::GET, &path)).await?;
+        answer.text().await.map_err(|source| self.unreachable(source))
+    }
+
     /// The export's bytes.
     pub(crate) async fn export(&self) -> Answer<Response> {
         self.send(self.request(Method::GET, "log/export")).await

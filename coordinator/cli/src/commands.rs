@@ -135,6 +135,18 @@ async fn log(client: &Client, command: LogCommand, json: bool) -> Result<()> {
             let entries = entries(client, kind.as_deref(), from, limit).await?;
             show::answer(json, &entries, entries_table)
         }
+        LogCommand::Prove { index, output } => {
+            let proof = client.proof(index).await?;
+            let Some(file) = output else {
+                return show::answer(json, &json!({ "index": index, "proof": proof }), |_| {
+                    proof.trim_end().to_owned()
+                });
+            };
+            std::fs::write(&file, &proof).with_context(|| format!("writing {}", file.display()))?;
+            show::answer(json, &json!({ "index": index, "file": file }), |_| {
+                format!("{}; check it with `falaj-verify --proof`", file.display())
+            })
+        }
         LogCommand::Export { output } => {
             let bytes = save_as_is(client.export().await?, &output, json).await?;
             let answer = json!({ "file": output, "bytes": bytes });

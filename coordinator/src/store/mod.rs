@@ -8,6 +8,7 @@ pub mod writer;
 
 use falaj_core::{
     id::{Digest, RoundId, SiteId, StudyId},
+    merkle::{Frontier, TILE_HEIGHT},
     round::AnyRound,
 };
 use row::{ExchangeRow, ModelRow, StudyRow, UpdateRow};
@@ -19,6 +20,8 @@ use std::{path::Path, time::Duration};
 
 /// Readers at once, beside the writer.
 const READERS: u32 = 4;
+/// Cosignatures that are shown with a checkpoint: those who read notes take so many.
+const COSIGNATURES_MAX: u32 = 60;
 /// How long a statement waits for a lock.
 const BUSY: Duration = Duration::from_secs(5);
 
@@ -259,6 +262,74 @@ impl Store {
         .fetch_optional(&self.pool)
         .await?;
         Ok(row.map(|r| (r.get::<i64, _>("tree_size").cast_unsigned(), r.get("note"))))
+    }
+
+    /// The signed checkpoint of this size, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn checkpoint(&self, tree_size: u64) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query("SELECT note FROM log_checkpoints WHERE tree_size = ?")
+            .bind(tree_size.cast_signed())
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row.map(|r| r.get("note")))
+    }
+
+    /// The cosignatures of the checkpoint of this size, one line each.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn cosignatures(&self, tree_size: u64) -> Result<Vec<String>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT line FROM log_cosignatures WHERE tree_size = ? ORDER BY witness LIMIT ?",
+        )
+        .bind(tree_size.cast_signed())
+        .bind(COSIGNATURES_MAX)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.iter().map(|r| r.get("line")).collect())
+    }
+
+    /// The sizes of the newest checkpoints that each witness has cosigned, up to `below`, in order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn witnessed(&self, below: u64) -> Result<Vec<u64>, StoreError> {
+        let rows = sqlx::query("SELECT DISTINCT newest FROM (SELECT max(tree_size) AS newest FROM log_cosignatures WHERE tree_size <= ? GROUP BY witness) ORDER BY newest")
+            .bind(below.cast_signed())
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows.iter().map(|r| r.get::<i64, _>("newest").cast_unsigned()).collect())
+    }
+
+    /// The hash of the complete subtree `n` of a height, from the hashes of the level of tiles below.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when there are not all of them.
+    pub async fn subtree(&self, height: u32, n: u64) -> Result<Digest, StoreError> {
+        let level = height / TILE_HEIGHT;
+        let width = 1_i64 << (height % TILE_HEIGHT);
+        let first = n.cast_signed() * width;
+        let query = if level == 0 {
+            "SELECT leaf AS hash FROM log_entries WHERE seq >= ?2 AND seq < ?3 AND ?1 = 0 ORDER BY seq"
+        } else {
+            "SELECT hash FROM log_tiles WHERE level = ?1 AND n >= ?2 AND n < ?3 ORDER BY n"
+        };
+        let rows = sqlx::query(query)
+            .bind(level)
+            .bind(first)
+            .bind(first + width)
+            .fetch_all(&self.pool)
+            .await?;
+        if rows.len() as u64 != width.cast_unsigned() {
+            return Err(StoreError::Corrupt(format!("no whole subtree {n} of height {height}")));
+        }
+        let mut frontier = Frontier::new();
+        for row in &rows {
+            frontier.push(row::digest_of(row.get("hash"))?);
+        }
+        Ok(frontier.root())
     }
 
     /// Every certificate that an entry may name: digest and DER.

@@ -11,13 +11,13 @@ use crate::{clock, metrics::Metrics};
 use falaj_core::{
     audit::Draft,
     id::{Digest, StudyId},
-    merkle::{Frontier, leaf_hash},
+    merkle::{Frontier, TILE_HEIGHT, leaf_hash},
     note::{Checkpoint, NoteSigner},
     round::AnyRound,
     time::Timestamp,
 };
 use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Commits waiting at most; beyond it callers are told that the log is busy.
@@ -56,6 +56,8 @@ pub enum Change {
     Policy(Digest, String, Vec<u8>),
     /// A signed checkpoint.
     Checkpoint(u64, String),
+    /// A witness's cosignature of a checkpoint: the tree's size, who, and the line.
+    Cosignature(u64, String, String),
 }
 
 /// Where a commit's entries lie.
@@ -170,6 +172,7 @@ pub async fn open(
         .map(|r| Checkpoint::open(r.get("note"), signer.verifier()))
         .transpose()?;
     let mut frontier = Frontier::new();
+    let mut tiles = Tiles::default();
     {
         let mut rows =
             sqlx::query("SELECT seq, bytes, leaf FROM log_entries ORDER BY seq").fetch(&pool);
@@ -181,7 +184,7 @@ pub async fn open(
                 "log entry {} is missing or was changed: restore the database from a backup",
                 frontier.size()
             );
-            frontier.push(leaf);
+            frontier.push_telling(leaf, |height, n, hash| tiles.take(height, n, hash));
             if let Some(signed) = signed.as_ref().filter(|s| s.tree_size == frontier.size()) {
                 anyhow::ensure!(
                     signed.root_hash == frontier.root(),
@@ -201,6 +204,7 @@ pub async fn open(
             signed.tree_size
         );
     }
+    tiles.mend(&pool).await?;
     let (queue, waiting) = mpsc::channel(QUEUE);
     let (head, heads) = watch::channel((frontier.size(), frontier.root()));
     let writer = Writer { queue, head: heads, metrics: metrics.clone() };
@@ -254,6 +258,7 @@ impl Service {
         commits: Vec<Commit>,
     ) -> Result<Group, StoreError> {
         let mut frontier = self.frontier.clone();
+        let mut tiles = Tiles::default();
         let mut entries = Vec::new();
         let mut results = Vec::with_capacity(commits.len());
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
@@ -273,7 +278,7 @@ impl Service {
                 let leaf = leaf_hash(&bytes);
                 entries.push((frontier.size(), kind, bytes, leaf));
                 leaves.push(leaf);
-                frontier.push(leaf);
+                frontier.push_telling(leaf, |height, n, hash| tiles.take(height, n, hash));
             }
             let committed = Committed { first, leaves, at };
             for change in commit.rows {
@@ -292,8 +297,51 @@ impl Service {
             });
             insert.build().execute(&mut *tx).await?;
         }
+        tiles.put(&mut tx).await?;
         tx.commit().await?;
         Ok((results, frontier))
+    }
+}
+
+/// Hashes of whole tiles: a level, a number in it, and the hash.
+#[derive(Default)]
+struct Tiles(Vec<(i64, i64, Digest)>);
+
+impl Tiles {
+    /// Keeps a completed node if it is the root of a tile.
+    fn take(&mut self, height: u32, n: u64, hash: Digest) {
+        if height.is_multiple_of(TILE_HEIGHT) {
+            self.0.push((i64::from(height / TILE_HEIGHT), n.cast_signed(), hash));
+        }
+    }
+
+    async fn put(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        for rows in self.0.chunks(ROWS_PER_INSERT) {
+            let mut insert: QueryBuilder<Sqlite> =
+                QueryBuilder::new("INSERT INTO log_tiles (level, n, hash) ");
+            insert.push_values(rows, |mut row, (level, n, hash)| {
+                row.push_bind(*level).push_bind(*n).push_bind(&hash.0[..]);
+            });
+            insert.build().execute(&mut *connection).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the stored hashes those that were just computed from the entries: they are a copy that only saves time.
+    async fn mend(&self, pool: &SqlitePool) -> Result<(), sqlx::Error> {
+        let rows = sqlx::query("SELECT level, n, hash FROM log_tiles").fetch_all(pool).await?;
+        let stored: BTreeMap<(i64, i64), Vec<u8>> =
+            rows.iter().map(|r| ((r.get("level"), r.get("n")), r.get("hash"))).collect();
+        let same = |(level, n, hash): &(i64, i64, Digest)| {
+            stored.get(&(*level, *n)).is_some_and(|found| found[..] == hash.0)
+        };
+        if stored.len() != self.0.len() || !self.0.iter().all(same) {
+            let mut tx = pool.begin().await?;
+            sqlx::query("DELETE FROM log_tiles").execute(&mut *tx).await?;
+            self.put(&mut tx).await?;
+            tx.commit().await?;
+        }
+        Ok(())
     }
 }
 
@@ -407,6 +455,14 @@ async fn put(
             sqlx::query("INSERT INTO log_checkpoints (tree_size, note) VALUES (?, ?) ON CONFLICT DO NOTHING")
                 .bind(size.cast_signed())
                 .bind(note)
+                .execute(tx)
+                .await?
+        }
+        Change::Cosignature(size, witness, line) => {
+            sqlx::query("INSERT INTO log_cosignatures (tree_size, witness, line) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+                .bind(size.cast_signed())
+                .bind(witness)
+                .bind(line)
                 .execute(tx)
                 .await?
         }

@@ -9,3 +9,4 @@ mod ledger;
 mod masked;
 mod study_file;
 mod update;
+mod witness;

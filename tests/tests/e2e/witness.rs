@@ -1,0 +1,172 @@
+//! Sites as witnesses: they stand behind the log, have their receipts proven, and catch a log that changes its history.
+
+use anyhow::{Context as _, Result, ensure};
+use falaj_tests::federation::{
+    Federation, Process, SiteSpec, binary, run, study_yaml, text, wait_for, wisconsin,
+};
+use serde_json::Value;
+use std::{fs, path::Path, process::Command};
+
+fn site(federation: &Federation, name: &str, records: &str) -> Result<SiteSpec> {
+    let site = SiteSpec::new(name, "ae-on/ae-az");
+    federation.prepare_site(&site, records)?;
+    Ok(site)
+}
+
+/// A study that one site trains alone.
+fn alone(study: &str, rounds: u32, site: &str) -> String {
+    study_yaml(study, rounds, 1).replace("min_sites: 1", &format!("sites: [{site}], min_sites: 1"))
+}
+
+fn finished(federation: &Federation, study: &str) -> Result<()> {
+    let shown = federation.study_reaches(study, &["finished", "failed"])?;
+    ensure!(shown["state"] == "finished", "{shown}");
+    Ok(())
+}
+
+#[test]
+fn every_site_stands_behind_the_log_and_has_its_receipts_proven() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let records = wisconsin(2)?;
+    let mut agents = Vec::new();
+    for (i, csv) in records.iter().enumerate() {
+        let site = site(&federation, &format!("hospital-{}", i + 1), csv)?;
+        agents.push(federation.start_agent(&site)?);
+    }
+    federation.submit(&study_yaml("watched", 4, 2))?;
+    finished(&federation, "watched")?;
+    for agent in &mut agents {
+        agent.says("a receipt's entry is in the log")?;
+    }
+    let said = federation.verified()?;
+    for name in ["hospital-1", "hospital-2"] {
+        let line = said.lines().find(|l| l.starts_with("witness") && l.contains(name));
+        ensure!(line.is_some_and(|l| l.contains("saw the first")), "{name}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_single_entry_is_proven_to_whoever_has_the_logs_key() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    // More entries than one tile holds.
+    for _ in 0..260 {
+        federation.falaj_json(&["status"])?;
+    }
+    let status = federation.falaj_json(&["status"])?;
+    let key = status["log_verifier_key"].as_str().context("a key")?;
+    let file = federation.dir().join("entry.tlog-proof");
+    let file = file.to_str().context("UTF-8")?;
+    for index in [0_u64, 7, 255, 256, 259] {
+        let from = index.to_string();
+        let page = federation.falaj_json(&["log", "entries", "--from", &from, "--limit", "2"])?;
+        let leaf = |i: usize| page["items"][i]["leaf_hash"].as_str().map(str::to_owned);
+        let (leaf, next) = (leaf(0).context("an entry")?, leaf(1).context("the next")?);
+        let out = federation.falaj(&["log", "prove", &from, "-o", file])?;
+        ensure!(out.status.success(), "{}", text(&out));
+        let check = |leaf: &str| {
+            run("falaj-verify", &["--proof", file, "--leaf-hash", leaf, "--log-key", key])
+        };
+        let said = check(&leaf)?;
+        ensure!(said.contains(&format!("entry {index} is one of the")), "{said}");
+        let wrong = check(&next).expect_err("another entry").to_string();
+        ensure!(wrong.contains("is not shown to be in the log"), "{wrong}");
+    }
+    let none = federation.falaj(&["log", "prove", "1000000"])?;
+    ensure!(!none.status.success() && text(&none).contains("the log has"), "{}", text(&none));
+    Ok(())
+}
+
+/// Copies a folder's files.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let (path, to) = {
+            let e = entry?;
+            (e.path(), to.join(e.file_name()))
+        };
+        if path.is_dir() { copy(&path, &to)? } else { fs::copy(&path, &to).map(drop)? }
+    }
+    Ok(())
+}
+
+/// A coordinator whose database went back to where it was before a study that `hospital-1` took part in.
+fn gone_back(federation: &mut Federation) -> Result<(Process, [SiteSpec; 2])> {
+    let mut coordinator = federation.start_coordinator()?;
+    let records = wisconsin(2)?;
+    let sites = [
+        site(federation, "hospital-1", &records[0])?,
+        site(federation, "hospital-2", &records[1])?,
+    ];
+    coordinator.terminate()?;
+    let (state, old) = (federation.coordinator_state(), federation.dir().join("yesterday"));
+    copy(&state, &old)?;
+    let mut coordinator = federation.start_coordinator()?;
+    let mut agent = federation.start_agent(&sites[0])?;
+    federation.submit(&alone("today", 3, "hospital-1"))?;
+    finished(federation, "today")?;
+    agent.terminate()?;
+    coordinator.kill()?;
+    fs::remove_dir_all(&state)?;
+    copy(&old, &state)?;
+    Ok((federation.start_coordinator()?, sites))
+}
+
+fn evidence(federation: &Federation, site: &SiteSpec, what: &str) -> Result<Value> {
+    let config = federation.dir().join("sites").join(&site.name).join("agent.toml");
+    let out = Command::new(binary("falaj-agent"))
+        .args(["evidence", what, "--json", "--config"])
+        .arg(config)
+        .output()?;
+    ensure!(out.status.success(), "{}", text(&out));
+    Ok(serde_json::from_slice(&out.stdout)?)
+}
+
+#[test]
+fn yesterdays_database_is_caught_by_whoever_saw_more_and_nothing_is_sent_to_it() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let (_coordinator, [first, _]) = gone_back(&mut federation)?;
+    federation
+        .submit(&alone("again", 3, "hospital-1").replace("grace_s: 2", "grace_s: 2, retries: 0"))?;
+    let mut agent = federation.start_agent(&first)?;
+    agent.says("ALARM")?;
+    agent.says("entries were taken back")?;
+    agent.terminate()?;
+    // It stays away, whatever the coordinator does now.
+    let stubborn = SiteSpec { args: vec!["--exit-on-refusal".into()], ..first.clone() };
+    ensure!(federation.start_agent(&stubborn)?.exit_code()? == Some(3));
+    ensure!(federation.entries("update.accepted")?.is_empty());
+    let shown = evidence(&federation, &first, "show")?;
+    let said = shown["text"].as_str().context("evidence")?;
+    ensure!(said.matches("\n\u{2014} ").count() == 2, "two signed statements: {said}");
+    // A steward has looked into it.
+    evidence(&federation, &first, "dismiss")?;
+    ensure!(evidence(&federation, &first, "show")?["evidence"].is_null());
+    let _agent = federation.start_agent(&first)?;
+    finished(&federation, "again")?;
+    Ok(())
+}
+
+#[test]
+fn a_forked_log_is_caught_within_one_round_though_it_has_grown() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let (_coordinator, [first, second]) = gone_back(&mut federation)?;
+    let _other = federation.start_agent(&second)?;
+    federation.submit(&alone("elsewhere", 12, "hospital-2"))?;
+    finished(&federation, "elsewhere")?;
+    let before = federation.entries("update.accepted")?.len();
+    federation.submit(&study_yaml("both", 2, 1))?;
+    let mut agent = federation.start_agent(&first)?;
+    agent.says("its history was changed")?;
+    finished(&federation, "both")?;
+    // The other site alone took part: it saw one history only.
+    let accepted = federation.entries("update.accepted")?;
+    let by_first =
+        |e: &Value| e["entry"]["site"].as_str().is_some_and(|s| s.ends_with("hospital-1"));
+    ensure!(accepted.len() > before && !accepted.iter().any(by_first));
+    wait_for("the evidence", || {
+        Ok(evidence(&federation, &first, "show")?["text"].as_str().map(|_| ()))
+    })
+}
