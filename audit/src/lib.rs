@@ -12,13 +12,16 @@ use falaj_core::{
     id::Digest,
     merkle::{self, Frontier, TILE_WIDTH},
     note::{Checkpoint, VerifierKey},
+    tiles::Tiles,
 };
 pub use ledger::LedgerReport;
 use replay::Replay;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
+    fs,
     io::{self, Read},
+    path::Path,
 };
 
 /// No single file of a bundle is larger, apart from what is streamed: a full tile of entries.
@@ -30,6 +33,9 @@ pub enum Wrong {
     /// The file cannot be read as a bundle.
     #[error("the bundle cannot be read: {0}")]
     Unreadable(String),
+    /// The static files cannot be written.
+    #[error("the log cannot be laid out as files: {0}")]
+    Unwritable(String),
     /// Something that every bundle has is missing.
     #[error("the bundle has no `{0}`")]
     Missing(String),
@@ -122,17 +128,28 @@ pub struct WitnessReport {
     pub time: String,
 }
 
-/// Verifies a bundle, and the budget ledgers that sites exported beside it. `pinned` is the log's key as known
-/// from elsewhere; `progress` hears of entries done and in all.
+/// What a bundle is held against, and what is to be made of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options<'a> {
+    /// The log's key as known from elsewhere.
+    pub log_key: Option<&'a VerifierKey>,
+    /// Budget ledgers that sites exported beside it.
+    pub ledgers: &'a [String],
+    /// A folder in which the log is laid out as static files (C2SP tlog-tiles). It has a `checkpoint` only if the
+    /// bundle holds.
+    pub tiles: Option<&'a Path>,
+}
+
+/// Verifies a bundle; `progress` hears of entries done and in all.
 ///
 /// # Errors
 /// [`Wrong`]: the first thing that does not hold.
 pub fn verify(
     bundle: impl Read,
-    pinned: Option<&VerifierKey>,
-    ledgers: &[String],
+    options: Options<'_>,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Report, Wrong> {
+    let Options { log_key: pinned, ledgers, tiles: folder } = options;
     let unreadable = |e: io::Error| Wrong::Unreadable(e.to_string());
     let mut tar = tar::Archive::new(bundle);
     let mut files = tar.entries().map_err(unreadable)?;
@@ -176,6 +193,7 @@ pub fn verify(
     let mut replay = Replay::default();
     let mut log = Log::default();
     let mut witnesses = Vec::new();
+    let mut files = Tiles::default();
     while let Some((path, bytes)) = next()? {
         if path.starts_with(bundle::WITNESSED) {
             let wrong = |what: String| Wrong::File { path: path.clone(), what };
@@ -191,6 +209,10 @@ pub fn verify(
             log.take_tile(&path, &bytes)?;
         } else if path.starts_with(bundle::ENTRIES) {
             log.take_entries(&path, &bytes, head.tree_size, &mut replay)?;
+            if let Some(folder) = folder {
+                let put = |path: &str, bytes: &[u8]| put_file(folder, path, bytes);
+                merkle::entries(&bytes).flatten().try_for_each(|e| files.push(e, put))?;
+            }
             progress(log.frontier.size(), head.tree_size);
         } else {
             replay.take_file(&path, bytes)?;
@@ -204,6 +226,10 @@ pub fn verify(
         return Err(Wrong::Root { size, found, signed: head.root_hash });
     }
     replay.finish()?;
+    if let Some(folder) = folder {
+        files.finish(|path, bytes| put_file(folder, path, bytes))?;
+        put_file(folder, bundle::CHECKPOINT, note.as_bytes())?;
+    }
     let ledgers = ledgers.iter().map(|text| replay.ledger(text)).collect::<Result<_, _>>()?;
     Ok(Report {
         origin: head.origin,
@@ -217,6 +243,18 @@ pub fn verify(
         witnesses,
         ledgers,
     })
+}
+
+/// One of the static files, made whole or not at all.
+fn put_file(folder: &Path, path: &str, bytes: &[u8]) -> Result<(), Wrong> {
+    let path = folder.join(path);
+    let write = || {
+        fs::create_dir_all(path.parent().unwrap_or(folder))?;
+        let partial = path.with_extension("partial");
+        fs::write(&partial, bytes)?;
+        fs::rename(partial, &path)
+    };
+    write().map_err(|e: io::Error| Wrong::Unwritable(format!("{}: {e}", path.display())))
 }
 
 struct About {
@@ -266,7 +304,7 @@ impl Log {
         if !rest.is_empty() || !self.tile.is_empty() {
             return Err(wrong("it is no tile, or entries are missing before it"));
         }
-        let expected = merkle::tile_path(self.frontier.size() / TILE_WIDTH, hashes.len() as u64);
+        let expected = merkle::tile_path(0, self.frontier.size() / TILE_WIDTH, hashes.len() as u64);
         if path != expected {
             return Err(Wrong::Missing(expected));
         }

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use falaj_core::{id::Digest, note::VerifierKey, witness::InclusionProof};
-use falaj_verify::{Report, verify};
+use falaj_verify::{Options, Report, verify};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
     fs::File,
@@ -21,7 +21,7 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --json\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
+    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --json\n  falaj-verify bundle.tar --tiles public/log\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
 )]
 struct Cli {
     /// The bundle, as `falaj log export` wrote it.
@@ -41,6 +41,9 @@ struct Cli {
     /// site's updates were paid from. May be given for several sites.
     #[arg(long)]
     ledger: Vec<PathBuf>,
+    /// Lay the log out as static files in this folder (C2SP tlog-tiles), for any tool or web server that knows them.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "proof")]
+    tiles: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -78,7 +81,9 @@ fn main() -> ExitCode {
     } else {
         ProgressBar::hidden()
     };
-    let verdict = verify(file, cli.log_key.as_ref(), &ledgers, |done, all| {
+    let options =
+        Options { log_key: cli.log_key.as_ref(), ledgers: &ledgers, tiles: cli.tiles.as_deref() };
+    let verdict = verify(file, options, |done, all| {
         bar.set_length(all);
         bar.set_position(done);
     });

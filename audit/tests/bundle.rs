@@ -10,7 +10,7 @@ use falaj_core::{
     time::Timestamp,
     update::{CONTEXT, Encoding, UpdateHeader},
 };
-use falaj_verify::{Report, Wrong, verify};
+use falaj_verify::{Options, Report, Wrong, verify};
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, SanType};
 
 const SITE: &str = "spiffe://t/ae-on/ae-az/site/h-1";
@@ -33,6 +33,10 @@ fn site() -> (Vec<u8>, SigningKey) {
     let cert = params.self_signed(&key).expect("a certificate").der().to_vec();
     let key = SigningKey::from_pkcs8_der(&key.serialize_der()).expect("the same key");
     (cert, key)
+}
+
+fn pinned(key: &VerifierKey) -> Options<'_> {
+    Options { log_key: Some(key), ..Options::default() }
 }
 
 /// Entries as they come, over one round; `change` may alter them before they are hashed.
@@ -132,7 +136,7 @@ impl Parts {
     }
 
     fn verify(&self) -> Result<Report, Wrong> {
-        verify(&self.tar()[..], Some(&self.key), &[], |_, _| {})
+        verify(&self.tar()[..], pinned(&self.key), |_, _| {})
     }
 
     fn file(&mut self, beginning: &str) -> &mut Vec<u8> {
@@ -183,7 +187,7 @@ fn a_changed_entry_is_named_by_its_index() {
 fn another_log_s_key_opens_nothing() {
     let bundle = parts(|_| {});
     let stranger = NoteSigner::new("t/log", SigningKey::from_bytes(&[6; 32])).expect("a signer");
-    let wrong = verify(&bundle.tar()[..], Some(stranger.verifier()), &[], |_, _| {});
+    let wrong = verify(&bundle.tar()[..], pinned(stranger.verifier()), |_, _| {});
     assert!(matches!(wrong, Err(Wrong::Checkpoint(_))));
 }
 
@@ -191,7 +195,7 @@ fn another_log_s_key_opens_nothing() {
 fn a_bundle_that_is_cut_short_is_not_verified() {
     let whole = parts(|_| {}).tar();
     for cut in (0..whole.len() - 1024).step_by(997) {
-        assert!(verify(&whole[..cut], None, &[], |_, _| {}).is_err(), "cut at {cut}");
+        assert!(verify(&whole[..cut], Options::default(), |_, _| {}).is_err(), "cut at {cut}");
     }
 }
 
@@ -201,7 +205,7 @@ fn a_huge_declared_size_is_refused_without_being_believed() {
     header.set_path(bundle::ABOUT).expect("a path");
     header.set_size(1 << 40);
     header.set_cksum();
-    assert!(verify(&header.as_bytes()[..], None, &[], |_, _| {}).is_err());
+    assert!(verify(&header.as_bytes()[..], Options::default(), |_, _| {}).is_err());
 }
 
 #[test]

@@ -87,7 +87,7 @@ async fn entries<W: Write>(store: &Store, tree_size: u64, tar: &mut tar::Builder
             tile.extend_from_slice(&leaf.0);
             put_entry(bytes, &mut bundle);
         }
-        put(tar, &tile_path(at / TILE_WIDTH, width), &tile)?;
+        put(tar, &tile_path(0, at / TILE_WIDTH, width), &tile)?;
         put(tar, &entries_path(at / TILE_WIDTH, width), &bundle)?;
         at += width;
     }

@@ -21,6 +21,7 @@ pub mod round;
 pub mod secagg;
 pub mod study;
 pub mod task;
+pub mod tiles;
 pub mod time;
 pub mod update;
 pub mod witness;

@@ -283,14 +283,14 @@ pub fn tile_number(mut n: u64) -> String {
     path
 }
 
-/// Path of a level-0 hash tile of `width` hashes.
+/// Path of a tile of `width` hashes on a level of tiles, from 0 for the leaves.
 #[must_use]
-pub fn tile_path(n: u64, width: u64) -> String {
+pub fn tile_path(level: u8, n: u64, width: u64) -> String {
     let number = tile_number(n);
     if width < TILE_WIDTH {
-        format!("tile/0/{number}.p/{width}")
+        format!("tile/{level}/{number}.p/{width}")
     } else {
-        format!("tile/0/{number}")
+        format!("tile/{level}/{number}")
     }
 }
 
@@ -490,7 +490,7 @@ mod tests {
     fn tile_paths_and_bundles_are_those_of_the_specification() {
         assert_eq!(tile_number(1_234_067), "x001/x234/067");
         assert_eq!(entries_path(273, 112), "tile/entries/273.p/112");
-        assert_eq!(tile_path(0, 256), "tile/0/000");
+        assert_eq!(tile_path(0, 0, 256), "tile/0/000");
         let v = &vectors()["tessera_posix_log"];
         let mut bundle = Vec::new();
         for e in v["entries_utf8"].as_array().expect("a list") {
