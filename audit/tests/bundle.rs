@@ -117,7 +117,7 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         (bundle::study(&Digest::of(&study)), study),
         (bundle::header(&header_digest), header),
         (bundle::signature(&header_digest), signature.to_vec()),
-        (merkle::tile_path(0, size), tile),
+        (merkle::tile_path(0, 0, size), tile),
         (merkle::entries_path(0, size), entries),
     ];
     Parts { files, key: signer.verifier().clone() }
