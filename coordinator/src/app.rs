@@ -3,7 +3,7 @@
 use crate::{
     accept::{Acceptor, Connection},
     blob::Blobs,
-    checkpointer::Checkpointer,
+    checkpointer::{Checkpointer, high_water},
     clock,
     config::Config,
     engine::{Engine, Parts},
@@ -110,7 +110,9 @@ impl App {
         let signer = Arc::new(NoteSigner::new(&config.log.origin, log_key(&key_path)?)?);
         let metrics = Arc::new(Metrics::default());
         let (store, pool) = Store::open(&dir.join("coordinator.sqlite")).await?;
-        let (writer, service) = writer::open(pool, &signer, metrics.clone()).await?;
+        let kept = config.log.high_water.as_deref().map(high_water).transpose()?.flatten();
+        let (writer, service) =
+            writer::open(pool, &signer, kept.as_deref(), metrics.clone()).await?;
         tokio::spawn(service.run());
         let updates = Blobs::open(&dir.join("updates"))?;
         let models = Blobs::open(&dir.join("models"))?;
@@ -126,7 +128,7 @@ impl App {
             limits: config.limits.clone(),
         };
         let engine = Engine::open(parts, shutdown.clone()).await?;
-        let checkpointer = Checkpointer::new(writer.clone(), signer);
+        let checkpointer = Checkpointer::new(writer.clone(), signer, config.log.high_water.clone());
         let trust_now = Arc::new(ArcSwap::from_pointee(trust.clone()));
         let acceptor = |alpn: &[&str]| -> Result<Acceptor> {
             let tls = server_config(&credentials, &trust, alpn)?;

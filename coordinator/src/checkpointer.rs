@@ -4,8 +4,15 @@ use crate::store::{
     Store,
     writer::{Change, Commit, CommitError, Head, Writer},
 };
+use anyhow::Context as _;
 use falaj_core::note::{Checkpoint, NoteSigner};
-use std::{sync::Arc, time::Duration};
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 
 /// The head is signed at most this long after it has grown.
@@ -16,13 +23,60 @@ const CADENCE: Duration = Duration::from_millis(500);
 pub struct Checkpointer {
     writer: Writer,
     signer: Arc<NoteSigner>,
+    high_water: Option<Arc<HighWater>>,
+}
+
+/// The newest checkpoint, kept a second time elsewhere.
+struct HighWater {
+    path: PathBuf,
+    /// Entries in what lies there.
+    size: Mutex<u64>,
+}
+
+impl HighWater {
+    /// Keeps a checkpoint if it is the newest: whole or not at all, and durable.
+    fn keep(&self, size: u64, note: &str) -> io::Result<()> {
+        let mut kept = self.size.lock().unwrap_or_else(PoisonError::into_inner);
+        if size > *kept {
+            let partial = self.path.with_extension("partial");
+            let mut file = File::create(&partial)?;
+            file.write_all(note.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(partial, &self.path)?;
+            if let Some(folder) = self.path.parent().filter(|p| !p.as_os_str().is_empty()) {
+                File::open(folder)?.sync_all()?;
+            }
+            *kept = size;
+        }
+        Ok(())
+    }
+}
+
+/// The checkpoint that was kept elsewhere, if there is one.
+///
+/// # Errors
+/// When the file cannot be read: a missing disk must not look like a first start.
+pub fn high_water(path: &Path) -> anyhow::Result<Option<String>> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    anyhow::ensure!(
+        folder.is_dir(),
+        "{} is not there, where `log.high_water` keeps the newest checkpoint: mount its disk, or make the folder if this is the first start",
+        folder.display()
+    );
+    match fs::read_to_string(path) {
+        Ok(note) => Ok(Some(note)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
+    }
 }
 
 impl Checkpointer {
-    /// A checkpointer of the log that `writer` writes.
+    /// A checkpointer of the log that `writer` writes, which keeps the newest checkpoint a second time in a file, if it
+    /// is given one.
     #[must_use]
-    pub const fn new(writer: Writer, signer: Arc<NoteSigner>) -> Self {
-        Self { writer, signer }
+    pub fn new(writer: Writer, signer: Arc<NoteSigner>, high_water: Option<PathBuf>) -> Self {
+        let high_water = high_water.map(|path| Arc::new(HighWater { path, size: Mutex::new(0) }));
+        Self { writer, signer, high_water }
     }
 
     /// Signs the newest durable head; it is stored before anybody sees it.
@@ -35,6 +89,17 @@ impl Checkpointer {
         let note = self.signer.sign(&Checkpoint { origin, tree_size, root_hash }.body());
         let rows = vec![Change::Checkpoint(tree_size, note.clone())];
         self.writer.commit(Commit { rows, ..Commit::default() }).await?;
+        if let Some(high_water) = self.high_water.clone() {
+            let kept = note.clone();
+            let keep = move || high_water.keep(tree_size, &kept);
+            let failed = |e: &dyn std::fmt::Display| {
+                CommitError::Failed(format!("`log.high_water` cannot be written: {e}"))
+            };
+            tokio::task::spawn_blocking(keep)
+                .await
+                .map_err(|e| failed(&e))?
+                .map_err(|e| failed(&e))?;
+        }
         Ok((tree_size, note))
     }
 

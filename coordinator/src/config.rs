@@ -73,6 +73,9 @@ pub struct LogConfig {
     pub origin: String,
     /// Its Ed25519 key; `log.key` in the state folder when absent. Made on the first start.
     pub key: Option<PathBuf>,
+    /// A file on another disk than the state folder, where the newest checkpoint is kept a second time: with it an
+    /// older copy of the whole state folder is noticed at the start. None when absent.
+    pub high_water: Option<PathBuf>,
 }
 
 /// Policies.
@@ -134,6 +137,7 @@ impl Config {
         this.policy.dir = base.join(&this.policy.dir);
         this.log.key =
             Some(this.log.key.map_or_else(|| this.state.dir.join("log.key"), |key| base.join(key)));
+        this.log.high_water = this.log.high_water.map(|path| base.join(path));
         Ok(this)
     }
 }

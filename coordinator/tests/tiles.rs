@@ -30,13 +30,13 @@ fn signer() -> NoteSigner {
 async fn written(dir: &Path) -> Result<(Store, String), Box<dyn Error>> {
     let (store, pool) = Store::open(&dir.join("coordinator.sqlite")).await?;
     let signer = Arc::new(signer());
-    let (writer, service) = writer::open(pool, &signer, Arc::new(Metrics::default())).await?;
+    let (writer, service) = writer::open(pool, &signer, None, Arc::new(Metrics::default())).await?;
     let serving = tokio::spawn(service.run());
     for batch in 0..ENTRIES / TOGETHER {
         let entry = |i| Draft::new(Kind::AdminRead).count("n", batch * TOGETHER + i);
         writer.record((0..TOGETHER).map(entry).collect()).await?;
     }
-    let checkpointer = Checkpointer::new(writer.clone(), signer);
+    let checkpointer = Checkpointer::new(writer.clone(), signer, None);
     let (size, note) = checkpointer.current(&store).await?;
     assert_eq!(size, ENTRIES);
     drop((writer, checkpointer));

@@ -116,7 +116,8 @@ fn log() -> Result<()> {
         let key = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
         let signer = NoteSigner::new("bench", key)?;
         let (_, pool) = Store::open(&dir.path().join("bench.sqlite")).await?;
-        let (writer, service) = writer::open(pool, &signer, Arc::new(Metrics::default())).await?;
+        let (writer, service) =
+            writer::open(pool, &signer, None, Arc::new(Metrics::default())).await?;
         tokio::spawn(service.run());
         let started = Instant::now();
         let mut callers = Vec::new();

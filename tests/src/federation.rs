@@ -59,6 +59,7 @@ pub fn repository() -> PathBuf {
 }
 
 /// A process that is ended when it goes out of scope.
+#[derive(Debug)]
 pub struct Process {
     name: String,
     child: Child,
@@ -184,6 +185,8 @@ pub struct Federation {
     pub addresses: Option<Addresses>,
     /// Further lines of the coordinator's configuration.
     pub coordinator_extra: String,
+    /// Further lines of its `[log]`.
+    pub log_extra: String,
     starts: u32,
 }
 
@@ -194,7 +197,8 @@ impl Federation {
     /// When a certificate cannot be made.
     pub fn new() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("falaj-e2e-").tempdir()?;
-        let this = Self { dir, addresses: None, coordinator_extra: String::new(), starts: 0 };
+        let (coordinator_extra, log_extra) = (String::new(), String::new());
+        let this = Self { dir, addresses: None, coordinator_extra, log_extra, starts: 0 };
         let ca = this.ca();
         let ca = ca.to_str().context("a temporary path is UTF-8")?;
         run("falaj-certs", &["init", ca, "--trust-domain", TRUST_DOMAIN])?;
@@ -270,11 +274,12 @@ impl Federation {
         let text = format!(
             "[identity]\ncert = \"{id}/cert.pem\"\nkey = \"{id}/key.pem\"\ntrust = \"{ca}/trust.toml\"\n\
              [listen]\ngrpc = \"{grpc}\"\nrest = \"{rest}\"\nmetrics = \"127.0.0.1:0\"\n\
-             [state]\ndir = \"state\"\n[log]\norigin = \"{TRUST_DOMAIN}/audit/2026\"\n\
+             [state]\ndir = \"state\"\n[log]\norigin = \"{TRUST_DOMAIN}/audit/2026\"\n{log}\
              [policy]\ndir = \"{policies}\"\n{extra}",
             id = identity.display(),
             ca = self.ca().display(),
             policies = policies.display(),
+            log = self.log_extra,
             extra = self.coordinator_extra,
         );
         let path = dir.join("coordinator.toml");

@@ -68,6 +68,7 @@ fn main() -> ExitCode {
 
 fn test(args: &[String]) -> Result<()> {
     setup::setup()?;
+    setup::go();
     // End-to-end tests run the very binaries, so all of them come first.
     tools::cargo(&["build", "--workspace", "--bins"])?;
     let mut words = vec!["test"];

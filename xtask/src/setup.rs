@@ -73,6 +73,31 @@ with zipfile.ZipFile(wheel) as z:
                 dst.write(chunk)
 ";
 
+/// Debian's packages by which Go's own tools check our log.
+const GO: [&str; 2] = ["golang-go", "golang-golang-x-mod-dev"];
+
+/// Makes sure that Go is there if this may install it; without it the test that needs it says that it is skipped.
+pub(crate) fn go() {
+    let quiet = |program: &str, args: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    if quiet("go", &["version"]) {
+        return;
+    }
+    let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
+    eprintln!("installing {}", GO.join(", "));
+    let install = [&["install", "-y", "--no-install-recommends"][..], &GO].concat();
+    // A fresh machine may know no package yet.
+    let installed = root
+        && (quiet("apt-get", &install)
+            || (quiet("apt-get", &["update"]) && quiet("apt-get", &install)));
+    if !installed {
+        eprintln!("skipped: `sudo apt-get install -y {}` mends that", GO.join(" "));
+    }
+}
+
 /// Makes sure that libtorch is there, and gives its folder.
 pub(crate) fn setup() -> Result<PathBuf> {
     ensure!(

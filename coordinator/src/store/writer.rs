@@ -8,6 +8,7 @@ use super::{
     row::{ExchangeRow, ModelRow, StudyRow, UpdateRow, write_round},
 };
 use crate::{clock, metrics::Metrics};
+use anyhow::Context as _;
 use falaj_core::{
     audit::Draft,
     id::{Digest, StudyId},
@@ -155,7 +156,8 @@ pub struct Service {
     metrics: Arc<Metrics>,
 }
 
-/// Recomputes the tree from the entries' bytes and compares it with the last signed checkpoint.
+/// Recomputes the tree from the entries' bytes and compares it with the last signed checkpoint, and with the one that was
+/// kept elsewhere, if there is one.
 ///
 /// # Errors
 /// When an entry's bytes are not those that were hashed, or the log is not the one that was signed: the
@@ -163,14 +165,20 @@ pub struct Service {
 pub async fn open(
     pool: SqlitePool,
     signer: &NoteSigner,
+    elsewhere: Option<&str>,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<(Writer, Service)> {
     use futures_util::TryStreamExt as _;
-    let signed = sqlx::query("SELECT note FROM log_checkpoints ORDER BY tree_size DESC LIMIT 1")
-        .fetch_optional(&pool)
-        .await?
-        .map(|r| Checkpoint::open(r.get("note"), signer.verifier()))
-        .transpose()?;
+    let stored: Option<String> =
+        sqlx::query("SELECT note FROM log_checkpoints ORDER BY tree_size DESC LIMIT 1")
+            .fetch_optional(&pool)
+            .await?
+            .map(|r| r.get("note"));
+    let signed = stored.iter().map(String::as_str).chain(elsewhere);
+    let signed: Vec<Checkpoint> = signed
+        .map(|note| Checkpoint::open(note, signer.verifier()))
+        .collect::<Result<_, _>>()
+        .context("a checkpoint of this log cannot be read")?;
     let mut frontier = Frontier::new();
     let mut tiles = Tiles::default();
     {
@@ -185,7 +193,7 @@ pub async fn open(
                 frontier.size()
             );
             frontier.push_telling(leaf, |height, n, hash| tiles.take(height, n, hash));
-            if let Some(signed) = signed.as_ref().filter(|s| s.tree_size == frontier.size()) {
+            for signed in signed.iter().filter(|s| s.tree_size == frontier.size()) {
                 anyhow::ensure!(
                     signed.root_hash == frontier.root(),
                     "the log's first {} entries have root {}, but root {} was signed: the log was rewritten",
@@ -196,7 +204,7 @@ pub async fn open(
             }
         }
     }
-    if let Some(signed) = signed {
+    for signed in signed {
         anyhow::ensure!(
             frontier.size() >= signed.tree_size,
             "the log has {} entries, but a checkpoint of {} was signed: an older database was restored",

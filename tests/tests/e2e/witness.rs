@@ -114,6 +114,35 @@ fn gone_back(federation: &mut Federation) -> Result<(Process, [SiteSpec; 2])> {
     Ok((federation.start_coordinator()?, sites))
 }
 
+/// AUD-05.
+#[test]
+fn a_coordinator_does_not_start_on_yesterdays_folder_while_its_high_water_file_says_more()
+-> Result<()> {
+    let mut federation = Federation::new()?;
+    let elsewhere = federation.dir().join("another-disk");
+    federation.log_extra = format!("high_water = \"{}/log.checkpoint\"\n", elsewhere.display());
+    let missing = federation.start_coordinator().expect_err("no disk").to_string();
+    ensure!(missing.contains("mount its disk"), "{missing}");
+    fs::create_dir_all(&elsewhere)?;
+    let mut coordinator = federation.start_coordinator()?;
+    coordinator.terminate()?;
+    let (state, old) = (federation.coordinator_state(), federation.dir().join("yesterday"));
+    copy(&state, &old)?;
+    let mut coordinator = federation.start_coordinator()?;
+    for _ in 0..20 {
+        federation.falaj_json(&["status"])?;
+    }
+    let signed = federation.falaj_json(&["log", "checkpoint"])?;
+    coordinator.kill()?;
+    fs::remove_dir_all(&state)?;
+    copy(&old, &state)?;
+    let refused = federation.start_coordinator().expect_err("an older log").to_string();
+    let size = signed["tree_size"].as_u64().context("a size")?;
+    ensure!(refused.contains(&format!("a checkpoint of {size} was signed")), "{refused}");
+    ensure!(refused.contains("an older database was restored"), "{refused}");
+    Ok(())
+}
+
 fn evidence(federation: &Federation, site: &SiteSpec, what: &str) -> Result<Value> {
     let config = federation.dir().join("sites").join(&site.name).join("agent.toml");
     let out = Command::new(binary("falaj-agent"))
@@ -149,6 +178,7 @@ fn yesterdays_database_is_caught_by_whoever_saw_more_and_nothing_is_sent_to_it()
     Ok(())
 }
 
+/// AUD-06.
 #[test]
 fn a_forked_log_is_caught_within_one_round_though_it_has_grown() -> Result<()> {
     let mut federation = Federation::new()?;
