@@ -27,7 +27,7 @@ use falaj_certs::{
 use falaj_core::{
     audit::{Actor, Draft, Kind},
     id::{Digest, Role},
-    note::NoteSigner,
+    note::{NoteSigner, VerifierKey},
 };
 use falaj_proto::v1::federation_server::FederationServer;
 use hyper_util::{
@@ -220,6 +220,17 @@ impl App {
         checkpoints.await?;
         Ok(())
     }
+}
+
+/// The public key of the log that a configuration names; its secret half is made on the first start.
+///
+/// # Errors
+/// When there is no key yet, or it cannot be read.
+pub fn log_verifier_key(config: &Config) -> Result<VerifierKey> {
+    let path = config.log.key.clone().unwrap_or_else(|| config.state.dir.join("log.key"));
+    ensure!(path.exists(), "{} is not there: this coordinator has never started", path.display());
+    let key = log_key(&path)?.verifying_key();
+    Ok(VerifierKey::new(&config.log.origin, key)?)
 }
 
 /// The log key, made on the first start with mode 0600.

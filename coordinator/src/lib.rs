@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod engine;
 pub mod export;
+pub mod fsck;
 pub mod metrics;
 pub mod policy;
 pub mod proofs;

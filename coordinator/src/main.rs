@@ -3,12 +3,14 @@
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use falaj_coordinator::{
-    app::{App, Bound},
+    app::{App, Bound, log_verifier_key},
     config::Config,
+    fsck,
     policy::PolicyEngine,
 };
 use std::{
     fs,
+    io::IsTerminal as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -25,7 +27,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-coordinator run --config coordinator.toml\n  falaj-coordinator config check --config coordinator.toml\n\nSIGHUP reads the policies again; SIGTERM ends it after what is under way."
+    after_help = "Examples:\n  falaj-coordinator run --config coordinator.toml\n  falaj-coordinator config check --config coordinator.toml\n  falaj-coordinator fsck --config coordinator.toml\n\nSIGHUP reads the policies again; SIGTERM ends it after what is under way."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -45,6 +47,16 @@ enum Command {
         /// How to write to standard error.
         #[arg(long, value_enum, default_value_t = LogFormat::Text)]
         log_format: LogFormat,
+    },
+    /// Check the log at rest: every entry, hash and checkpoint. Changes nothing; ends with code 1 when something is wrong.
+    #[command(after_help = "Example:\n  falaj-coordinator fsck --config coordinator.toml --json")]
+    Fsck {
+        /// The configuration.
+        #[arg(long, env = "FALAJ_COORDINATOR_CONFIG")]
+        config: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Look at a configuration.
     Config {
@@ -72,7 +84,7 @@ enum LogFormat {
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Cli::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             eprintln!("falaj-coordinator: {e:#}");
             ExitCode::FAILURE
@@ -80,15 +92,17 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli) -> Result<()> {
+async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Run { config, ready_file, log_format } => {
             log_to_stderr(log_format);
             let shutdown = CancellationToken::new();
             tokio::spawn(end_on_signal(shutdown.clone()));
             let app = App::open(Config::load(&config)?, &shutdown).await?;
-            app.run(shutdown, |bound| ready(bound, ready_file.as_deref())).await
+            app.run(shutdown, |bound| ready(bound, ready_file.as_deref())).await?;
+            Ok(ExitCode::SUCCESS)
         }
+        Command::Fsck { config, json } => fsck(&Config::load(&config)?, json).await,
         Command::Config { command: ConfigCommand::Check { config } } => {
             let config = Config::load(&config)?;
             let credentials =
@@ -97,9 +111,40 @@ async fn run(cli: Cli) -> Result<()> {
             falaj_certs::trust::TrustStore::load(&config.identity.trust)?;
             let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
             println!("ok: {} under policy set {}", identity.spiffe, policy.digest());
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+async fn fsck(config: &Config, json: bool) -> Result<ExitCode> {
+    let key = log_verifier_key(config)?;
+    let elsewhere = config.log.high_water.as_deref();
+    let shown = std::io::stderr().is_terminal() && !json;
+    let progress = |entries| {
+        if shown {
+            eprint!("\r{entries} entries");
+        }
+    };
+    let found = fsck::check(&config.state.dir, &key, elsewhere, progress).await?;
+    if shown {
+        eprint!("\r");
+    }
+    if json {
+        println!("{}", serde_json::to_string(&found)?);
+    } else {
+        for fault in &found.faults {
+            match fault.index {
+                Some(index) => println!("WRONG: entry {index}: {}", fault.what),
+                None => println!("WRONG: {}", fault.what),
+            }
+        }
+        let whole = if found.faults.is_empty() { "whole" } else { "not whole" };
+        println!(
+            "{whole}: {} entries under root {}, {} checkpoints",
+            found.entries, found.root_hash, found.checkpoints
+        );
+    }
+    Ok(if found.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn log_to_stderr(format: LogFormat) {

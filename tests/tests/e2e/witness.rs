@@ -114,6 +114,14 @@ fn gone_back(federation: &mut Federation) -> Result<(Process, [SiteSpec; 2])> {
     Ok((federation.start_coordinator()?, sites))
 }
 
+/// Exit code and words of a check of the coordinator's log.
+fn fsck(federation: &Federation) -> Result<(Option<i32>, String)> {
+    let config = federation.dir().join("coordinator/coordinator.toml");
+    let command = ["fsck", "--config"];
+    let out = Command::new(binary("falaj-coordinator")).args(command).arg(config).output()?;
+    Ok((out.status.code(), text(&out)))
+}
+
 /// AUD-05.
 #[test]
 fn a_coordinator_does_not_start_on_yesterdays_folder_while_its_high_water_file_says_more()
@@ -133,11 +141,16 @@ fn a_coordinator_does_not_start_on_yesterdays_folder_while_its_high_water_file_s
         federation.falaj_json(&["status"])?;
     }
     let signed = federation.falaj_json(&["log", "checkpoint"])?;
+    // While it serves, and at rest.
+    ensure!(fsck(&federation)?.0 == Some(0));
     coordinator.kill()?;
+    ensure!(fsck(&federation)?.0 == Some(0));
     fs::remove_dir_all(&state)?;
     copy(&old, &state)?;
     let refused = federation.start_coordinator().expect_err("an older log").to_string();
     let size = signed["tree_size"].as_u64().context("a size")?;
+    let (code, said) = fsck(&federation)?;
+    ensure!(code == Some(1) && said.contains(&format!("a checkpoint of {size} entries")), "{said}");
     ensure!(refused.contains(&format!("a checkpoint of {size} was signed")), "{refused}");
     ensure!(refused.contains("an older database was restored"), "{refused}");
     Ok(())

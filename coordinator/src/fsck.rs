@@ -1,0 +1,190 @@
+//! Checks a coordinator's log at rest: every entry, hash and checkpoint in the database, and the checkpoint that is kept
+//! elsewhere. Changes nothing, and needs no key but the log's public one.
+
+use crate::checkpointer::high_water;
+use anyhow::{Context as _, Result};
+use falaj_core::{
+    audit::Entry,
+    id::Digest,
+    merkle::{Frontier, TILE_HEIGHT, leaf_hash},
+    note::{Checkpoint, VerifierKey},
+};
+use futures_util::TryStreamExt as _;
+use serde::Serialize;
+use sqlx::{
+    Row as _, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteRow},
+};
+use std::{collections::BTreeMap, path::Path};
+
+/// Faults that are listed; a log with more of them is beyond repair by hand.
+const FAULTS_MAX: usize = 100;
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// The entry that it is about, if it is about one.
+    pub index: Option<u64>,
+    /// What is wrong, what was expected, what was found.
+    pub what: String,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Findings {
+    /// Entries in the database.
+    pub entries: u64,
+    /// Their root.
+    pub root_hash: String,
+    /// Checkpoints in the database, each held against the tree of its size.
+    pub checkpoints: u64,
+    /// What is wrong; nothing when the log is whole. At most 100.
+    pub faults: Vec<Fault>,
+}
+
+impl Findings {
+    fn fault(&mut self, index: Option<u64>, what: String) {
+        if self.faults.len() < FAULTS_MAX {
+            self.faults.push(Fault { index, what });
+        }
+    }
+
+    /// Holds a signed checkpoint against the tree of its size.
+    fn hold(&mut self, head: &Checkpoint, tree: &Frontier) {
+        if head.root_hash != tree.root() {
+            let (size, signed, found) = (head.tree_size, head.root_hash, tree.root());
+            let what = format!(
+                "the first {size} entries have root {found}, and root {signed} was signed: an entry before that was changed with its hash, or the log was rewritten"
+            );
+            self.fault(None, what);
+        }
+    }
+}
+
+/// Checks the log in a state folder against its key. `progress` hears of entries done.
+///
+/// # Errors
+/// When the database cannot be read at all; what is wrong inside it is in the findings.
+pub async fn check(
+    dir: &Path,
+    key: &VerifierKey,
+    kept_elsewhere: Option<&Path>,
+    mut progress: impl FnMut(u64),
+) -> Result<Findings> {
+    let path = dir.join("coordinator.sqlite");
+    let options = SqliteConnectOptions::new().filename(&path).read_only(true);
+    let pool = SqlitePoolOptions::new()
+        .max_connections(2)
+        .connect_with(options)
+        .await
+        .with_context(|| format!("opening {}", path.display()))?;
+    let mut found =
+        Findings { entries: 0, root_hash: String::new(), checkpoints: 0, faults: Vec::new() };
+    let elsewhere = match kept_elsewhere.map(high_water).transpose()?.flatten() {
+        Some(note) => match Checkpoint::open(&note, key) {
+            Ok(head) => Some(head),
+            Err(e) => {
+                found.fault(None, format!("the checkpoint in `log.high_water` is wrong: {e}"));
+                None
+            }
+        },
+        None => None,
+    };
+    let mut tiles = tiles(&pool).await?;
+    let mut signed =
+        sqlx::query("SELECT tree_size, note FROM log_checkpoints ORDER BY tree_size").fetch(&pool);
+    let mut next = next_checkpoint(signed.try_next().await?, key, &mut found);
+    let mut tree = Frontier::new();
+    let mut rows =
+        sqlx::query("SELECT seq, bytes, leaf FROM log_entries ORDER BY seq").fetch(&pool);
+    while let Some(row) = rows.try_next().await? {
+        let (seq, bytes): (i64, Vec<u8>) = (row.get("seq"), row.get("bytes"));
+        let index = tree.size();
+        if seq.cast_unsigned() != index {
+            found.fault(Some(index), format!("it is missing; entry {seq} comes next"));
+            break;
+        }
+        let leaf = leaf_hash(&bytes);
+        let stored = <[u8; 32]>::try_from(row.get::<&[u8], _>("leaf")).ok().map(Digest);
+        if stored != Some(leaf) {
+            let shown = stored.map_or_else(|| "no hash".to_owned(), |s| s.to_string());
+            found.fault(Some(index), format!("its bytes hash to {leaf}, and {shown} is stored"));
+        }
+        match Entry::parse(&bytes) {
+            Ok(entry) if entry.seq != index => {
+                found.fault(Some(index), format!("it calls itself entry {}", entry.seq));
+            }
+            Ok(_) => {}
+            Err(e) => found.fault(Some(index), format!("it cannot be read: {e}")),
+        }
+        // What was hashed when it was written: a changed entry is named alone, and not everything after it.
+        let hashed = stored.unwrap_or(leaf);
+        tree.push_telling(hashed, |height, n, hash| {
+            if height.is_multiple_of(TILE_HEIGHT) {
+                let level = height / TILE_HEIGHT;
+                match tiles.remove(&(level, n)) {
+                    Some(stored) if stored == hash.0 => {}
+                    _ => found.fault(None, format!("tile {n} of level {level} does not hold {hash}; the next start makes it anew")),
+                }
+            }
+        });
+        while let Some(head) = next.take_if(|head| head.tree_size == tree.size()) {
+            found.hold(&head, &tree);
+            next = next_checkpoint(signed.try_next().await?, key, &mut found);
+        }
+        if let Some(head) = elsewhere.iter().find(|head| head.tree_size == tree.size()) {
+            found.hold(head, &tree);
+        }
+        if tree.size().is_multiple_of(1 << 10) {
+            progress(tree.size());
+        }
+    }
+    let size = tree.size();
+    for head in next.iter().chain(&elsewhere).filter(|head| head.tree_size > size) {
+        let what = format!(
+            "a checkpoint of {} entries was signed, and there are {size}: an older database was restored, or entries are gone",
+            head.tree_size
+        );
+        found.fault(None, what);
+    }
+    if let Some(((level, n), _)) = tiles.first_key_value() {
+        found.fault(
+            None,
+            format!("tile {n} of level {level} stands for entries that are not there"),
+        );
+    }
+    found.entries = size;
+    found.root_hash = tree.root().to_string();
+    Ok(found)
+}
+
+async fn tiles(pool: &SqlitePool) -> Result<BTreeMap<(u32, u64), Vec<u8>>> {
+    let rows = sqlx::query("SELECT level, n, hash FROM log_tiles").fetch_all(pool).await?;
+    let tile = |r: &SqliteRow| {
+        ((r.get::<u32, _>("level"), r.get::<i64, _>("n").cast_unsigned()), r.get("hash"))
+    };
+    Ok(rows.iter().map(tile).collect())
+}
+
+/// A row's checkpoint; none at the end, and none of a row that is wrong, after which no other is looked at.
+fn next_checkpoint(
+    row: Option<SqliteRow>,
+    key: &VerifierKey,
+    found: &mut Findings,
+) -> Option<Checkpoint> {
+    let row = row?;
+    found.checkpoints += 1;
+    let size: i64 = row.get("tree_size");
+    match Checkpoint::open(row.get("note"), key) {
+        Ok(head) if head.tree_size == size.cast_unsigned() => Some(head),
+        Ok(head) => {
+            let what = format!("the checkpoint under {size} entries speaks of {}", head.tree_size);
+            found.fault(None, what);
+            None
+        }
+        Err(e) => {
+            found.fault(None, format!("the checkpoint of {size} entries is wrong: {e}"));
+            None
+        }
+    }
+}
