@@ -11,7 +11,7 @@ use crate::{
     streams,
     train::{self, Chance, Outcome},
     transport::{Coordinator, Dialer, TransportError},
-    watch::{Watch, WatchError},
+    watch::{self, Watch, WatchError},
 };
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -260,12 +260,12 @@ impl Agent {
             .map_err(|e| broken(format!("a log key that is none ({e})")))?;
         let pinned = self
             .journal
-            .pin("log_verifier_key", &welcome.log_verifier_key)
+            .pin(watch::LOG_KEY, &welcome.log_verifier_key)
             .await
             .map_err(|e| broken(format!("a log key that cannot be kept ({e})")))?;
         if pinned != welcome.log_verifier_key {
             return Err(TransportError::Unwanted(format!(
-                "the log's key has changed from `{pinned}` to `{}`: ask the coordinator's operator why, and remove the pin only if you believe the answer",
+                "the log's key has changed from `{pinned}` to `{}`: ask the coordinator's operator why, and take the new one by `falaj-agent evidence dismiss --log-key` only if you believe the answer",
                 welcome.log_verifier_key
             )));
         }

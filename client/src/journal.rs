@@ -225,14 +225,16 @@ impl Journal {
         Ok(())
     }
 
-    /// Begins anew with the log: without what was seen of it, what it had promised, and a pin that keeps it away.
+    /// Begins anew with the log: without what was seen of it, what it had promised, and what was pinned about it.
     ///
     /// # Errors
     /// [`JournalError`].
-    pub async fn forget_log(&self, pin: &str) -> Result<(), JournalError> {
+    pub async fn forget_log(&self, pins: &[&str]) -> Result<(), JournalError> {
         let mut tx = self.pool.begin().await?;
         sqlx::query("DELETE FROM seen").execute(&mut *tx).await?;
-        sqlx::query("DELETE FROM pins WHERE name = ?").bind(pin).execute(&mut *tx).await?;
+        for pin in pins {
+            sqlx::query("DELETE FROM pins WHERE name = ?").bind(pin).execute(&mut *tx).await?;
+        }
         sqlx::query("INSERT INTO proven (study, round, base) SELECT study, round, base FROM outgoing WHERE state = 'receipted' ON CONFLICT DO NOTHING")
             .execute(&mut *tx)
             .await?;

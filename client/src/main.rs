@@ -18,6 +18,7 @@ use falaj_agent::{
 use falaj_certs::tls::Credentials;
 use falaj_core::{
     id::{Digest, SiteId},
+    note::VerifierKey,
     study::Study,
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -202,6 +203,9 @@ enum EvidenceCommand {
     Dismiss {
         #[command(flatten)]
         config: ConfigArg,
+        /// The log has begun anew under this key, which the coordinator's operator has told you.
+        #[arg(long)]
+        log_key: Option<String>,
     },
 }
 
@@ -336,13 +340,16 @@ async fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 async fn evidence(command: EvidenceCommand, json: bool) -> Result<()> {
-    let (EvidenceCommand::Show { config } | EvidenceCommand::Dismiss { config }) = &command;
+    let (EvidenceCommand::Show { config } | EvidenceCommand::Dismiss { config, .. }) = &command;
     let config = Config::load(&config.config)?;
     let (_, site, _) = opened(&config).await?;
     let (_, journal) = agent::state(&config.state.dir, &site).await?;
     let path = match command {
         EvidenceCommand::Show { .. } => watch::evidence(&journal).await?,
-        EvidenceCommand::Dismiss { .. } => watch::dismiss(&journal).await?,
+        EvidenceCommand::Dismiss { log_key, .. } => {
+            let key = log_key.as_deref().map(str::parse::<VerifierKey>).transpose()?;
+            watch::dismiss(&journal, key.as_ref()).await?
+        }
     };
     let text = path.as_ref().map(fs::read_to_string).transpose()?;
     if json {

@@ -26,6 +26,8 @@ use std::{
 
 /// The folder of evidence in the state folder.
 const FOLDER: &str = "evidence";
+/// What the journal pins the log's key under.
+pub const LOG_KEY: &str = "log_verifier_key";
 /// What the journal pins the path of evidence under.
 const PIN: &str = "evidence";
 
@@ -198,14 +200,21 @@ pub async fn evidence(journal: &Journal) -> Result<Option<String>, JournalError>
 }
 
 /// Lifts the refusal after a steward has looked into the evidence, which stays where it is; what is seen next is the
-/// first checkpoint anew. Gives the path of the evidence, if there was any.
+/// first checkpoint anew, under another key of the log if there is one. Gives the path of the evidence, if there was any.
 ///
 /// # Errors
 /// [`JournalError`].
-pub async fn dismiss(journal: &Journal) -> Result<Option<String>, JournalError> {
+pub async fn dismiss(
+    journal: &Journal,
+    new_key: Option<&VerifierKey>,
+) -> Result<Option<String>, JournalError> {
     let evidence = journal.pinned(PIN).await?;
-    if evidence.is_some() {
-        journal.forget_log(PIN).await?;
+    if evidence.is_some() || new_key.is_some() {
+        let pins: &[&str] = if new_key.is_some() { &[PIN, LOG_KEY] } else { &[PIN] };
+        journal.forget_log(pins).await?;
+    }
+    if let Some(key) = new_key {
+        journal.pin(LOG_KEY, &key.to_string()).await?;
     }
     Ok(evidence)
 }

@@ -12,7 +12,10 @@ use falaj_core::{
     dp::{Mechanism, Noise, NoiseError, Poisson, Reservation, rdp::RdpCurve},
     id::Digest,
     manifest::{Manifest, TensorSpec},
+    merkle::leaf_hash,
+    note::{Checkpoint, VerifierKey},
     update::{About, Encoding, PayloadCheck, RawUpdate, SignedUpdate, UpdateHeader},
+    witness::{AddCheckpoint, InclusionProof, WitnessKey},
 };
 use proptest::prelude::*;
 
@@ -203,6 +206,42 @@ proptest! {
         let after = before.compose(&cost(more));
         prop_assert!(eps(&after) >= eps(&before));
         prop_assert!(eps(&after) >= eps(&cost(more)));
+    }
+
+    #[test]
+    fn no_foreign_note_key_or_proof_makes_a_parser_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..300),
+        at in any::<prop::sample::Index>(),
+        flip in 1_u8..,
+    ) {
+        let all: serde_json::Value =
+            serde_json::from_str(include_str!("../testdata/merkle_vectors.json")).expect("JSON");
+        let real = &all["generated_70000"];
+        let texts = [
+            real["tlog_proof_index_42"].as_str().expect("text").to_owned(),
+            real["witness_add_checkpoint_body_65537_to_70000"].as_str().expect("text").to_owned(),
+            real["checkpoint"]["cosigned_checkpoint"].as_str().expect("text").to_owned(),
+            real["checkpoint"]["witness_vkey"].as_str().expect("text").to_owned(),
+        ];
+        let log: VerifierKey = real["checkpoint"]["vkey"].as_str().expect("text").parse().expect("a key");
+        let witness: WitnessKey = texts[3].parse().expect("a key");
+        let broken = texts.iter().map(|text| {
+            let mut bytes = text.clone().into_bytes();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            bytes
+        });
+        for bytes in broken.chain([bytes]) {
+            let text = String::from_utf8_lossy(&bytes);
+            let _ = text.parse::<VerifierKey>();
+            let _ = text.parse::<WitnessKey>();
+            let _ = Checkpoint::open(&text, &log);
+            let _ = witness.cosigned(&text);
+            let _ = AddCheckpoint::parse(&text);
+            if let Ok(proof) = InclusionProof::parse(&text) {
+                let _ = proof.verify(&leaf_hash(b"leaf-42"), &log);
+            }
+        }
     }
 
     #[test]

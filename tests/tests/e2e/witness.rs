@@ -156,10 +156,12 @@ fn a_coordinator_does_not_start_on_yesterdays_folder_while_its_high_water_file_s
     Ok(())
 }
 
-fn evidence(federation: &Federation, site: &SiteSpec, what: &str) -> Result<Value> {
+fn evidence(federation: &Federation, site: &SiteSpec, words: &[&str]) -> Result<Value> {
     let config = federation.dir().join("sites").join(&site.name).join("agent.toml");
     let out = Command::new(binary("falaj-agent"))
-        .args(["evidence", what, "--json", "--config"])
+        .arg("evidence")
+        .args(words)
+        .args(["--json", "--config"])
         .arg(config)
         .output()?;
     ensure!(out.status.success(), "{}", text(&out));
@@ -180,15 +182,42 @@ fn yesterdays_database_is_caught_by_whoever_saw_more_and_nothing_is_sent_to_it()
     let stubborn = SiteSpec { args: vec!["--exit-on-refusal".into()], ..first.clone() };
     ensure!(federation.start_agent(&stubborn)?.exit_code()? == Some(3));
     ensure!(federation.entries("update.accepted")?.is_empty());
-    let shown = evidence(&federation, &first, "show")?;
+    let shown = evidence(&federation, &first, &["show"])?;
     let said = shown["text"].as_str().context("evidence")?;
     ensure!(said.matches("\n\u{2014} ").count() == 2, "two signed statements: {said}");
     // A steward has looked into it.
-    evidence(&federation, &first, "dismiss")?;
-    ensure!(evidence(&federation, &first, "show")?["evidence"].is_null());
+    evidence(&federation, &first, &["dismiss"])?;
+    ensure!(evidence(&federation, &first, &["show"])?["evidence"].is_null());
     let _agent = federation.start_agent(&first)?;
     finished(&federation, "again")?;
     Ok(())
+}
+
+#[test]
+fn a_log_that_begins_anew_is_taken_only_by_the_key_that_a_steward_was_told() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let mut coordinator = federation.start_coordinator()?;
+    let first = site(&federation, "hospital-1", &wisconsin(1)?[0])?;
+    let mut agent = federation.start_agent(&first)?;
+    federation.submit(&alone("before", 2, "hospital-1"))?;
+    finished(&federation, "before")?;
+    agent.terminate()?;
+    coordinator.kill()?;
+    fs::remove_dir_all(federation.coordinator_state())?;
+    let _coordinator = federation.start_coordinator()?;
+    let stubborn = SiteSpec { args: vec!["--exit-on-refusal".into()], ..first.clone() };
+    let mut refused = federation.start_agent(&stubborn)?;
+    ensure!(refused.exit_code()? == Some(3));
+    ensure!(refused.output().contains("the log's key has changed"), "{}", refused.output());
+    let key = federation.falaj_json(&["status"])?["log_verifier_key"].clone();
+    let key = key.as_str().context("a key")?;
+    // Another key than the coordinator's does not help.
+    let other = "falaj.test/other+33d7b496+AeHTu4Q3hEIMHNqc6fASMsq3rKNx280NI+oO5xCFkkSx";
+    ensure!(evidence(&federation, &first, &["dismiss", "--log-key", other]).is_err());
+    evidence(&federation, &first, &["dismiss", "--log-key", key])?;
+    let _agent = federation.start_agent(&first)?;
+    federation.submit(&alone("after", 2, "hospital-1"))?;
+    finished(&federation, "after")
 }
 
 /// AUD-06.
@@ -210,6 +239,6 @@ fn a_forked_log_is_caught_within_one_round_though_it_has_grown() -> Result<()> {
         |e: &Value| e["entry"]["site"].as_str().is_some_and(|s| s.ends_with("hospital-1"));
     ensure!(accepted.len() > before && !accepted.iter().any(by_first));
     wait_for("the evidence", || {
-        Ok(evidence(&federation, &first, "show")?["text"].as_str().map(|_| ()))
+        Ok(evidence(&federation, &first, &["show"])?["text"].as_str().map(|_| ()))
     })
 }
