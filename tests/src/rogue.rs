@@ -113,6 +113,34 @@ impl Rogue {
         Ok(self.client.connect(request).await?.into_inner())
     }
 
+    /// The log's newest checkpoint, and how many hashes prove that it goes on from one of `seen` entries.
+    ///
+    /// # Errors
+    /// The coordinator's refusal.
+    pub async fn checkpoint(&mut self, seen_size: u64) -> Result<(String, usize), Status> {
+        let reply = self.client.checkpoint(v1::CheckpointRequest { seen_size }).await?.into_inner();
+        Ok((reply.checkpoint, reply.proof.len()))
+    }
+
+    /// Sends a line as a cosignature.
+    ///
+    /// # Errors
+    /// The coordinator's refusal.
+    pub async fn cosign(&mut self, tree_size: u64, cosignature: &str) -> Result<(), Status> {
+        let cosignature = cosignature.to_owned();
+        self.client.cosign(v1::CosignRequest { tree_size, cosignature }).await?;
+        Ok(())
+    }
+
+    /// How many hashes prove an entry.
+    ///
+    /// # Errors
+    /// The coordinator's refusal.
+    pub async fn inclusion(&mut self, index: u64, tree_size: u64) -> Result<usize, Status> {
+        let wanted = v1::ProveInclusionRequest { index, tree_size };
+        Ok(self.client.prove_inclusion(wanted).await?.into_inner().proof.len())
+    }
+
     /// Opens the task stream and waits for a task.
     ///
     /// # Errors

@@ -1,9 +1,14 @@
 //! Sites as witnesses: they stand behind the log, have their receipts proven, and catch a log that changes its history.
 
 use anyhow::{Context as _, Result, ensure};
+use falaj_core::{
+    note::{Checkpoint, VerifierKey},
+    witness,
+};
 use falaj_tests::federation::{
     Federation, Process, SiteSpec, binary, run, study_yaml, text, wait_for, wisconsin,
 };
+use falaj_tests::rogue::Rogue;
 use serde_json::Value;
 use std::{fs, path::Path, process::Command};
 
@@ -76,6 +81,60 @@ fn a_single_entry_is_proven_to_whoever_has_the_logs_key() -> Result<()> {
     }
     let none = federation.falaj(&["log", "prove", "1000000"])?;
     ensure!(!none.status.success() && text(&none).contains("the log has"), "{}", text(&none));
+    Ok(())
+}
+
+#[test]
+fn a_false_cosignature_is_refused_and_what_is_not_there_is_not_proven() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    federation.issue("site", "rogue", "ae-on/ae-sh")?;
+    let status = federation.falaj_json(&["status"])?;
+    let log: VerifierKey = status["log_verifier_key"].as_str().context("a key")?.parse()?;
+    let credentials = || federation.credentials("site", "rogue");
+    let (name, key) = ("falaj.test/ae-on/ae-sh/site/rogue", credentials()?.signing_key().clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let address = federation.addresses.context("started")?.grpc;
+        let mut rogue = Rogue::connect(address, credentials()?, &federation.trust()?).await?;
+        let (note, none) = rogue.checkpoint(0).await?;
+        let head = Checkpoint::open(&note, &log)?;
+        let size = head.tree_size;
+        ensure!(none == 0 && size > 1);
+        // Whoever claims to have seen more gets the checkpoint, and no proof.
+        ensure!(rogue.checkpoint(u64::MAX).await?.1 == 0);
+        ensure!(rogue.checkpoint(size - 1).await?.1 > 0);
+        let good = witness::cosign(name, &key, 1_700_000_000, &head)?;
+        let other = Checkpoint { tree_size: size + 1, ..head.clone() };
+        let stranger = ed25519_dalek::SigningKey::from_bytes(&[1; 32]);
+        for (size, line, why) in [
+            (size + 1_000, good.clone(), "no checkpoint of this size"),
+            (size, witness::cosign(name, &key, 1, &other)?, "does not verify"),
+            (size, witness::cosign(name, &stranger, 1, &head)?, "no cosignature by the key"),
+            (
+                size,
+                witness::cosign("falaj.test/ae-on/ae-az/site/h", &key, 1, &head)?,
+                "no cosignature",
+            ),
+            (size, good.clone() + &good, "no cosignature"),
+            (size, "not a signature line\n".into(), "not a signed note"),
+            (size, String::new(), "no cosignature"),
+            (size, format!("\u{2014} {name} {}\n", "A".repeat(2_000)), "no cosignature"),
+        ] {
+            let refused = rogue.cosign(size, &line).await.expect_err("refused");
+            ensure!(refused.message().contains(why), "{line}: {}", refused.message());
+        }
+        rogue.cosign(size, &good).await?;
+        // The answer was lost, and it is sent again.
+        rogue.cosign(size, &good).await?;
+        ensure!(rogue.inclusion(0, size).await? > 0);
+        for (index, of) in [(size, size), (0, 0), (0, size + 1_000_000), (u64::MAX, u64::MAX)] {
+            let refused = rogue.inclusion(index, of).await.expect_err("refused");
+            ensure!(refused.message().contains("no entry of that index"), "{}", refused.message());
+        }
+        Ok(())
+    })?;
+    federation.verified()?;
     Ok(())
 }
 
