@@ -10,6 +10,7 @@ use falaj_tests::federation::{
 };
 use falaj_tests::rogue::Rogue;
 use serde_json::Value;
+use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use std::{fs, path::Path, process::Command};
 
 fn site(federation: &Federation, name: &str, records: &str) -> Result<SiteSpec> {
@@ -249,6 +250,29 @@ fn yesterdays_database_is_caught_by_whoever_saw_more_and_nothing_is_sent_to_it()
     ensure!(evidence(&federation, &first, &["show"])?["evidence"].is_null());
     let _agent = federation.start_agent(&first)?;
     finished(&federation, "again")?;
+    Ok(())
+}
+
+/// AUD-15.
+#[test]
+fn a_coordinator_that_cannot_prove_a_receipt_is_dropped_and_the_receipt_is_kept() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let (_coordinator, [first, _]) = gone_back(&mut federation)?;
+    // The site does not know any more what it saw, nor that its receipts were proven: it has the receipts alone.
+    let journal = federation.dir().join("sites/hospital-1/state/journal/journal.sqlite");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let options = SqliteConnectOptions::new().filename(&journal);
+        let mut connection = SqliteConnection::connect_with(&options).await?;
+        sqlx::raw_sql("DELETE FROM seen; DELETE FROM proven").execute(&mut connection).await?;
+        connection.close().await
+    })?;
+    let mut agent = federation.start_agent(&first)?;
+    agent.says("ALARM")?;
+    agent.says("a receipt promises")?;
+    let shown = evidence(&federation, &first, &["show"])?;
+    let said = shown["text"].as_str().context("evidence")?;
+    ensure!(said.contains("\"payload_sha256\"") && said.contains("\n\u{2014} "), "{said}");
     Ok(())
 }
 
