@@ -456,6 +456,16 @@ impl Federation {
         })
     }
 
+    /// Waits until the study has run all its rounds.
+    ///
+    /// # Errors
+    /// When it fails, or does not end in time.
+    pub fn finishes(&self, study: &str) -> Result<()> {
+        let shown = self.study_reaches(study, &["finished", "failed"])?;
+        ensure!(shown["state"] == "finished", "{shown}");
+        Ok(())
+    }
+
     /// Every entry of the log of one kind.
     ///
     /// # Errors

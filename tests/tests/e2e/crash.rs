@@ -51,8 +51,7 @@ fn a_coordinator_killed_while_collecting_goes_on_and_counts_every_update_once() 
         coordinator.kill()?;
         coordinator = federation.start_coordinator()?;
     }
-    let study = federation.study_reaches("killed", &["finished", "failed"])?;
-    ensure!(study["state"] == "finished", "{study}");
+    federation.finishes("killed")?;
     counted_once(&federation, 6, 2)?;
     federation.verified()?;
     Ok(())
@@ -68,8 +67,7 @@ fn an_agent_killed_mid_round_and_restarted_finishes_the_study() -> Result<()> {
     })?;
     agents[0].kill()?;
     agents[0] = federation.start_agent(&sites[0])?;
-    let study = federation.study_reaches("widow", &["finished", "failed"])?;
-    ensure!(study["state"] == "finished", "{study}");
+    federation.finishes("widow")?;
     counted_once(&federation, 4, 2)?;
     federation.verified()?;
     Ok(())
@@ -139,8 +137,7 @@ fn a_full_disk_refuses_updates_and_corrupts_nothing() -> Result<()> {
     drop(file);
     fs::remove_file(&filler)?;
     runtime.block_on(rogue.submit(update)).with_context(|| coordinator.output())?;
-    let study = federation.study_reaches("full", &["finished", "failed"])?;
-    ensure!(study["state"] == "finished", "{study}");
+    federation.finishes("full")?;
     ensure!(federation.entries("update.accepted")?.len() == 1);
     federation.verified()?;
     Ok(())

@@ -66,8 +66,7 @@ fn sites_learn_without_drawing_their_batches_and_pay_for_one_stream() -> Result<
         agents.push(federation.start_agent(&site)?);
     }
     federation.submit(&streamed_yaml("streamed", 2))?;
-    let study = federation.study_reaches("streamed", &["finished", "failed"])?;
-    ensure!(study["state"] == "finished", "{study}");
+    federation.finishes("streamed")?;
     let auc = federation.auc("streamed")?;
     ensure!(auc > 0.9, "{auc}");
     let whole = cost_of_streams(1.0)?;
@@ -90,8 +89,7 @@ fn a_stream_survives_a_kill_of_its_site() -> Result<()> {
     accepted(&federation, 3)?;
     agent.kill()?;
     let agent = federation.start_agent(&site)?;
-    let study = federation.study_reaches("killed", &["finished", "failed"])?;
-    ensure!(study["state"] == "finished", "{study}");
+    federation.finishes("killed")?;
     // A round that the kill broke off was paid for; if it had moved the stream, the stream may be used up before the
     // last round.
     let said = agent.output();
@@ -116,8 +114,7 @@ fn a_stream_that_is_lost_begins_anew_and_is_paid_for_anew() -> Result<()> {
     }
     let mut agent = federation.start_agent(&site)?;
     agent.says("a new stream of noise begins, at its own cost")?;
-    let study = federation.study_reaches("lost", &["finished", "failed"])?;
-    ensure!(study["state"] == "finished", "{study}");
+    federation.finishes("lost")?;
     let after = spent(&config)?;
     ensure!(before < cost_of_streams(1.0)?, "{before}");
     ensure!(after > cost_of_streams(1.0)? && after < cost_of_streams(2.0)?, "{after}");

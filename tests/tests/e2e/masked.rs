@@ -46,12 +46,6 @@ fn counted(federation: &Federation, study: &str) -> Result<Vec<usize>> {
     Ok(federation.entries("model.published")?.iter().filter(|e| mine(e)).map(count).collect())
 }
 
-fn finishes(federation: &Federation, study: &str) -> Result<()> {
-    let shown = federation.study_reaches(study, &["finished", "failed"])?;
-    ensure!(shown["state"] == "finished", "{shown}");
-    Ok(())
-}
-
 #[test]
 fn a_masked_study_learns_and_the_coordinator_keeps_no_single_update() -> Result<()> {
     let mut federation = Federation::new()?;
@@ -59,7 +53,7 @@ fn a_masked_study_learns_and_the_coordinator_keeps_no_single_update() -> Result<
     let sites = sites(&federation, 4)?;
     let _agents = start(&federation, &sites)?;
     federation.submit(&masked_yaml("masked", 12, 3))?;
-    finishes(&federation, "masked")?;
+    federation.finishes("masked")?;
     ensure!(counted(&federation, "masked")?.iter().all(|n| *n >= 3));
     ensure!(counted(&federation, "masked")?.len() == 12);
     federation.verified()?;
@@ -96,7 +90,7 @@ fn rotated_updates_of_whole_sites_learn_with_masks_and_without() -> Result<()> {
             .replace("sealing: { bits: 16, range: 8.0 }", rotated)
             .replace("min_sites: 3 }", "min_sites: 3, weights: uniform }");
         federation.submit(&yaml)?;
-        finishes(&federation, name)?;
+        federation.finishes(name)?;
         ensure!(counted(&federation, name)?.len() == 8);
         let auc = federation.auc(name)?;
         ensure!(auc > 0.9, "{name}: {auc}");
@@ -116,7 +110,7 @@ fn sites_that_drop_out_of_a_masked_round_are_gone_without() -> Result<()> {
         Ok((counted(&federation, "dropout")?.len() >= 2).then_some(()))
     })?;
     agents[1].kill()?;
-    finishes(&federation, "dropout")?;
+    federation.finishes("dropout")?;
     let counted = counted(&federation, "dropout")?;
     ensure!(counted.len() == 30 && counted.last() == Some(&3), "{counted:?}");
     federation.verified()?;
@@ -139,7 +133,7 @@ fn a_masked_round_survives_kills_of_the_coordinator_and_of_a_site() -> Result<()
     }
     agents[0].kill()?;
     agents[0] = federation.start_agent(&sites[0])?;
-    finishes(&federation, "killed")?;
+    federation.finishes("killed")?;
     ensure!(counted(&federation, "killed")?.len() == 8);
     federation.verified()?;
     Ok(())

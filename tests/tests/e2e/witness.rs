@@ -24,12 +24,6 @@ fn alone(study: &str, rounds: u32, site: &str) -> String {
     study_yaml(study, rounds, 1).replace("min_sites: 1", &format!("sites: [{site}], min_sites: 1"))
 }
 
-fn finished(federation: &Federation, study: &str) -> Result<()> {
-    let shown = federation.study_reaches(study, &["finished", "failed"])?;
-    ensure!(shown["state"] == "finished", "{shown}");
-    Ok(())
-}
-
 #[test]
 fn every_site_stands_behind_the_log_and_has_its_receipts_proven() -> Result<()> {
     let mut federation = Federation::new()?;
@@ -41,7 +35,7 @@ fn every_site_stands_behind_the_log_and_has_its_receipts_proven() -> Result<()> 
         agents.push(federation.start_agent(&site)?);
     }
     federation.submit(&study_yaml("watched", 4, 2))?;
-    finished(&federation, "watched")?;
+    federation.finishes("watched")?;
     for agent in &mut agents {
         agent.says("a receipt's entry is in the log")?;
     }
@@ -166,7 +160,7 @@ fn gone_back(federation: &mut Federation) -> Result<(Process, [SiteSpec; 2])> {
     let mut coordinator = federation.start_coordinator()?;
     let mut agent = federation.start_agent(&sites[0])?;
     federation.submit(&alone("today", 3, "hospital-1"))?;
-    finished(federation, "today")?;
+    federation.finishes("today")?;
     agent.terminate()?;
     coordinator.kill()?;
     fs::remove_dir_all(&state)?;
@@ -249,7 +243,7 @@ fn yesterdays_database_is_caught_by_whoever_saw_more_and_nothing_is_sent_to_it()
     evidence(&federation, &first, &["dismiss"])?;
     ensure!(evidence(&federation, &first, &["show"])?["evidence"].is_null());
     let _agent = federation.start_agent(&first)?;
-    finished(&federation, "again")?;
+    federation.finishes("again")?;
     Ok(())
 }
 
@@ -283,7 +277,7 @@ fn a_log_that_begins_anew_is_taken_only_by_the_key_that_a_steward_was_told() -> 
     let first = site(&federation, "hospital-1", &wisconsin(1)?[0])?;
     let mut agent = federation.start_agent(&first)?;
     federation.submit(&alone("before", 2, "hospital-1"))?;
-    finished(&federation, "before")?;
+    federation.finishes("before")?;
     agent.terminate()?;
     coordinator.kill()?;
     fs::remove_dir_all(federation.coordinator_state())?;
@@ -300,7 +294,7 @@ fn a_log_that_begins_anew_is_taken_only_by_the_key_that_a_steward_was_told() -> 
     evidence(&federation, &first, &["dismiss", "--log-key", key])?;
     let _agent = federation.start_agent(&first)?;
     federation.submit(&alone("after", 2, "hospital-1"))?;
-    finished(&federation, "after")
+    federation.finishes("after")
 }
 
 /// AUD-06.
@@ -310,12 +304,12 @@ fn a_forked_log_is_caught_within_one_round_though_it_has_grown() -> Result<()> {
     let (_coordinator, [first, second]) = gone_back(&mut federation)?;
     let _other = federation.start_agent(&second)?;
     federation.submit(&alone("elsewhere", 12, "hospital-2"))?;
-    finished(&federation, "elsewhere")?;
+    federation.finishes("elsewhere")?;
     let before = federation.entries("update.accepted")?.len();
     federation.submit(&study_yaml("both", 2, 1))?;
     let mut agent = federation.start_agent(&first)?;
     agent.says("its history was changed")?;
-    finished(&federation, "both")?;
+    federation.finishes("both")?;
     // The other site alone took part: it saw one history only.
     let accepted = federation.entries("update.accepted")?;
     let by_first =
