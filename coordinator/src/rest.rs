@@ -30,7 +30,7 @@ use falaj_core::{
 };
 use falaj_proto::{
     problem::{Code, Problem, ProblemJson},
-    rest::{Checkpoint, LogEntry, Model, Page, Round, Site, Status, Study, StudyEvent},
+    rest::{Checkpoint, LogEntry, Model, Page, Round, Site, Status, Study, StudyEvent, Witness},
     study::STUDY_BYTES_MAX,
 };
 use futures_util::StreamExt as _;
@@ -106,6 +106,7 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(models))
         .routes(routes!(download))
         .routes(routes!(checkpoint))
+        .routes(routes!(witnesses))
         .routes(routes!(entries))
         .routes(routes!(prove))
         .routes(routes!(log_export))
@@ -426,6 +427,21 @@ async fn prove(State(app): Ctx, Extension(peer): Who, Path(index): Path<u64>) ->
     let hashes = proofs::inclusion(store, index, tree_size).await.map_err(unreadable)?;
     let note = note + &store.cosignatures(tree_size).await.map_err(unreadable)?.concat();
     Ok(InclusionProof { index, hashes, note }.to_text())
+}
+
+/// Who stands behind how much of the log, by cosignatures.
+#[utoipa::path(get, path = "/api/v1/log/witnesses", responses((status = 200, body = Page<Witness>), (status = 403, body = ProblemJson)))]
+async fn witnesses(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Witness>>> {
+    app.grant(&peer, Action::LogRead, None).await?;
+    let parts = app.engine.parts();
+    let size = parts.writer.head().0;
+    let witness = |(witness, tree_size): (String, u64)| Witness {
+        witness,
+        tree_size,
+        since: size.saturating_sub(tree_size),
+    };
+    let all = parts.store.witnesses().await.map_err(unreadable)?;
+    Ok(Json(Page { items: all.into_iter().map(witness).collect(), next: None }))
 }
 
 /// Which entries of the log.

@@ -179,6 +179,17 @@ pub struct Checkpoint {
     pub witnesses: u32,
 }
 
+/// Who stands behind how much of the log.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Witness {
+    /// Its name: a site's identity without `spiffe://`.
+    pub witness: String,
+    /// Entries in the newest checkpoint that it has cosigned.
+    pub tree_size: u64,
+    /// Entries that have come since.
+    pub since: u64,
+}
+
 /// JSON has no infinity: what has no guarantee is left out, so that a reader never meets a `null`.
 fn only_finite<S: Serializer>(
     epsilon: &BTreeMap<String, f64>,

@@ -167,6 +167,8 @@ pub(crate) enum ModelCommand {
 pub(crate) enum LogCommand {
     /// Have the log signed now, and show the checkpoint.
     Checkpoint,
+    /// List the witnesses: who stands behind how much of the log, by cosignatures.
+    Witnesses,
     /// List entries.
     #[command(
         after_help = "Examples:\n  falaj log entries --kind connection.refused\n  falaj log entries --from 1000 --limit 50"

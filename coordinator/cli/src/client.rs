@@ -9,7 +9,7 @@ use falaj_certs::{
 use falaj_core::id::StudyId;
 use falaj_proto::{
     problem::ProblemJson,
-    rest::{Checkpoint, LogEntry, Model, Page, Round, Site, Status, Study, StudyEvent},
+    rest::{Checkpoint, LogEntry, Model, Page, Round, Site, Status, Study, StudyEvent, Witness},
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
 use serde::de::DeserializeOwned;
@@ -146,6 +146,11 @@ impl Client {
     /// A checkpoint, signed now.
     pub(crate) async fn checkpoint(&self) -> Answer<Checkpoint> {
         self.get("log/checkpoint").await
+    }
+
+    /// Who stands behind how much of the log.
+    pub(crate) async fn witnesses(&self) -> Answer<Page<Witness>> {
+        self.get("log/witnesses").await
     }
 
     /// One page of log entries.

@@ -17,7 +17,7 @@ use falaj_core::{
     study::{Mechanism, Study},
 };
 use falaj_proto::{
-    rest::{self, LogEntry, Page},
+    rest::{self, LogEntry, Page, Witness},
     study::STUDY_BYTES_MAX,
 };
 use serde_json::{Value, json};
@@ -131,6 +131,11 @@ async fn log(client: &Client, command: LogCommand, json: bool) -> Result<()> {
         LogCommand::Checkpoint => {
             show::answer(json, &client.checkpoint().await?, |c| c.note.clone())
         }
+        LogCommand::Witnesses => show::answer(json, &client.witnesses().await?, |page| {
+            let row =
+                |w: &Witness| [w.witness.clone(), w.tree_size.to_string(), w.since.to_string()];
+            show::table(["WITNESS", "SAW ENTRIES", "SINCE THEN"], page.items.iter().map(row))
+        }),
         LogCommand::Entries { kind, from, limit } => {
             let entries = entries(client, kind.as_deref(), from, limit).await?;
             show::answer(json, &entries, entries_table)

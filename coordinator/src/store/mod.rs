@@ -14,7 +14,9 @@ use falaj_core::{
 use row::{ExchangeRow, ModelRow, StudyRow, UpdateRow};
 use sqlx::{
     Row as _, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    sqlite::{
+        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    },
 };
 use std::{path::Path, time::Duration};
 
@@ -289,6 +291,18 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         Ok(rows.iter().map(|r| r.get("line")).collect())
+    }
+
+    /// Every witness, and entries in the newest checkpoint that it has cosigned.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn witnesses(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        let rows = sqlx::query("SELECT witness, max(tree_size) AS newest FROM log_cosignatures GROUP BY witness ORDER BY witness")
+            .fetch_all(&self.pool)
+            .await?;
+        let row = |r: &SqliteRow| (r.get("witness"), r.get::<i64, _>("newest").cast_unsigned());
+        Ok(rows.iter().map(row).collect())
     }
 
     /// The sizes of the newest checkpoints that each witness has cosigned, up to `below`, in order.

@@ -39,6 +39,12 @@ fn every_site_stands_behind_the_log_and_has_its_receipts_proven() -> Result<()> 
     for agent in &mut agents {
         agent.says("a receipt's entry is in the log")?;
     }
+    let witnesses = federation.falaj_json(&["log", "witnesses"])?;
+    let witnesses = witnesses["items"].as_array().context("a list")?;
+    ensure!(witnesses.len() == 2, "{witnesses:?}");
+    // Each has seen the log when its last round began, after the round before was published.
+    let third = federation.entries("model.published")?[2]["index"].as_u64().context("an index")?;
+    ensure!(witnesses.iter().all(|w| w["tree_size"].as_u64() > Some(third)), "{witnesses:?}");
     let said = federation.verified()?;
     for name in ["hospital-1", "hospital-2"] {
         let line = said.lines().find(|l| l.starts_with("witness") && l.contains(name));
