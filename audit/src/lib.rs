@@ -194,6 +194,13 @@ pub fn verify(
     let mut log = Log::default();
     let mut witnesses = Vec::new();
     let mut files = Tiles::default();
+    // What an earlier bundle left there must not vouch for this one.
+    if let Some(old) = folder.map(|folder| folder.join(bundle::CHECKPOINT))
+        && let Err(e) = fs::remove_file(&old)
+        && e.kind() != io::ErrorKind::NotFound
+    {
+        return Err(Wrong::Unwritable(format!("{}: {e}", old.display())));
+    }
     while let Some((path, bytes)) = next()? {
         if path.starts_with(bundle::WITNESSED) {
             let wrong = |what: String| Wrong::File { path: path.clone(), what };

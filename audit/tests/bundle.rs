@@ -9,6 +9,7 @@ use falaj_core::{
     note::{self, Checkpoint, NoteSigner, VerifierKey},
     time::Timestamp,
     update::{CONTEXT, Encoding, UpdateHeader},
+    witness,
 };
 use falaj_verify::{Options, Report, Wrong, verify};
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, SanType};
@@ -19,6 +20,9 @@ const SITE: &str = "spiffe://t/ae-on/ae-az/site/h-1";
 struct Parts {
     files: Vec<(String, Vec<u8>)>,
     key: VerifierKey,
+    /// The site's key, and the root of each size from 1.
+    site: SigningKey,
+    roots: Vec<Digest>,
 }
 
 fn signer() -> NoteSigner {
@@ -90,6 +94,7 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
             .digests("updates", &[payload]),
     ];
     change(&mut drafts);
+    let mut roots = Vec::new();
     let (mut frontier, mut tile, mut entries) = (Frontier::new(), Vec::new(), Vec::new());
     for (i, draft) in drafts.into_iter().enumerate() {
         let seq = i as u64;
@@ -99,6 +104,7 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         tile.extend_from_slice(&leaf.0);
         merkle::put_entry(&bytes, &mut entries);
         frontier.push(leaf);
+        roots.push(frontier.root());
     }
     let size = frontier.size();
     let signer = signer();
@@ -120,7 +126,7 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         (merkle::tile_path(0, 0, size), tile),
         (merkle::entries_path(0, size), entries),
     ];
-    Parts { files, key: signer.verifier().clone() }
+    Parts { files, key: signer.verifier().clone(), site: key, roots }
 }
 
 impl Parts {
@@ -239,4 +245,63 @@ fn an_update_counted_twice_or_without_a_signed_header_is_named() {
     assert!(matches!(unsigned.verify(), Err(Wrong::Content { index: 3, .. })));
     let stranger = parts(|drafts| drafts[3] = drafts[3].clone().actor(&Actor::default())).verify();
     assert!(matches!(stranger, Err(Wrong::Content { index: 3, .. })));
+}
+
+/// A checkpoint of the first entries, as `root` has it, with this site's cosignature.
+fn witnessed(parts: &Parts, size: usize, root: Digest) -> String {
+    let head = Checkpoint { origin: "t/log".into(), tree_size: size as u64, root_hash: root };
+    let site: SiteId = SITE.parse().expect("a site");
+    let name = witness::name_of_party(site.spiffe());
+    let line = witness::cosign(&name, &parts.site, 1_700_000_000, &head).expect("a line");
+    signer().sign(&head.body()) + &line
+}
+
+#[test]
+fn witnesses_are_named_and_what_they_saw_is_held_against_the_tree() {
+    let with = |size: usize, change: &dyn Fn(&Parts, String) -> String| {
+        let mut bundle = parts(|_| {});
+        let root = *bundle.roots.get(size - 1).unwrap_or(&bundle.roots[0]);
+        let note = change(&bundle, witnessed(&bundle, size, root));
+        let before_entries = bundle.files.len() - 2;
+        bundle.files.insert(before_entries, (bundle::witnessed(size as u64), note.into_bytes()));
+        bundle.verify()
+    };
+    for size in 1..=5 {
+        let report = with(size, &|_, note| note).expect("verified");
+        let [one] = &report.witnesses[..] else { panic!("{:?}", report.witnesses) };
+        assert_eq!((one.witness.as_str(), one.tree_size), (SITE, size as u64));
+        assert_eq!(one.time, "2023-11-14T22:13:20.000Z");
+    }
+    let wrong = with(3, &|bundle, _| witnessed(bundle, 3, bundle.roots[0])).expect_err("a fork");
+    assert!(matches!(wrong, Wrong::Root { size: 3, .. }), "{wrong}");
+    let more = with(6, &|_, note| note).expect_err("beyond the bundle");
+    assert!(more.to_string().contains("more entries than the bundle has"), "{more}");
+    // The cosignature of another size, moved under this checkpoint.
+    let moved = with(3, &|bundle, note| {
+        let (own, _) = note.trim_end().rsplit_once('\n').expect("lines");
+        let other = witnessed(bundle, 4, bundle.roots[3]);
+        let line = other.trim_end().rsplit_once('\n').expect("lines").1;
+        format!("{own}\n{line}\n")
+    });
+    assert!(moved.expect_err("moved").to_string().contains("does not verify"));
+}
+
+#[test]
+fn static_files_have_a_checkpoint_only_while_the_bundle_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let laid_out = |bundle: &Parts| {
+        let options = Options { tiles: Some(folder.path()), ..pinned(&bundle.key) };
+        verify(&bundle.tar()[..], options, |_, _| {})
+    };
+    let mut bundle = parts(|_| {});
+    laid_out(&bundle).expect("verified");
+    for path in
+        [bundle::CHECKPOINT.to_owned(), merkle::tile_path(0, 0, 5), merkle::entries_path(0, 5)]
+    {
+        let written = std::fs::read(folder.path().join(&path)).expect("a file");
+        assert_eq!(&written, bundle.file(&path), "{path}");
+    }
+    bundle.file(bundle::ENTRIES)[40] ^= 1;
+    laid_out(&bundle).expect_err("changed");
+    assert!(!folder.path().join(bundle::CHECKPOINT).exists());
 }
