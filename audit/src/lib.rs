@@ -3,9 +3,11 @@
 //! It reads the tar once, from front to back, and keeps one tile of hashes, the frontier of the tree, and one
 //! digest per certificate, header and open round. What it finds wrong first, it names.
 
+mod identities;
 mod ledger;
 mod replay;
 
+use falaj_certs::trust::TrustFile;
 use falaj_core::{
     audit::{Entry, bundle},
     canon,
@@ -101,6 +103,8 @@ pub struct Report {
     pub log_verifier_key: String,
     /// Whether the caller pinned that key; otherwise it was taken from the bundle itself.
     pub key_pinned: bool,
+    /// Whether the caller pinned the issuers of certificates; otherwise they are those that the coordinator trusted.
+    pub issuers_pinned: bool,
     /// Entries.
     pub tree_size: u64,
     /// Their root.
@@ -133,6 +137,8 @@ pub struct WitnessReport {
 pub struct Options<'a> {
     /// The log's key as known from elsewhere.
     pub log_key: Option<&'a VerifierKey>,
+    /// Whom the auditor trusts to vouch for whom, as known from elsewhere.
+    pub trust: Option<&'a TrustFile>,
     /// Budget ledgers that sites exported beside it.
     pub ledgers: &'a [String],
     /// A folder in which the log is laid out as static files (C2SP tlog-tiles). It has a `checkpoint` only if the
@@ -149,7 +155,7 @@ pub fn verify(
     options: Options<'_>,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Report, Wrong> {
-    let Options { log_key: pinned, ledgers, tiles: folder } = options;
+    let Options { log_key: pinned, trust, ledgers, tiles: folder } = options;
     let unreadable = |e: io::Error| Wrong::Unreadable(e.to_string());
     let mut tar = tar::Archive::new(bundle);
     let mut files = tar.entries().map_err(unreadable)?;
@@ -190,7 +196,7 @@ pub fn verify(
             head.origin
         )));
     }
-    let mut replay = Replay::default();
+    let mut replay = Replay::new(trust);
     let mut log = Log::default();
     let mut witnesses = Vec::new();
     let mut files = Tiles::default();
@@ -242,6 +248,7 @@ pub fn verify(
         origin: head.origin,
         log_verifier_key: key.to_string(),
         key_pinned: pinned.is_some(),
+        issuers_pinned: trust.is_some(),
         tree_size: size,
         root_hash: found.to_string(),
         models: replay.models,

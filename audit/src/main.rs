@@ -1,10 +1,12 @@
 //! `falaj-verify`: checks an exported audit log, offline.
 
 use clap::Parser;
+use falaj_certs::trust::TrustFile;
 use falaj_core::{id::Digest, note::VerifierKey, witness::InclusionProof};
 use falaj_verify::{Options, Report, verify};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
+    error::Error as _,
     fs::File,
     io::{BufReader, IsTerminal as _},
     path::{Path, PathBuf},
@@ -21,7 +23,7 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --json\n  falaj-verify bundle.tar --tiles public/log\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
+    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --trust trust.toml\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --json\n  falaj-verify bundle.tar --tiles public/log\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
 )]
 struct Cli {
     /// The bundle, as `falaj log export` wrote it.
@@ -37,6 +39,10 @@ struct Cli {
     /// shows that the bundle is whole, not whose it is.
     #[arg(long)]
     log_key: Option<VerifierKey>,
+    /// Whom you trust to vouch for sites, witnesses and operators: a `trust.toml`, as you know it from elsewhere.
+    /// Without it issuers are those that the coordinator trusted.
+    #[arg(long, value_name = "FILE", conflicts_with = "proof")]
+    trust: Option<PathBuf>,
     /// A site's budget ledger, as `falaj-agent budget export` wrote it: that it is whole, and holds what the
     /// site's updates were paid from. May be given for several sites.
     #[arg(long)]
@@ -75,14 +81,25 @@ fn main() -> ExitCode {
             }
         }
     }
+    let trust = match cli.trust.as_deref().map(trusted).transpose() {
+        Ok(trust) => trust,
+        Err(e) => {
+            eprintln!("falaj-verify: {e}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
     let bar = if std::io::stderr().is_terminal() && !cli.json && !cli.quiet {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} entries");
         style.map_or_else(|_| ProgressBar::hidden(), |style| ProgressBar::new(0).with_style(style))
     } else {
         ProgressBar::hidden()
     };
-    let options =
-        Options { log_key: cli.log_key.as_ref(), ledgers: &ledgers, tiles: cli.tiles.as_deref() };
+    let options = Options {
+        log_key: cli.log_key.as_ref(),
+        trust: trust.as_ref(),
+        ledgers: &ledgers,
+        tiles: cli.tiles.as_deref(),
+    };
     let verdict = verify(file, options, |done, all| {
         bar.set_length(all);
         bar.set_position(done);
@@ -95,6 +112,13 @@ fn main() -> ExitCode {
         }
         Err(wrong) => refuse(&cli, &wrong),
     }
+}
+
+/// A trust configuration of the auditor's own.
+fn trusted(path: &Path) -> Result<TrustFile, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    TrustFile::parse(path, &text)
+        .map_err(|e| format!("{e}: {}", e.source().map(ToString::to_string).unwrap_or_default()))
 }
 
 fn refuse(cli: &Cli, wrong: &dyn std::fmt::Display) -> ExitCode {
@@ -149,6 +173,12 @@ fn say(cli: &Cli, report: &Report) {
         };
         println!("log        {}", report.origin);
         println!("key        {} ({key})", report.log_verifier_key);
+        let issuers = if report.issuers_pinned {
+            "those that you gave"
+        } else {
+            "those that the coordinator trusted; pin yours with --trust"
+        };
+        println!("issuers    {issuers}");
         println!("refusals   {}", report.refusals);
         for w in &report.witnesses {
             println!(

@@ -3,11 +3,13 @@
 
 use crate::{
     WitnessReport, Wrong,
+    identities::Identities,
     ledger::{self, LedgerReport},
 };
 use ed25519_dalek::VerifyingKey;
+use falaj_certs::trust::TrustFile;
 use falaj_core::{
-    audit::{Entry, Kind},
+    audit::{Entry, Kind, bundle},
     id::{Digest, Role, RoundId, SiteId, SpiffeId},
     note,
     time::Timestamp,
@@ -15,12 +17,12 @@ use falaj_core::{
     witness::WitnessKey,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
 /// What is remembered between entries.
 #[derive(Default)]
 pub(crate) struct Replay {
-    /// Keys by site, from the certificates.
+    identities: Identities,
+    /// Keys by whom they belong to, from certificates for which an issuer vouches.
     keys: BTreeMap<String, Vec<VerifyingKey>>,
     /// The header that waits for its signature.
     unsigned: Option<(Digest, Vec<u8>)>,
@@ -55,6 +57,11 @@ struct Open {
 }
 
 impl Replay {
+    /// A replay in which only those count for whom an issuer in `trust` vouches, if it is given.
+    pub(crate) fn new(trust: Option<&TrustFile>) -> Self {
+        Self { identities: Identities::pinned(trust), ..Self::default() }
+    }
+
     /// A file that entries refer to.
     pub(crate) fn take_file(&mut self, path: &str, bytes: Vec<u8>) -> Result<(), Wrong> {
         let wrong = |what: String| Wrong::File { path: path.to_owned(), what };
@@ -68,9 +75,15 @@ impl Replay {
         };
         if let Some(digest) = named("certificates/", ".der") {
             matches(digest)?;
-            if let Some((id, key)) = certificate(&bytes) {
+            if let Some((id, key)) = self.identities.take_certificate(digest, bytes) {
                 self.keys.entry(id.to_string()).or_default().push(key);
             }
+        } else if let Some(digest) = named(bundle::ISSUERS, ".der") {
+            matches(digest)?;
+            self.identities.take_issuer(bytes).map_err(wrong)?;
+        } else if let Some(digest) = named(bundle::TRUST, ".toml") {
+            matches(digest)?;
+            self.identities.take_trust(path, &bytes).map_err(wrong)?;
         } else if let Some(digest) = named("studies/", ".yaml") {
             matches(digest)?;
             self.studies.insert(digest);
@@ -132,9 +145,11 @@ impl Replay {
     /// The next entry of the log.
     pub(crate) fn take_entry(&mut self, entry: &Entry) -> Result<(), String> {
         let body = entry.body();
+        self.check_actor(entry)?;
         let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
         let round = || entry.round().map_err(|e| e.to_string());
         match entry.kind {
+            Kind::CoordinatorStarted => self.identities.start(digest("trust_sha256")?)?,
             Kind::StudySubmitted => {
                 let study = digest("study_sha256")?;
                 if !self.studies.contains(&study) {
@@ -193,6 +208,22 @@ impl Replay {
         Ok(())
     }
 
+    /// Whoever was let in is named by a certificate for which somebody vouches.
+    fn check_actor(&self, entry: &Entry) -> Result<(), String> {
+        let refused = matches!(
+            entry.kind,
+            Kind::ConnectionRefused | Kind::UpdateRefused | Kind::AccessDenied
+        );
+        let Some(who) = entry.actor_id().filter(|_| !refused) else { return Ok(()) };
+        let cert = entry.body().member("actor").and_then(|a| a.parsed("cert_sha256").ok());
+        let cert = cert.ok_or_else(|| format!("it names no certificate of {who}"))?;
+        self.identities.check(&who, &cert)?;
+        if entry.kind == Kind::ConnectionAdmitted {
+            self.identities.check_valid(&cert, &entry.ts)?;
+        }
+        Ok(())
+    }
+
     fn accepted(&mut self, entry: &Entry) -> Result<(), String> {
         let body = entry.body();
         let text = |e: falaj_core::canon::CanonError| e.to_string();
@@ -237,20 +268,4 @@ impl Replay {
             None => Ok(()),
         }
     }
-}
-
-/// Whom a certificate names, and its Ed25519 key. A certificate that names nobody vouches for nothing.
-fn certificate(der: &[u8]) -> Option<(SpiffeId, VerifyingKey)> {
-    let (_, x509) = X509Certificate::from_der(der).ok()?;
-    let names = x509.subject_alternative_name().ok()??;
-    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
-    let id: SpiffeId = uris.next()?.parse().ok()?;
-    if uris.next().is_some() {
-        return None;
-    }
-    let key: &[u8] = &x509.public_key().subject_public_key.data;
-    Some((id, VerifyingKey::from_bytes(key.try_into().ok()?).ok()?))
 }

@@ -1,6 +1,7 @@
 //! A real bundle, made with core's own functions, and every way in which it can be wrong.
 
 use ed25519_dalek::{SigningKey, pkcs8::DecodePrivateKey as _};
+use falaj_certs::trust::{TrustFile, spki_sha256};
 use falaj_core::{
     audit::{Actor, Draft, Kind, bundle},
     canon::Canon,
@@ -12,7 +13,11 @@ use falaj_core::{
     witness,
 };
 use falaj_verify::{Options, Report, Wrong, verify};
-use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    PKCS_ED25519, SanType,
+};
+use std::path::Path;
 
 const SITE: &str = "spiffe://t/ae-on/ae-az/site/h-1";
 
@@ -23,20 +28,40 @@ struct Parts {
     /// The site's key, and the root of each size from 1.
     site: SigningKey,
     roots: Vec<Digest>,
+    /// The issuer's key.
+    spki: Digest,
 }
 
 fn signer() -> NoteSigner {
     NoteSigner::new("t/log", SigningKey::from_bytes(&[5; 32])).expect("a signer")
 }
 
+/// An issuer: its certificate, the digest of its key, and what signs with it.
+fn issuer() -> (Vec<u8>, Digest, Issuer<'static, KeyPair>) {
+    let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let cert = params.self_signed(&key).expect("a certificate").der().clone();
+    let spki = spki_sha256(&cert).expect("a key");
+    (cert.to_vec(), spki, Issuer::new(params, key))
+}
+
 /// The site's certificate and its key.
-fn site() -> (Vec<u8>, SigningKey) {
+fn site(issuer: &Issuer<'_, KeyPair>) -> (Vec<u8>, SigningKey) {
     let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::URI(SITE.try_into().expect("ASCII"))];
-    let cert = params.self_signed(&key).expect("a certificate").der().to_vec();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let cert = params.signed_by(&key, issuer).expect("a certificate").der().to_vec();
     let key = SigningKey::from_pkcs8_der(&key.serialize_der()).expect("the same key");
     (cert, key)
+}
+
+/// A trust configuration that binds one issuer to one place.
+fn trust(spki: &Digest, place: &str) -> String {
+    format!(
+        "trust_domain = \"t\"\n[[issuer]]\ncert = \"i.pem\"\nspki_sha256 = \"{spki}\"\nplaces = [\"{place}\"]\n"
+    )
 }
 
 fn pinned(key: &VerifierKey) -> Options<'_> {
@@ -45,7 +70,9 @@ fn pinned(key: &VerifierKey) -> Options<'_> {
 
 /// Entries as they come, over one round; `change` may alter them before they are hashed.
 fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
-    let (cert, key) = site();
+    let (issuer_cert, spki, issuer) = issuer();
+    let (cert, key) = site(&issuer);
+    let trust = trust(&spki, "ae-on/ae-az").into_bytes();
     let study = b"study: s\n".to_vec();
     let id: SiteId = SITE.parse().expect("a site");
     let round = RoundId { study: "s".parse().expect("a study"), number: 1 };
@@ -75,7 +102,7 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         address: Some("127.0.0.1:9".into()),
     };
     let mut drafts = vec![
-        Draft::new(Kind::LogOpened),
+        Draft::new(Kind::CoordinatorStarted).digest("trust_sha256", &Digest::of(&trust)),
         Draft::new(Kind::StudySubmitted)
             .study(&round.study)
             .digest("study_sha256", &Digest::of(&study))
@@ -114,11 +141,12 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         ("origin", "t/log".into()),
         ("tree_size", Canon::Int(i64::try_from(size).expect("small"))),
         ("log_verifier_key", signer.verifier().to_string().into()),
-        ("created", "2026-01-01T00:00:00.000Z".into()),
     ]);
     let files = vec![
         (bundle::ABOUT.to_owned(), about.to_bytes()),
         (bundle::CHECKPOINT.to_owned(), signer.sign(&head.body()).into_bytes()),
+        (bundle::issuer(&Digest::of(&issuer_cert)), issuer_cert),
+        (bundle::trust(&Digest::of(&trust)), trust),
         (bundle::certificate(&Digest::of(&cert)), cert),
         (bundle::study(&Digest::of(&study)), study),
         (bundle::header(&header_digest), header),
@@ -126,7 +154,7 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         (merkle::tile_path(0, 0, size), tile),
         (merkle::entries_path(0, size), entries),
     ];
-    Parts { files, key: signer.verifier().clone(), site: key, roots }
+    Parts { files, key: signer.verifier().clone(), site: key, roots, spki }
 }
 
 impl Parts {
@@ -162,6 +190,8 @@ fn a_whole_bundle_is_verified_and_counted() {
 fn a_changed_byte_anywhere_is_found() {
     for beginning in [
         bundle::CHECKPOINT,
+        bundle::ISSUERS,
+        bundle::TRUST,
         "certificates/",
         "studies/",
         "updates/",
@@ -245,6 +275,48 @@ fn an_update_counted_twice_or_without_a_signed_header_is_named() {
     assert!(matches!(unsigned.verify(), Err(Wrong::Content { index: 3, .. })));
     let stranger = parts(|drafts| drafts[3] = drafts[3].clone().actor(&Actor::default())).verify();
     assert!(matches!(stranger, Err(Wrong::Content { index: 3, .. })));
+}
+
+/// Who vouches for whom is in the log, and an auditor need not believe the coordinator about it.
+#[test]
+fn a_site_for_which_nobody_trusted_vouches_counts_for_nothing() {
+    let file = |text: &str| TrustFile::parse(Path::new("trust.toml"), text).expect("a file");
+    let with = |bundle: &Parts, trust: &TrustFile| {
+        let options = Options { trust: Some(trust), ..pinned(&bundle.key) };
+        verify(&bundle.tar()[..], options, |_, _| {})
+    };
+    let bundle = parts(|_| {});
+    let report = with(&bundle, &file(&trust(&bundle.spki, "ae-on/ae-az"))).expect("verified");
+    assert!(report.issuers_pinned);
+    let strangers = [
+        trust(&Digest::of(b"another key"), "ae-on/ae-az"),
+        trust(&bundle.spki, "ae-on/ae-du"),
+        trust(&bundle.spki, "ae-on/ae-az").replace("\"t\"", "\"another\""),
+    ];
+    for text in strangers {
+        let wrong = with(&bundle, &file(&text)).expect_err("not vouched for").to_string();
+        assert!(wrong.contains("it is no signature by a certificate of"), "{wrong}");
+    }
+    // The coordinator's own trust binds the issuer to another place.
+    let mut moved = parts(|_| {});
+    let elsewhere = trust(&moved.spki, "ae-on/ae-du").into_bytes();
+    let at = moved.files.iter().position(|(path, _)| path.starts_with(bundle::TRUST));
+    moved.files[at.expect("there")] = (bundle::trust(&Digest::of(&elsewhere)), elsewhere);
+    let wrong = moved.verify().expect_err("not vouched for").to_string();
+    assert!(wrong.contains("it is no signature by a certificate of"), "{wrong}");
+    // Under the trust that the log names, nobody was let in yet.
+    let before = parts(|drafts| drafts[0] = Draft::new(Kind::LogOpened)).verify();
+    let wrong = before.expect_err("no trust").to_string();
+    assert!(wrong.contains("no issuer that the coordinator trusted then vouches"), "{wrong}");
+}
+
+#[test]
+fn a_connection_by_a_certificate_that_had_expired_is_named() {
+    // The entries here are of 1970, and certificates begin in 1975.
+    let bundle = parts(|drafts| drafts.push(drafts[3].clone().into_kind(Kind::ConnectionAdmitted)));
+    let wrong = bundle.verify().expect_err("not valid then");
+    assert!(matches!(wrong, Wrong::Content { index: 5, .. }), "{wrong}");
+    assert!(wrong.to_string().contains("is valid from 1975"), "{wrong}");
 }
 
 /// A checkpoint of the first entries, as `root` has it, with this site's cosignature.

@@ -45,6 +45,16 @@ pub struct IssuerEntry {
     pub places: Vec<String>,
 }
 
+impl TrustFile {
+    /// Reads a trust configuration, which is called `path` in errors.
+    ///
+    /// # Errors
+    /// [`TrustError::Toml`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, TrustError> {
+        toml::from_str(text).map_err(|e| TrustError::Toml(path.to_owned(), Box::new(e)))
+    }
+}
+
 /// Why a trust configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
@@ -75,8 +85,8 @@ pub struct TrustStore {
     trust_domain: String,
     by_place: Arc<BTreeMap<Place, Vec<Arc<Anchor>>>>,
     all: Arc<RootCertStore>,
+    issuers: Arc<[(CertificateDer<'static>, IssuerEntry)]>,
     provider: Arc<CryptoProvider>,
-    digest: Digest,
 }
 
 /// One issuer, as the only anchor. An anchor's own validity is nobody's business but ours.
@@ -107,23 +117,37 @@ impl TrustStore {
     /// [`TrustError`], with the file and what to do.
     pub fn load(path: &Path) -> Result<Self, TrustError> {
         let text = fs::read_to_string(path).map_err(|e| TrustError::Read(path.to_owned(), e))?;
-        let file: TrustFile =
-            toml::from_str(&text).map_err(|e| TrustError::Toml(path.to_owned(), Box::new(e)))?;
+        let file = TrustFile::parse(path, &text)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        Self::of(path, &file, |issuer| {
+            CertificateDer::from_pem_file(folder.join(&issuer.cert))
+                .map_err(|e| format!("cannot be read as PEM ({e})"))
+        })
+    }
+
+    /// What a trust configuration says, which is called `path` in errors; `certificate` finds each issuer's.
+    ///
+    /// # Errors
+    /// [`TrustError`], with the issuer and what to do.
+    pub fn of(
+        path: &Path,
+        file: &TrustFile,
+        mut certificate: impl FnMut(&IssuerEntry) -> Result<CertificateDer<'static>, String>,
+    ) -> Result<Self, TrustError> {
         if file.issuers.is_empty() {
             return Err(TrustError::Empty(path.to_owned()));
         }
         let provider = Arc::new(crate::tls::provider());
         let mut all = RootCertStore::empty();
         let mut by_place: BTreeMap<Place, Vec<Arc<Anchor>>> = BTreeMap::new();
+        let mut issuers = Vec::new();
         for issuer in &file.issuers {
             let wrong = |what: String| TrustError::Issuer {
                 file: path.to_owned(),
                 cert: issuer.cert.clone(),
                 what,
             };
-            let cert_path = path.parent().unwrap_or(Path::new(".")).join(&issuer.cert);
-            let cert = CertificateDer::from_pem_file(&cert_path)
-                .map_err(|e| wrong(format!("cannot be read as PEM ({e})")))?;
+            let cert = certificate(issuer).map_err(wrong)?;
             let spki = spki_sha256(&cert).map_err(wrong)?;
             if spki.to_string() != issuer.spki_sha256 {
                 return Err(wrong(format!(
@@ -132,6 +156,7 @@ impl TrustStore {
                 )));
             }
             all.add(cert.clone()).map_err(|e| wrong(e.to_string()))?;
+            issuers.push((cert.clone(), issuer.clone()));
             let anchor = Arc::new(anchor(cert, &provider).map_err(wrong)?);
             for place in &issuer.places {
                 let place: Place =
@@ -140,18 +165,18 @@ impl TrustStore {
             }
         }
         Ok(Self {
-            trust_domain: file.trust_domain,
+            trust_domain: file.trust_domain.clone(),
             by_place: Arc::new(by_place),
             all: Arc::new(all),
+            issuers: issuers.into(),
             provider,
-            digest: Digest::of(text.as_bytes()),
         })
     }
 
-    /// SHA-256 of the trust configuration's bytes.
+    /// The issuers' certificates, and what each may vouch for.
     #[must_use]
-    pub const fn digest(&self) -> Digest {
-        self.digest
+    pub fn issuers(&self) -> &[(CertificateDer<'static>, IssuerEntry)] {
+        &self.issuers
     }
 
     /// Every bound issuer, as anchors for the handshake.
@@ -166,8 +191,19 @@ impl TrustStore {
     /// [`IdentityError`], for the answer and the log.
     pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, IdentityError> {
         let leaf = chain.first().ok_or(IdentityError::Missing)?;
+        self.identify_at(leaf, UnixTime::now())
+    }
+
+    /// As [`Self::identify`], at another time.
+    ///
+    /// # Errors
+    /// As [`Self::identify`].
+    pub fn identify_at(
+        &self,
+        leaf: &CertificateDer<'_>,
+        now: UnixTime,
+    ) -> Result<Identity, IdentityError> {
         let identity = Identity::parse(leaf)?;
-        let now = UnixTime::now();
         let mut signers = self
             .anchors_of(&identity)?
             .iter()

@@ -7,6 +7,7 @@ use crate::{
     clock,
     config::Config,
     engine::{Engine, Parts},
+    export,
     metrics::Metrics,
     policy::PolicyEngine,
     rest,
@@ -116,7 +117,8 @@ impl App {
         tokio::spawn(service.run());
         let updates = Blobs::open(&dir.join("updates"))?;
         let models = Blobs::open(&dir.join("models"))?;
-        opened(&writer, &policy, &identity.spiffe.to_string(), &Digest::of(&trust_bytes)).await?;
+        let me = identity.spiffe.to_string();
+        opened(&writer, &policy, &me, trust_rows(&trust, trust_bytes)).await?;
         let parts = Parts {
             store,
             writer: writer.clone(),
@@ -143,7 +145,6 @@ impl App {
             checkpointer: checkpointer.clone(),
             identity: identity.spiffe,
             started: clock::now().to_string(),
-            trust: trust_bytes,
             scratch,
         }));
         let acceptors = [acceptor(&["h2"])?, acceptor(&["h2", "http/1.1"])?];
@@ -266,7 +267,7 @@ async fn opened(
     writer: &writer::Writer,
     policy: &PolicyEngine,
     identity: &str,
-    trust: &Digest,
+    (trust, trust_rows): (Digest, Vec<Change>),
 ) -> Result<()> {
     let mut entries = Vec::new();
     if writer.head().0 == 0 {
@@ -276,12 +277,23 @@ async fn opened(
         Draft::new(Kind::CoordinatorStarted)
             .text("coordinator", identity)
             .text("version", env!("CARGO_PKG_VERSION"))
-            .digest("trust_sha256", trust)
+            .digest("trust_sha256", &trust)
             .digest("policy_set_sha256", &policy.digest()),
     );
-    let commit = Commit { rows: policy_rows(policy), entries, round: None };
+    let rows = policy_rows(policy).into_iter().chain(trust_rows).collect();
+    let commit = Commit { rows, entries, round: None };
     writer.commit(commit).await?;
     Ok(())
+}
+
+/// Whom the coordinator trusts, kept beside the policies for whoever reads the log later: the configuration's digest,
+/// its bytes, and the issuers that it binds.
+fn trust_rows(trust: &TrustStore, bytes: Vec<u8>) -> (Digest, Vec<Change>) {
+    let digest = Digest::of(&bytes);
+    let issuer = |der: &[u8]| Change::Certificate(Digest::of(der), der.to_vec());
+    let mut rows: Vec<Change> = trust.issuers().iter().map(|(der, _)| issuer(der)).collect();
+    rows.push(Change::Policy(digest, export::TRUST_FILE.to_owned(), bytes));
+    (digest, rows)
 }
 
 fn policy_rows(policy: &PolicyEngine) -> Vec<Change> {

@@ -3,30 +3,28 @@
 //! Written to a file of its own first, in bounded memory, and covering exactly the newest checkpoint.
 
 use crate::{
-    clock,
     engine::Engine,
     store::{Store, row::UpdateRow},
 };
 use anyhow::{Context as _, Result};
+use falaj_certs::identity::{Identity, IdentityError};
 use falaj_core::{
     audit::bundle,
     canon::Canon,
     id::Digest,
     merkle::{TILE_WIDTH, entries_path, put_entry, tile_path},
 };
+use rustls_pki_types::CertificateDer;
 use std::{io::Write, path::Path};
+
+/// The name under which a trust configuration is kept among the policies.
+pub const TRUST_FILE: &str = "trust.toml";
 
 /// Writes a bundle of everything up to the checkpoint of `tree_size` entries.
 ///
 /// # Errors
 /// When the store cannot be read or the file cannot be written.
-pub async fn write(
-    engine: &Engine,
-    trust: &[u8],
-    note: &str,
-    tree_size: u64,
-    to: &Path,
-) -> Result<()> {
+pub async fn write(engine: &Engine, note: &str, tree_size: u64, to: &Path) -> Result<()> {
     let parts = engine.parts();
     let store = &parts.store;
     let file = std::fs::File::create(to).with_context(|| format!("writing {}", to.display()))?;
@@ -36,16 +34,24 @@ pub async fn write(
         ("origin", parts.signer.verifier().name().into()),
         ("tree_size", Canon::Int(i64::try_from(tree_size)?)),
         ("log_verifier_key", parts.signer.verifier().to_string().into()),
-        ("created", clock::now().to_string().into()),
     ]);
     put(&mut tar, bundle::ABOUT, &about.to_bytes())?;
     put(&mut tar, bundle::CHECKPOINT, note.as_bytes())?;
-    put(&mut tar, "trust/trust.toml", trust)?;
-    for (digest, der) in store.certificates().await? {
+    // Each kind of file stands before what is read in its light: issuers, who trusts them, whom they vouch for.
+    let (issuers, certificates): (Vec<_>, Vec<_>) =
+        store.certificates().await?.into_iter().partition(|(_, der)| is_authority(der));
+    for (digest, der) in issuers {
+        put(&mut tar, &bundle::issuer(&digest), &der)?;
+    }
+    let policies = store.policies().await?;
+    for (digest, _, bytes) in policies.iter().filter(|(_, name, _)| name == TRUST_FILE) {
+        put(&mut tar, &bundle::trust(digest), bytes)?;
+    }
+    for (digest, der) in certificates {
         put(&mut tar, &bundle::certificate(&digest), &der)?;
     }
-    for (set, name, bytes) in store.policies().await? {
-        put(&mut tar, &bundle::policy(&set, &name), &bytes)?;
+    for (set, name, bytes) in policies.iter().filter(|(_, name, _)| name != TRUST_FILE) {
+        put(&mut tar, &bundle::policy(set, name), bytes)?;
     }
     for study in store.studies().await? {
         put(&mut tar, &bundle::study(&study.sha256), &study.yaml)?;
@@ -61,6 +67,11 @@ pub async fn write(
     entries(store, tree_size, &mut tar).await?;
     tar.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
     Ok(())
+}
+
+/// Whether a certificate is an issuer's; others are those of who connects.
+fn is_authority(der: &[u8]) -> bool {
+    matches!(Identity::parse(&CertificateDer::from(der)), Err(IdentityError::Authority))
 }
 
 fn put_update<W: Write>(

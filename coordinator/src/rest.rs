@@ -56,8 +56,6 @@ pub struct App {
     pub identity: SpiffeId,
     /// When it started.
     pub started: String,
-    /// The trust configuration, as exported.
-    pub trust: Vec<u8>,
     /// Where exports are written before they are sent.
     pub scratch: PathBuf,
 }
@@ -513,7 +511,7 @@ async fn log_export(State(app): Ctx, Extension(peer): Who) -> Answer<Response> {
         .prefix("export-")
         .tempfile_in(&app.scratch)
         .map_err(|e| failed(e.into()))?;
-    export::write(&app.engine, &app.trust, &note, tree_size, named.path()).await.map_err(failed)?;
+    export::write(&app.engine, &note, tree_size, named.path()).await.map_err(failed)?;
     // The file has no name any more once it is open: it goes when it has been sent, or cannot be.
     let file = tokio::fs::File::from_std(named.reopen().map_err(|e| failed(e.into()))?);
     let bytes = file.metadata().await.map_or(0, |m| m.len());

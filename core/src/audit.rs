@@ -317,7 +317,7 @@ impl Entry {
 pub mod bundle {
     use crate::id::Digest;
 
-    /// What the bundle is, in canonical JSON: `v`, `origin`, `tree_size`, `log_verifier_key`, `created`.
+    /// What the bundle is, in canonical JSON: `v`, `origin`, `tree_size`, `log_verifier_key`.
     pub const ABOUT: &str = "bundle.json";
     /// The signed checkpoint.
     pub const CHECKPOINT: &str = "checkpoint";
@@ -327,6 +327,10 @@ pub mod bundle {
     pub const TILES: &str = "tile/0/";
     /// Entry bundles.
     pub const ENTRIES: &str = "tile/entries/";
+    /// Certificates of issuers, DER, each by its digest.
+    pub const ISSUERS: &str = "issuers/";
+    /// Trust configurations that were ever in force, by the digest that entries name as `trust_sha256`.
+    pub const TRUST: &str = "trust/";
     /// The version of this layout.
     pub const VERSION: u32 = 1;
 
@@ -334,6 +338,18 @@ pub mod bundle {
     #[must_use]
     pub fn certificate(cert: &Digest) -> String {
         format!("certificates/{cert}.der")
+    }
+
+    /// An issuer's certificate, by its digest.
+    #[must_use]
+    pub fn issuer(cert: &Digest) -> String {
+        format!("{ISSUERS}{cert}.der")
+    }
+
+    /// A trust configuration, by its digest.
+    #[must_use]
+    pub fn trust(trust: &Digest) -> String {
+        format!("{TRUST}{trust}.toml")
     }
 
     /// A study file, by its digest.

@@ -485,7 +485,12 @@ impl Federation {
         let _ = fs::remove_file(&bundle);
         let out = self.falaj(&["log", "export", "-o", bundle.to_str().context("UTF-8")?])?;
         ensure!(out.status.success(), "exporting: {}", text(&out));
-        Ok(Command::new(binary("falaj-verify")).arg(&bundle).stdin(Stdio::null()).output()?)
+        Ok(Command::new(binary("falaj-verify"))
+            .arg(&bundle)
+            .arg("--trust")
+            .arg(self.ca().join("trust.toml"))
+            .stdin(Stdio::null())
+            .output()?)
     }
 
     /// As [`Self::export_and_verify`], and the verdict must be good.

@@ -380,7 +380,7 @@ fn compare(stage: &Stage, study: &Value, took: f64) -> Result<Vec<Row>> {
 /// Exports and verifies the log; then one byte is changed, and the verifier names the entry.
 fn audit(stage: &Stage) -> Result<Vec<String>> {
     stage.falaj(&["log", "export", "-o", "bundle.tar"])?;
-    let verified = stage.run("falaj-verify", &["bundle.tar"])?;
+    let verified = stage.run("falaj-verify", &["bundle.tar", "--trust", "ca/trust.toml"])?;
     let verdict = verified.lines().last().unwrap_or_default().to_owned();
     println!("falaj-verify: {verdict}");
     let mut bytes = fs::read(stage.out.join("bundle.tar"))?;
