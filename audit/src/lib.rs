@@ -3,17 +3,17 @@
 //! It reads the tar once, from front to back, and keeps one tile of hashes, the frontier of the tree, and one
 //! digest per certificate, header and open round. What it finds wrong first, it names.
 
-mod identities;
 mod ledger;
 mod replay;
 
 use falaj_certs::trust::TrustFile;
 use falaj_core::{
     audit::{Entry, bundle},
-    canon,
+    canon::{self, Canon},
     id::Digest,
     merkle::{self, Frontier, TILE_WIDTH},
     note::{Checkpoint, VerifierKey},
+    report::{Scope, Sections},
     tiles::Tiles,
 };
 pub use ledger::LedgerReport;
@@ -119,6 +119,9 @@ pub struct Report {
     pub witnesses: Vec<WitnessReport>,
     /// Budget ledgers that were checked against the updates.
     pub ledgers: Vec<LedgerReport>,
+    /// The audit report over what was asked for, in the sections of [`falaj_core::report`].
+    #[serde(skip)]
+    pub sections: Canon,
 }
 
 /// What a witness has signed: that it saw the log with so many entries, going on from all that it had seen before.
@@ -139,6 +142,8 @@ pub struct Options<'a> {
     pub log_key: Option<&'a VerifierKey>,
     /// Whom the auditor trusts to vouch for whom, as known from elsewhere.
     pub trust: Option<&'a TrustFile>,
+    /// What the report is about; all of the log without it.
+    pub scope: Option<&'a Scope>,
     /// Budget ledgers that sites exported beside it.
     pub ledgers: &'a [String],
     /// A folder in which the log is laid out as static files (C2SP tlog-tiles). It has a `checkpoint` only if the
@@ -155,7 +160,6 @@ pub fn verify(
     options: Options<'_>,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Report, Wrong> {
-    let Options { log_key: pinned, trust, ledgers, tiles: folder } = options;
     let unreadable = |e: io::Error| Wrong::Unreadable(e.to_string());
     let mut tar = tar::Archive::new(bundle);
     let mut files = tar.entries().map_err(unreadable)?;
@@ -182,81 +186,140 @@ pub fn verify(
         _ => Err(Wrong::Missing(wanted.to_owned())),
     };
     let about = About::parse(&expect(bundle::ABOUT)?)?;
-    let key = pinned.unwrap_or(&about.key);
-    let note = expect(bundle::CHECKPOINT)?;
-    let note = str::from_utf8(&note).map_err(|e| Wrong::Checkpoint(e.to_string()))?;
-    let head = Checkpoint::open(note, key).map_err(|e| Wrong::Checkpoint(e.to_string()))?;
-    if head.origin != about.origin || head.tree_size != about.tree_size {
-        return Err(Wrong::Checkpoint(format!(
-            "`{}` speaks of {} entries of {}, the checkpoint of {} of {}",
-            bundle::ABOUT,
-            about.tree_size,
-            about.origin,
-            head.tree_size,
-            head.origin
-        )));
-    }
-    let mut replay = Replay::new(trust);
-    let mut log = Log::default();
-    let mut witnesses = Vec::new();
-    let mut files = Tiles::default();
-    // What an earlier bundle left there must not vouch for this one.
-    if let Some(old) = folder.map(|folder| folder.join(bundle::CHECKPOINT))
-        && let Err(e) = fs::remove_file(&old)
-        && e.kind() != io::ErrorKind::NotFound
-    {
-        return Err(Wrong::Unwritable(format!("{}: {e}", old.display())));
-    }
+    let mut verifier = Verifier::begin(&about, &expect(bundle::CHECKPOINT)?, options)?;
     while let Some((path, bytes)) = next()? {
+        verifier.take(&path, bytes)?;
+        progress(verifier.log.frontier.size(), verifier.head.tree_size);
+    }
+    verifier.finish()
+}
+
+/// A bundle that is being read.
+struct Verifier<'a> {
+    options: Options<'a>,
+    key: &'a VerifierKey,
+    note: String,
+    head: Checkpoint,
+    replay: Replay,
+    log: Log,
+    witnesses: Vec<WitnessReport>,
+    tiles: Tiles,
+    /// The report that the bundle brings.
+    claimed: Option<Vec<u8>>,
+}
+
+impl<'a> Verifier<'a> {
+    fn begin(about: &'a About, note: &[u8], options: Options<'a>) -> Result<Self, Wrong> {
+        let key = options.log_key.unwrap_or(&about.key);
+        let note = str::from_utf8(note).map_err(|e| Wrong::Checkpoint(e.to_string()))?;
+        let head = Checkpoint::open(note, key).map_err(|e| Wrong::Checkpoint(e.to_string()))?;
+        if head.origin != about.origin || head.tree_size != about.tree_size {
+            return Err(Wrong::Checkpoint(format!(
+                "`{}` speaks of {} entries of {}, the checkpoint of {} of {}",
+                bundle::ABOUT,
+                about.tree_size,
+                about.origin,
+                head.tree_size,
+                head.origin
+            )));
+        }
+        // What an earlier bundle left there must not vouch for this one.
+        if let Some(old) = options.tiles.map(|folder| folder.join(bundle::CHECKPOINT))
+            && let Err(e) = fs::remove_file(&old)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            return Err(Wrong::Unwritable(format!("{}: {e}", old.display())));
+        }
+        let scoped = options.scope.map(|scope| Sections::new(scope.clone()));
+        let folds = [Sections::default()].into_iter().chain(scoped).collect();
+        Ok(Self {
+            options,
+            key,
+            note: note.to_owned(),
+            head,
+            replay: Replay::new(options.trust, folds),
+            log: Log::default(),
+            witnesses: Vec::new(),
+            tiles: Tiles::default(),
+            claimed: None,
+        })
+    }
+
+    /// The next file of the tar.
+    fn take(&mut self, path: &str, bytes: Vec<u8>) -> Result<(), Wrong> {
         if path.starts_with(bundle::WITNESSED) {
-            let wrong = |what: String| Wrong::File { path: path.clone(), what };
+            let wrong = |what: String| Wrong::File { path: path.to_owned(), what };
             let note = str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
-            let earlier = Checkpoint::open(note, key).map_err(|e| wrong(e.to_string()))?;
-            if earlier.tree_size > head.tree_size {
+            let earlier = Checkpoint::open(note, self.key).map_err(|e| wrong(e.to_string()))?;
+            if earlier.tree_size > self.head.tree_size {
                 return Err(wrong("it is of more entries than the bundle has".into()));
             }
-            witnesses.extend(replay.witnesses(note, earlier.tree_size).map_err(wrong)?);
-            log.earlier.insert(earlier.tree_size, earlier.root_hash);
-            log.check_earlier()?;
+            let found = self.replay.witnesses(note, earlier.tree_size).map_err(wrong)?;
+            self.witnesses.extend(found);
+            self.log.earlier.insert(earlier.tree_size, earlier.root_hash);
+            self.log.check_earlier()
         } else if path.starts_with(bundle::TILES) {
-            log.take_tile(&path, &bytes)?;
+            self.log.take_tile(path, &bytes)
         } else if path.starts_with(bundle::ENTRIES) {
-            log.take_entries(&path, &bytes, head.tree_size, &mut replay)?;
-            if let Some(folder) = folder {
-                let put = |path: &str, bytes: &[u8]| put_file(folder, path, bytes);
-                merkle::entries(&bytes).flatten().try_for_each(|e| files.push(e, put))?;
-            }
-            progress(log.frontier.size(), head.tree_size);
+            self.log.take_entries(path, &bytes, self.head.tree_size, &mut self.replay)?;
+            let Some(folder) = self.options.tiles else { return Ok(()) };
+            let put = |path: &str, bytes: &[u8]| put_file(folder, path, bytes);
+            merkle::entries(&bytes).flatten().try_for_each(|e| self.tiles.push(e, put))
+        } else if path == bundle::REPORT {
+            self.claimed = Some(bytes);
+            Ok(())
         } else {
-            replay.take_file(&path, bytes)?;
+            self.replay.take_file(path, bytes)
         }
     }
-    let (size, found) = (log.frontier.size(), log.frontier.root());
-    if size != head.tree_size {
-        return Err(Wrong::Missing(merkle::entries_path(size / TILE_WIDTH, TILE_WIDTH)));
+
+    /// All was read: the entries have led to what was signed, and the report is what follows from them.
+    fn finish(mut self) -> Result<Report, Wrong> {
+        let (size, found) = (self.log.frontier.size(), self.log.frontier.root());
+        if size != self.head.tree_size {
+            return Err(Wrong::Missing(merkle::entries_path(size / TILE_WIDTH, TILE_WIDTH)));
+        }
+        if found != self.head.root_hash {
+            return Err(Wrong::Root { size, found, signed: self.head.root_hash });
+        }
+        self.replay.finish()?;
+        let folds = std::mem::take(&mut self.replay.folds);
+        let mut reports = folds.into_iter().map(|f| f.finish(&self.head.origin, size, &found));
+        let whole = reports.next().unwrap_or(Canon::Bool(false));
+        let wrong = |what: &str| Wrong::File { path: bundle::REPORT.into(), what: what.into() };
+        match &self.claimed {
+            Some(claimed) if *claimed != whole.to_bytes() => {
+                return Err(wrong("it is not the report that follows from the log"));
+            }
+            Some(_) => {}
+            None => return Err(Wrong::Missing(bundle::REPORT.into())),
+        }
+        let sections = reports.next().unwrap_or(whole);
+        if let Some(folder) = self.options.tiles {
+            self.tiles.finish(|path, bytes| put_file(folder, path, bytes))?;
+            put_file(folder, bundle::CHECKPOINT, self.note.as_bytes())?;
+        }
+        let ledgers = self
+            .options
+            .ledgers
+            .iter()
+            .map(|text| self.replay.ledger(text))
+            .collect::<Result<_, _>>()?;
+        Ok(Report {
+            origin: self.head.origin,
+            log_verifier_key: self.key.to_string(),
+            key_pinned: self.options.log_key.is_some(),
+            issuers_pinned: self.options.trust.is_some(),
+            tree_size: size,
+            root_hash: found.to_string(),
+            models: self.replay.models,
+            updates: self.replay.updates,
+            refusals: self.replay.refusals,
+            witnesses: self.witnesses,
+            ledgers,
+            sections,
+        })
     }
-    if found != head.root_hash {
-        return Err(Wrong::Root { size, found, signed: head.root_hash });
-    }
-    replay.finish()?;
-    if let Some(folder) = folder {
-        files.finish(|path, bytes| put_file(folder, path, bytes))?;
-        put_file(folder, bundle::CHECKPOINT, note.as_bytes())?;
-    }
-    let ledgers = ledgers.iter().map(|text| replay.ledger(text)).collect::<Result<_, _>>()?;
-    Ok(Report {
-        origin: head.origin,
-        log_verifier_key: key.to_string(),
-        key_pinned: pinned.is_some(),
-        issuers_pinned: trust.is_some(),
-        tree_size: size,
-        root_hash: found.to_string(),
-        models: replay.models,
-        updates: replay.updates,
-        refusals: replay.refusals,
-        witnesses,
-        ledgers,
-    })
 }
 
 /// One of the static files, made whole or not at all.

@@ -2,7 +2,12 @@
 
 use clap::Parser;
 use falaj_certs::trust::TrustFile;
-use falaj_core::{id::Digest, note::VerifierKey, witness::InclusionProof};
+use falaj_core::{
+    id::{Digest, SpiffeId, StudyId},
+    note::VerifierKey,
+    report::Scope,
+    witness::InclusionProof,
+};
 use falaj_verify::{Options, Report, verify};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
@@ -23,7 +28,7 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --trust trust.toml\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --json\n  falaj-verify bundle.tar --tiles public/log\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
+    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --trust trust.toml\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --report march.json --since 2026-03 --until 2026-03\n  falaj-verify bundle.tar --report all-about-h1.json --subject spiffe://falaj.demo/ae-on/ae-az/site/hospital-1\n  falaj-verify bundle.tar --json\n  falaj-verify bundle.tar --tiles public/log\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
 )]
 struct Cli {
     /// The bundle, as `falaj log export` wrote it.
@@ -50,6 +55,21 @@ struct Cli {
     /// Lay the log out as static files in this folder (C2SP tlog-tiles), for any tool or web server that knows them.
     #[arg(long, value_name = "FOLDER", conflicts_with = "proof")]
     tiles: Option<PathBuf>,
+    /// Write the audit report as JSON, which follows from the bundle alone; `falaj-report` makes pages of it.
+    #[arg(long, value_name = "FILE", conflicts_with = "proof")]
+    report: Option<PathBuf>,
+    /// Only what happened from this time on, as `2026-03-01` or RFC 3339 in UTC.
+    #[arg(long, requires = "report", value_name = "TIME")]
+    since: Option<String>,
+    /// Only what happened up to this time, or up to the end of this day, month or year.
+    #[arg(long, requires = "report", value_name = "TIME")]
+    until: Option<String>,
+    /// Only this study.
+    #[arg(long, requires = "report")]
+    study: Option<StudyId>,
+    /// Only what this party did, or what was done with it: everything that the log holds about it.
+    #[arg(long, requires = "report", value_name = "SPIFFE ID")]
+    subject: Option<SpiffeId>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -94,9 +114,16 @@ fn main() -> ExitCode {
     } else {
         ProgressBar::hidden()
     };
+    let scope = Scope {
+        since: cli.since.clone().unwrap_or_default(),
+        until: cli.until.clone().unwrap_or_default(),
+        study: cli.study.clone(),
+        subject: cli.subject.clone(),
+    };
     let options = Options {
         log_key: cli.log_key.as_ref(),
         trust: trust.as_ref(),
+        scope: Some(&scope),
         ledgers: &ledgers,
         tiles: cli.tiles.as_deref(),
     };
@@ -107,6 +134,12 @@ fn main() -> ExitCode {
     bar.finish_and_clear();
     match verdict {
         Ok(report) => {
+            if let Some(path) = &cli.report
+                && let Err(e) = std::fs::write(path, report.sections.to_bytes())
+            {
+                eprintln!("falaj-verify: {}: {e}", path.display());
+                return ExitCode::from(EXIT_USAGE);
+            }
             say(&cli, &report);
             ExitCode::SUCCESS
         }

@@ -3,25 +3,24 @@
 
 use crate::{
     WitnessReport, Wrong,
-    identities::Identities,
     ledger::{self, LedgerReport},
 };
 use ed25519_dalek::VerifyingKey;
-use falaj_certs::trust::TrustFile;
+use falaj_certs::{history::History, trust::TrustFile};
 use falaj_core::{
-    audit::{Entry, Kind, bundle},
-    id::{Digest, Role, RoundId, SiteId, SpiffeId},
+    audit::{Entry, Kind, bundle, policy_set},
+    id::{Digest, RoundId, SiteId},
     note,
-    time::Timestamp,
+    report::Sections,
     update::{CONTEXT, UpdateHeader},
-    witness::WitnessKey,
 };
+use falaj_proto::study;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is remembered between entries.
 #[derive(Default)]
 pub(crate) struct Replay {
-    identities: Identities,
+    history: History,
     /// Keys by whom they belong to, from certificates for which an issuer vouches.
     keys: BTreeMap<String, Vec<VerifyingKey>>,
     /// The header that waits for its signature.
@@ -29,6 +28,10 @@ pub(crate) struct Replay {
     /// Signed headers by digest: what each says about its update.
     headers: BTreeMap<Digest, Claim>,
     studies: BTreeSet<Digest>,
+    /// Policy files by the digest of their set.
+    policies: BTreeMap<Digest, Vec<(String, Vec<u8>)>>,
+    /// Reports that are made on the way.
+    pub(crate) folds: Vec<Sections>,
     /// The newest model of each study.
     newest: BTreeMap<String, Digest>,
     /// Rounds that are open, with their base and what was accepted into them.
@@ -57,9 +60,9 @@ struct Open {
 }
 
 impl Replay {
-    /// A replay in which only those count for whom an issuer in `trust` vouches, if it is given.
-    pub(crate) fn new(trust: Option<&TrustFile>) -> Self {
-        Self { identities: Identities::pinned(trust), ..Self::default() }
+    /// A replay, which makes reports on its way, and in which only those count for whom an issuer in `trust` vouches, if it is given.
+    pub(crate) fn new(trust: Option<&TrustFile>, folds: Vec<Sections>) -> Self {
+        Self { history: History::pinned(trust), folds, ..Self::default() }
     }
 
     /// A file that entries refer to.
@@ -75,18 +78,26 @@ impl Replay {
         };
         if let Some(digest) = named("certificates/", ".der") {
             matches(digest)?;
-            if let Some((id, key)) = self.identities.take_certificate(digest, bytes) {
-                self.keys.entry(id.to_string()).or_default().push(key);
+            if let Some(holder) = self.history.take_certificate(digest, bytes) {
+                let id = holder.id.to_string();
+                self.keys.entry(id).or_default().extend(self.history.key(&digest));
+                self.folds.iter_mut().for_each(|f| f.certificate(digest, holder.clone()));
             }
         } else if let Some(digest) = named(bundle::ISSUERS, ".der") {
             matches(digest)?;
-            self.identities.take_issuer(bytes).map_err(wrong)?;
+            self.history.take_issuer(bytes).map_err(wrong)?;
         } else if let Some(digest) = named(bundle::TRUST, ".toml") {
             matches(digest)?;
-            self.identities.take_trust(path, &bytes).map_err(wrong)?;
+            self.history.take_trust(path, &bytes).map_err(wrong)?;
         } else if let Some(digest) = named("studies/", ".yaml") {
             matches(digest)?;
+            let study = str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
+            let study = study::parse(study, path).map_err(|e| wrong(e.to_string()))?;
+            self.folds.iter_mut().for_each(|f| f.study(digest, study.clone()));
             self.studies.insert(digest);
+        } else if let Some((set, file)) = policy_file(path) {
+            self.folds.iter_mut().for_each(|f| f.policy(set, file, &bytes));
+            self.policies.entry(set).or_default().push((file.to_owned(), bytes));
         } else if let Some(digest) = named("updates/", ".header") {
             matches(digest)?;
             self.unsigned = Some((digest, bytes));
@@ -111,45 +122,39 @@ impl Replay {
                     ledger: parsed.ledger,
                 },
             );
+        } else {
+            return Err(wrong("no bundle has such a file".into()));
         }
         Ok(())
     }
 
     /// The sites and witnesses that have cosigned a checkpoint of so many entries.
     pub(crate) fn witnesses(
-        &self,
+        &mut self,
         note: &str,
         tree_size: u64,
     ) -> Result<Vec<WitnessReport>, String> {
         let mut found = Vec::new();
-        for (id, keys) in &self.keys {
-            let Ok(party) = id.parse::<SpiffeId>() else { continue };
-            if !matches!(party.role(), Role::Site | Role::Witness) {
-                continue;
-            }
-            let mut latest = None;
-            for key in keys {
-                let key =
-                    WitnessKey::of_party(&party, key.as_bytes()).map_err(|e| e.to_string())?;
-                latest = latest.max(key.cosigned(note).map_err(|e| e.to_string())?);
-            }
-            if let Some(seconds) = latest {
-                let time = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000);
-                let time = Timestamp::from_millis(time).to_string();
-                found.push(WitnessReport { witness: id.clone(), tree_size, time });
-            }
+        for (witness, time) in self.history.cosigned(note)? {
+            self.folds.iter_mut().for_each(|f| f.witness(&witness, tree_size, &time));
+            found.push(WitnessReport { witness, tree_size, time });
         }
         Ok(found)
     }
 
     /// The next entry of the log.
     pub(crate) fn take_entry(&mut self, entry: &Entry) -> Result<(), String> {
+        self.folds.iter_mut().for_each(|f| f.take(entry));
         let body = entry.body();
         self.check_actor(entry)?;
         let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
         let round = || entry.round().map_err(|e| e.to_string());
         match entry.kind {
-            Kind::CoordinatorStarted => self.identities.start(digest("trust_sha256")?)?,
+            Kind::CoordinatorStarted => {
+                self.history.start(digest("trust_sha256")?)?;
+                self.check_policies(digest("policy_set_sha256")?)?;
+            }
+            Kind::PolicyLoaded => self.check_policies(digest("policy_set_sha256")?)?,
             Kind::StudySubmitted => {
                 let study = digest("study_sha256")?;
                 if !self.studies.contains(&study) {
@@ -208,6 +213,16 @@ impl Replay {
         Ok(())
     }
 
+    /// The policies that came into force are in the bundle, as they were.
+    fn check_policies(&self, set: Digest) -> Result<(), String> {
+        let files = self.policies.get(&set).map(Vec::as_slice).unwrap_or_default();
+        let found = policy_set(files);
+        if files.is_empty() || found != set {
+            return Err(format!("its policies {set} are not in the bundle as they were in force"));
+        }
+        Ok(())
+    }
+
     /// Whoever was let in is named by a certificate for which somebody vouches.
     fn check_actor(&self, entry: &Entry) -> Result<(), String> {
         let refused = matches!(
@@ -217,9 +232,9 @@ impl Replay {
         let Some(who) = entry.actor_id().filter(|_| !refused) else { return Ok(()) };
         let cert = entry.body().member("actor").and_then(|a| a.parsed("cert_sha256").ok());
         let cert = cert.ok_or_else(|| format!("it names no certificate of {who}"))?;
-        self.identities.check(&who, &cert)?;
+        self.history.check(&who, &cert)?;
         if entry.kind == Kind::ConnectionAdmitted {
-            self.identities.check_valid(&cert, &entry.ts)?;
+            self.history.check_valid(&cert, &entry.ts)?;
         }
         Ok(())
     }
@@ -268,4 +283,10 @@ impl Replay {
             None => Ok(()),
         }
     }
+}
+
+/// The set and the name of a policy file.
+fn policy_file(path: &str) -> Option<(Digest, &str)> {
+    let (set, file) = path.strip_prefix("policies/")?.split_once('/')?;
+    Some((set.parse().ok()?, file))
 }

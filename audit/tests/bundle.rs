@@ -1,17 +1,22 @@
 //! A real bundle, made with core's own functions, and every way in which it can be wrong.
 
 use ed25519_dalek::{SigningKey, pkcs8::DecodePrivateKey as _};
-use falaj_certs::trust::{TrustFile, spki_sha256};
+use falaj_certs::{
+    history::History,
+    trust::{TrustFile, spki_sha256},
+};
 use falaj_core::{
-    audit::{Actor, Draft, Kind, bundle},
+    audit::{Actor, Draft, Entry, Kind, bundle, policy_set},
     canon::Canon,
     id::{Digest, RoundId, SiteId},
     merkle::{self, Frontier},
     note::{self, Checkpoint, NoteSigner, VerifierKey},
+    report::Sections,
     time::Timestamp,
     update::{CONTEXT, Encoding, UpdateHeader},
     witness,
 };
+use falaj_proto::study;
 use falaj_verify::{Options, Report, Wrong, verify};
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -19,6 +24,18 @@ use rcgen::{
 };
 use std::path::Path;
 
+const STUDY: &str = "study: s
+purpose: To be checked.
+data:
+  dataset: d
+  label: { column: y, classes: [a, b] }
+  features: [{ name: x, min: 0.0, max: 1.0 }]
+model: { kind: logistic }
+training: { local_steps: 1, sample_rate: 0.1, learning_rate: 0.5 }
+privacy: { mechanism: dp_sgd, noise_multiplier: 4.0, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 8.0 }
+cohort: { places: [\"ae-on/*\"], min_sites: 1 }
+rounds: { count: 1 }
+";
 const SITE: &str = "spiffe://t/ae-on/ae-az/site/h-1";
 
 /// A bundle in parts, so that a test can change one and put it together again.
@@ -73,7 +90,9 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
     let (issuer_cert, spki, issuer) = issuer();
     let (cert, key) = site(&issuer);
     let trust = trust(&spki, "ae-on/ae-az").into_bytes();
-    let study = b"study: s\n".to_vec();
+    let study = STUDY.as_bytes().to_vec();
+    let policies = vec![("coordinator.cedar".to_owned(), b"// none\n".to_vec())];
+    let set = policy_set(&policies);
     let id: SiteId = SITE.parse().expect("a site");
     let round = RoundId { study: "s".parse().expect("a study"), number: 1 };
     let (base, model) = (Digest::of(b"base"), Digest::of(b"model"));
@@ -102,7 +121,10 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         address: Some("127.0.0.1:9".into()),
     };
     let mut drafts = vec![
-        Draft::new(Kind::CoordinatorStarted).digest("trust_sha256", &Digest::of(&trust)),
+        Draft::new(Kind::CoordinatorStarted)
+            .text("coordinator", "spiffe://t/ae-on/ae-az/coordinator/main")
+            .digest("trust_sha256", &Digest::of(&trust))
+            .digest("policy_set_sha256", &set),
         Draft::new(Kind::StudySubmitted)
             .study(&round.study)
             .digest("study_sha256", &Digest::of(&study))
@@ -113,7 +135,8 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
             .round(&round)
             .text("site", SITE)
             .digest("payload_sha256", &payload)
-            .digest("header_sha256", &header_digest),
+            .digest("header_sha256", &header_digest)
+            .text("epsilon", "1.0000"),
         Draft::new(Kind::ModelPublished)
             .round(&round)
             .digest("base_sha256", &base)
@@ -142,19 +165,56 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         ("tree_size", Canon::Int(i64::try_from(size).expect("small"))),
         ("log_verifier_key", signer.verifier().to_string().into()),
     ]);
-    let files = vec![
+    let mut files = vec![
         (bundle::ABOUT.to_owned(), about.to_bytes()),
         (bundle::CHECKPOINT.to_owned(), signer.sign(&head.body()).into_bytes()),
         (bundle::issuer(&Digest::of(&issuer_cert)), issuer_cert),
         (bundle::trust(&Digest::of(&trust)), trust),
         (bundle::certificate(&Digest::of(&cert)), cert),
+        (bundle::policy(&set, &policies[0].0), policies[0].1.clone()),
         (bundle::study(&Digest::of(&study)), study),
         (bundle::header(&header_digest), header),
         (bundle::signature(&header_digest), signature.to_vec()),
         (merkle::tile_path(0, 0, size), tile),
         (merkle::entries_path(0, size), entries),
     ];
+    files.push((bundle::REPORT.to_owned(), report(&files, frontier.root(), None)));
     Parts { files, key: signer.verifier().clone(), site: key, roots, spki }
+}
+
+/// The report that follows from these files, one witness having seen so many entries.
+fn report(files: &[(String, Vec<u8>)], root: Digest, witnessed: Option<u64>) -> Vec<u8> {
+    let (mut report, mut history, mut size) = (Sections::default(), History::default(), 0);
+    for (path, bytes) in files {
+        let folder = path.split('/').next().unwrap_or_default();
+        match folder {
+            "issuers" => history.take_issuer(bytes.clone()).expect("an issuer"),
+            "trust" => history.take_trust(path, bytes).expect("trust"),
+            "certificates" => {
+                let digest = Digest::of(bytes);
+                let holder = history.take_certificate(digest, bytes.clone());
+                report.certificate(digest, holder.expect("vouched for"));
+            }
+            "policies" => {
+                let set = policy_set(&[("coordinator.cedar".to_owned(), bytes.clone())]);
+                report.policy(set, "coordinator.cedar", bytes);
+            }
+            "studies" => {
+                report.study(Digest::of(bytes), study::parse(STUDY, "s").expect("a study"));
+            }
+            "tile" if path.starts_with(bundle::ENTRIES) => {
+                if let Some(size) = witnessed {
+                    report.witness(SITE, size, "2023-11-14T22:13:20.000Z");
+                }
+                for entry in merkle::entries(bytes).flatten() {
+                    report.take(&Entry::parse(entry).expect("an entry"));
+                    size += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    report.finish("t/log", size, &root).to_bytes()
 }
 
 impl Parts {
@@ -193,10 +253,12 @@ fn a_changed_byte_anywhere_is_found() {
         bundle::ISSUERS,
         bundle::TRUST,
         "certificates/",
+        "policies/",
         "studies/",
         "updates/",
         bundle::TILES,
         bundle::ENTRIES,
+        bundle::REPORT,
     ] {
         let whole = parts(|_| {}).file(beginning).len();
         for at in (0..whole).step_by(1 + whole / 40) {
@@ -334,7 +396,9 @@ fn witnesses_are_named_and_what_they_saw_is_held_against_the_tree() {
         let mut bundle = parts(|_| {});
         let root = *bundle.roots.get(size - 1).unwrap_or(&bundle.roots[0]);
         let note = change(&bundle, witnessed(&bundle, size, root));
-        let before_entries = bundle.files.len() - 2;
+        let witnessed = report(&bundle.files, bundle.roots[4], Some(size as u64));
+        *bundle.file(bundle::REPORT) = witnessed;
+        let before_entries = bundle.files.len() - 3;
         bundle.files.insert(before_entries, (bundle::witnessed(size as u64), note.into_bytes()));
         bundle.verify()
     };

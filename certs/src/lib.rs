@@ -5,6 +5,7 @@
 //! client certificates, resumption off, and a post-quantum hybrid first. `docs/adr/0002` says why.
 
 pub mod ca;
+pub mod history;
 pub mod identity;
 pub mod tls;
 pub mod trust;

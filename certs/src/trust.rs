@@ -93,6 +93,8 @@ pub struct TrustStore {
 struct Anchor {
     roots: Arc<RootCertStore>,
     clients: Arc<dyn ClientCertVerifier>,
+    /// SHA-256 of its key.
+    spki: Digest,
     not_before: i64,
     not_after: i64,
 }
@@ -157,7 +159,7 @@ impl TrustStore {
             }
             all.add(cert.clone()).map_err(|e| wrong(e.to_string()))?;
             issuers.push((cert.clone(), issuer.clone()));
-            let anchor = Arc::new(anchor(cert, &provider).map_err(wrong)?);
+            let anchor = Arc::new(anchor(cert, spki, &provider).map_err(wrong)?);
             for place in &issuer.places {
                 let place: Place =
                     place.parse().map_err(|e: falaj_core::id::IdError| wrong(e.to_string()))?;
@@ -191,10 +193,10 @@ impl TrustStore {
     /// [`IdentityError`], for the answer and the log.
     pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, IdentityError> {
         let leaf = chain.first().ok_or(IdentityError::Missing)?;
-        self.identify_at(leaf, UnixTime::now())
+        Ok(self.identify_at(leaf, UnixTime::now())?.0)
     }
 
-    /// As [`Self::identify`], at another time.
+    /// As [`Self::identify`], at another time; and the digest of the key of the issuer that vouches for it.
     ///
     /// # Errors
     /// As [`Self::identify`].
@@ -202,7 +204,7 @@ impl TrustStore {
         &self,
         leaf: &CertificateDer<'_>,
         now: UnixTime,
-    ) -> Result<Identity, IdentityError> {
+    ) -> Result<(Identity, Digest), IdentityError> {
         let identity = Identity::parse(leaf)?;
         let mut signers = self
             .anchors_of(&identity)?
@@ -213,10 +215,11 @@ impl TrustStore {
         if signers.peek().is_none() {
             return Err(IdentityError::NotBound(place()));
         }
-        if !signers.any(|a| a.is_valid(now)) {
+        let Some(issuer) = signers.find(|a| a.is_valid(now)) else {
             return Err(IdentityError::IssuerExpired(place()));
-        }
-        Ok(identity)
+        };
+        let spki = issuer.spki;
+        Ok((identity, spki))
     }
 
     /// As [`Self::identify`], for a server's certificate.
@@ -273,7 +276,11 @@ pub(crate) enum ServerError {
 }
 
 /// An issuer as an anchor: it must be a certificate authority.
-fn anchor(cert: CertificateDer<'static>, provider: &Arc<CryptoProvider>) -> Result<Anchor, String> {
+fn anchor(
+    cert: CertificateDer<'static>,
+    spki: Digest,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Anchor, String> {
     let (not_before, not_after) = {
         let (_, x509) = X509Certificate::from_der(&cert).map_err(|e| e.to_string())?;
         if !x509.is_ca() {
@@ -287,7 +294,7 @@ fn anchor(cert: CertificateDer<'static>, provider: &Arc<CryptoProvider>) -> Resu
     let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
         .build()
         .map_err(|e| e.to_string())?;
-    Ok(Anchor { roots, clients, not_before, not_after })
+    Ok(Anchor { roots, clients, spki, not_before, not_after })
 }
 
 /// SHA-256 of a certificate's `SubjectPublicKeyInfo`.

@@ -16,7 +16,7 @@ use falaj_core::{
     id::{Digest, SiteId},
 };
 use falaj_proto::problem::{Code, Problem};
-use rustls::ServerConfig;
+use rustls::{ServerConfig, ServerConnection};
 use rustls_pki_types::CertificateDer;
 use std::{
     io,
@@ -115,6 +115,20 @@ impl AsyncWrite for Connection {
     }
 }
 
+/// How a connection is protected, for the log.
+struct Transport {
+    version: String,
+    group: String,
+}
+
+impl Transport {
+    fn of(tls: &ServerConnection) -> Self {
+        let version = tls.protocol_version().map(|v| format!("{v:?}"));
+        let group = tls.negotiated_key_exchange_group().map(|g| format!("{:?}", g.name()));
+        Self { version: version.unwrap_or_default(), group: group.unwrap_or_default() }
+    }
+}
+
 /// What an accept loop works with.
 #[derive(Clone)]
 pub struct Acceptor {
@@ -198,12 +212,18 @@ impl Acceptor {
             .peer_certificates()
             .map(|c| c.iter().map(|c| c.clone().into_owned()).collect())
             .unwrap_or_default();
-        let peer = Arc::new(self.admit(&chain, address).await?);
+        let transport = Transport::of(stream.get_ref().1);
+        let peer = Arc::new(self.admit(&chain, address, &transport).await?);
         Some(Connection { stream, peer, _room: room })
     }
 
     /// Who the peer is and whether it may be here; an entry says so before anything is served.
-    async fn admit(&self, chain: &[CertificateDer<'_>], address: SocketAddr) -> Option<Peer> {
+    async fn admit(
+        &self,
+        chain: &[CertificateDer<'_>],
+        address: SocketAddr,
+        transport: &Transport,
+    ) -> Option<Peer> {
         let cert = chain.first().map(|c| Digest::of(c));
         let rows: Vec<Change> = chain
             .first()
@@ -232,6 +252,8 @@ impl Acceptor {
         };
         let entry = if decision.allow {
             draft(Kind::ConnectionAdmitted)
+                .text("tls_version", &transport.version)
+                .text("tls_group", &transport.group)
         } else {
             draft(Kind::ConnectionRefused).text("reason", &decision.reason)
         };

@@ -2,59 +2,71 @@
 //!
 //! Written to a file of its own first, in bounded memory, and covering exactly the newest checkpoint.
 
-use crate::{
-    engine::Engine,
-    store::{Store, row::UpdateRow},
+use crate::store::{Store, row::UpdateRow};
+use anyhow::{Context as _, Result, ensure};
+use falaj_certs::{
+    history::History,
+    identity::{Identity, IdentityError},
+    trust::{TrustFile, spki_sha256},
 };
-use anyhow::{Context as _, Result};
-use falaj_certs::identity::{Identity, IdentityError};
 use falaj_core::{
-    audit::bundle,
+    audit::{Entry, bundle},
     canon::Canon,
     id::Digest,
     merkle::{TILE_WIDTH, entries_path, put_entry, tile_path},
+    note::{Checkpoint, VerifierKey},
+    report::Sections,
 };
 use rustls_pki_types::CertificateDer;
-use std::{io::Write, path::Path};
+use std::{
+    collections::BTreeSet,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 /// The name under which a trust configuration is kept among the policies.
 pub const TRUST_FILE: &str = "trust.toml";
+/// What entries call the files that they name.
+const NAMES: [&str; 4] = ["trust_sha256", "policy_set_sha256", "study_sha256", "cert_sha256"];
 
-/// Writes a bundle of everything up to the checkpoint of `tree_size` entries.
+/// Writes a bundle of everything up to the checkpoint of `tree_size` entries. The same checkpoint gives the same bytes,
+/// whatever came after it, as long as no further witness cosigns one of those before it.
 ///
 /// # Errors
 /// When the store cannot be read or the file cannot be written.
-pub async fn write(engine: &Engine, note: &str, tree_size: u64, to: &Path) -> Result<()> {
-    let parts = engine.parts();
-    let store = &parts.store;
+pub async fn write(
+    store: &Store,
+    key: &VerifierKey,
+    note: &str,
+    tree_size: u64,
+    to: &Path,
+) -> Result<()> {
     let file = std::fs::File::create(to).with_context(|| format!("writing {}", to.display()))?;
     let mut tar = tar::Builder::new(std::io::BufWriter::new(file));
     let about = Canon::map([
         ("v", bundle::VERSION.into()),
-        ("origin", parts.signer.verifier().name().into()),
+        ("origin", key.name().into()),
         ("tree_size", Canon::Int(i64::try_from(tree_size)?)),
-        ("log_verifier_key", parts.signer.verifier().to_string().into()),
+        ("log_verifier_key", key.to_string().into()),
     ]);
     put(&mut tar, bundle::ABOUT, &about.to_bytes())?;
     put(&mut tar, bundle::CHECKPOINT, note.as_bytes())?;
-    // Each kind of file stands before what is read in its light: issuers, who trusts them, whom they vouch for.
-    let (issuers, certificates): (Vec<_>, Vec<_>) =
-        store.certificates().await?.into_iter().partition(|(_, der)| is_authority(der));
-    for (digest, der) in issuers {
-        put(&mut tar, &bundle::issuer(&digest), &der)?;
-    }
-    let policies = store.policies().await?;
-    for (digest, _, bytes) in policies.iter().filter(|(_, name, _)| name == TRUST_FILE) {
-        put(&mut tar, &bundle::trust(digest), bytes)?;
-    }
-    for (digest, der) in certificates {
-        put(&mut tar, &bundle::certificate(&digest), &der)?;
-    }
-    for (set, name, bytes) in policies.iter().filter(|(_, name, _)| name != TRUST_FILE) {
-        put(&mut tar, &bundle::policy(set, name), bytes)?;
+    let named = named(store, tree_size).await?;
+    let mut report = Sections::default();
+    let holders = parties(store, &named, &mut tar, &mut report).await?;
+    for (set, name, bytes) in store.policies().await? {
+        if name != TRUST_FILE && named.contains(&set) {
+            put(&mut tar, &bundle::policy(&set, &name), &bytes)?;
+            report.policy(set, &name, &bytes);
+        }
     }
     for study in store.studies().await? {
+        if !named.contains(&study.sha256) {
+            continue;
+        }
         put(&mut tar, &bundle::study(&study.sha256), &study.yaml)?;
+        let text = str::from_utf8(&study.yaml)?;
+        report.study(study.sha256, falaj_proto::study::parse(text, study.id.as_str())?);
         for update in store.updates(&study.id).await? {
             put_update(&mut tar, &update, tree_size)?;
         }
@@ -63,10 +75,81 @@ pub async fn write(engine: &Engine, note: &str, tree_size: u64, to: &Path) -> Re
         let Some(note) = store.checkpoint(size).await? else { continue };
         let note = note + &store.cosignatures(size).await?.concat();
         put(&mut tar, &bundle::witnessed(size), note.as_bytes())?;
+        for (witness, time) in holders.cosigned(&note).map_err(anyhow::Error::msg)? {
+            report.witness(&witness, size, &time);
+        }
     }
-    entries(store, tree_size, &mut tar).await?;
+    entries(store, tree_size, &mut tar, &mut report).await?;
+    let head = Checkpoint::open(note, key)?;
+    let report = report.finish(key.name(), tree_size, &head.root_hash);
+    put(&mut tar, bundle::REPORT, &report.to_bytes())?;
     tar.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
     Ok(())
+}
+
+/// The digests of the files that entries name.
+async fn named(store: &Store, tree_size: u64) -> Result<BTreeSet<Digest>> {
+    let mut named = BTreeSet::new();
+    each_tile(store, tree_size, |rows| {
+        for (_, bytes, _) in rows {
+            let entry = Entry::parse(bytes)?;
+            let body = entry.body();
+            let actor = body.member("actor");
+            let found = NAMES.iter().flat_map(|name| {
+                [Some(body), actor]
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|m| m.parsed::<Digest>(name).ok())
+            });
+            named.extend(found);
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(named)
+}
+
+/// Issuers, who trusts them, and for whom they vouch: each kind of file stands before what is read in its light.
+async fn parties<W: Write>(
+    store: &Store,
+    named: &BTreeSet<Digest>,
+    tar: &mut tar::Builder<W>,
+    report: &mut Sections,
+) -> Result<History> {
+    let (issuers, certificates): (Vec<_>, Vec<_>) =
+        store.certificates().await?.into_iter().partition(|(_, der)| is_authority(der));
+    let trusts: Vec<_> = store
+        .policies()
+        .await?
+        .into_iter()
+        .filter(|(digest, name, _)| name == TRUST_FILE && named.contains(digest))
+        .collect();
+    let mut trusted = BTreeSet::new();
+    for (_, name, bytes) in &trusts {
+        let file = TrustFile::parse(&PathBuf::from(name), str::from_utf8(bytes)?)?;
+        trusted.extend(file.issuers.into_iter().map(|issuer| issuer.spki_sha256));
+    }
+    let mut history = History::default();
+    for (digest, der) in issuers {
+        let spki = spki_sha256(&CertificateDer::from(&*der)).map_err(anyhow::Error::msg)?;
+        if trusted.contains(&spki.to_string()) {
+            put(tar, &bundle::issuer(&digest), &der)?;
+            history.take_issuer(der).map_err(anyhow::Error::msg)?;
+        }
+    }
+    for (digest, name, bytes) in &trusts {
+        put(tar, &bundle::trust(digest), bytes)?;
+        history.take_trust(name, bytes).map_err(anyhow::Error::msg)?;
+    }
+    for (digest, der) in certificates {
+        if named.contains(&digest) {
+            put(tar, &bundle::certificate(&digest), &der)?;
+            if let Some(holder) = history.take_certificate(digest, der) {
+                report.certificate(digest, holder);
+            }
+        }
+    }
+    Ok(history)
 }
 
 /// Whether a certificate is an issuer's; others are those of who connects.
@@ -87,19 +170,38 @@ fn put_update<W: Write>(
     put(tar, &bundle::signature(&digest), &update.signature)
 }
 
-async fn entries<W: Write>(store: &Store, tree_size: u64, tar: &mut tar::Builder<W>) -> Result<()> {
+async fn entries<W: Write>(
+    store: &Store,
+    tree_size: u64,
+    tar: &mut tar::Builder<W>,
+    report: &mut Sections,
+) -> Result<()> {
+    each_tile(store, tree_size, |rows| {
+        let (mut tile, mut bundle) = (Vec::new(), Vec::new());
+        for (_, bytes, leaf) in rows {
+            tile.extend_from_slice(&leaf.0);
+            put_entry(bytes, &mut bundle);
+            report.take(&Entry::parse(bytes)?);
+        }
+        let (width, at) = (rows.len() as u64, rows.first().map_or(0, |(seq, ..)| *seq));
+        put(tar, &tile_path(0, at / TILE_WIDTH, width), &tile)?;
+        put(tar, &entries_path(at / TILE_WIDTH, width), &bundle)
+    })
+    .await
+}
+
+/// Reads a log tile by tile.
+async fn each_tile(
+    store: &Store,
+    tree_size: u64,
+    mut take: impl FnMut(&[(u64, Vec<u8>, Digest)]) -> Result<()>,
+) -> Result<()> {
     let mut at = 0;
     while at < tree_size {
         let width = TILE_WIDTH.min(tree_size - at);
         let rows = store.entries(at, at + width, u32::try_from(width)?, None).await?;
-        anyhow::ensure!(rows.len() as u64 == width, "log entries are missing after {at}");
-        let (mut tile, mut bundle) = (Vec::new(), Vec::new());
-        for (_, bytes, leaf) in &rows {
-            tile.extend_from_slice(&leaf.0);
-            put_entry(bytes, &mut bundle);
-        }
-        put(tar, &tile_path(0, at / TILE_WIDTH, width), &tile)?;
-        put(tar, &entries_path(at / TILE_WIDTH, width), &bundle)?;
+        ensure!(rows.len() as u64 == width, "log entries are missing after {at}");
+        take(&rows)?;
         at += width;
     }
     Ok(())

@@ -8,7 +8,10 @@ use cedar_policy::{
     Authorizer, Context, Decision as CedarDecision, Entities, Entity, EntityUid, PolicySet,
     Request, RestrictedExpression, Schema, ValidationMode, Validator,
 };
-use falaj_core::id::{Digest, Place, SpiffeId, StudyId};
+use falaj_core::{
+    audit::policy_set,
+    id::{Digest, Place, SpiffeId, StudyId},
+};
 use std::{
     collections::{HashMap, HashSet},
     fmt, fs,
@@ -313,12 +316,7 @@ fn load(dir: &Path) -> Result<Loaded, PolicyError> {
         ("coordinator.cedar".to_owned(), bytes),
         ("coordinator.cedarschema".to_owned(), schema_bytes),
     ];
-    let mut whole = Vec::new();
-    for (name, bytes) in &files {
-        whole.extend_from_slice(format!("{name}\0{}\0", bytes.len()).as_bytes());
-        whole.extend_from_slice(bytes);
-    }
-    Ok(Loaded { policies, schema, digest: Digest::of(&whole), files })
+    Ok(Loaded { policies, schema, digest: policy_set(&files), files })
 }
 
 #[cfg(test)]

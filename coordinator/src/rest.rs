@@ -493,11 +493,33 @@ async fn entries(
     Ok(Json(Page { items, next }))
 }
 
-/// Exports the log as one tar for `falaj-verify`, up to and including this access.
-#[utoipa::path(get, path = "/api/v1/log/export", responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 403, body = ProblemJson)))]
-async fn log_export(State(app): Ctx, Extension(peer): Who) -> Answer<Response> {
+/// How much of the log.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ExportQuery {
+    /// Entries: up to this checkpoint, which was signed before.
+    tree_size: Option<u64>,
+}
+
+/// Exports the log as one tar for `falaj-verify`: up to and including this access, or up to a checkpoint that was signed
+/// before, which gives the same bytes each time.
+#[utoipa::path(get, path = "/api/v1/log/export", params(("tree_size" = Option<u64>, Query)), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+async fn log_export(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<ExportQuery>,
+) -> Answer<Response> {
     app.grant(&peer, Action::LogExport, None).await?;
-    let (tree_size, note) = app.checkpointer.sign().await.map_err(|e| problem_of(&e))?;
+    let parts = app.engine.parts();
+    let (tree_size, note) = match query.tree_size {
+        None => app.checkpointer.sign().await.map_err(|e| problem_of(&e))?,
+        Some(size) => {
+            let note = parts.store.checkpoint(size).await.map_err(unreadable)?;
+            let none =
+                || Code::NotFound.because(format!("no checkpoint of {size} entries was signed"));
+            (size, note.ok_or_else(none)?)
+        }
+    };
     let failed = |e: anyhow::Error| {
         tracing::error!(error = %format!("{e:#}"), "an export failed");
         match e.downcast_ref::<io::Error>() {
@@ -511,7 +533,8 @@ async fn log_export(State(app): Ctx, Extension(peer): Who) -> Answer<Response> {
         .prefix("export-")
         .tempfile_in(&app.scratch)
         .map_err(|e| failed(e.into()))?;
-    export::write(&app.engine, &note, tree_size, named.path()).await.map_err(failed)?;
+    let key = parts.signer.verifier();
+    export::write(&parts.store, key, &note, tree_size, named.path()).await.map_err(failed)?;
     // The file has no name any more once it is open: it goes when it has been sent, or cannot be.
     let file = tokio::fs::File::from_std(named.reopen().map_err(|e| failed(e.into()))?);
     let bytes = file.metadata().await.map_or(0, |m| m.len());

@@ -308,6 +308,17 @@ impl Entry {
     }
 }
 
+/// The digest of a policy set: of each file's name, a zero byte, its length in decimal, a zero byte, and its bytes.
+#[must_use]
+pub fn policy_set(files: &[(String, Vec<u8>)]) -> Digest {
+    let mut whole = Vec::new();
+    for (name, bytes) in files {
+        whole.extend_from_slice(format!("{name}\0{}\0", bytes.len()).as_bytes());
+        whole.extend_from_slice(bytes);
+    }
+    Digest::of(&whole)
+}
+
 /// Names inside an exported bundle, which is one uncompressed tar. What the log binds by digest is found
 /// under its digest.
 ///
@@ -331,6 +342,8 @@ pub mod bundle {
     pub const ISSUERS: &str = "issuers/";
     /// Trust configurations that were ever in force, by the digest that entries name as `trust_sha256`.
     pub const TRUST: &str = "trust/";
+    /// The report over all of the log, which follows from the rest.
+    pub const REPORT: &str = "report.json";
     /// The version of this layout.
     pub const VERSION: u32 = 1;
 

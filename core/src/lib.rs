@@ -17,6 +17,7 @@ pub mod merkle;
 pub mod model;
 pub mod note;
 pub mod receipt;
+pub mod report;
 pub mod round;
 pub mod secagg;
 pub mod study;

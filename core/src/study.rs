@@ -44,6 +44,65 @@ pub struct Study {
     pub cohort: Cohort,
     /// How rounds run.
     pub rounds: Rounds,
+    /// On what ground the data may be used.
+    pub governance: Governance,
+}
+
+/// On what ground the data may be used: references to papers that are kept elsewhere, for the audit report. Nothing here
+/// is checked against those papers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Governance {
+    /// The legal basis or exception that is relied on, in the words of whoever submits the study.
+    pub legal_basis: Option<String>,
+    /// The data protection impact assessment.
+    pub dpia: Option<String>,
+    /// The consent or permission under which records are used.
+    pub consent: Option<Consent>,
+    /// How long records of the study are kept.
+    pub retention: Option<Retention>,
+}
+
+/// A consent or permission, and its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consent {
+    /// Where it is kept.
+    pub reference: String,
+    /// Its last day, `2027-06-30`, in UTC.
+    pub expires: String,
+}
+
+impl Consent {
+    /// Whether it had ended at `ts`, RFC 3339 in UTC.
+    #[must_use]
+    pub fn is_over(&self, ts: &str) -> bool {
+        ts.get(..10).is_none_or(|day| *day > *self.expires)
+    }
+}
+
+/// How long records are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retention {
+    /// Six months.
+    Months6,
+    /// Five years.
+    Years5,
+    /// Ten years.
+    Years10,
+    /// Twenty-five years, as health records are.
+    Years25,
+}
+
+impl Retention {
+    /// The word that studies use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Months6 => "6m",
+            Self::Years5 => "5y",
+            Self::Years10 => "10y",
+            Self::Years25 => "25y",
+        }
+    }
 }
 
 /// Which records, and what is read from them.
@@ -609,7 +668,24 @@ impl Study {
         self.check_training(&mut found);
         self.check_rounds(&mut found);
         self.check_privacy(&mut found);
+        self.check_governance(&mut found);
         found.0
+    }
+
+    fn check_governance(&self, p: &mut Problems) {
+        let Some(consent) = &self.governance.consent else { return };
+        let digits = |at: std::ops::Range<usize>| {
+            consent.expires.get(at).is_some_and(|s| s.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let day = consent.expires.len() == 10
+            && [0..4, 5..7, 8..10].into_iter().all(digits)
+            && consent.expires.get(4..5) == Some("-")
+            && consent.expires.get(7..8) == Some("-")
+            && ("01".."13").contains(&&consent.expires[5..7])
+            && ("01".."32").contains(&&consent.expires[8..10]);
+        p.when(!day, "governance.consent", &format!("`{}` is no day", consent.expires), || {
+            "write the last day of the consent as `2027-06-30`".into()
+        });
     }
 
     fn check_data(&self, p: &mut Problems) {

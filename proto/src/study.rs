@@ -8,9 +8,9 @@ use falaj_core::{
     dp::{AdaptiveClipping, Batches, Cyclic, Poisson, Rotation},
     model::Conv,
     study::{
-        Algorithm, Bounds, Cohort, Data, Feature, FeatureKind, Label, Mechanism, Missing, Model,
-        Optimizer, Privacy, Problem, Protects, Rounds, Sealing, Study, TokenKind, Training,
-        Weights,
+        Algorithm, Bounds, Cohort, Consent, Data, Feature, FeatureKind, Governance, Label,
+        Mechanism, Missing, Model, Optimizer, Privacy, Problem, Protects, Retention, Rounds,
+        Sealing, Study, TokenKind, Training, Weights,
     },
 };
 use serde::Deserialize;
@@ -82,6 +82,35 @@ struct Yaml {
     sealing: Option<Spanned<SealingYaml>>,
     cohort: Spanned<CohortYaml>,
     rounds: Spanned<RoundsYaml>,
+    governance: Option<Spanned<GovernanceYaml>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GovernanceYaml {
+    legal_basis: Option<String>,
+    dpia: Option<String>,
+    consent: Option<Spanned<ConsentYaml>>,
+    retention: Option<RetentionYaml>,
+}
+
+#[derive(Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+struct ConsentYaml {
+    reference: String,
+    expires: String,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+enum RetentionYaml {
+    #[serde(rename = "6m")]
+    Months6,
+    #[serde(rename = "5y")]
+    Years5,
+    #[serde(rename = "10y")]
+    Years10,
+    #[serde(rename = "25y")]
+    Years25,
 }
 
 #[derive(Deserialize)]
@@ -446,10 +475,34 @@ impl Reader<'_> {
             sealing: Sealing { bits: BITS_DEFAULT, range: 1.0, rotated: false },
             cohort,
             rounds: self.rounds(&y.rounds.value),
+            governance: self.governance(y.governance.as_ref()),
             id: id?,
         };
         study.sealing = self.sealing(y.sealing.as_ref(), &study);
         Some(study)
+    }
+
+    fn governance(&mut self, y: Option<&Spanned<GovernanceYaml>>) -> Governance {
+        let Some(y) = y else { return Governance::default() };
+        self.note("governance", y);
+        let y = &y.value;
+        if let Some(consent) = &y.consent {
+            self.note("governance.consent", consent);
+        }
+        Governance {
+            legal_basis: y.legal_basis.clone(),
+            dpia: y.dpia.clone(),
+            consent: y.consent.as_ref().map(|c| {
+                let ConsentYaml { reference, expires } = c.value.clone();
+                Consent { reference, expires }
+            }),
+            retention: y.retention.map(|r| match r {
+                RetentionYaml::Months6 => Retention::Months6,
+                RetentionYaml::Years5 => Retention::Years5,
+                RetentionYaml::Years10 => Retention::Years10,
+                RetentionYaml::Years25 => Retention::Years25,
+            }),
+        }
     }
 
     fn data(&mut self, y: &DataYaml) -> Data {

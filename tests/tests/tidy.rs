@@ -17,7 +17,7 @@ const FLOORS: [(&str, &[&str]); 9] = [
     ("falaj-coordinator", &["falaj-core", "falaj-proto", "falaj-certs"]),
     ("falaj-cli", &["falaj-core", "falaj-proto", "falaj-certs"]),
     ("falaj-agent", &["falaj-core", "falaj-proto", "falaj-certs"]),
-    ("falaj-verify", &["falaj-core", "falaj-certs"]),
+    ("falaj-verify", &["falaj-core", "falaj-proto", "falaj-certs"]),
     ("falaj-tests", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-coordinator"]),
     ("xtask", &[]),
 ];

@@ -200,6 +200,9 @@ pub(crate) enum LogCommand {
         /// Where to write it.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
+        /// Up to the checkpoint of so many entries, which was signed before: the same bytes each time.
+        #[arg(long, value_name = "ENTRIES")]
+        tree_size: Option<u64>,
     },
 }
 

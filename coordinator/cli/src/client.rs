@@ -175,9 +175,10 @@ impl Client {
         answer.text().await.map_err(|source| self.unreachable(source))
     }
 
-    /// The export's bytes.
-    pub(crate) async fn export(&self) -> Answer<Response> {
-        self.send(self.request(Method::GET, "log/export")).await
+    /// The export's bytes: of the whole log, or up to a checkpoint.
+    pub(crate) async fn export(&self, tree_size: Option<u64>) -> Answer<Response> {
+        let size = tree_size.map(|n| format!("?tree_size={n}")).unwrap_or_default();
+        self.send(self.request(Method::GET, &format!("log/export{size}"))).await
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {

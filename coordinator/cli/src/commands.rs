@@ -152,8 +152,8 @@ async fn log(client: &Client, command: LogCommand, json: bool) -> Result<()> {
                 format!("{}; check it with `falaj-verify --proof`", file.display())
             })
         }
-        LogCommand::Export { output } => {
-            let bytes = save_as_is(client.export().await?, &output, json).await?;
+        LogCommand::Export { output, tree_size } => {
+            let bytes = save_as_is(client.export(tree_size).await?, &output, json).await?;
             let answer = json!({ "file": output, "bytes": bytes });
             let (file, size) = (output.display(), show::bytes(bytes));
             show::answer(json, &answer, |_| {
