@@ -187,6 +187,8 @@ pub struct Federation {
     pub coordinator_extra: String,
     /// Further lines of its `[log]`.
     pub log_extra: String,
+    /// The folder with its policies.
+    pub policies: PathBuf,
     starts: u32,
 }
 
@@ -198,7 +200,8 @@ impl Federation {
     pub fn new() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("falaj-e2e-").tempdir()?;
         let (coordinator_extra, log_extra) = (String::new(), String::new());
-        let this = Self { dir, addresses: None, coordinator_extra, log_extra, starts: 0 };
+        let policies = repository().join("policies").canonicalize()?;
+        let this = Self { dir, addresses: None, coordinator_extra, log_extra, policies, starts: 0 };
         let ca = this.ca();
         let ca = ca.to_str().context("a temporary path is UTF-8")?;
         run("falaj-certs", &["init", ca, "--trust-domain", TRUST_DOMAIN])?;
@@ -265,7 +268,6 @@ impl Federation {
     fn coordinator_config(&self) -> Result<PathBuf> {
         let dir = self.dir().join("coordinator");
         fs::create_dir_all(dir.join("state"))?;
-        let policies = repository().join("policies").canonicalize()?;
         let (grpc, rest) = match self.addresses {
             Some(a) => (a.grpc.to_string(), a.rest.to_string()),
             None => ("127.0.0.1:0".into(), "127.0.0.1:0".into()),
@@ -278,7 +280,7 @@ impl Federation {
              [policy]\ndir = \"{policies}\"\n{extra}",
             id = identity.display(),
             ca = self.ca().display(),
-            policies = policies.display(),
+            policies = self.policies.display(),
             log = self.log_extra,
             extra = self.coordinator_extra,
         );
@@ -400,8 +402,16 @@ impl Federation {
     /// # Errors
     /// When it cannot be run; its own failure is in the output.
     pub fn falaj(&self, args: &[&str]) -> Result<Output> {
+        self.falaj_as("omar", args)
+    }
+
+    /// Runs the `falaj` command as this operator.
+    ///
+    /// # Errors
+    /// As [`Self::falaj`].
+    pub fn falaj_as(&self, operator: &str, args: &[&str]) -> Result<Output> {
         let addresses = self.addresses.context("start the coordinator first")?;
-        let identity = self.identity("operator", "omar");
+        let identity = self.identity("operator", operator);
         Ok(Command::new(binary("falaj"))
             .arg("--server")
             .arg(format!("https://{}", addresses.rest))

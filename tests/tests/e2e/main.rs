@@ -7,6 +7,7 @@ mod identity;
 mod journey;
 mod ledger;
 mod masked;
+mod report;
 mod study_file;
 mod update;
 mod witness;
