@@ -45,7 +45,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, mpsc},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -146,6 +149,8 @@ impl App {
             identity: identity.spiffe,
             started: clock::now().to_string(),
             scratch,
+            tails: Arc::new(Semaphore::new(rest::TAILS_MAX)),
+            shutdown: shutdown.clone(),
         }));
         let acceptors = [acceptor(&["h2"])?, acceptor(&["h2", "http/1.1"])?];
         Ok(Self { config, engine, checkpointer, acceptors, rest, metrics, policy, writer })

@@ -3,12 +3,12 @@
 //! What changes together commits together: a round's new state, the rows that belong to it, and the log
 //! entries that say so are one transaction. The writer is [`writer`]; rows are spelled in [`row`].
 
+pub mod objects;
 pub mod row;
 pub mod writer;
 
 use falaj_core::{
     id::{Digest, RoundId, SiteId, StudyId},
-    merkle::{Frontier, TILE_HEIGHT},
     round::AnyRound,
 };
 use row::{ExchangeRow, ModelRow, StudyRow, UpdateRow};
@@ -24,8 +24,11 @@ use std::{path::Path, time::Duration};
 const READERS: u32 = 4;
 /// Cosignatures that are shown with a checkpoint: those who read notes take so many.
 const COSIGNATURES_MAX: u32 = 60;
-/// How long a statement waits for a lock.
+/// How long a reader waits for a lock.
 const BUSY: Duration = Duration::from_secs(5);
+/// How long the writer waits for a lock that somebody else holds before it says so to those whose commits wait: less than
+/// they are ready to wait.
+const WRITER_BUSY: Duration = Duration::from_secs(1);
 
 /// Why the store could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +80,11 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY);
-        let writer =
-            SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(BUSY)
+            .connect_with(options.clone().busy_timeout(WRITER_BUSY))
+            .await?;
         sqlx::migrate!("./migrations").run(&writer).await?;
         let pool = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -315,35 +321,6 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
         Ok(rows.iter().map(|r| r.get::<i64, _>("newest").cast_unsigned()).collect())
-    }
-
-    /// The hash of the complete subtree `n` of a height, from the hashes of the level of tiles below.
-    ///
-    /// # Errors
-    /// [`StoreError::Corrupt`] when there are not all of them.
-    pub async fn subtree(&self, height: u32, n: u64) -> Result<Digest, StoreError> {
-        let level = height / TILE_HEIGHT;
-        let width = 1_i64 << (height % TILE_HEIGHT);
-        let first = n.cast_signed() * width;
-        let query = if level == 0 {
-            "SELECT leaf AS hash FROM log_entries WHERE seq >= ?2 AND seq < ?3 AND ?1 = 0 ORDER BY seq"
-        } else {
-            "SELECT hash FROM log_tiles WHERE level = ?1 AND n >= ?2 AND n < ?3 ORDER BY n"
-        };
-        let rows = sqlx::query(query)
-            .bind(level)
-            .bind(first)
-            .bind(first + width)
-            .fetch_all(&self.pool)
-            .await?;
-        if rows.len() as u64 != width.cast_unsigned() {
-            return Err(StoreError::Corrupt(format!("no whole subtree {n} of height {height}")));
-        }
-        let mut frontier = Frontier::new();
-        for row in &rows {
-            frontier.push(row::digest_of(row.get("hash"))?);
-        }
-        Ok(frontier.root())
     }
 
     /// Every certificate that an entry may name: digest and DER.

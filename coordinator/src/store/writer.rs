@@ -4,13 +4,13 @@
 //! only after its commit is durable; if anything fails, nothing has happened, in memory either.
 
 use super::{
-    StoreError,
+    StoreError, objects,
     row::{ExchangeRow, ModelRow, StudyRow, UpdateRow, write_round},
 };
 use crate::{clock, metrics::Metrics};
 use anyhow::Context as _;
 use falaj_core::{
-    audit::Draft,
+    audit::{Draft, Entry},
     id::{Digest, StudyId},
     merkle::{Frontier, TILE_HEIGHT, leaf_hash},
     note::{Checkpoint, NoteSigner},
@@ -18,15 +18,21 @@ use falaj_core::{
     time::Timestamp,
 };
 use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Commits waiting at most; beyond it callers are told that the log is busy.
 const QUEUE: usize = 4_096;
+/// How long a caller waits for its commit. After that nothing is served, whatever became of the commit.
+pub const COMMIT_WAIT: Duration = Duration::from_secs(2);
 /// Commits in one transaction at most.
 const GROUP: usize = 1_024;
 /// Rows of one `INSERT`, well below SQLite's bound on bound values.
-const ROWS_PER_INSERT: usize = 1_024;
+pub(super) const ROWS_PER_INSERT: usize = 1_024;
 
 /// What must become durable together.
 #[derive(Default)]
@@ -81,6 +87,10 @@ pub enum CommitError {
     /// Somebody else changed the round first.
     #[error("the round was changed by somebody else")]
     Conflict,
+    /// It took too long. What was still waiting is not begun any more; what was under way may yet become durable, so an
+    /// entry can be there of what was then refused, and never the other way round.
+    #[error("it was not durable within {} seconds", COMMIT_WAIT.as_secs())]
+    Slow,
     /// The disk is full.
     #[error("the disk is full")]
     Full,
@@ -101,10 +111,11 @@ impl From<StoreError> for CommitError {
 /// A tree head: size and root.
 pub type Head = (u64, Digest);
 
-/// What one transaction gives: each commit's result, and the frontier after them.
-type Group = (Vec<Result<Committed, CommitError>>, Frontier);
+/// What one transaction gives: each commit's result, and the frontier and the latest time after them.
+type Group = (Vec<Result<Committed, CommitError>>, Frontier, Timestamp);
 
-type Waiting = (Commit, oneshot::Sender<Result<Committed, CommitError>>);
+/// A commit, until when it may begin, and who waits for it.
+type Waiting = (Commit, Instant, oneshot::Sender<Result<Committed, CommitError>>);
 
 /// A cheap handle to the writer.
 #[derive(Clone)]
@@ -121,9 +132,13 @@ impl Writer {
     /// [`CommitError`].
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send((commit, reply)).map_err(|_| CommitError::Busy)?;
+        let until = Instant::now() + COMMIT_WAIT;
+        self.queue.try_send((commit, until, reply)).map_err(|_| CommitError::Busy)?;
         self.metrics.writer_queue.set(i64::try_from(QUEUE - self.queue.capacity()).unwrap_or(0));
-        answer.await.map_err(|_| CommitError::Failed("the writer has ended".into()))?
+        let answered = tokio::time::timeout_at(until.into(), answer).await;
+        answered
+            .map_err(|_| CommitError::Slow)?
+            .map_err(|_| CommitError::Failed("the writer has ended".into()))?
     }
 
     /// Makes entries durable.
@@ -152,6 +167,8 @@ pub struct Service {
     pool: SqlitePool,
     queue: mpsc::Receiver<Waiting>,
     frontier: Frontier,
+    /// When the newest entry was committed: none may be earlier, whatever the clock does.
+    latest: Timestamp,
     head: watch::Sender<Head>,
     metrics: Arc<Metrics>,
 }
@@ -181,6 +198,7 @@ pub async fn open(
         .context("a checkpoint of this log cannot be read")?;
     let mut frontier = Frontier::new();
     let mut tiles = Tiles::default();
+    let mut newest = Vec::new();
     {
         let mut rows =
             sqlx::query("SELECT seq, bytes, leaf FROM log_entries ORDER BY seq").fetch(&pool);
@@ -193,6 +211,8 @@ pub async fn open(
                 frontier.size()
             );
             frontier.push_telling(leaf, |height, n, hash| tiles.take(height, n, hash));
+            newest.clear();
+            newest.extend_from_slice(row.get("bytes"));
             for signed in signed.iter().filter(|s| s.tree_size == frontier.size()) {
                 anyhow::ensure!(
                     signed.root_hash == frontier.root(),
@@ -213,10 +233,19 @@ pub async fn open(
         );
     }
     tiles.mend(&pool).await?;
+    objects::mend(&pool).await?;
+    let latest = if newest.is_empty() { Timestamp::from_millis(0) } else { committed_at(&newest)? };
     let (queue, waiting) = mpsc::channel(QUEUE);
     let (head, heads) = watch::channel((frontier.size(), frontier.root()));
     let writer = Writer { queue, head: heads, metrics: metrics.clone() };
-    Ok((writer, Service { pool, queue: waiting, frontier, head, metrics }))
+    Ok((writer, Service { pool, queue: waiting, frontier, latest, head, metrics }))
+}
+
+/// When an entry was committed.
+fn committed_at(bytes: &[u8]) -> anyhow::Result<Timestamp> {
+    let entry = Entry::parse(bytes).context("the newest log entry cannot be read")?;
+    let ts: jiff::Timestamp = entry.ts.parse().context("the newest log entry has no time")?;
+    Ok(Timestamp::from_millis(ts.as_millisecond()))
 }
 
 impl Service {
@@ -225,11 +254,13 @@ impl Service {
         let mut group = Vec::with_capacity(GROUP);
         while self.queue.recv_many(&mut group, GROUP).await > 0 {
             let started = Instant::now();
-            let (commits, replies): (Vec<Commit>, Vec<_>) = group.drain(..).unzip();
+            let (commits, replies): (Vec<_>, Vec<_>) =
+                group.drain(..).map(|(commit, until, reply)| ((commit, until), reply)).unzip();
             let size = commits.len();
             match self.write(commits).await {
-                Ok((results, frontier)) => {
+                Ok((results, frontier, latest)) => {
                     self.frontier = frontier;
+                    self.latest = latest;
                     self.head.send_replace((self.frontier.size(), self.frontier.root()));
                     for (reply, result) in replies.into_iter().zip(results) {
                         // A caller that has gone away does not undo what is durable.
@@ -249,7 +280,7 @@ impl Service {
     }
 
     /// One transaction. Gives each commit's result and the frontier after them.
-    async fn write(&self, commits: Vec<Commit>) -> Result<Group, StoreError> {
+    async fn write(&self, commits: Vec<(Commit, Instant)>) -> Result<Group, StoreError> {
         let mut connection = self.pool.acquire().await?;
         let done = self.write_on(&mut connection, commits).await;
         if done.is_err() {
@@ -263,14 +294,19 @@ impl Service {
     async fn write_on(
         &self,
         connection: &mut SqliteConnection,
-        commits: Vec<Commit>,
+        commits: Vec<(Commit, Instant)>,
     ) -> Result<Group, StoreError> {
         let mut frontier = self.frontier.clone();
+        let mut latest = self.latest;
         let mut tiles = Tiles::default();
         let mut entries = Vec::new();
         let mut results = Vec::with_capacity(commits.len());
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-        for commit in commits {
+        for (commit, until) in commits {
+            if Instant::now() >= until {
+                results.push(Err(CommitError::Slow));
+                continue;
+            }
             if let Some((round, version)) = &commit.round
                 && !put_round(&mut tx, round, *version).await?
             {
@@ -278,7 +314,8 @@ impl Service {
                 continue;
             }
             let first = frontier.size();
-            let at = clock::now();
+            latest = latest.max(clock::now());
+            let at = latest;
             let mut leaves = Vec::with_capacity(commit.entries.len());
             for draft in commit.entries {
                 let kind = draft.kind();
@@ -305,9 +342,10 @@ impl Service {
             });
             insert.build().execute(&mut *tx).await?;
         }
+        objects::put(&mut tx, entries.iter().map(|(seq, _, bytes, _)| (*seq, &bytes[..]))).await?;
         tiles.put(&mut tx).await?;
         tx.commit().await?;
-        Ok((results, frontier))
+        Ok((results, frontier, latest))
     }
 }
 

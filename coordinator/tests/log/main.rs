@@ -1,0 +1,5 @@
+//! The log, asked over the real router and the real RPC service, with real certificates and a real database.
+
+mod asking;
+mod reads;
+mod world;
