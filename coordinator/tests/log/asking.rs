@@ -17,6 +17,9 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
 
+/// Whether an entry has this value, as a filter means it.
+type Passes = fn(&Value, &str) -> bool;
+
 fn key() -> VerifierKey {
     super::world::signer().verifier().clone()
 }
@@ -154,7 +157,6 @@ async fn every_filter_gives_what_a_look_at_each_entry_gives() -> Result<()> {
     });
     let first = world.writer.record(drafts.collect()).await?.first;
     let sara = world.operator.actor.id.as_ref().context("an operator")?.to_string();
-    type Passes = fn(&Value, &str) -> bool;
     let filters: [(&str, String, Passes); 6] = [
         ("actor", sara, |e, v| e["actor"]["id"] == v),
         ("study", STUDY.into(), |e, v| e["study"] == v || e["asked"]["object"] == v),

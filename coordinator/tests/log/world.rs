@@ -32,6 +32,7 @@ use falaj_core::{
 };
 use falaj_proto::v1::federation_server::FederationServer;
 use serde_json::Value;
+use sqlx::SqlitePool;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -55,9 +56,10 @@ pub(crate) struct World {
     pub(crate) engine: Engine,
     pub(crate) store: Store,
     pub(crate) writer: writer::Writer,
-    pub(crate) shutdown: CancellationToken,
     pub(crate) operator: Arc<Peer>,
     pub(crate) site: Arc<Peer>,
+    /// What the writer writes through.
+    pub(crate) pool: SqlitePool,
     checkpointer: Checkpointer,
     router: Router,
 }
@@ -135,7 +137,7 @@ impl World {
         let home = credentials(&party(path, Role::Coordinator, "main")?)?.identity()?.spiffe;
         let (signer, metrics) = (Arc::new(signer()), Arc::new(Metrics::default()));
         let (store, pool) = Store::open(&path.join("coordinator.sqlite")).await?;
-        let (writer, service) = writer::open(pool, &signer, None, metrics.clone()).await?;
+        let (writer, service) = writer::open(pool.clone(), &signer, None, metrics.clone()).await?;
         tokio::spawn(service.run());
         let parts = Parts {
             store: store.clone(),
@@ -157,9 +159,9 @@ impl World {
             started: clock::now().to_string(),
             scratch: path.to_owned(),
             tails: Arc::new(Semaphore::new(TAILS_MAX)),
-            shutdown: shutdown.clone(),
+            shutdown,
         }));
-        Ok(Self { dir, engine, store, writer, shutdown, operator, site, checkpointer, router })
+        Ok(Self { dir, engine, store, writer, operator, site, pool, checkpointer, router })
     }
 
     /// What the router answers to somebody.
@@ -179,6 +181,28 @@ impl World {
         let answer = self.call(Method::GET, &format!("/api/v1/{path}")).await?;
         ensure!(answer.status() == StatusCode::OK, "{path}: {}", text(answer).await?);
         Ok(serde_json::from_str(&text(answer).await?)?)
+    }
+
+    /// One request for every route that there is, by the operator.
+    pub(crate) fn every_route() -> Result<Vec<Request<Body>>> {
+        let (_, api) = rest::routes();
+        let api = serde_json::to_value(api)?;
+        let mut requests = Vec::new();
+        for (path, methods) in api["paths"].as_object().context("paths")? {
+            for method in methods.as_object().context("methods")?.keys() {
+                let (path, body) = match path.as_str() {
+                    "/api/v1/studies" if method == "post" => (path.clone(), study("other")),
+                    "/api/v1/log/accesses" => (format!("{path}?object={STUDY}"), String::new()),
+                    _ => (path.replace("{id}", STUDY), String::new()),
+                };
+                let path = path.replace("{round}", "latest").replace("{index}", "0");
+                ensure!(!path.contains('{'), "{path}: say here what stands for this parameter");
+                let method = method.to_uppercase();
+                requests.push(Request::builder().method(&*method).uri(path).body(body.into())?);
+            }
+        }
+        ensure!(requests.len() >= 17, "{} routes", requests.len());
+        Ok(requests)
     }
 
     /// The code with which the operator is refused.
