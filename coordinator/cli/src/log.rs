@@ -8,7 +8,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use falaj_core::{
-    audit::{Entry, Kind},
+    audit::{Entry, Kind, objects::objects},
     id::Digest,
     merkle::leaf_hash,
     note::VerifierKey,
@@ -181,7 +181,7 @@ async fn who_accessed(
         let rows: Vec<Row> = page
             .items
             .iter()
-            .map(|e| show.check(e, &page.checkpoint.note))
+            .map(|e| show.check(e, &page.object, &page.checkpoint.note))
             .collect::<Result<_>>()?;
         show.rows(&rows, &page.items)?;
         note = Some(page.checkpoint.note);
@@ -204,9 +204,9 @@ struct Row {
 }
 
 impl Shown {
-    /// Checks that an entry is in the log: its leaf is computed from its bytes, and the proof leads from there to the
-    /// checkpoint.
-    fn check(&self, found: &ProvenEntry, note: &str) -> Result<Row> {
+    /// Checks that an entry is in the log and touched the object: its leaf is computed from its bytes, and the proof
+    /// leads from there to the checkpoint.
+    fn check(&self, found: &ProvenEntry, object: &str, note: &str) -> Result<Row> {
         let index = found.index;
         let digest = |text: &String| text.parse::<Digest>().context("a proof cannot be read");
         let hashes = found.proof.iter().map(digest).collect::<Result<_>>()?;
@@ -220,6 +220,10 @@ impl Shown {
         let entry = Entry::parse(found.bytes.as_bytes())
             .with_context(|| format!("entry {index} cannot be read"))?;
         ensure!(entry.seq == index, "entry {index} says that it is entry {}", entry.seq);
+        ensure!(
+            objects(&entry).iter().any(|touched| touched.to_string() == object),
+            "entry {index} has not touched {object}: do not believe this answer"
+        );
         Ok(Row { entry, proof })
     }
 
@@ -360,4 +364,43 @@ fn cells(e: &LogEntry) -> [String; 6] {
     };
     let why = text(&entry["reason"]);
     [e.index.to_string(), text(&entry["ts"]), text(&entry["kind"]), who.to_owned(), about, why]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ed25519_dalek::SigningKey;
+    use falaj_core::{
+        audit::Draft,
+        note::{Checkpoint, NoteSigner},
+        time::Timestamp,
+    };
+
+    #[test]
+    fn a_row_is_shown_only_if_it_is_proven_and_about_what_was_asked() {
+        let signer = NoteSigner::new("t", SigningKey::from_bytes(&[1; 32])).expect("a name");
+        let study = "heart".parse().expect("a study");
+        let draft = Draft::new(Kind::StudySubmitted).study(&study);
+        let bytes = draft.finish(0, Timestamp::from_millis(0), [0; 16]);
+        let head = Checkpoint { origin: "t".into(), tree_size: 1, root_hash: leaf_hash(&bytes) };
+        let note = signer.sign(&head.body());
+        let found = ProvenEntry {
+            index: 0,
+            leaf_hash: head.root_hash.to_string(),
+            bytes: String::from_utf8(bytes).expect("text"),
+            proof: Vec::new(),
+        };
+        let show = Shown { key: signer.verifier().clone(), json: false, output: None };
+        assert_eq!(show.check(&found, "heart", &note).expect("proven").entry.seq, 0);
+        assert!(show.check(&found, "lung", &note).is_err());
+        let mut longer = found.clone();
+        longer.proof.push(found.leaf_hash.clone());
+        let lied = found.bytes.replace("study.submitted", "study.finished");
+        let root = leaf_hash(lied.as_bytes()).to_string();
+        let other = ProvenEntry { bytes: lied.clone(), ..found.clone() };
+        let rehashed = ProvenEntry { bytes: lied, leaf_hash: root, ..found };
+        for broken in [longer, other, rehashed] {
+            assert!(show.check(&broken, "heart", &note).is_err(), "{broken:?}");
+        }
+    }
 }
