@@ -113,10 +113,10 @@ impl App {
         let key_path = config.log.key.clone().unwrap_or_else(|| dir.join("log.key"));
         let signer = Arc::new(NoteSigner::new(&config.log.origin, log_key(&key_path)?)?);
         let metrics = Arc::new(Metrics::default());
-        let (store, pool) = Store::open(&dir.join("coordinator.sqlite")).await?;
+        let (store, writing) = Store::open(&config.state.database()?).await?;
         let kept = config.log.high_water.as_deref().map(high_water).transpose()?.flatten();
         let (writer, service) =
-            writer::open(pool, &signer, kept.as_deref(), metrics.clone()).await?;
+            writer::open(writing, &signer, kept.as_deref(), metrics.clone()).await?;
         tokio::spawn(service.run());
         let updates = Blobs::open(&dir.join("updates"))?;
         let models = Blobs::open(&dir.join("models"))?;

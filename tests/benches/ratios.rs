@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use falaj_coordinator::{
     metrics::Metrics,
     proofs,
-    store::{Store, objects::Wanted, writer},
+    store::{Database, Store, objects::Wanted, writer},
 };
 use falaj_core::{
     aggregate::Accumulator,
@@ -126,9 +126,10 @@ fn log() -> Result<()> {
     let took = runtime.block_on(async {
         let key = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
         let signer = NoteSigner::new("bench", key)?;
-        let (_, pool) = Store::open(&dir.path().join("bench.sqlite")).await?;
+        let database = Database::Sqlite(dir.path().join("bench.sqlite"));
+        let (_, writing) = Store::open(&database).await?;
         let (writer, service) =
-            writer::open(pool, &signer, None, Arc::new(Metrics::default())).await?;
+            writer::open(writing, &signer, None, Arc::new(Metrics::default())).await?;
         tokio::spawn(service.run());
         let started = Instant::now();
         let mut callers = Vec::new();
@@ -195,9 +196,11 @@ fn who_accessed() -> Result<()> {
     let (answered, plain) = runtime.block_on(async {
         let key = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
         let signer = NoteSigner::new("bench", key)?;
-        let (store, pool) = Store::open(&dir.path().join("bench.sqlite")).await?;
+        let database = Database::Sqlite(dir.path().join("bench.sqlite"));
+        let (store, writing) = Store::open(&database).await?;
+        let pool = writing.sqlite().context("a SQLite file")?;
         let (writer, service) =
-            writer::open(pool.clone(), &signer, None, Arc::new(Metrics::default())).await?;
+            writer::open(writing, &signer, None, Arc::new(Metrics::default())).await?;
         tokio::spawn(service.run());
         let draft = |n: u64| {
             let site = n % SITES;

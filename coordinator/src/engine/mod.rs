@@ -222,7 +222,7 @@ pub fn problem_of(error: &CommitError) -> Problem {
         CommitError::Full => Code::StorageFull.because(
             "the coordinator's disk is full: nothing was changed, and nothing acknowledged is lost",
         ),
-        CommitError::Failed(_) => {
+        CommitError::ReadOnly | CommitError::Unavailable(_) | CommitError::Failed(_) => {
             Code::LogUnavailable.because("the audit log cannot take an entry, so nothing is served")
         }
     }

@@ -1,25 +1,21 @@
 //! Which entries touch what: the index behind "who accessed this?", and the queries over it.
 //!
 //! What an entry touches is decided in `falaj_core::audit::objects`. The writer puts entries and their index into one
-//! transaction; entries from before there was an index are put there when the coordinator starts.
+//! transaction; in a SQLite file, entries from before there was an index are put there when the coordinator starts.
 
-use super::{Store, StoreError, row, writer::ROWS_PER_INSERT};
+use super::{Pool, Store, StoreError, ask, place, postgres, row, sqlite};
 use falaj_core::{
     audit::{
         Entry, Kind,
         objects::{Object, is_prefix, terms},
     },
     id::Digest,
-    merkle::TILE_WIDTH,
     time::Timestamp,
 };
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Entries that one query looks at, at most, before it gives the place to go on from.
 const LOOKED_AT_MAX: u64 = 100_000;
-/// Entries that are put into the index together when it is made anew.
-const MENDED_TOGETHER: i64 = 1_000;
 
 /// Which entries are wanted.
 #[derive(Clone, Debug, Default)]
@@ -57,11 +53,10 @@ pub enum Named {
     Several(String, String),
 }
 
-/// Puts entries into the index, in the transaction that makes them durable.
-pub(super) async fn put<'a>(
-    tx: &mut SqliteConnection,
+/// Which of these entries touch each object, in order.
+pub(super) fn touched<'a>(
     entries: impl IntoIterator<Item = (u64, &'a [u8])>,
-) -> Result<(), sqlx::Error> {
+) -> BTreeMap<String, Vec<i64>> {
     let mut touched: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for (seq, bytes) in entries {
         // Bytes that are no entry touch nothing; the writer makes none.
@@ -69,70 +64,7 @@ pub(super) async fn put<'a>(
             touched.entry(term).or_default().push(seq.cast_signed());
         }
     }
-    let names: Vec<&String> = touched.keys().collect();
-    let mut ids: BTreeMap<String, i64> = BTreeMap::new();
-    for names in names.chunks(ROWS_PER_INSERT) {
-        let mut known: QueryBuilder<Sqlite> =
-            QueryBuilder::new("SELECT id, name FROM log_object_names WHERE name IN (");
-        let mut list = known.separated(", ");
-        for name in names {
-            list.push_bind(name.as_str());
-        }
-        known.push(")");
-        let rows = known.build().fetch_all(&mut *tx).await?;
-        ids.extend(rows.iter().map(|r| (r.get("name"), r.get("id"))));
-        let unknown: Vec<_> = names.iter().filter(|n| !ids.contains_key(n.as_str())).collect();
-        if unknown.is_empty() {
-            continue;
-        }
-        let mut insert: QueryBuilder<Sqlite> =
-            QueryBuilder::new("INSERT INTO log_object_names (name) ");
-        insert.push_values(unknown, |mut row, name| {
-            row.push_bind(name.as_str());
-        });
-        insert.push(" RETURNING id, name");
-        let rows = insert.build().fetch_all(&mut *tx).await?;
-        ids.extend(rows.iter().map(|r| (r.get("name"), r.get("id"))));
-    }
-    let pairs: Vec<(i64, i64)> =
-        touched.iter().flat_map(|(name, seqs)| seqs.iter().map(|seq| (ids[name], *seq))).collect();
-    for rows in pairs.chunks(ROWS_PER_INSERT) {
-        let mut insert: QueryBuilder<Sqlite> =
-            QueryBuilder::new("INSERT INTO log_objects (object, seq) ");
-        insert.push_values(rows, |mut row, (object, seq)| {
-            row.push_bind(*object).push_bind(*seq);
-        });
-        insert.build().execute(&mut *tx).await?;
-    }
-    Ok(())
-}
-
-/// Puts entries into the index that were written before there was one; it goes on where it was interrupted.
-pub(super) async fn mend(pool: &SqlitePool) -> Result<(), StoreError> {
-    let lack = "SELECT first, below FROM log_objects_lack";
-    while let Some(row) = sqlx::query(lack).fetch_optional(pool).await? {
-        let (first, below): (i64, i64) = (row.get("first"), row.get("below"));
-        let next = below.min(first.saturating_add(MENDED_TOGETHER));
-        let rows = sqlx::query("SELECT seq, bytes FROM log_entries WHERE seq >= ? AND seq < ?")
-            .bind(first)
-            .bind(next)
-            .fetch_all(pool)
-            .await?;
-        let entries = rows
-            .iter()
-            .map(|r| (r.get::<i64, _>("seq").cast_unsigned(), r.get::<&[u8], _>("bytes")));
-        let mut tx = pool.begin().await?;
-        put(&mut tx, entries).await?;
-        let done = if next < below {
-            sqlx::query("UPDATE log_objects_lack SET first = ?").bind(next)
-        } else {
-            sqlx::query("DELETE FROM log_objects_lack")
-        };
-        done.execute(&mut *tx).await?;
-        tx.commit().await?;
-        tracing::info!(entries = next, of = below, "older entries are put into the index");
-    }
-    Ok(())
+    touched
 }
 
 impl Store {
@@ -150,12 +82,7 @@ impl Store {
         if !is_prefix(text) {
             return Ok(Named::Nothing);
         }
-        // `g` comes after every digit.
-        let rows = sqlx::query("SELECT name FROM log_object_names WHERE name >= ?1 AND name < ?1 || 'g' AND length(name) = 64 ORDER BY name LIMIT 2")
-            .bind(text)
-            .fetch_all(&self.pool)
-            .await?;
-        let mut digests = rows.iter().map(|r| r.get::<String, _>("name"));
+        let mut digests = ask!(self, digests, text).into_iter();
         Ok(match (digests.next(), digests.next(), object) {
             (Some(one), None, _) => Named::Object(Object::Digest(row::parsed(&one)?)),
             (Some(one), Some(other), _) => Named::Several(one, other),
@@ -165,11 +92,7 @@ impl Store {
     }
 
     async fn term(&self, name: &str) -> Result<Option<i64>, StoreError> {
-        let row = sqlx::query("SELECT id FROM log_object_names WHERE name = ?")
-            .bind(name)
-            .fetch_optional(&self.pool)
-            .await?;
-        Ok(row.map(|r| r.get("id")))
+        Ok(ask!(self, term, name))
     }
 
     /// Entries that are wanted, at most `limit` of them, and where to go on. Looks at a bounded number of entries, so a
@@ -178,53 +101,21 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn find(&self, wanted: &Wanted, limit: u32) -> Result<Found, StoreError> {
-        let from = wanted.from.cast_signed();
-        let mut below = i64::try_from(wanted.below).unwrap_or(i64::MAX);
+        let (from, mut below) = (place(wanted.from), place(wanted.below));
         let mut objects = Vec::new();
         for name in &wanted.terms {
             let Some(id) = self.term(name).await? else { return Ok(Found::default()) };
             // How often it is touched, and where the bound is reached.
-            let end = sqlx::query("SELECT seq FROM log_objects WHERE object = ? AND seq >= ? AND seq < ? ORDER BY seq LIMIT 1 OFFSET ?")
-                .bind(id)
-                .bind(from)
-                .bind(below)
-                .bind(LOOKED_AT_MAX.cast_signed())
-                .fetch_optional(&self.pool)
-                .await?;
-            objects.push((end.map(|r| r.get::<i64, _>("seq")), id));
+            let end = ask!(self, touch, id, from, below, LOOKED_AT_MAX.cast_signed());
+            objects.push((end, id));
         }
         // The rarest one leads: the one whose bound is reached last, or never.
         objects.sort_by_key(|(end, _)| std::cmp::Reverse(end.unwrap_or(i64::MAX)));
-        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT e.seq, e.bytes, e.leaf ");
-        let mut stopped = None;
-        if let Some(((end, leader), others)) = objects.split_first() {
-            stopped = *end;
-            below = end.unwrap_or(below);
-            query.push(
-                "FROM log_objects o CROSS JOIN log_entries e ON e.seq = o.seq WHERE o.object = ",
-            );
-            query.push_bind(*leader).push(" AND o.seq >= ").push_bind(from);
-            query.push(" AND o.seq < ").push_bind(below);
-            for (_, other) in others {
-                query.push(" AND EXISTS (SELECT 1 FROM log_objects x WHERE x.object = ");
-                query.push_bind(*other).push(" AND x.seq = o.seq)");
-            }
-        } else {
-            query.push("FROM log_entries e WHERE e.seq >= ").push_bind(from);
-            query.push(" AND e.seq < ").push_bind(below);
-        }
-        if let Some(kind) = wanted.kind {
-            query.push(" AND e.kind = ").push_bind(kind.as_str());
-        }
-        query.push(" ORDER BY e.seq LIMIT ").push_bind(limit);
-        let rows = query.build().fetch_all(&self.pool).await?;
-        let entries = rows
-            .iter()
-            .map(|r| {
-                let seq: i64 = r.get("seq");
-                Ok((seq.cast_unsigned(), r.get("bytes"), row::digest_of(r.get("leaf"))?))
-            })
-            .collect::<Result<Vec<Stored>, StoreError>>()?;
+        let stopped = objects.first().and_then(|(end, _)| *end);
+        below = stopped.unwrap_or(below);
+        let objects: Vec<i64> = objects.into_iter().map(|(_, id)| id).collect();
+        let kind = wanted.kind.map(Kind::as_str);
+        let entries = ask!(self, find, &objects, kind, from, below, limit);
         let next = match entries.last() {
             Some((last, ..)) if entries.len() == limit as usize => Some(last + 1),
             _ => stopped.map(i64::cast_unsigned),
@@ -241,11 +132,9 @@ impl Store {
         let (mut low, mut high) = (0, size);
         while low < high {
             let middle = low + (high - low) / 2;
-            let row = sqlx::query("SELECT bytes FROM log_entries WHERE seq = ?")
-                .bind(middle.cast_signed())
-                .fetch_optional(&self.pool)
-                .await?;
-            let entry = row.as_ref().and_then(|r| Entry::parse(r.get("bytes")).ok());
+            let stored = ask!(self, raw_entries, place(middle), 1).into_iter().next();
+            let bytes = stored.filter(|(seq, ..)| *seq == place(middle)).map(|(_, bytes, _)| bytes);
+            let entry = bytes.as_deref().and_then(|bytes| Entry::parse(bytes).ok());
             let entry =
                 entry.ok_or_else(|| StoreError::Corrupt(format!("no log entry {middle}")))?;
             if entry.ts < time {
@@ -255,25 +144,5 @@ impl Store {
             }
         }
         Ok(low)
-    }
-
-    /// The hashes of tile `n` of a level of tiles, as many as there are.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn tile(&self, level: u32, n: u64) -> Result<Vec<Digest>, StoreError> {
-        let query = if level == 0 {
-            "SELECT leaf AS hash FROM log_entries WHERE seq >= ?2 AND seq < ?3 AND ?1 = 0 ORDER BY seq"
-        } else {
-            "SELECT hash FROM log_tiles WHERE level = ?1 AND n >= ?2 AND n < ?3 ORDER BY n"
-        };
-        let first = (n * TILE_WIDTH).cast_signed();
-        let rows = sqlx::query(query)
-            .bind(level)
-            .bind(first)
-            .bind(first + TILE_WIDTH.cast_signed())
-            .fetch_all(&self.pool)
-            .await?;
-        rows.iter().map(|r| row::digest_of(r.get("hash"))).collect()
     }
 }

@@ -247,8 +247,10 @@ async fn a_log_from_before_there_was_an_index_is_put_into_it_at_the_start() -> R
         }
         ensure!(index().await? != written, "nothing was taken away");
         let (_, writing) =
-            falaj_coordinator::store::Store::open(&world.dir.path().join("coordinator.sqlite"))
-                .await?;
+            falaj_coordinator::store::Store::open(&falaj_coordinator::store::Database::Sqlite(
+                world.dir.path().join("coordinator.sqlite"),
+            ))
+            .await?;
         let metrics = std::sync::Arc::new(falaj_coordinator::metrics::Metrics::default());
         falaj_coordinator::store::writer::open(writing, &super::world::signer(), None, metrics)
             .await?;

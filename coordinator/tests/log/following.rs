@@ -208,7 +208,7 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
             trust: trust.clone(),
         },
         listen: ListenConfig { grpc: local, rest: local, metrics: None },
-        state: StateConfig { dir: state.clone() },
+        state: StateConfig { dir: state.clone(), database: None },
         log: LogConfig { origin: "falaj.test/log".into(), key: None, high_water: None },
         policy: PolicyConfig { dir: policies() },
         limits: Limits::default(),

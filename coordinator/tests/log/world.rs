@@ -23,7 +23,7 @@ use falaj_coordinator::{
     policy::PolicyEngine,
     rest::{self, TAILS_MAX},
     rpc::Rpc,
-    store::{Store, writer},
+    store::{Database, Store, writer},
 };
 use falaj_core::{
     audit::{Actor, Entry},
@@ -136,8 +136,10 @@ impl World {
         let site = peer(path, Role::Site, "hospital-1")?;
         let home = credentials(&party(path, Role::Coordinator, "main")?)?.identity()?.spiffe;
         let (signer, metrics) = (Arc::new(signer()), Arc::new(Metrics::default()));
-        let (store, pool) = Store::open(&path.join("coordinator.sqlite")).await?;
-        let (writer, service) = writer::open(pool.clone(), &signer, None, metrics.clone()).await?;
+        let database = Database::Sqlite(path.join("coordinator.sqlite"));
+        let (store, writing) = Store::open(&database).await?;
+        let pool = writing.sqlite().context("a SQLite file")?;
+        let (writer, service) = writer::open(writing, &signer, None, metrics.clone()).await?;
         tokio::spawn(service.run());
         let parts = Parts {
             store: store.clone(),
