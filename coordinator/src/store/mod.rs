@@ -157,7 +157,9 @@ macro_rules! ask {
     ($store:expr, $name:ident $(, $argument:expr)*) => {
         match &$store.pool {
             Pool::Sqlite(pool) => sqlite::$name(pool $(, $argument)*).await?,
-            Pool::Postgres(pool) => postgres::$name(pool $(, $argument)*).await?,
+            Pool::Postgres(pool) => {
+                postgres::session::reading(postgres::$name(pool $(, $argument)*)).await?
+            }
         }
     };
 }

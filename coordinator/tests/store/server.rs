@@ -236,8 +236,8 @@ impl Drop for Server {
     fn drop(&mut self) {
         let mut postmaster = self.postmaster.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mut child) = postmaster.take() {
-            // Its children end when they miss it; their folder goes with it.
-            let _ = child.kill();
+            // At once, but by itself: killed, it would leave its shared memory behind.
+            let _ = Command::new("kill").args(["-QUIT", &child.id().to_string()]).status();
             let _ = child.wait();
         }
     }

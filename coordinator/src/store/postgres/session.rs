@@ -37,7 +37,7 @@ const LOCK_TRIES: u32 = 3;
 const READY_MAX: Duration = Duration::from_secs(5);
 /// One transaction takes at most this long.
 const COMMIT_MAX: Duration = Duration::from_secs(10);
-/// A reader's connection is had, and a reader's statement ends, within this.
+/// A reader's statement takes at most this long.
 const READ_MAX: Duration = Duration::from_secs(30);
 /// How long a reader waits for a connection.
 const ACQUIRE_MAX: Duration = Duration::from_secs(5);
@@ -105,6 +105,13 @@ pub(in crate::store) async fn readers(options: &PgConnectOptions) -> Result<PgPo
     ]);
     let pool = PgPoolOptions::new().max_connections(READERS).acquire_timeout(ACQUIRE_MAX);
     Ok(pool.connect_with(options).await?)
+}
+
+/// Reads in bounded time: the server ends a statement that takes too long, and this one whose server is gone.
+pub(in crate::store) async fn reading<T>(
+    read: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    bounded(READ_MAX, "reading", read).await
 }
 
 /// What every transaction leaves behind, for whoever has to find out whether it is there.
