@@ -83,6 +83,8 @@ pub async fn check(
         },
         None => None,
     };
+    // Beside a coordinator that runs, tiles of entries that come from now on are not all in what is read next.
+    let size_before = store.size().await?;
     let tiles = store.tiles().await?.into_iter();
     let mut tiles: BTreeMap<(i64, i64), Vec<u8>> =
         tiles.map(|(level, n, hash)| ((level, n), hash)).collect();
@@ -120,6 +122,7 @@ pub async fn check(
                 let level = height / TILE_HEIGHT;
                 match tiles.remove(&(i64::from(level), n.cast_signed())) {
                     Some(stored) if stored == hash.0 => {}
+                    None if index >= size_before => {}
                     _ => found.fault(None, format!("tile {n} of level {level} does not hold {hash}; the next start makes it anew")),
                 }
             }

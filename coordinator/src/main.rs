@@ -49,7 +49,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t = LogFormat::Text)]
         log_format: LogFormat,
     },
-    /// Check the log at rest: every entry, hash and checkpoint. Changes nothing; ends with code 1 when something is wrong.
+    /// Check the log at rest: every entry, hash and checkpoint. Changes nothing, so the coordinator may run meanwhile; ends
+    /// with code 1 when something is wrong.
     #[command(after_help = "Example:\n  falaj-coordinator fsck --config coordinator.toml --json")]
     Fsck {
         /// The configuration.

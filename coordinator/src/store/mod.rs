@@ -312,6 +312,14 @@ impl Store {
         Ok(ask!(self, entries, place(from), place(below), limit, kind))
     }
 
+    /// Entries in the log, if none is missing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn size(&self) -> Result<u64, StoreError> {
+        Ok(ask!(self, size).cast_unsigned())
+    }
+
     /// Entries from index `from` on, at most `limit`, as they lie there, whatever was done to them.
     ///
     /// # Errors

@@ -429,6 +429,38 @@ async fn a_row_that_cannot_be_leaves_no_entry_and_the_writer_goes_on() -> Result
     Ok(())
 }
 
+/// AUD-07: a check beside a coordinator that writes finds nothing wrong with what is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_whole_while_it_grows_too() -> Result<()> {
+    for home in Home::each().await? {
+        let running = home.open().await?;
+        let checkpointer = Checkpointer::new(running.writer.clone(), signer(), None);
+        let store = Store::read(&home.database()).await?;
+        let growing = async {
+            for _ in 0..60 {
+                running.record(50).await?;
+                checkpointer.sign().await?;
+            }
+            anyhow::Ok(())
+        };
+        let looking = async {
+            let mut sizes = Vec::new();
+            while sizes.last().is_none_or(|size| *size < 3_000) {
+                let found = fsck::check(&store, signer().verifier(), None, |_| {}).await?;
+                ensure!(found.faults.is_empty(), "{:?}", found.faults);
+                sizes.push(found.entries);
+            }
+            Ok(sizes)
+        };
+        let (grown, sizes) = tokio::join!(growing, looking);
+        grown?;
+        assert!(sizes?.is_sorted());
+        drop(checkpointer);
+        running.close().await?;
+    }
+    Ok(())
+}
+
 /// AUD-05: an older copy of the database is noticed by the checkpoint that was kept elsewhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_database_is_refused_naming_both_sizes() -> Result<()> {

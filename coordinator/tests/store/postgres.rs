@@ -666,7 +666,9 @@ async fn on_postgresql_the_program_sets_up_runs_and_checks() -> Result<()> {
     assert!(done, "{words}");
 
     let ready = at("ready.json");
-    let mut running = program(&["run", "--ready-file", &ready.display().to_string()]).spawn()?;
+    let mut running = program(&["run", "--ready-file", &ready.display().to_string()])
+        .stderr(std::process::Stdio::null())
+        .spawn()?;
     while !ready.exists() {
         assert!(running.try_wait()?.is_none(), "it ended");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;

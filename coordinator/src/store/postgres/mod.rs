@@ -158,6 +158,12 @@ fn entry(r: &PgRow) -> Result<(u64, Vec<u8>, Digest), StoreError> {
     Ok((seq.cast_unsigned(), r.get("bytes"), digest_of(r.get("leaf"))?))
 }
 
+pub(super) async fn size(pool: &PgPool) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar("SELECT coalesce(max(seq) + 1, 0) FROM log_entries")
+        .fetch_one(pool)
+        .await?)
+}
+
 pub(super) async fn raw_entries(
     pool: &PgPool,
     from: i64,

@@ -247,22 +247,20 @@ impl Session {
         // Whoever has the lock is the only one that writes: a transaction of the session that had it before is over.
         self.lock(&mut connection).await?;
         let found = mark(&mut connection).await?;
-        let size: i64 = sqlx::query_scalar("SELECT coalesce(max(seq) + 1, 0) FROM log_entries")
-            .fetch_one(&mut connection)
-            .await?;
+        let size = store.size().await?;
         let after = match &self.in_doubt {
             Some((mark, after)) if *mark == found => Some(after.clone()),
             _ => None,
         };
         let expected = &after.as_ref().unwrap_or(tip).frontier;
-        if size.cast_unsigned() < expected.size() {
+        if size < expected.size() {
             return Err(StoreError::Lost(format!(
                 "the log has {size} entries, but {} were durable: an older database was restored",
                 expected.size()
             )));
         }
         if (after.is_none() && found != self.mark)
-            || size.cast_unsigned() != expected.size()
+            || size != expected.size()
             || !has_root(store, expected).await?
         {
             return Err(StoreError::Lost(format!(
