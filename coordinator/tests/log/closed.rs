@@ -1,9 +1,12 @@
 //! AUD-04: while the audit log can take no entry, nothing is served; once it can, everything is again, without a restart.
 
-use super::world::{PATIENCE, STUDY, World, text};
+use super::{
+    server::Server,
+    world::{PATIENCE, STUDY, World, text},
+};
 use anyhow::{Context as _, Result, ensure};
 use axum::http::StatusCode;
-use falaj_coordinator::store::writer::CommitError;
+use falaj_coordinator::store::{self, Database, writer::CommitError};
 use falaj_core::audit::{Draft, Kind};
 use falaj_proto::{
     problem::{Code, code_of},
@@ -77,10 +80,10 @@ async fn reconnected(pool: &SqlitePool, options: SqliteConnectOptions) -> Result
 async fn a_full_store_refuses_everything_until_there_is_room() -> Result<()> {
     let world = World::new().await?;
     let size = world.writer.head().0;
-    let usual = (*world.pool.connect_options()).clone();
-    let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&world.pool).await?;
+    let usual = (*world.pool().connect_options()).clone();
+    let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(world.pool()).await?;
     let full = usual.clone().pragma("max_page_count", pages.to_string());
-    reconnected(&world.pool, full).await?;
+    reconnected(world.pool(), full).await?;
     // What is left of the last pages is used up, by what takes the least.
     let filled = loop {
         let least = world.writer.record(vec![Draft::new(Kind::PolicyLoaded)]).await;
@@ -92,7 +95,7 @@ async fn a_full_store_refuses_everything_until_there_is_room() -> Result<()> {
     ensure!(matches!(filled, Err(CommitError::Full)), "{filled:?}");
     let size = world.writer.head().0;
     all_refused(&world, Code::StorageFull).await?;
-    world.pool.set_connect_options(usual);
+    world.pool().set_connect_options(usual);
     all_served(&world, size).await
 }
 
@@ -101,10 +104,10 @@ async fn a_full_store_refuses_everything_until_there_is_room() -> Result<()> {
 async fn a_read_only_store_refuses_everything_until_it_can_be_written() -> Result<()> {
     let world = World::new().await?;
     let size = world.writer.head().0;
-    let usual = (*world.pool.connect_options()).clone();
-    reconnected(&world.pool, usual.clone().read_only(true)).await?;
+    let usual = (*world.pool().connect_options()).clone();
+    reconnected(world.pool(), usual.clone().read_only(true)).await?;
     all_refused(&world, Code::LogUnavailable).await?;
-    world.pool.set_connect_options(usual);
+    world.pool().set_connect_options(usual);
     all_served(&world, size).await
 }
 
@@ -113,8 +116,49 @@ async fn a_read_only_store_refuses_everything_until_it_can_be_written() -> Resul
 async fn a_slow_store_refuses_everything_and_begins_nothing_that_was_given_up() -> Result<()> {
     let world = World::new().await?;
     let size = world.writer.head().0;
-    let mut other = SqliteConnection::connect_with(&world.pool.connect_options()).await?;
+    let mut other = SqliteConnection::connect_with(&world.pool().connect_options()).await?;
     let lock = other.begin_with("BEGIN IMMEDIATE").await?;
+    all_refused(&world, Code::LogUnavailable).await?;
+    lock.rollback().await?;
+    all_served(&world, size).await
+}
+
+/// AUD-04. The same with the log on a database server: no room, no writes, a lock that is not given back.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_postgresql_a_store_that_is_full_read_only_or_slow_refuses_everything_until_it_is_not()
+-> Result<()> {
+    let Some(server) = Server::shared()? else { return Ok(()) };
+    let n = server.database().await?;
+    let (name, writer) = (format!("falaj_{n}"), format!("writer_{n}"));
+    store::init(&server.options(&format!("owner_{n}"), &name), &writer).await?;
+    let database = Database::Postgres(Box::new(server.options(&writer, &name)));
+    let world = World::on(&database).await?;
+
+    let size = world.writer.head().0;
+    // The code that the server gives when it cannot extend a file.
+    server.run(&name, &[
+        "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$",
+        "CREATE TRIGGER no_room BEFORE INSERT ON falaj.log_entries EXECUTE FUNCTION no_room()",
+    ]).await?;
+    all_refused(&world, Code::StorageFull).await?;
+    server.run(&name, &["DROP TRIGGER no_room ON falaj.log_entries"]).await?;
+    all_served(&world, size).await?;
+
+    let size = world.writer.head().0;
+    let read_only = format!("ALTER DATABASE {name} SET default_transaction_read_only =");
+    let end = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{writer}'"
+    );
+    server.run("postgres", &[&format!("{read_only} on"), &end]).await?;
+    all_refused(&world, Code::LogUnavailable).await?;
+    server.run("postgres", &[&format!("{read_only} off")]).await?;
+    all_served(&world, size).await?;
+
+    let size = world.writer.head().0;
+    let mut other = server.superuser(&name).await?;
+    let mut lock = other.begin().await?;
+    // What every transaction begins with: when the lock is given back, it is too late for those who waited.
+    sqlx::query("LOCK TABLE falaj.writer IN EXCLUSIVE MODE").execute(&mut *lock).await?;
     all_refused(&world, Code::LogUnavailable).await?;
     lock.rollback().await?;
     all_served(&world, size).await

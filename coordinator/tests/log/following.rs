@@ -159,7 +159,7 @@ async fn a_stream_ends_when_the_log_takes_no_more_entries() -> Result<()> {
     grown(&world, 1_500).await?;
     let mut events = Events::of(tail(&world, "last=1000&follow=true", None).await?);
     ensure!(events.index().await? > 0);
-    let mut other = SqliteConnection::connect_with(&world.pool.connect_options()).await?;
+    let mut other = SqliteConnection::connect_with(&world.pool().connect_options()).await?;
     let lock = other.begin_with("BEGIN IMMEDIATE").await?;
     let mut served = 1;
     let last = loop {

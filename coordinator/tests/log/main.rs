@@ -4,4 +4,7 @@ mod asking;
 mod closed;
 mod following;
 mod reads;
+#[expect(dead_code, reason = "the conformance test of the store needs more of it")]
+#[path = "../store/server.rs"]
+mod server;
 mod world;

@@ -58,8 +58,8 @@ pub(crate) struct World {
     pub(crate) writer: writer::Writer,
     pub(crate) operator: Arc<Peer>,
     pub(crate) site: Arc<Peer>,
-    /// What the writer writes through.
-    pub(crate) pool: SqlitePool,
+    /// What the writer writes through, to a SQLite file.
+    pool: Option<SqlitePool>,
     checkpointer: Checkpointer,
     router: Router,
 }
@@ -119,7 +119,16 @@ pub(crate) fn study(name: &str) -> String {
 impl World {
     /// A coordinator with one study.
     pub(crate) async fn new() -> Result<Self> {
-        let this = Self::over(tempfile::tempdir()?).await?;
+        Self::over(tempfile::tempdir()?).await?.with_a_study().await
+    }
+
+    /// A coordinator with one study, and its log in this database.
+    pub(crate) async fn on(database: &Database) -> Result<Self> {
+        Self::open(tempfile::tempdir()?, database).await?.with_a_study().await
+    }
+
+    async fn with_a_study(self) -> Result<Self> {
+        let this = self;
         let request = Request::post("/api/v1/studies").body(study(STUDY).into())?;
         let answer = this.ask(request, &this.operator).await?;
         ensure!(answer.status() == StatusCode::CREATED, "{}", text(answer).await?);
@@ -131,14 +140,23 @@ impl World {
 
     /// A coordinator over what lies in a folder.
     pub(crate) async fn over(dir: TempDir) -> Result<Self> {
+        let database = Database::Sqlite(dir.path().join("coordinator.sqlite"));
+        Self::open(dir, &database).await
+    }
+
+    /// What the writer writes through, to a SQLite file.
+    pub(crate) fn pool(&self) -> &SqlitePool {
+        self.pool.as_ref().expect("a SQLite file")
+    }
+
+    async fn open(dir: TempDir, database: &Database) -> Result<Self> {
         let path = dir.path();
         let operator = peer(path, Role::Operator, "sara")?;
         let site = peer(path, Role::Site, "hospital-1")?;
         let home = credentials(&party(path, Role::Coordinator, "main")?)?.identity()?.spiffe;
         let (signer, metrics) = (Arc::new(signer()), Arc::new(Metrics::default()));
-        let database = Database::Sqlite(path.join("coordinator.sqlite"));
-        let (store, writing) = Store::open(&database).await?;
-        let pool = writing.sqlite().context("a SQLite file")?;
+        let (store, writing) = Store::open(database).await?;
+        let pool = writing.sqlite();
         let (writer, service) = writer::open(writing, &signer, None, metrics.clone()).await?;
         tokio::spawn(service.run());
         let parts = Parts {
