@@ -45,7 +45,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, mpsc},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -110,10 +113,10 @@ impl App {
         let key_path = config.log.key.clone().unwrap_or_else(|| dir.join("log.key"));
         let signer = Arc::new(NoteSigner::new(&config.log.origin, log_key(&key_path)?)?);
         let metrics = Arc::new(Metrics::default());
-        let (store, pool) = Store::open(&dir.join("coordinator.sqlite")).await?;
+        let (store, writing) = Store::open(&config.state.database()?).await?;
         let kept = config.log.high_water.as_deref().map(high_water).transpose()?.flatten();
         let (writer, service) =
-            writer::open(pool, &signer, kept.as_deref(), metrics.clone()).await?;
+            writer::open(writing, &signer, kept.as_deref(), metrics.clone()).await?;
         tokio::spawn(service.run());
         let updates = Blobs::open(&dir.join("updates"))?;
         let models = Blobs::open(&dir.join("models"))?;
@@ -146,6 +149,8 @@ impl App {
             identity: identity.spiffe,
             started: clock::now().to_string(),
             scratch,
+            tails: Arc::new(Semaphore::new(rest::TAILS_MAX)),
+            shutdown: shutdown.clone(),
         }));
         let acceptors = [acceptor(&["h2"])?, acceptor(&["h2", "http/1.1"])?];
         Ok(Self { config, engine, checkpointer, acceptors, rest, metrics, policy, writer })

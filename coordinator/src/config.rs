@@ -1,5 +1,6 @@
 //! The coordinator's configuration: TOML, read once.
 
+use crate::store::{self, Database, UrlError};
 use serde::Deserialize;
 use std::{
     fs,
@@ -61,8 +62,32 @@ pub struct ListenConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StateConfig {
-    /// The folder.
+    /// The folder: updates and models, and the database unless it is elsewhere.
     pub dir: PathBuf,
+    /// A database server for state and log. A SQLite file in the folder when absent.
+    pub database: Option<DatabaseConfig>,
+}
+
+/// A PostgreSQL database.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseConfig {
+    /// A file with the database's URL, `postgres://falaj_writer@host/falaj`, mode 0600: it may hold a password. Its role is
+    /// the writer's that `falaj-coordinator database init` sets up.
+    pub url_file: PathBuf,
+}
+
+impl StateConfig {
+    /// Where state and log lie.
+    ///
+    /// # Errors
+    /// When the file with the database's URL cannot be used.
+    pub fn database(&self) -> Result<Database, UrlError> {
+        Ok(match &self.database {
+            None => Database::Sqlite(self.dir.join("coordinator.sqlite")),
+            Some(database) => Database::Postgres(Box::new(store::url(&database.url_file)?)),
+        })
+    }
 }
 
 /// The audit log.
@@ -134,6 +159,9 @@ impl Config {
             *p = base.join(&*p);
         }
         this.state.dir = base.join(&this.state.dir);
+        if let Some(database) = &mut this.state.database {
+            database.url_file = base.join(&database.url_file);
+        }
         this.policy.dir = base.join(&this.policy.dir);
         this.log.key =
             Some(this.log.key.map_or_else(|| this.state.dir.join("log.key"), |key| base.join(key)));

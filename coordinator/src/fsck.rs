@@ -1,24 +1,24 @@
 //! Checks a coordinator's log at rest: every entry, hash and checkpoint in the database, and the checkpoint that is kept
 //! elsewhere. Changes nothing, and needs no key but the log's public one.
 
-use crate::checkpointer::high_water;
-use anyhow::{Context as _, Result};
+use crate::{checkpointer::high_water, store::Store};
+use anyhow::Result;
 use falaj_core::{
     audit::Entry,
     id::Digest,
     merkle::{Frontier, TILE_HEIGHT, leaf_hash},
     note::{Checkpoint, VerifierKey},
 };
-use futures_util::TryStreamExt as _;
 use serde::Serialize;
-use sqlx::{
-    Row as _, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteRow},
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::Path,
 };
-use std::{collections::BTreeMap, path::Path};
 
 /// Faults that are listed; a log with more of them is beyond repair by hand.
 const FAULTS_MAX: usize = 100;
+/// Entries or checkpoints that are read at once.
+const PAGE: u32 = 1_024;
 
 /// Something that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -61,23 +61,16 @@ impl Findings {
     }
 }
 
-/// Checks the log in a state folder against its key. `progress` hears of entries done.
+/// Checks the log in a database against its key. `progress` hears of entries done.
 ///
 /// # Errors
 /// When the database cannot be read at all; what is wrong inside it is in the findings.
 pub async fn check(
-    dir: &Path,
+    store: &Store,
     key: &VerifierKey,
     kept_elsewhere: Option<&Path>,
     mut progress: impl FnMut(u64),
 ) -> Result<Findings> {
-    let path = dir.join("coordinator.sqlite");
-    let options = SqliteConnectOptions::new().filename(&path).read_only(true);
-    let pool = SqlitePoolOptions::new()
-        .max_connections(2)
-        .connect_with(options)
-        .await
-        .with_context(|| format!("opening {}", path.display()))?;
     let mut found =
         Findings { entries: 0, root_hash: String::new(), checkpoints: 0, faults: Vec::new() };
     let elsewhere = match kept_elsewhere.map(high_water).transpose()?.flatten() {
@@ -90,22 +83,27 @@ pub async fn check(
         },
         None => None,
     };
-    let mut tiles = tiles(&pool).await?;
-    let mut signed =
-        sqlx::query("SELECT tree_size, note FROM log_checkpoints ORDER BY tree_size").fetch(&pool);
-    let mut next = next_checkpoint(signed.try_next().await?, key, &mut found);
+    // Beside a coordinator that runs, tiles of entries that come from now on are not all in what is read next.
+    let size_before = store.size().await?;
+    let tiles = store.tiles().await?.into_iter();
+    let mut tiles: BTreeMap<(i64, i64), Vec<u8>> =
+        tiles.map(|(level, n, hash)| ((level, n), hash)).collect();
+    let mut signed = Signed { store, page: VecDeque::new(), last: i64::MIN };
+    let mut next = signed.next(key, &mut found).await?;
     let mut tree = Frontier::new();
-    let mut rows =
-        sqlx::query("SELECT seq, bytes, leaf FROM log_entries ORDER BY seq").fetch(&pool);
-    while let Some(row) = rows.try_next().await? {
-        let (seq, bytes): (i64, Vec<u8>) = (row.get("seq"), row.get("bytes"));
+    let mut page = VecDeque::new();
+    loop {
+        if page.is_empty() {
+            page = store.raw_entries(tree.size(), PAGE).await?.into();
+        }
+        let Some((seq, bytes, stored)) = page.pop_front() else { break };
         let index = tree.size();
         if seq.cast_unsigned() != index {
             found.fault(Some(index), format!("it is missing; entry {seq} comes next"));
             break;
         }
         let leaf = leaf_hash(&bytes);
-        let stored = <[u8; 32]>::try_from(row.get::<&[u8], _>("leaf")).ok().map(Digest);
+        let stored = <[u8; 32]>::try_from(stored).ok().map(Digest);
         if stored != Some(leaf) {
             let shown = stored.map_or_else(|| "no hash".to_owned(), |s| s.to_string());
             found.fault(Some(index), format!("its bytes hash to {leaf}, and {shown} is stored"));
@@ -122,15 +120,16 @@ pub async fn check(
         tree.push_telling(hashed, |height, n, hash| {
             if height.is_multiple_of(TILE_HEIGHT) {
                 let level = height / TILE_HEIGHT;
-                match tiles.remove(&(level, n)) {
+                match tiles.remove(&(i64::from(level), n.cast_signed())) {
                     Some(stored) if stored == hash.0 => {}
+                    None if index >= size_before => {}
                     _ => found.fault(None, format!("tile {n} of level {level} does not hold {hash}; the next start makes it anew")),
                 }
             }
         });
         while let Some(head) = next.take_if(|head| head.tree_size == tree.size()) {
             found.hold(&head, &tree);
-            next = next_checkpoint(signed.try_next().await?, key, &mut found);
+            next = signed.next(key, &mut found).await?;
         }
         if let Some(head) = elsewhere.iter().find(|head| head.tree_size == tree.size()) {
             found.hold(head, &tree);
@@ -158,33 +157,37 @@ pub async fn check(
     Ok(found)
 }
 
-async fn tiles(pool: &SqlitePool) -> Result<BTreeMap<(u32, u64), Vec<u8>>> {
-    let rows = sqlx::query("SELECT level, n, hash FROM log_tiles").fetch_all(pool).await?;
-    let tile = |r: &SqliteRow| {
-        ((r.get::<u32, _>("level"), r.get::<i64, _>("n").cast_unsigned()), r.get("hash"))
-    };
-    Ok(rows.iter().map(tile).collect())
+/// Checkpoints in the database, from the smallest.
+struct Signed<'a> {
+    store: &'a Store,
+    page: VecDeque<(i64, String)>,
+    last: i64,
 }
 
-/// A row's checkpoint; none at the end, and none of a row that is wrong, after which no other is looked at.
-fn next_checkpoint(
-    row: Option<SqliteRow>,
-    key: &VerifierKey,
-    found: &mut Findings,
-) -> Option<Checkpoint> {
-    let row = row?;
-    found.checkpoints += 1;
-    let size: i64 = row.get("tree_size");
-    match Checkpoint::open(row.get("note"), key) {
-        Ok(head) if head.tree_size == size.cast_unsigned() => Some(head),
-        Ok(head) => {
-            let what = format!("the checkpoint under {size} entries speaks of {}", head.tree_size);
-            found.fault(None, what);
-            None
+impl Signed<'_> {
+    /// The next checkpoint; none at the end, and none of a row that is wrong, after which no other is looked at.
+    async fn next(
+        &mut self,
+        key: &VerifierKey,
+        found: &mut Findings,
+    ) -> Result<Option<Checkpoint>> {
+        if self.page.is_empty() {
+            self.page = self.store.checkpoints(self.last, PAGE).await?.into();
         }
-        Err(e) => {
-            found.fault(None, format!("the checkpoint of {size} entries is wrong: {e}"));
-            None
+        let Some((size, note)) = self.page.pop_front() else { return Ok(None) };
+        self.last = size;
+        found.checkpoints += 1;
+        match Checkpoint::open(&note, key) {
+            Ok(head) if head.tree_size == size.cast_unsigned() => return Ok(Some(head)),
+            Ok(head) => {
+                let what =
+                    format!("the checkpoint under {size} entries speaks of {}", head.tree_size);
+                found.fault(None, what);
+            }
+            Err(e) => {
+                found.fault(None, format!("the checkpoint of {size} entries is wrong: {e}"));
+            }
         }
+        Ok(None)
     }
 }

@@ -7,6 +7,7 @@ use falaj_coordinator::{
     config::Config,
     fsck,
     policy::PolicyEngine,
+    store::{self, Database, Store},
 };
 use std::{
     fs,
@@ -27,7 +28,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-coordinator run --config coordinator.toml\n  falaj-coordinator config check --config coordinator.toml\n  falaj-coordinator fsck --config coordinator.toml\n\nSIGHUP reads the policies again; SIGTERM ends it after what is under way."
+    after_help = "Examples:\n  falaj-coordinator run --config coordinator.toml\n  falaj-coordinator config check --config coordinator.toml\n  falaj-coordinator fsck --config coordinator.toml\n  falaj-coordinator database init --config coordinator.toml --owner-url-file owner.url\n\nSIGHUP reads the policies again; SIGTERM ends it after what is under way."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -48,7 +49,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t = LogFormat::Text)]
         log_format: LogFormat,
     },
-    /// Check the log at rest: every entry, hash and checkpoint. Changes nothing; ends with code 1 when something is wrong.
+    /// Check the log at rest: every entry, hash and checkpoint. Changes nothing, so the coordinator may run meanwhile; ends
+    /// with code 1 when something is wrong.
     #[command(after_help = "Example:\n  falaj-coordinator fsck --config coordinator.toml --json")]
     Fsck {
         /// The configuration.
@@ -58,10 +60,34 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look after a PostgreSQL database.
+    Database {
+        #[command(subcommand)]
+        command: DatabaseCommand,
+    },
     /// Look at a configuration.
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum DatabaseCommand {
+    /// Set a PostgreSQL database up for the coordinator, or bring it up to date.
+    ///
+    /// Makes the tables, and the role that the configuration's URL names unless it is there. The role may add to the log,
+    /// and change or remove nothing in it. Run it again after an update of the coordinator.
+    #[command(
+        after_help = "Example:\n  umask 077\n  echo 'postgres://falaj_owner:secret@db.example/falaj' > owner.url\n  falaj-coordinator database init --config coordinator.toml --owner-url-file owner.url\n\nThe database exists already and belongs to the owner. A role that is made here has no password: set one with\npsql's \\password. Keep the owner's URL away from the coordinator's machine."
+    )]
+    Init {
+        /// The configuration, with `state.database.url_file`.
+        #[arg(long, env = "FALAJ_COORDINATOR_CONFIG")]
+        config: PathBuf,
+        /// A file with the URL of the database's owner, mode 0600.
+        #[arg(long)]
+        owner_url_file: PathBuf,
     },
 }
 
@@ -103,8 +129,12 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Fsck { config, json } => fsck(&Config::load(&config)?, json).await,
+        Command::Database { command: DatabaseCommand::Init { config, owner_url_file } } => {
+            database_init(&Config::load(&config)?, &owner_url_file).await
+        }
         Command::Config { command: ConfigCommand::Check { config } } => {
             let config = Config::load(&config)?;
+            config.state.database()?;
             let credentials =
                 falaj_certs::tls::Credentials::load(&config.identity.cert, &config.identity.key)?;
             let identity = credentials.identity()?;
@@ -116,6 +146,31 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     }
 }
 
+async fn database_init(config: &Config, owner_url_file: &Path) -> Result<ExitCode> {
+    let Database::Postgres(writer) = config.state.database()? else {
+        anyhow::bail!(
+            "the configuration has no `state.database.url_file`: its database is a SQLite file, which needs no setting up"
+        );
+    };
+    let owner = store::url(owner_url_file)?;
+    anyhow::ensure!(
+        owner.get_database() == writer.get_database(),
+        "{} names the database {}, and the configuration {}",
+        owner_url_file.display(),
+        owner.get_database().unwrap_or_default(),
+        writer.get_database().unwrap_or_default()
+    );
+    let role = writer.get_username();
+    let done = store::init(&owner, role).await?;
+    println!("ok: schema version {}; the role {role} may add to the log", done.version);
+    if done.created {
+        println!(
+            "the role {role} is new and has no password: set one with `\\password {role}` in psql, or map a certificate to it"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 async fn fsck(config: &Config, json: bool) -> Result<ExitCode> {
     let key = log_verifier_key(config)?;
     let elsewhere = config.log.high_water.as_deref();
@@ -125,7 +180,8 @@ async fn fsck(config: &Config, json: bool) -> Result<ExitCode> {
             eprint!("\r{entries} entries");
         }
     };
-    let found = fsck::check(&config.state.dir, &key, elsewhere, progress).await?;
+    let store = Store::read(&config.state.database()?).await?;
+    let found = fsck::check(&store, &key, elsewhere, progress).await?;
     if shown {
         eprint!("\r");
     }

@@ -3,6 +3,8 @@
 //! Every request is decided by policy and recorded before it is served. `/openapi.json` is generated from
 //! the handlers.
 
+mod log;
+
 use crate::{
     accept::Peer,
     checkpointer::Checkpointer,
@@ -30,21 +32,20 @@ use falaj_core::{
 };
 use falaj_proto::{
     problem::{Code, Problem, ProblemJson},
-    rest::{Checkpoint, LogEntry, Model, Page, Round, Site, Status, Study, StudyEvent, Witness},
+    rest::{Checkpoint, Model, Page, Round, Site, Status, Study, StudyEvent, Witness},
     study::STUDY_BYTES_MAX,
 };
 use futures_util::StreamExt as _;
 use serde::Deserialize;
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::BroadcastStream;
-use tokio_util::io::ReaderStream;
+use tokio_util::{io::ReaderStream, sync::CancellationToken};
 use utoipa::{OpenApi, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-/// Log entries on one page.
-const PAGE_MAX: u32 = 1_000;
-/// Log entries on one page unless asked otherwise.
-const PAGE: u32 = 200;
+/// Operators who follow the log at once.
+pub const TAILS_MAX: usize = 64;
 
 /// What handlers work with.
 pub struct App {
@@ -58,6 +59,10 @@ pub struct App {
     pub started: String,
     /// Where exports are written before they are sent.
     pub scratch: PathBuf,
+    /// Room for those who follow the log: [`TAILS_MAX`].
+    pub tails: Arc<Semaphore>,
+    /// Ends what would go on for ever.
+    pub shutdown: CancellationToken,
 }
 
 type Ctx = State<Arc<App>>;
@@ -105,7 +110,9 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(download))
         .routes(routes!(checkpoint))
         .routes(routes!(witnesses))
-        .routes(routes!(entries))
+        .routes(routes!(log::entries))
+        .routes(routes!(log::accesses))
+        .routes(routes!(log::tail))
         .routes(routes!(prove))
         .routes(routes!(log_export))
         .split_for_parts()
@@ -131,6 +138,17 @@ impl App {
         action: Action,
         study: Option<&Handle>,
     ) -> Result<Decision, Problem> {
+        self.grant_asked(peer, action, study, &[]).await
+    }
+
+    /// As [`Self::grant`]; the entry says what was asked for, too.
+    async fn grant_asked(
+        &self,
+        peer: &Peer,
+        action: Action,
+        study: Option<&Handle>,
+        asked: &[(&str, String)],
+    ) -> Result<Decision, Problem> {
         let identity = peer.identity()?;
         let mechanism = study.map_or("none", |h| h.meta.study.privacy.mechanism.as_str());
         let resource =
@@ -140,12 +158,25 @@ impl App {
             Action::LogExport => Kind::LogExported,
             _ => Kind::AdminRead,
         };
-        let mut draft = Draft::new(kind).actor(&peer.actor);
+        let asked = asked.iter().map(|(name, value)| (*name, value.as_str()));
+        let mut draft = Draft::new(kind).actor(&peer.actor).asked(asked);
         if let Some(handle) = study {
             draft = draft.study(&handle.meta.study.id);
         }
         let (decision, _) = self.engine.grant(&identity.spiffe, action, &resource, draft).await?;
         Ok(decision)
+    }
+
+    /// A signed checkpoint with the cosignatures that it has.
+    async fn cosigned(&self, note: String) -> Result<Checkpoint, Problem> {
+        let parts = self.engine.parts();
+        let opened = falaj_core::note::Checkpoint::open(&note, parts.signer.verifier())
+            .map_err(|e| Code::Internal.because(e))?;
+        let tree_size = opened.tree_size;
+        let lines = parts.store.cosignatures(tree_size).await.map_err(unreadable)?;
+        let root_hash = opened.root_hash.to_string();
+        let witnesses = u32::try_from(lines.len()).unwrap_or(u32::MAX);
+        Ok(Checkpoint { note: note + &lines.concat(), tree_size, root_hash, witnesses })
     }
 
     fn study(&self, id: &str) -> Result<Handle, Problem> {
@@ -404,19 +435,14 @@ fn safetensors_head(handle: &Handle, model: &Digest, round: u32) -> Result<Vec<u
 #[utoipa::path(get, path = "/api/v1/log/checkpoint", responses((status = 200, body = Checkpoint), (status = 403, body = ProblemJson)))]
 async fn checkpoint(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Checkpoint>> {
     app.grant(&peer, Action::LogRead, None).await?;
-    let (tree_size, note) = app.checkpointer.sign().await.map_err(|e| problem_of(&e))?;
-    let opened = falaj_core::note::Checkpoint::open(&note, app.engine.parts().signer.verifier())
-        .map_err(|e| Code::Internal.because(e))?;
-    let lines = app.engine.parts().store.cosignatures(tree_size).await.map_err(unreadable)?;
-    let root_hash = opened.root_hash.to_string();
-    let witnesses = u32::try_from(lines.len()).unwrap_or(u32::MAX);
-    Ok(Json(Checkpoint { note: note + &lines.concat(), tree_size, root_hash, witnesses }))
+    let (_, note) = app.checkpointer.sign().await.map_err(|e| problem_of(&e))?;
+    Ok(Json(app.cosigned(note).await?))
 }
 
 /// The proof that an entry is in the log, as a file (C2SP tlog-proof).
 #[utoipa::path(get, path = "/api/v1/log/entries/{index}/proof", params(("index" = u64, Path)), responses((status = 200, body = String, content_type = "text/plain"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
 async fn prove(State(app): Ctx, Extension(peer): Who, Path(index): Path<u64>) -> Answer<String> {
-    app.grant(&peer, Action::LogRead, None).await?;
+    app.grant_asked(&peer, Action::LogRead, None, &[("index", index.to_string())]).await?;
     let store = &app.engine.parts().store;
     let (tree_size, note) = app.checkpointer.current(store).await.map_err(|e| problem_of(&e))?;
     if index >= tree_size {
@@ -442,57 +468,6 @@ async fn witnesses(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Wi
     Ok(Json(Page { items: all.into_iter().map(witness).collect(), next: None }))
 }
 
-/// Which entries of the log.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct EntriesQuery {
-    /// First index.
-    #[serde(default)]
-    from: u64,
-    /// Entries on the page, at most 1,000.
-    limit: Option<u32>,
-    /// Only this kind, for example `update.accepted`.
-    kind: Option<String>,
-}
-
-/// Entries of the log, a page at a time.
-#[utoipa::path(get, path = "/api/v1/log/entries", params(("from" = Option<u64>, Query), ("limit" = Option<u32>, Query), ("kind" = Option<String>, Query)), responses((status = 200, body = Page<LogEntry>), (status = 403, body = ProblemJson)))]
-async fn entries(
-    State(app): Ctx,
-    Extension(peer): Who,
-    Query(query): Query<EntriesQuery>,
-) -> Answer<Json<Page<LogEntry>>> {
-    app.grant(&peer, Action::LogRead, None).await?;
-    if let Some(kind) = &query.kind
-        && kind.parse::<Kind>().is_err()
-    {
-        let kinds: Vec<_> = Kind::ALL.iter().map(|k| k.as_str()).collect();
-        return Err(Code::Malformed
-            .because(format!("`{kind}` is no kind of entry; there are {}", kinds.join(", ")))
-            .into());
-    }
-    let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
-    let store = &app.engine.parts().store;
-    let rows = store
-        .entries(query.from, u64::MAX, limit, query.kind.as_deref())
-        .await
-        .map_err(unreadable)?;
-    let next = (rows.len() == limit as usize)
-        .then(|| rows.last().map(|(index, ..)| (index + 1).to_string()))
-        .flatten();
-    let items = rows
-        .into_iter()
-        .map(|(index, bytes, leaf)| {
-            Ok(LogEntry {
-                index,
-                leaf_hash: leaf.to_string(),
-                entry: serde_json::from_slice(&bytes).map_err(|e| Code::Internal.because(e))?,
-            })
-        })
-        .collect::<Result<_, Problem>>()?;
-    Ok(Json(Page { items, next }))
-}
-
 /// How much of the log.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -509,7 +484,9 @@ async fn log_export(
     Extension(peer): Who,
     Query(query): Query<ExportQuery>,
 ) -> Answer<Response> {
-    app.grant(&peer, Action::LogExport, None).await?;
+    let asked: Vec<_> =
+        query.tree_size.map(|size| ("tree_size", size.to_string())).into_iter().collect();
+    app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
     let parts = app.engine.parts();
     let (tree_size, note) = match query.tree_size {
         None => app.checkpointer.sign().await.map_err(|e| problem_of(&e))?,

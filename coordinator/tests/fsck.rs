@@ -5,7 +5,7 @@ use falaj_coordinator::{
     checkpointer::Checkpointer,
     fsck::{Findings, check},
     metrics::Metrics,
-    store::{Store, writer},
+    store::{Database, Store, writer},
 };
 use falaj_core::{
     audit::{Draft, Kind},
@@ -24,10 +24,10 @@ fn signer() -> NoteSigner {
 
 /// A log in a folder, with a checkpoint for every hundred entries.
 async fn written(dir: &Path) -> Outcome {
-    let (store, pool) = Store::open(&dir.join("coordinator.sqlite")).await?;
+    let (store, writing) = Store::open(&Database::Sqlite(dir.join("coordinator.sqlite"))).await?;
     let signer = Arc::new(signer());
     let metrics = Arc::new(Metrics::default());
-    let (writer, service) = writer::open(pool, &signer, None, metrics).await?;
+    let (writer, service) = writer::open(writing, &signer, None, metrics).await?;
     let serving = tokio::spawn(service.run());
     let checkpointer = Checkpointer::new(writer.clone(), signer, Some(dir.join("high-water")));
     for _ in 0..ENTRIES / 100 {
@@ -51,7 +51,8 @@ async fn after(statement: &str) -> Result<Findings, Box<dyn Error>> {
     sqlx::query(sqlx::AssertSqlSafe(statement.to_owned())).execute(&pool).await?;
     pool.close().await;
     let elsewhere = dir.path().join("high-water");
-    Ok(check(dir.path(), signer().verifier(), Some(&elsewhere), |_| {}).await?)
+    let store = Store::read(&Database::Sqlite(dir.path().join("coordinator.sqlite"))).await?;
+    Ok(check(&store, signer().verifier(), Some(&elsewhere), |_| {}).await?)
 }
 
 /// The index and words of the first fault.

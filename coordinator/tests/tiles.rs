@@ -5,7 +5,7 @@ use falaj_coordinator::{
     checkpointer::Checkpointer,
     metrics::Metrics,
     proofs,
-    store::{Store, writer},
+    store::{Database, Store, writer},
 };
 use falaj_core::{
     audit::{Draft, Kind},
@@ -28,9 +28,10 @@ fn signer() -> NoteSigner {
 
 /// A log of [`ENTRIES`] entries in a folder: its store, and its newest checkpoint.
 async fn written(dir: &Path) -> Result<(Store, String), Box<dyn Error>> {
-    let (store, pool) = Store::open(&dir.join("coordinator.sqlite")).await?;
+    let (store, writing) = Store::open(&Database::Sqlite(dir.join("coordinator.sqlite"))).await?;
     let signer = Arc::new(signer());
-    let (writer, service) = writer::open(pool, &signer, None, Arc::new(Metrics::default())).await?;
+    let (writer, service) =
+        writer::open(writing, &signer, None, Arc::new(Metrics::default())).await?;
     let serving = tokio::spawn(service.run());
     for batch in 0..ENTRIES / TOGETHER {
         let entry = |i| Draft::new(Kind::AdminRead).count("n", batch * TOGETHER + i);

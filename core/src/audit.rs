@@ -3,6 +3,8 @@
 //! An entry holds identifiers, digests and counts; never rows, parameters or people. Each carries 16 random
 //! bytes, so that nobody who sees only its hash can guess it. Real quantities are decimal strings.
 
+pub mod objects;
+
 use crate::{
     canon::{self, Canon, CanonError},
     id::{Digest, RoundId, SpiffeId, StudyId},
@@ -176,6 +178,13 @@ impl Draft {
     #[must_use]
     pub fn round(self, round: &RoundId) -> Self {
         self.study(&round.study).with("round", round.number.into())
+    }
+
+    /// What was asked for: names and values; nothing is said when there are none.
+    #[must_use]
+    pub fn asked<'a>(self, what: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let asked = Canon::map(what.into_iter().map(|(name, value)| (name, bounded(value))));
+        if asked == Canon::Map(BTreeMap::new()) { self } else { self.with("asked", asked) }
     }
 
     /// A member of text, cut to a bound.

@@ -166,7 +166,34 @@ pub struct LogEntry {
     pub entry: serde_json::Value,
 }
 
-/// The newest signed checkpoint.
+/// An entry with the proof that it is in the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProvenEntry {
+    /// Its index.
+    pub index: u64,
+    /// Its leaf hash.
+    pub leaf_hash: String,
+    /// The entry's bytes, which are canonical JSON: the leaf hash is SHA-256 over a zero byte and these.
+    pub bytes: String,
+    /// The hashes that lead from the leaf to the root of the answer's checkpoint (RFC 9162, 2.1.3), from below.
+    pub proof: Vec<String>,
+}
+
+/// Who accessed an object: a page of entries that touched it, all of them proven under one checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Accesses {
+    /// The object, spelled in full.
+    pub object: String,
+    /// The checkpoint, the same on every page.
+    pub checkpoint: Checkpoint,
+    /// The entries, in the order of the log: the newest last.
+    pub items: Vec<ProvenEntry>,
+    /// Where the next page starts; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<String>,
+}
+
+/// A signed checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Checkpoint {
     /// The signed note (C2SP tlog-checkpoint).

@@ -69,6 +69,7 @@ fn main() -> ExitCode {
 fn test(args: &[String]) -> Result<()> {
     setup::setup()?;
     setup::go();
+    setup::postgresql();
     // End-to-end tests run the very binaries, so all of them come first.
     tools::cargo(&["build", "--workspace", "--bins"])?;
     let mut words = vec!["test"];

@@ -76,25 +76,42 @@ with zipfile.ZipFile(wheel) as z:
 /// Debian's packages by which Go's own tools check our log.
 const GO: [&str; 2] = ["golang-go", "golang-golang-x-mod-dev"];
 
+/// Debian's package of a database server, by which the store is tested on one.
+const POSTGRESQL: [&str; 1] = ["postgresql"];
+
+fn quiet(program: &str, args: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
 /// Makes sure that Go is there if this may install it; without it the test that needs it says that it is skipped.
 pub(crate) fn go() {
-    let quiet = |program: &str, args: &[&str]| {
-        let mut command = Command::new(program);
-        command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
-    };
-    if quiet("go", &["version"]) {
-        return;
+    if !quiet("go", &["version"]) {
+        packages(&GO);
     }
+}
+
+/// Makes sure that a PostgreSQL server is there if this may install it; without it the tests that need it say that they
+/// are skipped.
+pub(crate) fn postgresql() {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    if !versions.into_iter().any(|v| v.path().join("bin/postgres").is_file()) {
+        packages(&POSTGRESQL);
+    }
+}
+
+/// Installs Debian's packages where this is root.
+fn packages(names: &[&str]) {
     let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
-    eprintln!("installing {}", GO.join(", "));
-    let install = [&["install", "-y", "--no-install-recommends"][..], &GO].concat();
+    eprintln!("installing {}", names.join(", "));
+    let install = [&["install", "-y", "--no-install-recommends"][..], names].concat();
     // A fresh machine may know no package yet.
     let installed = root
         && (quiet("apt-get", &install)
             || (quiet("apt-get", &["update"]) && quiet("apt-get", &install)));
     if !installed {
-        eprintln!("skipped: `sudo apt-get install -y {}` mends that", GO.join(" "));
+        eprintln!("skipped: `sudo apt-get install -y {}` mends that", names.join(" "));
     }
 }
 

@@ -184,6 +184,66 @@ pub(crate) enum LogCommand {
         #[arg(long)]
         limit: Option<u64>,
     },
+    /// Find entries by what they are: every filter that is given must hold.
+    ///
+    /// With --json one entry a line.
+    #[command(
+        after_help = "Examples:\n  falaj log query --decision deny --since 2026-01-01\n  falaj log query --actor spiffe://health.example/ae-on/ae-az/operator/sara --kind model.read\n  falaj --json log query --study heart --round 3"
+    )]
+    Query {
+        #[command(flatten)]
+        filter: Filter,
+        /// Index to begin with.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// At most this many; all when absent.
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+    },
+    /// Show who accessed an object: every entry that touched it, the newest last, each proven to be in the log.
+    ///
+    /// All rows are proven under one signed checkpoint, and each is checked here, from the entry's own bytes, before it
+    /// is shown. That no row is missing is not proven: for that, export the log and verify it. With --json the first line
+    /// has the checkpoint, and then there is one entry a line.
+    #[command(
+        name = "who-accessed",
+        after_help = "Examples:\n  falaj log who-accessed heart\n  falaj log who-accessed heart/3 --since 2026-01-01 --until 2026-01-31\n  falaj log who-accessed spiffe://health.example/ae-on/ae-az/site/hospital-1\n  falaj log who-accessed 9f86d081 -o proofs"
+    )]
+    WhoAccessed {
+        /// A study, study/round, a site or operator by its SPIFFE ID, or a SHA-256 digest, at least its first 8 digits.
+        object: String,
+        #[command(flatten)]
+        span: Span,
+        /// At most this many; all when absent.
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+        /// Where to go on: what an answer that was cut short gave.
+        #[arg(long, value_name = "CURSOR")]
+        cursor: Option<String>,
+        /// Prove under the newest checkpoint that a witness has cosigned, and show nothing that came after it.
+        #[arg(long)]
+        witnessed: bool,
+        /// The log's public key; what the coordinator says it is otherwise.
+        #[arg(long, value_name = "KEY")]
+        log_key: Option<String>,
+        /// Also write each entry and its proof (C2SP tlog-proof) into this folder.
+        #[arg(short, long, value_name = "FOLDER")]
+        output: Option<PathBuf>,
+    },
+    /// Show the newest entries, and with --follow each one as it becomes durable, until Ctrl-C.
+    ///
+    /// With --json one entry a line.
+    #[command(
+        after_help = "Examples:\n  falaj log tail -n 20\n  falaj --json log tail --follow | jq .entry.kind"
+    )]
+    Tail {
+        /// How many entries of those that are there.
+        #[arg(short = 'n', long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1_000))]
+        last: u32,
+        /// Go on with those that come.
+        #[arg(short, long)]
+        follow: bool,
+    },
     /// Prove that an entry is in the log: a file that anybody can check who has the entry and the log's key.
     #[command(
         after_help = "Examples:\n  falaj log prove 12\n  falaj log prove 12 -o entry-12.tlog-proof\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash <as `falaj log entries` shows it> --log-key <key>"
@@ -204,6 +264,42 @@ pub(crate) enum LogCommand {
         #[arg(long, value_name = "ENTRIES")]
         tree_size: Option<u64>,
     },
+}
+
+/// Which entries.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Filter {
+    /// Only entries of this kind.
+    #[arg(long)]
+    pub(crate) kind: Option<String>,
+    /// Only what this party did, by its SPIFFE ID.
+    #[arg(long, value_name = "ID")]
+    pub(crate) actor: Option<String>,
+    /// Only what is about this study.
+    #[arg(long)]
+    pub(crate) study: Option<String>,
+    /// Only what is about this round of the study.
+    #[arg(long, value_name = "N", requires = "study")]
+    pub(crate) round: Option<u32>,
+    /// Only what was decided so.
+    #[arg(long, value_parser = ["allow", "deny"])]
+    pub(crate) decision: Option<String>,
+    /// Only what this policy decided, by its id.
+    #[arg(long, value_name = "ID")]
+    pub(crate) policy: Option<String>,
+    #[command(flatten)]
+    pub(crate) span: Span,
+}
+
+/// A span of time.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Span {
+    /// Not earlier than this: RFC 3339, or a date in UTC.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// Earlier than this: RFC 3339, or a date in UTC, which is included to its end.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<String>,
 }
 
 /// Reckon with privacy.

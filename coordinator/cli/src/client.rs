@@ -9,7 +9,7 @@ use falaj_certs::{
 use falaj_core::id::StudyId;
 use falaj_proto::{
     problem::ProblemJson,
-    rest::{Checkpoint, LogEntry, Model, Page, Round, Site, Status, Study, StudyEvent, Witness},
+    rest::{Accesses, Checkpoint, LogEntry, Model, Page, Round, Site, Status, Study, Witness},
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
 use serde::de::DeserializeOwned;
@@ -57,7 +57,7 @@ pub(crate) enum ClientError {
         status: u16,
     },
     /// An event that cannot be read.
-    #[error("an event of the study cannot be read: {0}")]
+    #[error("an event cannot be read: {0}")]
     Event(String),
 }
 
@@ -127,7 +127,10 @@ impl Client {
 
     /// What happens in a study from now on.
     pub(crate) async fn events(&self, id: &StudyId) -> Answer<Events> {
-        let request = self.request(Method::GET, &format!("studies/{id}/events"));
+        self.events_of(self.request(Method::GET, &format!("studies/{id}/events"))).await
+    }
+
+    async fn events_of(&self, request: RequestBuilder) -> Answer<Events> {
         let server = self.server.clone();
         Ok(Events { answer: self.send(request).await?, server, text: Vec::new() })
     }
@@ -153,19 +156,24 @@ impl Client {
         self.get("log/witnesses").await
     }
 
-    /// One page of log entries.
-    pub(crate) async fn entries(
-        &self,
-        from: u64,
-        limit: u32,
-        kind: Option<&str>,
-    ) -> Answer<Page<LogEntry>> {
-        let mut path = format!("log/entries?from={from}&limit={limit}");
-        if let Some(kind) = kind {
-            path.push_str("&kind=");
-            path.push_str(kind);
+    /// One page of log entries: of those that pass the filters, by name, which are not empty.
+    pub(crate) async fn entries(&self, filters: &[(&str, String)]) -> Answer<Page<LogEntry>> {
+        self.read(self.request(Method::GET, "log/entries").query(filters)).await
+    }
+
+    /// One page of the entries that touched an object, with their proofs.
+    pub(crate) async fn accesses(&self, filters: &[(&str, String)]) -> Answer<Accesses> {
+        self.read(self.request(Method::GET, "log/accesses").query(filters)).await
+    }
+
+    /// The newest entries and, if `follow`, those that come; after the entry `seen` when one is named.
+    pub(crate) async fn tail(&self, last: u32, follow: bool, seen: Option<u64>) -> Answer<Events> {
+        let filters = [("last", last.to_string()), ("follow", follow.to_string())];
+        let mut request = self.request(Method::GET, "log/tail").query(&filters);
+        if let Some(seen) = seen {
+            request = request.header("last-event-id", seen);
         }
-        self.get(&path).await
+        self.events_of(request).await
     }
 
     /// The proof that an entry is in the log.
@@ -225,7 +233,7 @@ impl Client {
     }
 }
 
-/// A study's events, as they come.
+/// Server-sent events, as they come.
 #[derive(Debug)]
 pub(crate) struct Events {
     answer: Response,
@@ -233,16 +241,34 @@ pub(crate) struct Events {
     text: Vec<u8>,
 }
 
+/// One of them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Event {
+    /// What it is, when it says so.
+    pub(crate) kind: String,
+    /// What it carries.
+    pub(crate) data: Vec<u8>,
+}
+
+impl Event {
+    /// What it carries, read.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Answer<T> {
+        serde_json::from_slice(&self.data).map_err(|e| ClientError::Event(e.to_string()))
+    }
+}
+
 impl Events {
     /// The next event; none when the stream has ended.
     ///
     /// # Errors
-    /// When the connection breaks, or an event cannot be read.
-    pub(crate) async fn next(&mut self) -> Answer<Option<StudyEvent>> {
+    /// When the connection breaks, or an event is longer than one can be.
+    pub(crate) async fn next(&mut self) -> Answer<Option<Event>> {
         loop {
-            if let Some(data) = take_event(&mut self.text) {
-                let event = serde_json::from_slice(&data);
-                return event.map(Some).map_err(|e| ClientError::Event(e.to_string()));
+            if let Some(event) = take_event(&mut self.text) {
+                return Ok(Some(event));
             }
             if self.text.len() > EVENT_BYTES_MAX {
                 return Err(ClientError::Event(format!(
@@ -261,19 +287,23 @@ impl Events {
     }
 }
 
-/// The data of the first whole event in `text`, which it is taken from. Comments, which only keep the
-/// connection alive, are skipped. Source: WHATWG HTML, section 9.2.6.
-fn take_event(text: &mut Vec<u8>) -> Option<Vec<u8>> {
+/// The first whole event in `text`, which it is taken from. Comments, which only keep the connection alive, are skipped.
+/// Source: WHATWG HTML, section 9.2.6.
+fn take_event(text: &mut Vec<u8>) -> Option<Event> {
     loop {
         let end = text.windows(2).position(|w| w == b"\n\n")?;
         let block: Vec<u8> = text.drain(..end + 2).collect();
-        let data: Vec<&[u8]> = block
-            .split(|&b| b == b'\n')
-            .filter_map(|line| line.strip_prefix(b"data:"))
-            .map(|line| line.strip_prefix(b" ").unwrap_or(line))
-            .collect();
+        let field = |name: &'static [u8]| {
+            block
+                .split(|&b| b == b'\n')
+                .filter_map(move |line| line.strip_prefix(name))
+                .map(|line| line.strip_prefix(b" ").unwrap_or(line))
+        };
+        let data: Vec<&[u8]> = field(b"data:").collect();
         if !data.is_empty() {
-            return Some(data.join(&b'\n'));
+            let kind = field(b"event:").next().map(String::from_utf8_lossy);
+            let kind = kind.map(std::borrow::Cow::into_owned).unwrap_or_default();
+            return Some(Event { kind, data: data.join(&b'\n') });
         }
     }
 }
@@ -285,10 +315,11 @@ mod tests {
     #[test]
     fn events_are_found_across_chunks_and_comments() {
         let mut text = b":\n\nid: 1\ndata: {\"a\":".to_vec();
+        let event = |kind: &str, data: &str| Some(Event { kind: kind.into(), data: data.into() });
         assert_eq!(take_event(&mut text), None);
-        text.extend_from_slice(b"1}\n\ndata:x\ndata: y\n\n:alive\n\n");
-        assert_eq!(take_event(&mut text).as_deref(), Some(&b"{\"a\":1}"[..]));
-        assert_eq!(take_event(&mut text).as_deref(), Some(&b"x\ny"[..]));
+        text.extend_from_slice(b"1}\n\nevent: end\ndata:x\ndata: y\n\n:alive\n\n");
+        assert_eq!(take_event(&mut text), event("", "{\"a\":1}"));
+        assert_eq!(take_event(&mut text), event("end", "x\ny"));
         assert_eq!(take_event(&mut text), None);
         assert!(text.is_empty());
     }

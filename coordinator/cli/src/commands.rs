@@ -1,10 +1,10 @@
 //! What each command does: ask, then show.
 
 use crate::{
-    args::{Cli, Command, LogCommand, ModelCommand, StudyCommand},
+    args::{Cli, Command, ModelCommand, StudyCommand},
     client::Client,
-    download::{ParamsHash, save, save_as_is},
-    privacy,
+    download::{ParamsHash, save},
+    log, privacy,
     settings::Settings,
     show,
     watch::watch,
@@ -12,19 +12,16 @@ use crate::{
 use anyhow::{Context as _, Result, ensure};
 use clap::CommandFactory as _;
 use falaj_core::{
-    audit::Kind,
     id::{Digest, StudyId},
     study::{Mechanism, Study},
 };
 use falaj_proto::{
-    rest::{self, LogEntry, Page, Witness},
+    rest::{self, Page},
     study::STUDY_BYTES_MAX,
 };
 use serde_json::{Value, json};
 use std::{fs, path::Path, process::ExitCode};
 
-/// Entries asked for at once.
-const ENTRIES_PER_PAGE: u32 = 1_000;
 /// Names the parameters' digest beside a model's bytes.
 const MODEL_SHA256: &str = "falaj-model-sha256";
 
@@ -50,7 +47,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Study(command) => return study(&connect()?, command, json).await,
         Command::Model(command) => model(&connect()?, command, json).await?,
-        Command::Log(command) => log(&connect()?, command, json).await?,
+        Command::Log(command) => log::run(&connect()?, command, json).await?,
         Command::Privacy(command) => return privacy::run(command, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "falaj", &mut std::io::stdout());
@@ -124,72 +121,6 @@ async fn model(client: &Client, command: ModelCommand, json: bool) -> Result<()>
             })
         }
     }
-}
-
-async fn log(client: &Client, command: LogCommand, json: bool) -> Result<()> {
-    match command {
-        LogCommand::Checkpoint => {
-            show::answer(json, &client.checkpoint().await?, |c| c.note.clone())
-        }
-        LogCommand::Witnesses => show::answer(json, &client.witnesses().await?, |page| {
-            let row =
-                |w: &Witness| [w.witness.clone(), w.tree_size.to_string(), w.since.to_string()];
-            show::table(["WITNESS", "SAW ENTRIES", "SINCE THEN"], page.items.iter().map(row))
-        }),
-        LogCommand::Entries { kind, from, limit } => {
-            let entries = entries(client, kind.as_deref(), from, limit).await?;
-            show::answer(json, &entries, entries_table)
-        }
-        LogCommand::Prove { index, output } => {
-            let proof = client.proof(index).await?;
-            let Some(file) = output else {
-                return show::answer(json, &json!({ "index": index, "proof": proof }), |_| {
-                    proof.trim_end().to_owned()
-                });
-            };
-            std::fs::write(&file, &proof).with_context(|| format!("writing {}", file.display()))?;
-            show::answer(json, &json!({ "index": index, "file": file }), |_| {
-                format!("{}; check it with `falaj-verify --proof`", file.display())
-            })
-        }
-        LogCommand::Export { output, tree_size } => {
-            let bytes = save_as_is(client.export(tree_size).await?, &output, json).await?;
-            let answer = json!({ "file": output, "bytes": bytes });
-            let (file, size) = (output.display(), show::bytes(bytes));
-            show::answer(json, &answer, |_| {
-                format!("{file} ({size}); check it with `falaj-verify {file}`")
-            })
-        }
-    }
-}
-
-/// Entries, page after page. Asking is itself an entry, so the log grows by one for every thousand read:
-/// this ends.
-async fn entries(
-    client: &Client,
-    kind: Option<&str>,
-    mut from: u64,
-    limit: Option<u64>,
-) -> Result<Page<LogEntry>> {
-    if let Some(kind) = kind {
-        kind.parse::<Kind>().map_err(|_| {
-            let known: Vec<&str> = Kind::ALL.iter().map(|k| k.as_str()).collect();
-            anyhow::anyhow!("`{kind}` is no kind of entry; there are {}", known.join(", "))
-        })?;
-    }
-    let mut left = limit.unwrap_or(u64::MAX);
-    let mut items = Vec::new();
-    while left > 0 {
-        let asked = u32::try_from(left).unwrap_or(ENTRIES_PER_PAGE).min(ENTRIES_PER_PAGE);
-        let page = client.entries(from, asked, kind).await?;
-        left -= left.min(page.items.len() as u64);
-        items.extend(page.items);
-        match page.next.and_then(|next| next.parse().ok()).filter(|next| *next > from) {
-            Some(next) => from = next,
-            None => break,
-        }
-    }
-    Ok(Page { items, next: None })
 }
 
 fn named(id: &str) -> Result<StudyId> {
@@ -320,21 +251,4 @@ fn models_table(page: &Page<rest::Model>) -> String {
         [m.round.to_string(), m.published.clone(), m.params.to_string(), m.model_sha256.clone()]
     };
     show::table(["ROUND", "PUBLISHED", "PARAMS", "SHA-256"], page.items.iter().map(row))
-}
-
-fn entries_table(page: &Page<LogEntry>) -> String {
-    let row = |e: &LogEntry| {
-        let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-        let entry = &e.entry;
-        let who =
-            entry["actor"]["id"].as_str().or(entry["actor"]["address"].as_str()).unwrap_or("-");
-        let about = match (entry["study"].as_str(), &entry["round"]) {
-            (Some(study), Value::Number(round)) => format!("{study} round {round}"),
-            (Some(study), _) => study.to_owned(),
-            (None, _) => text(&entry["action"]),
-        };
-        let why = text(&entry["reason"]);
-        [e.index.to_string(), text(&entry["ts"]), text(&entry["kind"]), who.to_owned(), about, why]
-    };
-    show::table(["INDEX", "TIME", "KIND", "WHO", "ABOUT", "REASON"], page.items.iter().map(row))
 }

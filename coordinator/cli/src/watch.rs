@@ -54,6 +54,7 @@ async fn follow(
 ) -> Result<Option<StudyEvent>, Broken> {
     let mut events = client.events(id).await.map_err(Broken::Client)?;
     while let Some(event) = events.next().await.map_err(Broken::Client)? {
+        let event: StudyEvent = event.read().map_err(Broken::Client)?;
         *tries = 0;
         screen.show(&event).map_err(Broken::Output)?;
         if event.state != "running" {

@@ -255,10 +255,11 @@ impl Actor {
     }
 
     /// Makes a change durable. When somebody changed the round first (a write that failed and persisted
-    /// all the same looks like that), what is stored is believed, and nothing else.
+    /// all the same looks like that), or nobody knows yet what became of the change, what is stored is believed, and
+    /// nothing else.
     async fn commit(&mut self, commit: Commit) -> Result<Committed, Failed> {
         let done = self.engine.parts().writer.commit(commit).await;
-        if matches!(done, Err(CommitError::Conflict)) {
+        if matches!(done, Err(CommitError::Conflict | CommitError::Slow)) {
             let stored = self.engine.parts().store.newest_round(&self.meta.study.id).await;
             match stored {
                 Ok(stored) => {

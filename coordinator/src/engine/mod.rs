@@ -216,10 +216,13 @@ pub fn problem_of(error: &CommitError) -> Problem {
         CommitError::Conflict => {
             Code::Conflict.because("the round was changed meanwhile; try again")
         }
+        CommitError::Slow => Code::LogUnavailable.because(
+            "the audit log has not taken the entry in time, so nothing is served; a change that was asked for may still take effect: look before you ask again",
+        ),
         CommitError::Full => Code::StorageFull.because(
             "the coordinator's disk is full: nothing was changed, and nothing acknowledged is lost",
         ),
-        CommitError::Failed(_) => {
+        CommitError::ReadOnly | CommitError::Unavailable(_) | CommitError::Failed(_) => {
             Code::LogUnavailable.because("the audit log cannot take an entry, so nothing is served")
         }
     }

@@ -1,31 +1,54 @@
-//! Durable state: SQLite in WAL mode with every commit synced, one writer, readers beside it.
+//! Durable state: one SQLite file, or a PostgreSQL database. One writer, readers beside it, every commit synced.
 //!
 //! What changes together commits together: a round's new state, the rows that belong to it, and the log
-//! entries that say so are one transaction. The writer is [`writer`]; rows are spelled in [`row`].
+//! entries that say so are one transaction. The writer is [`writer`]; rows are spelled in [`row`]. Each backend has its
+//! own SQL and its own migrations; nothing lies between them and [`Store`].
 
+pub mod objects;
+mod postgres;
 pub mod row;
+mod sqlite;
 pub mod writer;
+
+pub use postgres::{
+    init::{Initialised, init},
+    session::{UrlError, url},
+};
 
 use falaj_core::{
     id::{Digest, RoundId, SiteId, StudyId},
-    merkle::{Frontier, TILE_HEIGHT},
+    merkle::TILE_WIDTH,
     round::AnyRound,
 };
-use row::{ExchangeRow, ModelRow, StudyRow, UpdateRow};
+use postgres::session::Session;
+use row::{ExchangeRow, ModelRow, StudyRow, UpdateRow, small};
 use sqlx::{
-    Row as _, SqlitePool,
-    sqlite::{
-        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-    },
+    PgPool, SqlitePool,
+    postgres::{PgConnectOptions, PgDatabaseError},
+    sqlite::SqliteError,
 };
-use std::{path::Path, time::Duration};
+use std::path::PathBuf;
 
-/// Readers at once, beside the writer.
-const READERS: u32 = 4;
 /// Cosignatures that are shown with a checkpoint: those who read notes take so many.
 const COSIGNATURES_MAX: u32 = 60;
-/// How long a statement waits for a lock.
-const BUSY: Duration = Duration::from_secs(5);
+
+/// Entries: index, bytes and leaf hash.
+type Entries = Vec<(u64, Vec<u8>, Digest)>;
+/// Entries as they lie there: index, bytes, and what should be the leaf hash.
+type RawEntries = Vec<(i64, Vec<u8>, Vec<u8>)>;
+/// Checkpoints: tree size and note.
+type Checkpoints = Vec<(i64, String)>;
+/// Hashes of whole tiles as they lie there: level, number, and what should be a hash.
+type Tiles = Vec<(i64, i64, Vec<u8>)>;
+
+/// Where state and log lie. Not to be printed: it may hold a password.
+#[derive(Clone)]
+pub enum Database {
+    /// A SQLite file.
+    Sqlite(PathBuf),
+    /// A PostgreSQL database, as the writer's role.
+    Postgres(Box<PgConnectOptions>),
+}
 
 /// Why the store could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +56,25 @@ pub enum StoreError {
     /// The disk is full.
     #[error("the disk is full")]
     Full(#[source] sqlx::Error),
-    /// Anything else that SQLite says.
+    /// The database takes no writes for now.
+    #[error("the database is read-only")]
+    ReadOnly,
+    /// The database server is away, or ended the session.
+    #[error("the database server cannot be reached")]
+    Unreachable(#[source] sqlx::Error),
+    /// The database did not do it within its time.
+    #[error("the database was too slow: {0}")]
+    Slow(String),
+    /// Another coordinator writes.
+    #[error("another coordinator writes to this database ({0}): end it first")]
+    Held(String),
+    /// The database, or the role that it is used by, does not give what the log needs.
+    #[error("{0}")]
+    Unfit(String),
+    /// What lies in the database is not what this coordinator has in memory.
+    #[error("{0}: nothing is written any more; find out why, then start the coordinator again")]
+    Lost(String),
+    /// Anything else that the database says.
     #[error("the database failed")]
     Sql(#[source] sqlx::Error),
     /// What lies in the database is not what was written there.
@@ -46,13 +87,32 @@ pub enum StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(e: sqlx::Error) -> Self {
-        // 13 is SQLITE_FULL; the extended codes of SQLITE_IOERR that a full disk gives end in 10.
-        let code = e
-            .as_database_error()
-            .and_then(sqlx::error::DatabaseError::code)
-            .and_then(|c| c.parse::<i32>().ok());
-        match code {
-            Some(code) if code & 0xff == 13 || code & 0xff == 10 => Self::Full(e),
+        use sqlx::Error as E;
+        let said = match &e {
+            E::Database(said) => said,
+            E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => {
+                return Self::Unreachable(e);
+            }
+            _ => return Self::Sql(e),
+        };
+        if said.try_downcast_ref::<SqliteError>().is_some() {
+            // 13 is SQLITE_FULL; the extended codes of SQLITE_IOERR that a full disk gives end in 10.
+            return match said.code().and_then(|c| c.parse::<i32>().ok()) {
+                Some(code) if code & 0xff == 13 || code & 0xff == 10 => Self::Full(e),
+                // SQLITE_READONLY.
+                Some(code) if code & 0xff == 8 => Self::ReadOnly,
+                _ => Self::Sql(e),
+            };
+        }
+        let Some(said) = said.try_downcast_ref::<PgDatabaseError>() else { return Self::Sql(e) };
+        match said.code() {
+            "53100" => Self::Full(e),
+            "25006" => Self::ReadOnly,
+            // Cancelled by a timeout, or by an administrator; a lock that was not had in time.
+            "57014" | "55P03" => Self::Slow(said.message().to_owned()),
+            // The server is starting, stopping or full of sessions, or a session was ended.
+            "53300" => Self::Unreachable(e),
+            code if code.starts_with("57P") || code.starts_with("08") => Self::Unreachable(e),
             _ => Self::Sql(e),
         }
     }
@@ -61,30 +121,88 @@ impl From<sqlx::Error> for StoreError {
 /// Reads what the writer has committed.
 #[derive(Clone)]
 pub struct Store {
-    pool: SqlitePool,
+    pool: Pool,
 }
 
+#[derive(Clone)]
+enum Pool {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+}
+
+/// The one connection that writes; [`writer::open`] takes it.
+pub struct Writing {
+    store: Store,
+    connection: Connection,
+}
+
+impl Writing {
+    /// Another handle to the writer's connection, where it is to a SQLite file.
+    #[must_use]
+    pub fn sqlite(&self) -> Option<SqlitePool> {
+        match &self.connection {
+            Connection::Sqlite(pool) => Some(pool.clone()),
+            Connection::Postgres(_) => None,
+        }
+    }
+}
+
+enum Connection {
+    Sqlite(SqlitePool),
+    Postgres(Box<Session>),
+}
+
+/// Asks the backend that is there.
+macro_rules! ask {
+    ($store:expr, $name:ident $(, $argument:expr)*) => {
+        match &$store.pool {
+            Pool::Sqlite(pool) => sqlite::$name(pool $(, $argument)*).await?,
+            Pool::Postgres(pool) => {
+                postgres::session::reading(postgres::$name(pool $(, $argument)*)).await?
+            }
+        }
+    };
+}
+
+use ask;
+
 impl Store {
-    /// Opens the database, creating it if there is none, and brings its schema up to date.
+    /// Opens the database for a coordinator. A SQLite file is made if there is none and its schema brought up to date; in
+    /// a PostgreSQL database an owner has done that ([`init`]), and this becomes its one writer.
+    ///
+    /// # Errors
+    /// [`StoreError`]; with PostgreSQL also when it is not fit to hold a log, when the role may do more than it should,
+    /// and when another coordinator writes.
+    pub async fn open(database: &Database) -> Result<(Self, Writing), StoreError> {
+        let (store, connection) = match database {
+            Database::Sqlite(path) => {
+                let writer = sqlite::writer(path).await?;
+                let pool = Pool::Sqlite(sqlite::readers(path).await?);
+                (Self { pool }, Connection::Sqlite(writer))
+            }
+            Database::Postgres(options) => {
+                let session = Session::open(options).await?;
+                let pool = Pool::Postgres(postgres::session::readers(options).await?);
+                (Self { pool }, Connection::Postgres(Box::new(session)))
+            }
+        };
+        Ok((store.clone(), Writing { store, connection }))
+    }
+
+    /// Opens a database that is there, to read only; its schema must be that of this version.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn open(path: &Path) -> Result<(Self, SqlitePool), StoreError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY);
-        let writer =
-            SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
-        sqlx::migrate!("./migrations").run(&writer).await?;
-        let pool = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .connect_with(options.read_only(true))
-            .await?;
-        Ok((Self { pool }, writer))
+    pub async fn read(database: &Database) -> Result<Self, StoreError> {
+        let pool = match database {
+            Database::Sqlite(path) => Pool::Sqlite(sqlite::readers(path).await?),
+            Database::Postgres(options) => {
+                let pool = postgres::session::readers(options).await?;
+                postgres::init::check_schema(&mut *pool.acquire().await?).await?;
+                Pool::Postgres(pool)
+            }
+        };
+        Ok(Self { pool })
     }
 
     /// Every study, in the order of submission.
@@ -92,10 +210,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn studies(&self) -> Result<Vec<StudyRow>, StoreError> {
-        let rows = sqlx::query("SELECT id, sha256, yaml, state, reason, submitted_ms, submitted_by FROM studies ORDER BY submitted_ms, id")
-            .fetch_all(&self.pool)
-            .await?;
-        rows.iter().map(StudyRow::read).collect()
+        ask!(self, studies).into_iter().map(StudyRow::try_from).collect()
     }
 
     /// One study.
@@ -103,11 +218,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn study(&self, id: &StudyId) -> Result<Option<StudyRow>, StoreError> {
-        let row = sqlx::query("SELECT id, sha256, yaml, state, reason, submitted_ms, submitted_by FROM studies WHERE id = ?")
-            .bind(id.as_str())
-            .fetch_optional(&self.pool)
-            .await?;
-        row.as_ref().map(StudyRow::read).transpose()
+        ask!(self, study, id).map(StudyRow::try_from).transpose()
     }
 
     /// The study's newest round with its version.
@@ -118,16 +229,12 @@ impl Store {
         &self,
         study: &StudyId,
     ) -> Result<Option<(AnyRound, u64)>, StoreError> {
-        let row = sqlx::query("SELECT number, version, state FROM rounds WHERE study = ? ORDER BY number DESC, attempt DESC LIMIT 1")
-            .bind(study.as_str())
-            .fetch_optional(&self.pool)
-            .await?;
-        row.map(|r| {
-            let id = RoundId { study: study.clone(), number: r.get("number") };
-            let version: i64 = r.get("version");
-            Ok((row::read_round(id, r.get("state"))?, version.cast_unsigned()))
-        })
-        .transpose()
+        ask!(self, newest_round, study)
+            .map(|(number, version, state)| {
+                let id = RoundId { study: study.clone(), number: small(number)? };
+                Ok((row::read_round(id, &state)?, version.cast_unsigned()))
+            })
+            .transpose()
     }
 
     /// Every round of a study, in order.
@@ -135,18 +242,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn rounds(&self, study: &StudyId) -> Result<Vec<AnyRound>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT number, state FROM rounds WHERE study = ? ORDER BY number, attempt",
-        )
-        .bind(study.as_str())
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter()
-            .map(|r| {
-                let id = RoundId { study: study.clone(), number: r.get("number") };
-                row::read_round(id, r.get("state"))
-            })
-            .collect()
+        let round = |(number, state): (i64, String)| {
+            row::read_round(RoundId { study: study.clone(), number: small(number)? }, &state)
+        };
+        ask!(self, rounds, study).into_iter().map(round).collect()
     }
 
     /// Every counted update of a study, in order.
@@ -154,11 +253,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn updates(&self, study: &StudyId) -> Result<Vec<UpdateRow>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM updates WHERE study = ? ORDER BY log_index")
-            .bind(study.as_str())
-            .fetch_all(&self.pool)
-            .await?;
-        rows.iter().map(UpdateRow::read).collect()
+        ask!(self, updates, study).into_iter().map(UpdateRow::try_from).collect()
     }
 
     /// The newest update of `site` that was counted, in any study.
@@ -166,12 +261,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn newest_update(&self, site: &SiteId) -> Result<Option<UpdateRow>, StoreError> {
-        let row =
-            sqlx::query("SELECT * FROM updates WHERE site = ? ORDER BY log_index DESC LIMIT 1")
-                .bind(site.to_string())
-                .fetch_optional(&self.pool)
-                .await?;
-        row.as_ref().map(UpdateRow::read).transpose()
+        ask!(self, newest_update, &site.to_string()).map(UpdateRow::try_from).transpose()
     }
 
     /// The counted update of `site` with this payload in any try of the round.
@@ -184,14 +274,7 @@ impl Store {
         site: &str,
         payload: &Digest,
     ) -> Result<Option<UpdateRow>, StoreError> {
-        let row = sqlx::query("SELECT * FROM updates WHERE study = ? AND number = ? AND site = ? AND payload = ? ORDER BY attempt DESC LIMIT 1")
-            .bind(round.study.as_str())
-            .bind(round.number)
-            .bind(site)
-            .bind(payload.to_string())
-            .fetch_optional(&self.pool)
-            .await?;
-        row.as_ref().map(UpdateRow::read).transpose()
+        ask!(self, update, round, site, &payload.to_string()).map(UpdateRow::try_from).transpose()
     }
 
     /// What sites sent in one try of a masked round, phase by phase, in the order in which it came.
@@ -203,15 +286,7 @@ impl Store {
         round: &RoundId,
         attempt: u32,
     ) -> Result<Vec<ExchangeRow>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT * FROM exchanges WHERE study = ? AND number = ? AND attempt = ? ORDER BY rowid",
-        )
-        .bind(round.study.as_str())
-        .bind(round.number)
-        .bind(attempt)
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(ExchangeRow::read).collect()
+        ask!(self, exchanges, round, attempt).into_iter().map(ExchangeRow::try_from).collect()
     }
 
     /// Every model of a study, in order.
@@ -219,11 +294,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn models(&self, study: &StudyId) -> Result<Vec<ModelRow>, StoreError> {
-        let rows = sqlx::query("SELECT study, number, sha256, published_ms FROM models WHERE study = ? ORDER BY number")
-            .bind(study.as_str())
-            .fetch_all(&self.pool)
-            .await?;
-        rows.iter().map(ModelRow::read).collect()
+        ask!(self, models, study).into_iter().map(ModelRow::try_from).collect()
     }
 
     /// Entries from index `from` on, at most `limit`, below `below`, of one kind if asked: index, bytes and
@@ -238,19 +309,27 @@ impl Store {
         limit: u32,
         kind: Option<&str>,
     ) -> Result<Vec<(u64, Vec<u8>, Digest)>, StoreError> {
-        let rows = sqlx::query("SELECT seq, bytes, leaf FROM log_entries WHERE seq >= ? AND seq < ? AND (?3 IS NULL OR kind = ?3) ORDER BY seq LIMIT ?4")
-            .bind(from.cast_signed())
-            .bind(i64::try_from(below).unwrap_or(i64::MAX))
-            .bind(kind)
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await?;
-        rows.iter()
-            .map(|r| {
-                let seq: i64 = r.get("seq");
-                Ok((seq.cast_unsigned(), r.get("bytes"), row::digest_of(r.get("leaf"))?))
-            })
-            .collect()
+        Ok(ask!(self, entries, place(from), place(below), limit, kind))
+    }
+
+    /// Entries in the log, if none is missing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn size(&self) -> Result<u64, StoreError> {
+        Ok(ask!(self, size).cast_unsigned())
+    }
+
+    /// Entries from index `from` on, at most `limit`, as they lie there, whatever was done to them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn raw_entries(
+        &self,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<(i64, Vec<u8>, Vec<u8>)>, StoreError> {
+        Ok(ask!(self, raw_entries, place(from), limit))
     }
 
     /// The newest signed checkpoint: its size and note.
@@ -258,12 +337,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn newest_checkpoint(&self) -> Result<Option<(u64, String)>, StoreError> {
-        let row = sqlx::query(
-            "SELECT tree_size, note FROM log_checkpoints ORDER BY tree_size DESC LIMIT 1",
-        )
-        .fetch_optional(&self.pool)
-        .await?;
-        Ok(row.map(|r| (r.get::<i64, _>("tree_size").cast_unsigned(), r.get("note"))))
+        Ok(ask!(self, newest_checkpoint).map(|(size, note)| (size.cast_unsigned(), note)))
     }
 
     /// The signed checkpoint of this size, if there is one.
@@ -271,11 +345,19 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn checkpoint(&self, tree_size: u64) -> Result<Option<String>, StoreError> {
-        let row = sqlx::query("SELECT note FROM log_checkpoints WHERE tree_size = ?")
-            .bind(tree_size.cast_signed())
-            .fetch_optional(&self.pool)
-            .await?;
-        Ok(row.map(|r| r.get("note")))
+        Ok(ask!(self, checkpoint, place(tree_size)))
+    }
+
+    /// Signed checkpoints of sizes after this one, at most `limit`, as they lie there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn checkpoints(
+        &self,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(i64, String)>, StoreError> {
+        Ok(ask!(self, checkpoints, after, limit))
     }
 
     /// The cosignatures of the checkpoint of this size, one line each.
@@ -283,14 +365,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn cosignatures(&self, tree_size: u64) -> Result<Vec<String>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT line FROM log_cosignatures WHERE tree_size = ? ORDER BY witness LIMIT ?",
-        )
-        .bind(tree_size.cast_signed())
-        .bind(COSIGNATURES_MAX)
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(rows.iter().map(|r| r.get("line")).collect())
+        Ok(ask!(self, cosignatures, place(tree_size)))
     }
 
     /// Every witness, and entries in the newest checkpoint that it has cosigned.
@@ -298,11 +373,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn witnesses(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        let rows = sqlx::query("SELECT witness, max(tree_size) AS newest FROM log_cosignatures GROUP BY witness ORDER BY witness")
-            .fetch_all(&self.pool)
-            .await?;
-        let row = |r: &SqliteRow| (r.get("witness"), r.get::<i64, _>("newest").cast_unsigned());
-        Ok(rows.iter().map(row).collect())
+        let witnesses = ask!(self, witnesses).into_iter();
+        Ok(witnesses.map(|(witness, newest)| (witness, newest.cast_unsigned())).collect())
     }
 
     /// The sizes of the newest checkpoints that each witness has cosigned, up to `below`, in order.
@@ -310,40 +382,29 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn witnessed(&self, below: u64) -> Result<Vec<u64>, StoreError> {
-        let rows = sqlx::query("SELECT DISTINCT newest FROM (SELECT max(tree_size) AS newest FROM log_cosignatures WHERE tree_size <= ? GROUP BY witness) ORDER BY newest")
-            .bind(below.cast_signed())
-            .fetch_all(&self.pool)
-            .await?;
-        Ok(rows.iter().map(|r| r.get::<i64, _>("newest").cast_unsigned()).collect())
+        Ok(ask!(self, witnessed, place(below)).into_iter().map(i64::cast_unsigned).collect())
     }
 
-    /// The hash of the complete subtree `n` of a height, from the hashes of the level of tiles below.
+    /// The hashes of tile `n` of a level of tiles, as many as there are.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] when there are not all of them.
-    pub async fn subtree(&self, height: u32, n: u64) -> Result<Digest, StoreError> {
-        let level = height / TILE_HEIGHT;
-        let width = 1_i64 << (height % TILE_HEIGHT);
-        let first = n.cast_signed() * width;
-        let query = if level == 0 {
-            "SELECT leaf AS hash FROM log_entries WHERE seq >= ?2 AND seq < ?3 AND ?1 = 0 ORDER BY seq"
+    /// [`StoreError`].
+    pub async fn tile(&self, level: u32, n: u64) -> Result<Vec<Digest>, StoreError> {
+        let (from, below) = (place(n * TILE_WIDTH), place((n + 1) * TILE_WIDTH));
+        let hashes = if level == 0 {
+            ask!(self, leaves, from, below)
         } else {
-            "SELECT hash FROM log_tiles WHERE level = ?1 AND n >= ?2 AND n < ?3 ORDER BY n"
+            ask!(self, tile_hashes, level, from, below)
         };
-        let rows = sqlx::query(query)
-            .bind(level)
-            .bind(first)
-            .bind(first + width)
-            .fetch_all(&self.pool)
-            .await?;
-        if rows.len() as u64 != width.cast_unsigned() {
-            return Err(StoreError::Corrupt(format!("no whole subtree {n} of height {height}")));
-        }
-        let mut frontier = Frontier::new();
-        for row in &rows {
-            frontier.push(row::digest_of(row.get("hash"))?);
-        }
-        Ok(frontier.root())
+        hashes.iter().map(|hash| row::digest_of(hash)).collect()
+    }
+
+    /// The hashes of whole tiles as they lie there: level, number, hash.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn tiles(&self) -> Result<Vec<(i64, i64, Vec<u8>)>, StoreError> {
+        Ok(ask!(self, tiles))
     }
 
     /// Every certificate that an entry may name: digest and DER.
@@ -351,10 +412,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn certificates(&self) -> Result<Vec<(Digest, Vec<u8>)>, StoreError> {
-        let rows = sqlx::query("SELECT sha256, der FROM certificates ORDER BY sha256")
-            .fetch_all(&self.pool)
-            .await?;
-        rows.iter().map(|r| Ok((row::parsed(r.get("sha256"))?, r.get("der")))).collect()
+        let certificates = ask!(self, certificates).into_iter();
+        certificates.map(|(digest, der)| Ok((row::parsed(&digest)?, der))).collect()
     }
 
     /// Every policy file that was ever in force: set, name and bytes.
@@ -362,12 +421,12 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn policies(&self) -> Result<Vec<(Digest, String, Vec<u8>)>, StoreError> {
-        let rows =
-            sqlx::query("SELECT set_sha256, file, bytes FROM policies ORDER BY set_sha256, file")
-                .fetch_all(&self.pool)
-                .await?;
-        rows.iter()
-            .map(|r| Ok((row::parsed(r.get("set_sha256"))?, r.get("file"), r.get("bytes"))))
-            .collect()
+        let policies = ask!(self, policies).into_iter();
+        policies.map(|(set, file, bytes)| Ok((row::parsed(&set)?, file, bytes))).collect()
     }
+}
+
+/// A place in the log, or a bound beyond its end, as databases count.
+fn place(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }

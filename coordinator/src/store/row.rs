@@ -10,7 +10,6 @@ use falaj_core::{
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use sqlx::{Row as _, sqlite::SqliteRow};
 use std::{collections::BTreeMap, str::FromStr};
 
 /// A study as submitted, and how it stands.
@@ -96,61 +95,96 @@ pub(super) fn digest_of(bytes: &[u8]) -> Result<Digest, StoreError> {
     Ok(Digest(bytes))
 }
 
-fn at(row: &SqliteRow, column: &str) -> Timestamp {
-    Timestamp::from_millis(row.get(column))
+/// A round's number or the number of a try.
+pub(super) fn small(number: i64) -> Result<u32, StoreError> {
+    u32::try_from(number).map_err(|_| StoreError::Corrupt(format!("the number {number}")))
 }
 
-impl StudyRow {
-    pub(super) fn read(r: &SqliteRow) -> Result<Self, StoreError> {
+/// id, sha256, yaml, state, reason, submitted, by whom.
+pub(super) type StudyColumns = (String, String, Vec<u8>, String, Option<String>, i64, String);
+
+impl TryFrom<StudyColumns> for StudyRow {
+    type Error = StoreError;
+    fn try_from(c: StudyColumns) -> Result<Self, StoreError> {
+        let (id, sha256, yaml, state, reason, submitted, submitted_by) = c;
         Ok(Self {
-            id: parsed(r.get("id"))?,
-            sha256: parsed(r.get("sha256"))?,
-            yaml: r.get("yaml"),
-            state: r.get("state"),
-            reason: r.get("reason"),
-            submitted: at(r, "submitted_ms"),
-            submitted_by: r.get("submitted_by"),
+            id: parsed(&id)?,
+            sha256: parsed(&sha256)?,
+            yaml,
+            state,
+            reason,
+            submitted: Timestamp::from_millis(submitted),
+            submitted_by,
         })
     }
 }
 
-impl UpdateRow {
-    pub(super) fn read(r: &SqliteRow) -> Result<Self, StoreError> {
+/// study, number, attempt, site, header, signature, payload, bytes, epsilon, index and leaf of the entry, committed.
+pub(super) type UpdateColumns =
+    (String, i64, i64, String, Vec<u8>, Vec<u8>, String, i64, String, i64, Vec<u8>, i64);
+
+impl TryFrom<UpdateColumns> for UpdateRow {
+    type Error = StoreError;
+    fn try_from(c: UpdateColumns) -> Result<Self, StoreError> {
+        let (
+            study,
+            number,
+            attempt,
+            site,
+            header,
+            signature,
+            payload,
+            bytes,
+            epsilon,
+            log_index,
+            leaf,
+            committed,
+        ) = c;
         Ok(Self {
-            round: RoundId { study: parsed(r.get("study"))?, number: r.get("number") },
-            attempt: r.get("attempt"),
-            site: parsed(r.get("site"))?,
-            header: r.get("header"),
-            signature: r.get("signature"),
-            payload: parsed(r.get("payload"))?,
-            bytes: r.get::<i64, _>("bytes").cast_unsigned(),
-            epsilon: r.get("epsilon"),
-            log_index: r.get::<i64, _>("log_index").cast_unsigned(),
-            leaf: digest_of(r.get("leaf"))?,
-            committed: at(r, "committed_ms"),
+            round: RoundId { study: parsed(&study)?, number: small(number)? },
+            attempt: small(attempt)?,
+            site: parsed(&site)?,
+            header,
+            signature,
+            payload: parsed(&payload)?,
+            bytes: bytes.cast_unsigned(),
+            epsilon,
+            log_index: log_index.cast_unsigned(),
+            leaf: digest_of(&leaf)?,
+            committed: Timestamp::from_millis(committed),
         })
     }
 }
 
-impl ExchangeRow {
-    pub(super) fn read(r: &SqliteRow) -> Result<Self, StoreError> {
+/// study, number, attempt, phase, site, messages.
+pub(super) type ExchangeColumns = (String, i64, i64, String, String, Vec<u8>);
+
+impl TryFrom<ExchangeColumns> for ExchangeRow {
+    type Error = StoreError;
+    fn try_from(c: ExchangeColumns) -> Result<Self, StoreError> {
+        let (study, number, attempt, phase, site, messages) = c;
         Ok(Self {
-            round: RoundId { study: parsed(r.get("study"))?, number: r.get("number") },
-            attempt: r.get("attempt"),
-            phase: r.get("phase"),
-            site: parsed(r.get("site"))?,
-            messages: r.get("messages"),
+            round: RoundId { study: parsed(&study)?, number: small(number)? },
+            attempt: small(attempt)?,
+            phase,
+            site: parsed(&site)?,
+            messages,
         })
     }
 }
 
-impl ModelRow {
-    pub(super) fn read(r: &SqliteRow) -> Result<Self, StoreError> {
+/// study, number, sha256, published.
+pub(super) type ModelColumns = (String, i64, String, i64);
+
+impl TryFrom<ModelColumns> for ModelRow {
+    type Error = StoreError;
+    fn try_from(c: ModelColumns) -> Result<Self, StoreError> {
+        let (study, number, sha256, published) = c;
         Ok(Self {
-            study: parsed(r.get("study"))?,
-            number: r.get("number"),
-            sha256: parsed(r.get("sha256"))?,
-            published: at(r, "published_ms"),
+            study: parsed(&study)?,
+            number: small(number)?,
+            sha256: parsed(&sha256)?,
+            published: Timestamp::from_millis(published),
         })
     }
 }

@@ -4,29 +4,36 @@
 //! only after its commit is durable; if anything fails, nothing has happened, in memory either.
 
 use super::{
-    StoreError,
+    Connection, StoreError, Writing, objects, postgres,
     row::{ExchangeRow, ModelRow, StudyRow, UpdateRow, write_round},
+    sqlite,
 };
 use crate::{clock, metrics::Metrics};
 use anyhow::Context as _;
 use falaj_core::{
-    audit::Draft,
+    audit::{Draft, Entry, Kind},
     id::{Digest, StudyId},
     merkle::{Frontier, TILE_HEIGHT, leaf_hash},
     note::{Checkpoint, NoteSigner},
     round::AnyRound,
     time::Timestamp,
 };
-use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool};
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use sqlx::{Connection as _, Postgres, Sqlite, SqlitePool, Transaction};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Commits waiting at most; beyond it callers are told that the log is busy.
 const QUEUE: usize = 4_096;
+/// How long a caller waits for its commit. After that nothing is served, whatever became of the commit.
+pub const COMMIT_WAIT: Duration = Duration::from_secs(2);
 /// Commits in one transaction at most.
 const GROUP: usize = 1_024;
-/// Rows of one `INSERT`, well below SQLite's bound on bound values.
-const ROWS_PER_INSERT: usize = 1_024;
+/// Entries that are read at once when the tree is recomputed.
+const PAGE: u32 = 1_024;
 
 /// What must become durable together.
 #[derive(Default)]
@@ -81,9 +88,19 @@ pub enum CommitError {
     /// Somebody else changed the round first.
     #[error("the round was changed by somebody else")]
     Conflict,
+    /// It took too long. What was still waiting is not begun any more; what was under way may yet become durable, so an
+    /// entry can be there of what was then refused, and never the other way round.
+    #[error("it was not durable within {} seconds", COMMIT_WAIT.as_secs())]
+    Slow,
     /// The disk is full.
     #[error("the disk is full")]
     Full,
+    /// The database takes no writes for now.
+    #[error("the database is read-only")]
+    ReadOnly,
+    /// The database server is away or too slow; a later commit may find it back.
+    #[error("{0}")]
+    Unavailable(String),
     /// The database failed.
     #[error("the database failed: {0}")]
     Failed(String),
@@ -93,6 +110,10 @@ impl From<StoreError> for CommitError {
     fn from(e: StoreError) -> Self {
         match e {
             StoreError::Full(_) => Self::Full,
+            StoreError::ReadOnly => Self::ReadOnly,
+            e @ (StoreError::Unreachable(_) | StoreError::Slow(_) | StoreError::Held(_)) => {
+                Self::Unavailable(format!("{:#}", anyhow::Error::from(e)))
+            }
             other => Self::Failed(format!("{:#}", anyhow::Error::from(other))),
         }
     }
@@ -101,10 +122,13 @@ impl From<StoreError> for CommitError {
 /// A tree head: size and root.
 pub type Head = (u64, Digest);
 
-/// What one transaction gives: each commit's result, and the frontier after them.
-type Group = (Vec<Result<Committed, CommitError>>, Frontier);
+/// What becomes of each commit of a transaction.
+pub(super) type Results = Vec<Result<Committed, CommitError>>;
 
-type Waiting = (Commit, oneshot::Sender<Result<Committed, CommitError>>);
+/// A commit, and until when it may begin.
+pub(super) type Due = (Commit, Instant);
+
+type Waiting = (Due, oneshot::Sender<Result<Committed, CommitError>>);
 
 /// A cheap handle to the writer.
 #[derive(Clone)]
@@ -121,9 +145,13 @@ impl Writer {
     /// [`CommitError`].
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send((commit, reply)).map_err(|_| CommitError::Busy)?;
+        let until = Instant::now() + COMMIT_WAIT;
+        self.queue.try_send(((commit, until), reply)).map_err(|_| CommitError::Busy)?;
         self.metrics.writer_queue.set(i64::try_from(QUEUE - self.queue.capacity()).unwrap_or(0));
-        answer.await.map_err(|_| CommitError::Failed("the writer has ended".into()))?
+        let answered = tokio::time::timeout_at(until.into(), answer).await;
+        answered
+            .map_err(|_| CommitError::Slow)?
+            .map_err(|_| CommitError::Failed("the writer has ended".into()))?
     }
 
     /// Makes entries durable.
@@ -147,11 +175,19 @@ impl Writer {
     }
 }
 
+/// Where the log ends.
+#[derive(Clone)]
+pub(super) struct Tip {
+    pub(super) frontier: Frontier,
+    /// When the newest entry was committed: none may be earlier, whatever the clock does.
+    latest: Timestamp,
+}
+
 /// The writer itself; run it as a task.
 pub struct Service {
-    pool: SqlitePool,
+    writing: Writing,
     queue: mpsc::Receiver<Waiting>,
-    frontier: Frontier,
+    tip: Tip,
     head: watch::Sender<Head>,
     metrics: Arc<Metrics>,
 }
@@ -163,32 +199,30 @@ pub struct Service {
 /// When an entry's bytes are not those that were hashed, or the log is not the one that was signed: the
 /// message names both sizes.
 pub async fn open(
-    pool: SqlitePool,
+    mut writing: Writing,
     signer: &NoteSigner,
     elsewhere: Option<&str>,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<(Writer, Service)> {
-    use futures_util::TryStreamExt as _;
-    let stored: Option<String> =
-        sqlx::query("SELECT note FROM log_checkpoints ORDER BY tree_size DESC LIMIT 1")
-            .fetch_optional(&pool)
-            .await?
-            .map(|r| r.get("note"));
-    let signed = stored.iter().map(String::as_str).chain(elsewhere);
+    let store = &writing.store;
+    let stored = store.newest_checkpoint().await?.map(|(_, note)| note);
+    let signed = stored.as_deref().into_iter().chain(elsewhere);
     let signed: Vec<Checkpoint> = signed
         .map(|note| Checkpoint::open(note, signer.verifier()))
         .collect::<Result<_, _>>()
         .context("a checkpoint of this log cannot be read")?;
     let mut frontier = Frontier::new();
     let mut tiles = Tiles::default();
-    {
-        let mut rows =
-            sqlx::query("SELECT seq, bytes, leaf FROM log_entries ORDER BY seq").fetch(&pool);
-        while let Some(row) = rows.try_next().await? {
-            let seq = row.get::<i64, _>("seq").cast_unsigned();
-            let leaf = leaf_hash(row.get("bytes"));
+    let mut newest = Vec::new();
+    loop {
+        let page = store.raw_entries(frontier.size(), PAGE).await?;
+        if page.is_empty() {
+            break;
+        }
+        for (seq, bytes, stored) in page {
+            let leaf = leaf_hash(&bytes);
             anyhow::ensure!(
-                seq == frontier.size() && leaf.0 == row.get::<&[u8], _>("leaf"),
+                seq.cast_unsigned() == frontier.size() && leaf.0[..] == stored,
                 "log entry {} is missing or was changed: restore the database from a backup",
                 frontier.size()
             );
@@ -202,6 +236,7 @@ pub async fn open(
                     signed.root_hash
                 );
             }
+            newest = bytes;
         }
     }
     for signed in signed {
@@ -212,11 +247,23 @@ pub async fn open(
             signed.tree_size
         );
     }
-    tiles.mend(&pool).await?;
+    tiles.mend(&mut writing).await?;
+    if let Connection::Sqlite(pool) = &writing.connection {
+        sqlite::mend_objects(pool).await?;
+    }
+    let latest = if newest.is_empty() { Timestamp::from_millis(0) } else { committed_at(&newest)? };
     let (queue, waiting) = mpsc::channel(QUEUE);
     let (head, heads) = watch::channel((frontier.size(), frontier.root()));
     let writer = Writer { queue, head: heads, metrics: metrics.clone() };
-    Ok((writer, Service { pool, queue: waiting, frontier, head, metrics }))
+    let tip = Tip { frontier, latest };
+    Ok((writer, Service { writing, queue: waiting, tip, head, metrics }))
+}
+
+/// When an entry was committed.
+fn committed_at(bytes: &[u8]) -> anyhow::Result<Timestamp> {
+    let entry = Entry::parse(bytes).context("the newest log entry cannot be read")?;
+    let ts: jiff::Timestamp = entry.ts.parse().context("the newest log entry has no time")?;
+    Ok(Timestamp::from_millis(ts.as_millisecond()))
 }
 
 impl Service {
@@ -225,12 +272,12 @@ impl Service {
         let mut group = Vec::with_capacity(GROUP);
         while self.queue.recv_many(&mut group, GROUP).await > 0 {
             let started = Instant::now();
-            let (commits, replies): (Vec<Commit>, Vec<_>) = group.drain(..).unzip();
+            let (commits, replies): (Vec<Due>, Vec<_>) = group.drain(..).unzip();
             let size = commits.len();
             match self.write(commits).await {
-                Ok((results, frontier)) => {
-                    self.frontier = frontier;
-                    self.head.send_replace((self.frontier.size(), self.frontier.root()));
+                Ok(results) => {
+                    let tree = &self.tip.frontier;
+                    self.head.send_replace((tree.size(), tree.root()));
                     for (reply, result) in replies.into_iter().zip(results) {
                         // A caller that has gone away does not undo what is durable.
                         let _ = reply.send(result);
@@ -238,7 +285,7 @@ impl Service {
                 }
                 Err(e) => {
                     let e = CommitError::from(e);
-                    tracing::error!(error = %e, commits = size, "nothing was committed");
+                    tracing::error!(error = %e, commits = size, "nothing was acknowledged");
                     for reply in replies {
                         let _ = reply.send(Err(e.clone()));
                     }
@@ -248,232 +295,151 @@ impl Service {
         }
     }
 
-    /// One transaction. Gives each commit's result and the frontier after them.
-    async fn write(&self, commits: Vec<Commit>) -> Result<Group, StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        let done = self.write_on(&mut connection, commits).await;
-        if done.is_err() {
-            // A commit that fails for want of room leaves the connection in doubt about its
-            // transaction; a fresh one has none.
-            connection.close_on_drop();
+    /// One transaction. The tip counts it in when it is durable.
+    async fn write(&mut self, commits: Vec<Due>) -> Result<Results, StoreError> {
+        let Writing { store, connection } = &mut self.writing;
+        match connection {
+            Connection::Sqlite(pool) => write_sqlite(pool, &mut self.tip, commits).await,
+            Connection::Postgres(session) => session.write(store, &mut self.tip, commits).await,
         }
-        done
     }
+}
 
-    async fn write_on(
-        &self,
-        connection: &mut SqliteConnection,
-        commits: Vec<Commit>,
-    ) -> Result<Group, StoreError> {
-        let mut frontier = self.frontier.clone();
-        let mut tiles = Tiles::default();
-        let mut entries = Vec::new();
-        let mut results = Vec::with_capacity(commits.len());
-        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-        for commit in commits {
-            if let Some((round, version)) = &commit.round
-                && !put_round(&mut tx, round, *version).await?
-            {
+async fn write_sqlite(
+    pool: &SqlitePool,
+    tip: &mut Tip,
+    commits: Vec<Due>,
+) -> Result<Results, StoreError> {
+    let mut connection = pool.acquire().await?;
+    let done = async {
+        let mut tx = Tx::Sqlite(connection.begin_with("BEGIN IMMEDIATE").await?);
+        let (results, after) = fill(&mut tx, tip, commits).await?;
+        tx.commit().await?;
+        *tip = after;
+        Ok(results)
+    }
+    .await;
+    if done.is_err() {
+        // A commit that fails for want of room leaves the connection in doubt about its
+        // transaction; a fresh one has none.
+        connection.close_on_drop();
+    }
+    done
+}
+
+/// A transaction that is under way.
+pub(super) enum Tx<'c> {
+    /// In a SQLite file.
+    Sqlite(Transaction<'c, Sqlite>),
+    /// In a PostgreSQL database.
+    Postgres(Transaction<'c, Postgres>),
+}
+
+/// Has the transaction's backend do it.
+macro_rules! put {
+    ($tx:expr, $name:ident $(, $argument:expr)*) => {
+        match $tx {
+            Tx::Sqlite(tx) => sqlite::$name(tx $(, $argument)*).await?,
+            Tx::Postgres(tx) => postgres::$name(tx $(, $argument)*).await?,
+        }
+    };
+}
+
+impl Tx<'_> {
+    pub(super) async fn commit(self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(tx) => tx.commit().await?,
+            Self::Postgres(tx) => tx.commit().await?,
+        }
+        Ok(())
+    }
+}
+
+/// An entry that has its place.
+pub(super) struct Written {
+    pub(super) seq: u64,
+    pub(super) kind: Kind,
+    pub(super) bytes: Vec<u8>,
+    pub(super) leaf: Digest,
+}
+
+/// Puts commits into a transaction that goes on where the log ends. Gives what becomes of each, and where it ends then.
+pub(super) async fn fill(
+    tx: &mut Tx<'_>,
+    tip: &Tip,
+    commits: Vec<Due>,
+) -> Result<(Results, Tip), StoreError> {
+    let Tip { mut frontier, mut latest } = tip.clone();
+    let mut tiles = Tiles::default();
+    let mut entries = Vec::new();
+    let mut results = Vec::with_capacity(commits.len());
+    for (commit, until) in commits {
+        if Instant::now() >= until {
+            results.push(Err(CommitError::Slow));
+            continue;
+        }
+        if let Some((round, version)) = &commit.round {
+            let (state, attempt) = (write_round(round), round.spec().attempt);
+            if !put!(tx, put_round, round.id(), attempt, state, *version) {
                 results.push(Err(CommitError::Conflict));
                 continue;
             }
-            let first = frontier.size();
-            let at = clock::now();
-            let mut leaves = Vec::with_capacity(commit.entries.len());
-            for draft in commit.entries {
-                let kind = draft.kind();
-                let bytes = draft.finish(frontier.size(), at, clock::nonce());
-                let leaf = leaf_hash(&bytes);
-                entries.push((frontier.size(), kind, bytes, leaf));
-                leaves.push(leaf);
-                frontier.push_telling(leaf, |height, n, hash| tiles.take(height, n, hash));
-            }
-            let committed = Committed { first, leaves, at };
-            for change in commit.rows {
-                put(&mut tx, change, &committed).await?;
-            }
-            results.push(Ok(committed));
         }
-        for rows in entries.chunks(ROWS_PER_INSERT) {
-            let mut insert: QueryBuilder<Sqlite> =
-                QueryBuilder::new("INSERT INTO log_entries (seq, kind, bytes, leaf) ");
-            insert.push_values(rows, |mut row, (seq, kind, bytes, leaf)| {
-                row.push_bind(seq.cast_signed())
-                    .push_bind(kind.as_str())
-                    .push_bind(&bytes[..])
-                    .push_bind(&leaf.0[..]);
-            });
-            insert.build().execute(&mut *tx).await?;
+        let first = frontier.size();
+        latest = latest.max(clock::now());
+        let at = latest;
+        let mut leaves = Vec::with_capacity(commit.entries.len());
+        for draft in commit.entries {
+            let (seq, kind) = (frontier.size(), draft.kind());
+            let bytes = draft.finish(seq, at, clock::nonce());
+            let leaf = leaf_hash(&bytes);
+            entries.push(Written { seq, kind, bytes, leaf });
+            leaves.push(leaf);
+            frontier.push_telling(leaf, |height, n, hash| tiles.take(height, n, hash));
         }
-        tiles.put(&mut tx).await?;
-        tx.commit().await?;
-        Ok((results, frontier))
+        let committed = Committed { first, leaves, at };
+        for change in commit.rows {
+            put!(tx, put, change, &committed);
+        }
+        results.push(Ok(committed));
     }
+    put!(tx, put_entries, &entries);
+    let touched = objects::touched(entries.iter().map(|e| (e.seq, &e.bytes[..])));
+    put!(tx, put_objects, &touched);
+    put!(tx, put_tiles, &tiles.0);
+    Ok((results, Tip { frontier, latest }))
 }
 
 /// Hashes of whole tiles: a level, a number in it, and the hash.
 #[derive(Default)]
-struct Tiles(Vec<(i64, i64, Digest)>);
+struct Tiles(Vec<(u32, u64, [u8; 32])>);
 
 impl Tiles {
     /// Keeps a completed node if it is the root of a tile.
     fn take(&mut self, height: u32, n: u64, hash: Digest) {
         if height.is_multiple_of(TILE_HEIGHT) {
-            self.0.push((i64::from(height / TILE_HEIGHT), n.cast_signed(), hash));
+            self.0.push((height / TILE_HEIGHT, n, hash.0));
         }
-    }
-
-    async fn put(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        for rows in self.0.chunks(ROWS_PER_INSERT) {
-            let mut insert: QueryBuilder<Sqlite> =
-                QueryBuilder::new("INSERT INTO log_tiles (level, n, hash) ");
-            insert.push_values(rows, |mut row, (level, n, hash)| {
-                row.push_bind(*level).push_bind(*n).push_bind(&hash.0[..]);
-            });
-            insert.build().execute(&mut *connection).await?;
-        }
-        Ok(())
     }
 
     /// Makes the stored hashes those that were just computed from the entries: they are a copy that only saves time.
-    async fn mend(&self, pool: &SqlitePool) -> Result<(), sqlx::Error> {
-        let rows = sqlx::query("SELECT level, n, hash FROM log_tiles").fetch_all(pool).await?;
+    async fn mend(&self, writing: &mut Writing) -> Result<(), StoreError> {
+        let rows = writing.store.tiles().await?.into_iter();
         let stored: BTreeMap<(i64, i64), Vec<u8>> =
-            rows.iter().map(|r| ((r.get("level"), r.get("n")), r.get("hash"))).collect();
-        let same = |(level, n, hash): &(i64, i64, Digest)| {
-            stored.get(&(*level, *n)).is_some_and(|found| found[..] == hash.0)
+            rows.map(|(level, n, hash)| ((level, n), hash)).collect();
+        let same = |(level, n, hash): &(u32, u64, [u8; 32])| {
+            let found = stored.get(&(i64::from(*level), n.cast_signed()));
+            found.is_some_and(|found| found[..] == hash[..])
         };
         if stored.len() != self.0.len() || !self.0.iter().all(same) {
-            let mut tx = pool.begin().await?;
-            sqlx::query("DELETE FROM log_tiles").execute(&mut *tx).await?;
-            self.put(&mut tx).await?;
+            let mut tx = match &mut writing.connection {
+                Connection::Sqlite(pool) => Tx::Sqlite(pool.begin().await?),
+                Connection::Postgres(session) => Tx::Postgres(session.connection()?.begin().await?),
+            };
+            put!(&mut tx, clear_tiles);
+            put!(&mut tx, put_tiles, &self.0);
             tx.commit().await?;
         }
         Ok(())
     }
-}
-
-/// Whether the round was still at `version`; it is one further then.
-async fn put_round(
-    tx: &mut SqliteConnection,
-    round: &AnyRound,
-    version: u64,
-) -> Result<bool, StoreError> {
-    let id = round.id();
-    let state = write_round(round);
-    let done = if version == 0 {
-        sqlx::query("INSERT INTO rounds (study, number, attempt, version, state) VALUES (?, ?, ?, 1, ?) ON CONFLICT DO NOTHING")
-            .bind(id.study.as_str())
-            .bind(id.number)
-            .bind(round.spec().attempt)
-            .bind(state)
-            .execute(tx)
-            .await?
-    } else {
-        sqlx::query("UPDATE rounds SET state = ?, version = version + 1 WHERE study = ? AND number = ? AND attempt = ? AND version = ?")
-            .bind(state)
-            .bind(id.study.as_str())
-            .bind(id.number)
-            .bind(round.spec().attempt)
-            .bind(version.cast_signed())
-            .execute(tx)
-            .await?
-    };
-    Ok(done.rows_affected() == 1)
-}
-
-async fn put(
-    tx: &mut SqliteConnection,
-    change: Change,
-    committed: &Committed,
-) -> Result<(), StoreError> {
-    match change {
-        Change::Study(s) => {
-            sqlx::query("INSERT INTO studies (id, sha256, yaml, state, submitted_ms, submitted_by) VALUES (?, ?, ?, ?, ?, ?)")
-                .bind(s.id.as_str())
-                .bind(s.sha256.to_string())
-                .bind(s.yaml)
-                .bind(s.state)
-                .bind(committed.at.as_millis())
-                .bind(s.submitted_by)
-                .execute(tx)
-                .await?
-        }
-        Change::StudyState(id, state, reason) => {
-            sqlx::query("UPDATE studies SET state = ?, reason = ? WHERE id = ?")
-                .bind(state)
-                .bind(reason)
-                .bind(id.as_str())
-                .execute(tx)
-                .await?
-        }
-        Change::Update(u, entry) => {
-            sqlx::query("INSERT INTO updates (study, number, attempt, site, header, signature, payload, bytes, epsilon, log_index, leaf, committed_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
-                .bind(u.round.study.as_str())
-                .bind(u.round.number)
-                .bind(u.attempt)
-                .bind(u.site.to_string())
-                .bind(u.header)
-                .bind(u.signature)
-                .bind(u.payload.to_string())
-                .bind(u.bytes.cast_signed())
-                .bind(u.epsilon)
-                .bind((committed.first + entry as u64).cast_signed())
-                .bind(committed.leaves[entry].0.to_vec())
-                .bind(committed.at.as_millis())
-                .execute(tx)
-                .await?
-        }
-        Change::Exchange(e) => {
-            sqlx::query("INSERT INTO exchanges (study, number, attempt, phase, site, messages) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET messages = excluded.messages")
-                .bind(e.round.study.as_str())
-                .bind(e.round.number)
-                .bind(e.attempt)
-                .bind(e.phase)
-                .bind(e.site.to_string())
-                .bind(e.messages)
-                .execute(tx)
-                .await?
-        }
-        Change::Model(m) => {
-            sqlx::query("INSERT INTO models (study, number, sha256, published_ms) VALUES (?, ?, ?, ?)")
-                .bind(m.study.as_str())
-                .bind(m.number)
-                .bind(m.sha256.to_string())
-                .bind(committed.at.as_millis())
-                .execute(tx)
-                .await?
-        }
-        Change::Certificate(digest, der) => {
-            sqlx::query("INSERT INTO certificates (sha256, der) VALUES (?, ?) ON CONFLICT DO NOTHING")
-                .bind(digest.to_string())
-                .bind(der)
-                .execute(tx)
-                .await?
-        }
-        Change::Policy(set, file, bytes) => {
-            sqlx::query("INSERT INTO policies (set_sha256, file, bytes) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-                .bind(set.to_string())
-                .bind(file)
-                .bind(bytes)
-                .execute(tx)
-                .await?
-        }
-        Change::Checkpoint(size, note) => {
-            sqlx::query("INSERT INTO log_checkpoints (tree_size, note) VALUES (?, ?) ON CONFLICT DO NOTHING")
-                .bind(size.cast_signed())
-                .bind(note)
-                .execute(tx)
-                .await?
-        }
-        Change::Cosignature(size, witness, line) => {
-            sqlx::query("INSERT INTO log_cosignatures (tree_size, witness, line) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-                .bind(size.cast_signed())
-                .bind(witness)
-                .bind(line)
-                .execute(tx)
-                .await?
-        }
-    };
-    Ok(())
 }

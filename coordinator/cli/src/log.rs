@@ -1,0 +1,406 @@
+//! The audit log, asked: entries, who accessed what with proofs, and entries as they come.
+
+use crate::{
+    args::{Filter, LogCommand, Span},
+    client::{Client, ClientError},
+    download::save_as_is,
+    show,
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use falaj_core::{
+    audit::{Entry, Kind, objects::objects},
+    id::Digest,
+    merkle::leaf_hash,
+    note::VerifierKey,
+    witness::InclusionProof,
+};
+use falaj_proto::{
+    problem::ProblemJson,
+    rest::{LogEntry, Page, ProvenEntry, Witness},
+};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Entries asked for at once.
+const ENTRIES_PER_PAGE: u32 = 1_000;
+/// How often a coordinator that is away is tried again before `tail` gives up.
+const RETRIES: u32 = 30;
+/// How long to wait in between.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Does what the command line says about the log.
+///
+/// # Errors
+/// What went wrong, and what to do.
+pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Result<()> {
+    match command {
+        LogCommand::Checkpoint => {
+            show::answer(json, &client.checkpoint().await?, |c| c.note.clone())
+        }
+        LogCommand::Witnesses => show::answer(json, &client.witnesses().await?, |page| {
+            let row =
+                |w: &Witness| [w.witness.clone(), w.tree_size.to_string(), w.since.to_string()];
+            show::table(["WITNESS", "SAW ENTRIES", "SINCE THEN"], page.items.iter().map(row))
+        }),
+        LogCommand::Entries { kind, from, limit } => {
+            let filter = Filter { kind, ..Filter::default() };
+            let mut all = Page { items: Vec::new(), next: None };
+            let take = |page: Vec<LogEntry>| {
+                all.items.extend(page);
+                Ok(())
+            };
+            entries(client, &filter, from, limit, take).await?;
+            show::answer(json, &all, |all| entries_table(&all.items))
+        }
+        LogCommand::Query { filter, from, limit } => {
+            entries(client, &filter, from, limit, |page| entries_shown(json, &page)).await
+        }
+        LogCommand::WhoAccessed { object, span, limit, cursor, witnessed, log_key, output } => {
+            let mut filters = vec![("object", object)];
+            filters.extend(span_filters(&span));
+            filters.extend(witnessed.then(|| ("witnessed", "true".to_owned())));
+            let key = match log_key {
+                Some(key) => key,
+                None => client.status().await?.log_verifier_key,
+            };
+            let key = key.parse().context("the log's public key cannot be read")?;
+            let show = Shown { key, json, output };
+            who_accessed(client, filters, cursor, limit, &show).await
+        }
+        LogCommand::Tail { last, follow } => tail(client, last, follow, json).await,
+        LogCommand::Prove { index, output } => {
+            let proof = client.proof(index).await?;
+            let Some(file) = output else {
+                return show::answer(json, &json!({ "index": index, "proof": proof }), |_| {
+                    proof.trim_end().to_owned()
+                });
+            };
+            std::fs::write(&file, &proof).with_context(|| format!("writing {}", file.display()))?;
+            show::answer(json, &json!({ "index": index, "file": file }), |_| {
+                format!("{}; check it with `falaj-verify --proof`", file.display())
+            })
+        }
+        LogCommand::Export { output, tree_size } => {
+            let bytes = save_as_is(client.export(tree_size).await?, &output, json).await?;
+            let answer = json!({ "file": output, "bytes": bytes });
+            let (file, size) = (output.display(), show::bytes(bytes));
+            show::answer(json, &answer, |_| {
+                format!("{file} ({size}); check it with `falaj-verify {file}`")
+            })
+        }
+    }
+}
+
+fn span_filters(span: &Span) -> Vec<(&'static str, String)> {
+    let given = [("since", &span.since), ("until", &span.until)];
+    given.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
+}
+
+/// Entries that pass a filter, page after page, handed on as they come. Asking is itself an entry, so the log grows by
+/// one for every page: this ends.
+async fn entries(
+    client: &Client,
+    filter: &Filter,
+    mut from: u64,
+    limit: Option<u64>,
+    mut take: impl FnMut(Vec<LogEntry>) -> Result<()>,
+) -> Result<()> {
+    if let Some(kind) = &filter.kind {
+        kind.parse::<Kind>().map_err(|_| {
+            let known: Vec<&str> = Kind::ALL.iter().map(|k| k.as_str()).collect();
+            anyhow::anyhow!("`{kind}` is no kind of entry; there are {}", known.join(", "))
+        })?;
+    }
+    let given = [
+        ("kind", filter.kind.clone()),
+        ("actor", filter.actor.clone()),
+        ("study", filter.study.clone()),
+        ("round", filter.round.map(|n| n.to_string())),
+        ("decision", filter.decision.clone()),
+        ("policy", filter.policy.clone()),
+    ];
+    let mut filters: Vec<_> =
+        given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    filters.extend(span_filters(&filter.span));
+    let mut left = limit.unwrap_or(u64::MAX);
+    while left > 0 {
+        let mut asked = filters.clone();
+        asked.push(("from", from.to_string()));
+        asked.push(("limit", page_limit(left).to_string()));
+        let page = client.entries(&asked).await?;
+        left -= left.min(page.items.len() as u64);
+        take(page.items)?;
+        match page.next.and_then(|next| next.parse().ok()).filter(|next| *next > from) {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    Ok(())
+}
+
+/// How much to ask for when so many are left.
+fn page_limit(left: u64) -> u32 {
+    u32::try_from(left).unwrap_or(ENTRIES_PER_PAGE).min(ENTRIES_PER_PAGE)
+}
+
+/// How the rows of an answer with proofs are checked and shown.
+struct Shown {
+    key: VerifierKey,
+    json: bool,
+    output: Option<PathBuf>,
+}
+
+/// Shows every entry that touched an object, after having checked each, page after page under one checkpoint.
+async fn who_accessed(
+    client: &Client,
+    filters: Vec<(&'static str, String)>,
+    mut cursor: Option<String>,
+    limit: Option<u64>,
+    show: &Shown,
+) -> Result<()> {
+    let mut left = limit.unwrap_or(u64::MAX);
+    let mut note: Option<String> = None;
+    loop {
+        let mut asked = filters.clone();
+        asked.extend(cursor.clone().map(|cursor| ("cursor", cursor)));
+        asked.push(("limit", page_limit(left).to_string()));
+        let page = client.accesses(&asked).await?;
+        let body = |note: &str| note.split("\n\n").next().map(str::to_owned);
+        if let Some(first) = &note {
+            ensure!(
+                body(first) == body(&page.checkpoint.note),
+                "the coordinator went on under another checkpoint: ask again"
+            );
+        } else {
+            show.head(&page.object, &page.checkpoint.note)?;
+        }
+        let rows: Vec<Row> = page
+            .items
+            .iter()
+            .map(|e| show.check(e, &page.object, &page.checkpoint.note))
+            .collect::<Result<_>>()?;
+        show.rows(&rows, &page.items)?;
+        note = Some(page.checkpoint.note);
+        left -= left.min(rows.len() as u64);
+        let next = page.next.filter(|next| Some(next) != cursor.as_ref());
+        if left == 0 || next.is_none() {
+            if let Some(next) = next {
+                eprintln!("there may be more: --cursor {next}");
+            }
+            return Ok(());
+        }
+        cursor = next;
+    }
+}
+
+/// An entry that was found to be in the log.
+struct Row {
+    entry: Entry,
+    proof: InclusionProof,
+}
+
+impl Shown {
+    /// Checks that an entry is in the log and touched the object: its leaf is computed from its bytes, and the proof
+    /// leads from there to the checkpoint.
+    fn check(&self, found: &ProvenEntry, object: &str, note: &str) -> Result<Row> {
+        let index = found.index;
+        let digest = |text: &String| text.parse::<Digest>().context("a proof cannot be read");
+        let hashes = found.proof.iter().map(digest).collect::<Result<_>>()?;
+        let proof = InclusionProof { index, hashes, note: note.to_owned() };
+        let leaf = leaf_hash(found.bytes.as_bytes());
+        ensure!(
+            leaf.to_string() == found.leaf_hash,
+            "entry {index} is not the one that was hashed: do not believe this answer"
+        );
+        proof.verify(&leaf, &self.key).context("do not believe this answer")?;
+        let entry = Entry::parse(found.bytes.as_bytes())
+            .with_context(|| format!("entry {index} cannot be read"))?;
+        ensure!(entry.seq == index, "entry {index} says that it is entry {}", entry.seq);
+        ensure!(
+            objects(&entry).iter().any(|touched| touched.to_string() == object),
+            "entry {index} has not touched {object}: do not believe this answer"
+        );
+        Ok(Row { entry, proof })
+    }
+
+    fn head(&self, object: &str, note: &str) -> Result<()> {
+        if self.json {
+            show::line(&serde_json::to_string(&json!({ "object": object, "checkpoint": note }))?)
+        } else {
+            show::line(&format!("{object}, as of the checkpoint\n\n{note}"))
+        }
+    }
+
+    fn rows(&self, rows: &[Row], found: &[ProvenEntry]) -> Result<()> {
+        if let Some(folder) = &self.output {
+            for (row, found) in rows.iter().zip(found) {
+                write(folder, row, found)?;
+            }
+        }
+        if self.json {
+            return found.iter().try_for_each(|e| show::line(&serde_json::to_string(e)?));
+        }
+        let cells = |row: &Row| {
+            let body = row.entry.body();
+            let actor = |name| body.member("actor").and_then(|a| a.text(name).ok()).unwrap_or("-");
+            let who = if actor("id") == "-" { actor("address") } else { actor("id") };
+            [
+                row.entry.ts.clone(),
+                who.to_owned(),
+                row.entry.kind.to_string(),
+                body.text("decision").unwrap_or("-").to_owned(),
+                actor("place").to_owned(),
+                row.entry.seq.to_string(),
+            ]
+        };
+        let headings = ["TIME", "WHO", "KIND", "DECISION", "PLACE", "INDEX"];
+        show::line(show::table(headings, rows.iter().map(cells)).trim_end())
+    }
+}
+
+/// Writes an entry and its proof, for whoever has the log's key.
+fn write(folder: &Path, row: &Row, found: &ProvenEntry) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let index = found.index;
+    for (name, text) in [
+        (format!("entry-{index}.json"), &found.bytes),
+        (format!("entry-{index}.tlog-proof"), &row.proof.to_text()),
+    ] {
+        let file = folder.join(name);
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Shows the newest entries, and those that come until Ctrl-C or until the coordinator ends.
+async fn tail(client: &Client, last: u32, follow: bool, json: bool) -> Result<()> {
+    let mut seen = None;
+    let mut tries = 0;
+    loop {
+        let broken = tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+            ended = follow_on(client, last, follow, json, &mut seen, &mut tries) => match ended {
+                Ok(true) => return Ok(()),
+                Ok(false) => None,
+                Err(e) => Some(e),
+            },
+        };
+        tries += 1;
+        if let Some(e) = broken {
+            let away = matches!(e.downcast_ref(), Some(ClientError::Unreachable { .. }));
+            // An answer that never began is no stream that broke.
+            if !away || seen.is_none() || tries > RETRIES {
+                return Err(e);
+            }
+        } else if tries > RETRIES {
+            bail!("the coordinator has broken off {RETRIES} times");
+        }
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+/// Shows entries as they come. Whether the stream is over, and did not only break off.
+async fn follow_on(
+    client: &Client,
+    last: u32,
+    follow: bool,
+    json: bool,
+    seen: &mut Option<u64>,
+    tries: &mut u32,
+) -> Result<bool> {
+    let mut events = client.tail(last, follow, *seen).await?;
+    while let Some(event) = events.next().await? {
+        match event.kind.as_str() {
+            "end" => {
+                if follow {
+                    eprintln!(
+                        "the coordinator ended this: {}",
+                        String::from_utf8_lossy(&event.data)
+                    );
+                }
+                return Ok(true);
+            }
+            "problem" => return Err(ClientError::Refused(event.read::<ProblemJson>()?).into()),
+            _ => {}
+        }
+        let entry: LogEntry = event.read()?;
+        (*seen, *tries) = (Some(entry.index), 0);
+        if json {
+            show::line(&serde_json::to_string(&entry)?)?;
+        } else {
+            show::line(&cells(&entry).join("  "))?;
+        }
+    }
+    Ok(false)
+}
+
+fn entries_shown(json: bool, entries: &[LogEntry]) -> Result<()> {
+    if json {
+        return entries.iter().try_for_each(|e| show::line(&serde_json::to_string(e)?));
+    }
+    if entries.is_empty() { Ok(()) } else { show::line(entries_table(entries).trim_end()) }
+}
+
+fn entries_table(entries: &[LogEntry]) -> String {
+    let headings = ["INDEX", "TIME", "KIND", "WHO", "ABOUT", "REASON"];
+    show::table(headings, entries.iter().map(cells))
+}
+
+fn cells(e: &LogEntry) -> [String; 6] {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let entry = &e.entry;
+    let who = entry["actor"]["id"].as_str().or(entry["actor"]["address"].as_str()).unwrap_or("-");
+    let about = match (entry["study"].as_str(), &entry["round"]) {
+        (Some(study), Value::Number(round)) => format!("{study} round {round}"),
+        (Some(study), _) => study.to_owned(),
+        (None, _) => text(&entry["action"]),
+    };
+    let why = text(&entry["reason"]);
+    [e.index.to_string(), text(&entry["ts"]), text(&entry["kind"]), who.to_owned(), about, why]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ed25519_dalek::SigningKey;
+    use falaj_core::{
+        audit::Draft,
+        note::{Checkpoint, NoteSigner},
+        time::Timestamp,
+    };
+
+    #[test]
+    fn a_row_is_shown_only_if_it_is_proven_and_about_what_was_asked() {
+        let signer = NoteSigner::new("t", SigningKey::from_bytes(&[1; 32])).expect("a name");
+        let study = "heart".parse().expect("a study");
+        let draft = Draft::new(Kind::StudySubmitted).study(&study);
+        let bytes = draft.finish(0, Timestamp::from_millis(0), [0; 16]);
+        let head = Checkpoint { origin: "t".into(), tree_size: 1, root_hash: leaf_hash(&bytes) };
+        let note = signer.sign(&head.body());
+        let found = ProvenEntry {
+            index: 0,
+            leaf_hash: head.root_hash.to_string(),
+            bytes: String::from_utf8(bytes).expect("text"),
+            proof: Vec::new(),
+        };
+        let show = Shown { key: signer.verifier().clone(), json: false, output: None };
+        assert_eq!(show.check(&found, "heart", &note).expect("proven").entry.seq, 0);
+        assert!(show.check(&found, "lung", &note).is_err());
+        let mut longer = found.clone();
+        longer.proof.push(found.leaf_hash.clone());
+        let lied = found.bytes.replace("study.submitted", "study.finished");
+        let root = leaf_hash(lied.as_bytes()).to_string();
+        let other = ProvenEntry { bytes: lied.clone(), ..found.clone() };
+        let rehashed = ProvenEntry { bytes: lied, leaf_hash: root, ..found };
+        for broken in [longer, other, rehashed] {
+            assert!(show.check(&broken, "heart", &note).is_err(), "{broken:?}");
+        }
+    }
+}

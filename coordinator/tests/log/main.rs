@@ -1,0 +1,10 @@
+//! The log, asked over the real router and the real RPC service, with real certificates and a real database.
+
+mod asking;
+mod closed;
+mod following;
+mod reads;
+#[expect(dead_code, reason = "the conformance test of the store needs more of it")]
+#[path = "../store/server.rs"]
+mod server;
+mod world;

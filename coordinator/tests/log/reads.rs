@@ -1,0 +1,84 @@
+//! AUD-14: every read of the log, and whatever else an operator asks for, is itself an entry before it is served.
+
+use super::world::{STUDY, World, text};
+use anyhow::{Context as _, Result, ensure};
+use axum::{
+    body::Body,
+    http::{Request, StatusCode},
+};
+use falaj_core::audit::Kind;
+use serde_json::Value;
+
+/// AUD-14. Goes over every route that the router has: a new one without an entry fails here.
+#[tokio::test]
+async fn every_route_is_an_entry_before_it_is_served() -> Result<()> {
+    let world = World::new().await?;
+    for request in World::every_route()? {
+        let shown = format!("{} {}", request.method(), request.uri());
+        let path = request.uri().path().to_owned();
+        let before = world.writer.head().0;
+        let answer = world.ask(request, &world.operator).await?;
+        // The answer has begun and its body is not read yet: the entry is there all the same.
+        ensure!(answer.status().is_success(), "{shown}: {}", text(answer).await?);
+        let entries = world.entries(before).await?;
+        let entry = entries.iter().find(|e| e.actor_id() == world.operator.actor.id);
+        let entry = entry.with_context(|| format!("{shown}: no entry"))?;
+        ensure!(entry.body().text("decision") == Ok("allow"), "{shown}");
+        if path.starts_with("/api/v1/log/") {
+            let wanted =
+                if path.ends_with("/export") { Kind::LogExported } else { Kind::AdminRead };
+            ensure!(entry.kind == wanted, "{shown}: {}", entry.kind);
+        }
+    }
+    Ok(())
+}
+
+/// AUD-14. The entry says what was asked.
+#[tokio::test]
+async fn the_entry_of_a_read_says_what_was_asked() -> Result<()> {
+    let world = World::new().await?;
+    let operator = world.operator.actor.id.as_ref().context("an operator")?;
+    for (path, wanted) in [
+        (
+            format!("log/accesses?object={STUDY}/1&until=2026-01-31"),
+            vec![("object", "heart/1"), ("until", "2026-02-01T00:00:00.000Z")],
+        ),
+        (
+            format!(
+                "log/entries?kind=model.read&actor={operator}&study={STUDY}&round=2&decision=deny&policy=ACC-100&from=1"
+            ),
+            vec![
+                ("kind", "model.read"),
+                ("object", "heart/2"),
+                ("decision", "deny"),
+                ("policy", "ACC-100"),
+                ("from", "1"),
+            ],
+        ),
+    ] {
+        let before = world.writer.head().0;
+        world.get(&path).await?;
+        let entry = world.entries(before).await?.into_iter().next().context("an entry")?;
+        let body: Value = serde_json::from_slice(&entry.body().to_bytes())?;
+        for (name, value) in wanted {
+            ensure!(body["asked"][name] == value, "{path}: {body}");
+        }
+        ensure!(body["action"] == "log.read", "{body}");
+    }
+    Ok(())
+}
+
+/// AUD-14. Whoever may not read is in the log too, and is told no.
+#[tokio::test]
+async fn a_site_that_asks_the_log_is_refused_and_recorded() -> Result<()> {
+    let world = World::new().await?;
+    for path in ["entries", "accesses?object=heart", "accesses?object=00000000", "tail", "export"] {
+        let before = world.writer.head().0;
+        let request = Request::get(format!("/api/v1/log/{path}")).body(Body::empty())?;
+        let answer = world.ask(request, &world.site).await?;
+        ensure!(answer.status() == StatusCode::FORBIDDEN, "{path}: {}", answer.status());
+        let entries = world.entries(before).await?;
+        ensure!(entries.len() == 1 && entries[0].kind == Kind::AccessDenied, "{path}: {entries:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! A coordinator in this process: everything that is behind its sockets, and what asks it.
+
+use anyhow::{Context as _, Result, ensure};
+use axum::{
+    Extension, Router,
+    body::{Body, to_bytes},
+    http::{Method, Request, StatusCode},
+    response::Response,
+};
+use ed25519_dalek::SigningKey;
+use falaj_certs::{
+    ca::{self, Authority},
+    tls::Credentials,
+};
+use falaj_coordinator::{
+    accept::Peer,
+    blob::Blobs,
+    checkpointer::Checkpointer,
+    clock,
+    config::Limits,
+    engine::{Engine, Parts},
+    metrics::Metrics,
+    policy::PolicyEngine,
+    rest::{self, TAILS_MAX},
+    rpc::Rpc,
+    store::{Database, Store, writer},
+};
+use falaj_core::{
+    audit::{Actor, Entry},
+    id::{Place, Role},
+    note::NoteSigner,
+};
+use falaj_proto::v1::federation_server::FederationServer;
+use serde_json::Value;
+use sqlx::SqlitePool;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+/// Nothing in a test takes longer; what does has hung.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+/// The largest answer.
+const BYTES_MAX: usize = 64 << 20;
+/// The study that every world has.
+pub(crate) const STUDY: &str = "heart";
+
+/// A coordinator and who asks it.
+pub(crate) struct World {
+    pub(crate) dir: TempDir,
+    pub(crate) engine: Engine,
+    pub(crate) store: Store,
+    pub(crate) writer: writer::Writer,
+    pub(crate) operator: Arc<Peer>,
+    pub(crate) site: Arc<Peer>,
+    /// What the writer writes through, to a SQLite file.
+    pool: Option<SqlitePool>,
+    checkpointer: Checkpointer,
+    router: Router,
+}
+
+/// Certificates in a folder: an authority, and a party's own folder under it.
+pub(crate) fn party(dir: &Path, role: Role, name: &str) -> Result<PathBuf> {
+    let place: Place = "ae-on/ae-az".parse()?;
+    let home = dir.join("ca");
+    let authority = if home.exists() {
+        Authority::open(&home)?
+    } else {
+        let authority = Authority::init(&home, "falaj.test")?;
+        authority.add_issuer(&place)?;
+        authority
+    };
+    authority.issue(&ca::Request { role, name: name.into(), place, days: 1, dns: Vec::new() })
+}
+
+pub(crate) fn credentials(home: &Path) -> Result<Credentials> {
+    Ok(Credentials::load(&home.join("cert.pem"), &home.join("key.pem"))?)
+}
+
+fn peer(dir: &Path, role: Role, name: &str) -> Result<Arc<Peer>> {
+    let credentials = credentials(&party(dir, role, name)?)?;
+    let identity = credentials.identity()?;
+    let actor = Actor {
+        id: Some(identity.spiffe.clone()),
+        cert: Some(identity.cert_sha256),
+        address: Some("127.0.0.1:1".into()),
+    };
+    let certificate = credentials.certificate().into();
+    Ok(Arc::new(Peer { actor, certificate, admitted: Ok(identity) }))
+}
+
+pub(crate) fn policies() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies")
+}
+
+pub(crate) fn signer() -> NoteSigner {
+    NoteSigner::new("falaj.test/log", SigningKey::from_bytes(&[9; 32])).expect("a name")
+}
+
+/// A study that waits for two sites, which never come.
+pub(crate) fn study(name: &str) -> String {
+    format!(
+        "study: {name}\npurpose: asking the log\n\
+         data:\n  dataset: wdbc\n  label: {{ column: diagnosis, classes: [benign, malignant] }}\n  features:\n    - {{ name: radius, min: 0.0, max: 30.0 }}\n\
+         model: {{ kind: logistic }}\n\
+         training: {{ local_steps: 5, sample_rate: 0.1, learning_rate: 0.5 }}\n\
+         privacy: {{ mechanism: dp_sgd, noise_multiplier: 1.0, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 900.0 }}\n\
+         sealing: {{ bits: 16, range: 8.0 }}\n\
+         cohort: {{ places: [\"ae-on/*\"], min_sites: 2 }}\n\
+         rounds: {{ count: 1, deadline_s: 3600, grace_s: 2 }}\n"
+    )
+}
+
+impl World {
+    /// A coordinator with one study.
+    pub(crate) async fn new() -> Result<Self> {
+        Self::over(tempfile::tempdir()?).await?.with_a_study().await
+    }
+
+    /// A coordinator with one study, and its log in this database.
+    pub(crate) async fn on(database: &Database) -> Result<Self> {
+        Self::open(tempfile::tempdir()?, database).await?.with_a_study().await
+    }
+
+    async fn with_a_study(self) -> Result<Self> {
+        let this = self;
+        let request = Request::post("/api/v1/studies").body(study(STUDY).into())?;
+        let answer = this.ask(request, &this.operator).await?;
+        ensure!(answer.status() == StatusCode::CREATED, "{}", text(answer).await?);
+        // The round's opening is the last thing that happens by itself.
+        let mut heads = this.writer.heads();
+        tokio::time::timeout(PATIENCE, heads.wait_for(|head| head.0 >= 2)).await??;
+        Ok(this)
+    }
+
+    /// A coordinator over what lies in a folder.
+    pub(crate) async fn over(dir: TempDir) -> Result<Self> {
+        let database = Database::Sqlite(dir.path().join("coordinator.sqlite"));
+        Self::open(dir, &database).await
+    }
+
+    /// What the writer writes through, to a SQLite file.
+    pub(crate) fn pool(&self) -> &SqlitePool {
+        self.pool.as_ref().expect("a SQLite file")
+    }
+
+    async fn open(dir: TempDir, database: &Database) -> Result<Self> {
+        let path = dir.path();
+        let operator = peer(path, Role::Operator, "sara")?;
+        let site = peer(path, Role::Site, "hospital-1")?;
+        let home = credentials(&party(path, Role::Coordinator, "main")?)?.identity()?.spiffe;
+        let (signer, metrics) = (Arc::new(signer()), Arc::new(Metrics::default()));
+        let (store, writing) = Store::open(database).await?;
+        let pool = writing.sqlite();
+        let (writer, service) = writer::open(writing, &signer, None, metrics.clone()).await?;
+        tokio::spawn(service.run());
+        let parts = Parts {
+            store: store.clone(),
+            writer: writer.clone(),
+            updates: Blobs::open(&path.join("updates"))?,
+            models: Blobs::open(&path.join("models"))?,
+            policy: PolicyEngine::load(&policies(), home.place())?,
+            metrics,
+            signer: signer.clone(),
+            limits: Limits::default(),
+        };
+        let shutdown = CancellationToken::new();
+        let engine = Engine::open(parts, shutdown.clone()).await?;
+        let checkpointer = Checkpointer::new(writer.clone(), signer, None);
+        let router = rest::router(Arc::new(rest::App {
+            engine: engine.clone(),
+            checkpointer: checkpointer.clone(),
+            identity: home,
+            started: clock::now().to_string(),
+            scratch: path.to_owned(),
+            tails: Arc::new(Semaphore::new(TAILS_MAX)),
+            shutdown,
+        }));
+        Ok(Self { dir, engine, store, writer, operator, site, pool, checkpointer, router })
+    }
+
+    /// What the router answers to somebody.
+    pub(crate) async fn ask(&self, request: Request<Body>, who: &Arc<Peer>) -> Result<Response> {
+        let router = self.router.clone().layer(Extension(who.clone()));
+        Ok(tokio::time::timeout(PATIENCE, router.oneshot(request)).await.context("it hangs")??)
+    }
+
+    /// What the router answers to the operator.
+    pub(crate) async fn call(&self, method: Method, path: &str) -> Result<Response> {
+        let request = Request::builder().method(method).uri(path).body(Body::empty())?;
+        self.ask(request, &self.operator).await
+    }
+
+    /// A document that the operator gets.
+    pub(crate) async fn get(&self, path: &str) -> Result<Value> {
+        let answer = self.call(Method::GET, &format!("/api/v1/{path}")).await?;
+        ensure!(answer.status() == StatusCode::OK, "{path}: {}", text(answer).await?);
+        Ok(serde_json::from_str(&text(answer).await?)?)
+    }
+
+    /// One request for every route that there is, by the operator.
+    pub(crate) fn every_route() -> Result<Vec<Request<Body>>> {
+        let (_, api) = rest::routes();
+        let api = serde_json::to_value(api)?;
+        let mut requests = Vec::new();
+        for (path, methods) in api["paths"].as_object().context("paths")? {
+            for method in methods.as_object().context("methods")?.keys() {
+                let (path, body) = match path.as_str() {
+                    "/api/v1/studies" if method == "post" => (path.clone(), study("other")),
+                    "/api/v1/log/accesses" => (format!("{path}?object={STUDY}"), String::new()),
+                    _ => (path.replace("{id}", STUDY), String::new()),
+                };
+                let path = path.replace("{round}", "latest").replace("{index}", "0");
+                ensure!(!path.contains('{'), "{path}: say here what stands for this parameter");
+                let method = method.to_uppercase();
+                requests.push(Request::builder().method(&*method).uri(path).body(body.into())?);
+            }
+        }
+        ensure!(requests.len() >= 17, "{} routes", requests.len());
+        Ok(requests)
+    }
+
+    /// The code with which the operator is refused.
+    pub(crate) async fn refusal(&self, path: &str) -> Result<(StatusCode, String)> {
+        let answer = self.call(Method::GET, &format!("/api/v1/{path}")).await?;
+        let status = answer.status();
+        let problem: Value = serde_json::from_str(&text(answer).await?)?;
+        Ok((status, problem["code"].as_str().context("no code")?.to_owned()))
+    }
+
+    /// The RPC service, over its own wire format.
+    pub(crate) fn rpc(&self) -> FederationServer<Rpc> {
+        FederationServer::new(Rpc::new(self.engine.clone(), self.checkpointer.clone()))
+    }
+
+    /// Entries from an index on.
+    pub(crate) async fn entries(&self, from: u64) -> Result<Vec<Entry>> {
+        let rows = self.store.entries(from, u64::MAX, 10_000, None).await?;
+        Ok(rows.iter().map(|(_, bytes, _)| Entry::parse(bytes)).collect::<Result<_, _>>()?)
+    }
+}
+
+/// The whole body of an answer.
+pub(crate) async fn text(answer: Response) -> Result<String> {
+    let bytes = tokio::time::timeout(PATIENCE, to_bytes(answer.into_body(), BYTES_MAX)).await;
+    Ok(String::from_utf8(bytes.context("it hangs")??.to_vec())?)
+}
