@@ -433,7 +433,7 @@ fn shown(cell: &Shown) -> String {
             let second = escape(&cell.second);
             format!("{text} <bdi dir=\"ltr\" class=\"code\">{second}</bdi>")
         }
-        Look::Level | Look::Word => text,
+        Look::Word => text,
         Look::Number | Look::Text => format!("<bdi>{text}</bdi>"),
     }
 }
@@ -447,7 +447,7 @@ const WHOLE_MAX: usize = 20;
 /// Width of a chart, in its own units.
 const WIDTH: f64 = 720.0;
 /// Room beside the bars for their names or for the marks of the axis.
-const BESIDE: f64 = 150.0;
+const BESIDE: f64 = 210.0;
 
 /// Where a thing of width `w` begins, counted from the side where reading begins.
 fn from_start(mirrored: bool, x: f64, w: f64) -> f64 {

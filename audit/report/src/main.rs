@@ -66,11 +66,11 @@ enum Format {
     Pdf,
     /// The source of both, with the clauses joined: `report.json`.
     Json,
-    /// Each table: `tables/E1.sites.csv`. Cells that a spreadsheet would run begin with an apostrophe.
+    /// Each table: `tables/E1.parties.csv`. Cells that a spreadsheet would run begin with an apostrophe.
     Csv,
-    /// Each table: `tables/E1.sites.jsonl`.
+    /// Each table: `tables/E1.parties.jsonl`.
     Jsonl,
-    /// Each table: `tables/E1.sites.parquet`.
+    /// Each table: `tables/E1.parties.parquet`.
     Parquet,
 }
 

@@ -1,7 +1,10 @@
 //! A view as a PDF, set by Typst as a library. It reads the template and the view and nothing else: no system
 //! fonts, no files, no packages, no network, no clock. The same view gives the same bytes.
 
-use crate::{view::View, when::Local};
+use crate::{
+    view::{TEXT_CHARS_MAX, View, cut},
+    when::Local,
+};
 use serde_json::Value;
 use std::{path::PathBuf, sync::LazyLock};
 use typst::{
@@ -53,8 +56,13 @@ pub fn document(view: &View, last_ts: &str) -> Result<Vec<u8>, PdfError> {
     let pages = set(view)?;
     let date = Local::utc_parts(last_ts)
         .and_then(|(y, mo, d, h, mi, s)| Datetime::from_ymd_hms(y, mo, d, h, mi, s));
-    let standards = PdfStandards::new(&[PdfStandard::A_2a, PdfStandard::Ua_1])
-        .map_err(|e| PdfError::Typst(e.message().to_string()))?;
+    // An archive's document needs a date; a report about no entry has none.
+    let standards = match date {
+        Some(_) => &[PdfStandard::Ua_1, PdfStandard::A_2a][..],
+        None => &[PdfStandard::Ua_1],
+    };
+    let standards =
+        PdfStandards::new(standards).map_err(|e| PdfError::Typst(e.message().to_string()))?;
     let options = PdfOptions {
         ident: Smart::Custom(format!("falaj/report/{}/{}", view.digest, view.lang)),
         creator: Smart::Custom(Some(format!("falaj-report {}", env!("CARGO_PKG_VERSION")))),
@@ -94,6 +102,8 @@ fn printable(value: &mut Value) {
     }
 }
 
+/// The text in characters that a font here has. Where codes make it longer than texts of others may be, the end is
+/// left out, so that a row still fits on a page.
 fn covered(text: &str) -> String {
     let has = |c: char| FACES.iter().any(|f| f.info().coverage.contains(c as u32));
     let mut out = String::with_capacity(text.len());
@@ -104,7 +114,7 @@ fn covered(text: &str) -> String {
             out.push_str(&c.escape_unicode().to_string());
         }
     }
-    out
+    if out == text { out } else { cut(&out, TEXT_CHARS_MAX) }
 }
 
 /// Puts spaces of no width into runs that have no place to break. Digests are set where they have room, and stay as
@@ -248,6 +258,7 @@ mod tests {
     fn what_no_font_has_is_written_out() {
         assert_eq!(covered("é ١ ا A"), "é ١ ا A");
         assert_eq!(covered("日\u{1F600}"), "\\u{65e5}\\u{1f600}");
+        assert_eq!(covered(&"日".repeat(400)).chars().count(), TEXT_CHARS_MAX + 1);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub enum TableError {
     Parquet(#[from] ParquetError),
 }
 
-/// The tables of a report, each with the name of its file without ending: `E1.sites`.
+/// The tables of a report, each with the name of its file without ending: `E1.parties`.
 pub fn all(report: &Report) -> impl Iterator<Item = (String, &Table)> {
     let tables = report.sections.iter().flat_map(|s| s.tables.iter().map(move |t| (s, t)));
     tables.map(|(section, table)| (format!("{}.{}", section.id, table.name), table))

@@ -3,18 +3,25 @@
 
 use crate::{
     catalog::{Both, Catalogue, Clause, Verified},
-    source::{Cell, Chart, FACTS, Finding, Level, Report, Section, Source, Step, Table},
+    source::{Cell, Chart, Finding, Level, Report, Section, Source, Step, Table},
     text::{is_decimal, visible},
     when::Local,
     words::{Lang, Words},
 };
+use falaj_core::report::FACTS;
 use serde::Serialize;
 use std::{collections::BTreeSet, fmt::Write as _};
 
 /// A table of a view has at most this many rows; the rest is in the JSON and the exported tables.
 const ROWS_MAX: usize = 500;
 /// Text that others wrote is cut to this many characters; the JSON and the exported tables have the rest.
-const TEXT_CHARS_MAX: usize = 400;
+pub(crate) const TEXT_CHARS_MAX: usize = 400;
+/// The log's name is cut to this many characters in titles and running heads.
+const ORIGIN_CHARS_MAX: usize = 60;
+/// Labels in charts are cut to this many characters.
+const LABEL_CHARS_MAX: usize = 34;
+/// A number of more digits than this is none that a chart can draw.
+const CHARTED_DIGITS_MAX: usize = 15;
 /// A chart has at most this many bars with names.
 const BARS_MAX: usize = 24;
 /// A chart has at most this many bars along time.
@@ -22,8 +29,9 @@ const COLUMNS_MAX: usize = 366;
 /// Columns of numbers that name an entry or a round and do not count anything: their digits are not grouped.
 const ORDINALS: [&str; 5] = ["index", "first", "last", "round", "line"];
 /// Columns of real quantities, in decimal text.
-const QUANTITIES: [&str; 10] = [
+const QUANTITIES: [&str; 11] = [
     "epsilon",
+    "epsilon_recomputed",
     "delta",
     "limit",
     "clip_norm",
@@ -51,8 +59,6 @@ pub enum Look {
     Time,
     /// A word of ours, and on the second line the code that it stands for.
     Word,
-    /// A level of assurance.
-    Level,
 }
 
 /// A cell, as it is shown.
@@ -81,11 +87,7 @@ impl Shown {
     fn foreign(look: Look, text: &str) -> Self {
         let text = visible(text);
         let dir = direction(&text);
-        if text.chars().count() <= TEXT_CHARS_MAX {
-            return Self { look, text, second: String::new(), dir };
-        }
-        let text = text.chars().take(TEXT_CHARS_MAX).chain(['…']).collect();
-        Self { look, text, second: String::new(), dir }
+        Self { look, text: cut(&text, TEXT_CHARS_MAX), second: String::new(), dir }
     }
 }
 
@@ -358,6 +360,7 @@ pub fn missing_words(report: &Report, words: &Words) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     keys.extend(report.summary.iter().map(|c| c.name.clone()));
     keys.extend(report.charts.iter().map(|c| c.name.clone()));
+    keys.extend(report.charts.iter().flat_map(|c| c.series.iter().map(|s| s.name.clone())));
     for finding in &report.findings {
         keys.insert(format!("finding_{}", finding.finding));
         keys.insert(format!("finding_{}_about", finding.finding));
@@ -410,7 +413,7 @@ impl Writer<'_> {
                 Lang::Ar => "\u{0661}",
             },
             title: self.say("report_title"),
-            origin: visible(&report.origin),
+            origin: cut(&visible(&report.origin), ORIGIN_CHARS_MAX),
             period: self.period(),
             zone: self.say("zone"),
             zone_short: self.say("zone_short"),
@@ -577,7 +580,8 @@ impl Writer<'_> {
         if Local::from_utc(text).is_some() {
             return self.time(text);
         }
-        if QUANTITIES.contains(&column) && is_decimal(text) {
+        // A power of ten is not split between two sets of digits.
+        if QUANTITIES.contains(&column) && is_decimal(text) && !text.contains(['e', 'E']) {
             return Shown::new(Look::Number, self.words.digits(text));
         }
         let hash = text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
@@ -593,23 +597,31 @@ impl Writer<'_> {
 
     /// A code of ours, in the columns that have codes.
     fn code(&self, column: &str, text: &str) -> Option<Shown> {
-        let (prefix, look) = match column {
-            "kind" => ("kind_", Look::Word),
-            "decision" if matches!(text, "allow" | "deny") => ("", Look::Word),
-            "place" | "destination" => ("place_", Look::Word),
-            "assurance" | "level" => ("level_", Look::Level),
-            "finding" => ("finding_", Look::Word),
-            _ => return None,
-        };
-        let word = self.words.find(&format!("{prefix}{text}"))?;
-        Some(match look {
-            Look::Level => {
-                let word = word.split(':').next().unwrap_or(word);
-                Shown::new(look, visible(word))
+        let find = |prefix: &str| self.words.find(&format!("{prefix}_{text}")).map(visible);
+        match column {
+            "kind" | "finding" | "state" => find(column).map(|word| Shown::new(Look::Word, word)),
+            "decision" => {
+                let word = self.words.find(text).filter(|_| matches!(text, "allow" | "deny"))?;
+                Some(Shown::new(Look::Word, visible(word)))
             }
-            _ if prefix == "place_" => Shown::with(look, visible(word), visible(text)),
-            _ => Shown::new(look, visible(word)),
-        })
+            "retention_class" => {
+                let word = find(column)?;
+                Some(Shown::with(Look::Word, self.words.digits(&word), text))
+            }
+            "place" | "destination" => {
+                // A free zone's jurisdiction says where it is, whatever emirate it lies in.
+                let jurisdiction = text.split('/').next().unwrap_or_default();
+                let word = || self.words.find(&format!("place_{jurisdiction}")).map(visible);
+                Some(Shown::with(Look::Word, find("place").or_else(word)?, visible(text)))
+            }
+            "expires" | "deadline" => self.day(text).map(|day| Shown::new(Look::Word, day)),
+            _ => None,
+        }
+    }
+
+    /// A date without a time: `2026-12-31`.
+    fn day(&self, text: &str) -> Option<String> {
+        Local::from_utc(&format!("{text}T00:00:00Z")).map(|day| day.date(self.words))
     }
 
     fn grid(&self, title: String, columns: &[String], rows: &[Vec<Cell>], more: i64) -> Grid {
@@ -627,7 +639,7 @@ impl Writer<'_> {
             looks.first().copied().filter(|_| agree).unwrap_or(Look::Text)
         };
         let column = |(i, key): (usize, &String)| {
-            let (name, look) = (self.name(key), look(i));
+            let (name, look) = (capital(&self.name(key)), look(i));
             let width = width(&name, shown.iter().filter_map(|row| row.get(i)));
             Column { name, look, width }
         };
@@ -754,8 +766,7 @@ impl Writer<'_> {
             line("cited_as", Shown::foreign(Look::Id, &catalogue.cite)),
         ];
         if !catalogue.in_force.is_empty() {
-            let day = format!("{}T00:00:00Z", catalogue.in_force);
-            let date = Local::from_utc(&day).map(|d| d.date(self.words));
+            let date = self.day(&catalogue.in_force);
             let date = date.unwrap_or_else(|| visible(&catalogue.in_force));
             lines.push(line("in_force", Shown::new(Look::Text, date)));
         }
@@ -808,17 +819,23 @@ impl Writer<'_> {
         let max = if lying { BARS_MAX } else { COLUMNS_MAX };
         let shown = chart.labels.len().min(max);
         let labels: Vec<String> = if lying {
-            self.short_names(&chart.labels[..shown], &chart.name)
+            chart.labels[..shown].iter().map(|l| cut(&visible(l), LABEL_CHARS_MAX)).collect()
         } else {
             chart.labels[..shown].iter().map(|l| self.point(l)).collect()
         };
         let bars = |series: &crate::source::Series| {
             let values = series.values[..shown].iter();
-            let value = |v: &String| v.parse::<f64>().unwrap_or_default().max(0.0);
+            let drawn = |v: &&String| is_decimal(v) && v.len() <= CHARTED_DIGITS_MAX;
+            let value = |v: &String| {
+                Some(v).filter(drawn).and_then(|v| v.parse().ok()).map_or(0.0, |n: f64| n.max(0.0))
+            };
+            let text = |v: &String| {
+                if drawn(&v) { self.words.digits(v) } else { cut(&visible(v), LABEL_CHARS_MAX) }
+            };
             Bars {
                 name: self.series(&series.name),
                 values: values.clone().map(value).collect(),
-                texts: values.map(|v| self.words.digits(v)).collect(),
+                texts: values.map(text).collect(),
             }
         };
         let is_limit = |s: &&crate::source::Series| s.name == "limit";
@@ -858,25 +875,7 @@ impl Writer<'_> {
     }
 
     fn series(&self, name: &str) -> String {
-        let kind = format!("kind_{name}");
-        visible(self.words.find(name).or_else(|| self.words.find(&kind)).unwrap_or(name))
-    }
-
-    /// Identities are long; where their last parts differ, these name the bars.
-    fn short_names(&self, labels: &[String], chart: &str) -> Vec<String> {
-        let last = |l: &String| l.rsplit('/').next().unwrap_or(l).to_owned();
-        let are_ids = labels.iter().all(|l| l.starts_with("spiffe://"));
-        let lasts: BTreeSet<String> = labels.iter().map(last).collect();
-        if are_ids && lasts.len() == labels.len() {
-            return labels.iter().map(|l| visible(&last(l))).collect();
-        }
-        let column = chart.trim_start_matches("chart_");
-        let name = |l: &String| {
-            let place = self.words.find(&format!("place_{l}"));
-            let ours = place.or_else(|| self.words.find(&format!("{column}_{l}")));
-            visible(ours.unwrap_or(l))
-        };
-        labels.iter().map(name).collect()
+        visible(self.words.find(name).unwrap_or(name))
     }
 
     /// A point on the axis of time. Hours and minutes are moved to Gulf time; longer spans were counted in UTC.
@@ -935,6 +934,20 @@ impl Writer<'_> {
     }
 }
 
+/// The text with a capital letter in front, as a heading has it.
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().into_iter().flat_map(char::to_uppercase).chain(chars).collect()
+}
+
+/// The text, or its first characters and a mark that there were more.
+pub(crate) fn cut(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// The direction of a text, as that of its first letter.
 fn direction(text: &str) -> &'static str {
     let rtl = |c: char| matches!(c as u32, 0x0590..=0x08FF | 0xFB1D..=0xFDFF | 0xFE70..=0xFEFC);
@@ -959,7 +972,7 @@ fn width<'a>(name: &str, cells: impl Iterator<Item = &'a Shown>) -> usize {
     let of = |cell: &Shown| match cell.look {
         Look::Hash => HASH,
         // Dates and numbers are not broken.
-        Look::Time | Look::Number | Look::Level => cell.text.chars().count(),
+        Look::Time | Look::Number => cell.text.chars().count(),
         Look::Id | Look::Text | Look::Word => {
             let room = |t: &String| {
                 let all = t.chars().count();

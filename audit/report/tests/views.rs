@@ -1,10 +1,14 @@
 //! What a reader of a report can rely on: words, clauses, and the files that the program makes of a report.
 
 use anyhow::{Context as _, Result, ensure};
-use falaj_core::{audit::Kind, id::Digest};
+use falaj_core::{
+    audit::Kind,
+    id::Digest,
+    report::{FACTS, FINDINGS, Scope, Sections},
+};
 use falaj_report::{
-    catalog, html,
-    source::{FACTS, Level, SECTIONS, Source},
+    catalog, html, pdf,
+    source::{Level, SECTIONS, Source},
     view::{View, missing_words},
     words::{Lang, Words},
 };
@@ -78,6 +82,8 @@ fn there_is_a_word_for_every_kind_level_fact_and_section() -> Result<()> {
         let mut keys: Vec<String> = Kind::ALL.iter().map(|k| format!("kind_{k}")).collect();
         keys.extend(Level::ALL.iter().map(|l| format!("level_{}", l.as_str())));
         keys.extend(FACTS.iter().map(|f| format!("fact_{f}")));
+        let words_of = |f: &str| [format!("finding_{f}"), format!("finding_{f}_about")];
+        keys.extend(FINDINGS.iter().flat_map(|(finding, _)| words_of(finding)));
         let parts = |s: &str| ["title", "about"].map(|part| format!("{}_{part}", s.to_lowercase()));
         keys.extend(SECTIONS.iter().flat_map(|s| parts(s)));
         keys.extend((1..=12).map(|m| format!("month_{m}")));
@@ -194,6 +200,7 @@ fn what_an_attacker_writes_into_the_log_is_text_in_the_page() -> Result<()> {
         };
         ensure!(!page.contains(odd), "{lang:?}: {:?}", page.find(odd));
         ensure!(page.contains("approved\\u{202e}gnp.xcod\\u{202c}"), "{lang:?}");
+        ensure!(page.contains("&lt;b&gt;inf&lt;/b&gt;") && !page.contains("<b>inf"), "{lang:?}");
         // Every attribute that holds foreign text is quoted, so no quote may stand in it.
         ensure!(!page.contains("onerror=\"") && !page.contains("href=\"http"), "{lang:?}");
         // Nothing is fetched: every address is an anchor or stands in the page.
@@ -278,7 +285,8 @@ fn a_report_that_is_not_one_is_refused_with_what_to_do_and_nothing_is_written() 
     let swapped = text.replacen("\"id\":\"E2\"", "\"id\":\"E3\"", 1);
     let other = text.replacen("\"v\":1", "\"v\":2", 1);
     let level = text.replacen("\"level\":\"proven\"", "\"level\":\"certain\"", 1);
-    let name = text.replacen("\"name\":\"sites\",\"rows\"", "\"name\":\"../sites\",\"rows\"", 1);
+    let name =
+        text.replacen("\"name\":\"parties\",\"rows\"", "\"name\":\"../parties\",\"rows\"", 1);
     for (bad, want) in [
         (&spaced, "canonical"),
         (&swapped, "E1 to E15"),
@@ -328,5 +336,20 @@ fn catalogues_of_another_folder_take_the_place_of_ours() -> Result<()> {
     let out = render(&into, &["--format", "json", "--clauses", path])?;
     let said = String::from_utf8_lossy(&out.stderr);
     ensure!(out.status.code() == Some(1) && said.contains("uae-ia.yaml, line "), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_report_about_no_entry_at_all_is_still_a_report() -> Result<()> {
+    let report = Sections::new(Scope::default()).finish("t", 0, &Digest::of(b""));
+    let source = Source::join(&report.to_bytes(), Some(&catalog::embedded()?))?;
+    for lang in Lang::ALL {
+        let words = Words::of(lang)?;
+        let lacks = missing_words(source.report(), &words);
+        ensure!(lacks.is_empty(), "{lang:?} lacks {lacks:?}");
+        let view = View::of(&source, &words);
+        ensure!(html::page(&view).contains(&words.say("no_entries")));
+        ensure!(pdf::document(&view, "")?.starts_with(b"%PDF-1."));
+    }
     Ok(())
 }
