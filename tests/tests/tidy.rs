@@ -10,7 +10,7 @@ use std::{
 };
 
 /// What each room may import, tests aside.
-const FLOORS: [(&str, &[&str]); 9] = [
+const FLOORS: [(&str, &[&str]); 10] = [
     ("falaj-core", &[]),
     ("falaj-proto", &["falaj-core"]),
     ("falaj-certs", &["falaj-core"]),
@@ -18,6 +18,7 @@ const FLOORS: [(&str, &[&str]); 9] = [
     ("falaj-cli", &["falaj-core", "falaj-proto", "falaj-certs"]),
     ("falaj-agent", &["falaj-core", "falaj-proto", "falaj-certs"]),
     ("falaj-verify", &["falaj-core", "falaj-proto", "falaj-certs"]),
+    ("falaj-report", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-verify"]),
     ("falaj-tests", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-coordinator"]),
     ("xtask", &[]),
 ];
