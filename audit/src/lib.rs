@@ -3,6 +3,7 @@
 //! It reads the tar once, from front to back, and keeps one tile of hashes, the frontier of the tree, and one
 //! digest per certificate, header and open round. What it finds wrong first, it names.
 
+pub mod args;
 mod ledger;
 mod replay;
 

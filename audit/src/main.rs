@@ -1,17 +1,14 @@
 //! `falaj-verify`: checks an exported audit log, offline.
 
 use clap::Parser;
-use falaj_certs::trust::TrustFile;
-use falaj_core::{
-    id::{Digest, SpiffeId, StudyId},
-    note::VerifierKey,
-    report::Scope,
-    witness::InclusionProof,
+use falaj_core::{id::Digest, note::VerifierKey, report::Scope, witness::InclusionProof};
+use falaj_verify::{
+    Options, Report,
+    args::{Pins, Scoped},
+    verify,
 };
-use falaj_verify::{Options, Report, verify};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
-    error::Error as _,
     fs::File,
     io::{BufReader, IsTerminal as _},
     path::{Path, PathBuf},
@@ -40,14 +37,8 @@ struct Cli {
     /// The leaf hash of the entry that is to be proven.
     #[arg(long, requires = "proof", value_name = "HEX")]
     leaf_hash: Option<Digest>,
-    /// The log's verifier key, as you know it from elsewhere. Without it the key in the bundle is used, which
-    /// shows that the bundle is whole, not whose it is.
-    #[arg(long)]
-    log_key: Option<VerifierKey>,
-    /// Whom you trust to vouch for sites, witnesses and operators: a `trust.toml`, as you know it from elsewhere.
-    /// Without it issuers are those that the coordinator trusted.
-    #[arg(long, value_name = "FILE", conflicts_with = "proof")]
-    trust: Option<PathBuf>,
+    #[command(flatten)]
+    pins: Pins,
     /// A site's budget ledger, as `falaj-agent budget export` wrote it: that it is whole, and holds what the
     /// site's updates were paid from. May be given for several sites.
     #[arg(long)]
@@ -58,18 +49,8 @@ struct Cli {
     /// Write the audit report as JSON, which follows from the bundle alone; `falaj-report` makes pages of it.
     #[arg(long, value_name = "FILE", conflicts_with = "proof")]
     report: Option<PathBuf>,
-    /// Only what happened from this time on, as `2026-03-01` or RFC 3339 in UTC.
-    #[arg(long, requires = "report", value_name = "TIME")]
-    since: Option<String>,
-    /// Only what happened up to this time, or up to the end of this day, month or year.
-    #[arg(long, requires = "report", value_name = "TIME")]
-    until: Option<String>,
-    /// Only this study.
-    #[arg(long, requires = "report")]
-    study: Option<StudyId>,
-    /// Only what this party did, or what was done with it: everything that the log holds about it.
-    #[arg(long, requires = "report", value_name = "SPIFFE ID")]
-    subject: Option<SpiffeId>,
+    #[command(flatten)]
+    scoped: Scoped,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -80,7 +61,7 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let (Some(path), Some(leaf), Some(key)) = (&cli.proof, &cli.leaf_hash, &cli.log_key) {
+    if let (Some(path), Some(leaf), Some(key)) = (&cli.proof, &cli.leaf_hash, &cli.pins.log_key) {
         return one_entry(&cli, path, leaf, key);
     }
     let bundle = cli.bundle.clone().unwrap_or_default();
@@ -101,27 +82,28 @@ fn main() -> ExitCode {
             }
         }
     }
-    let trust = match cli.trust.as_deref().map(trusted).transpose() {
+    let trust = match cli.pins.trust() {
         Ok(trust) => trust,
         Err(e) => {
             eprintln!("falaj-verify: {e}");
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    let scope = cli.scoped.scope();
+    if cli.report.is_none() && scope != Scope::default() {
+        eprintln!(
+            "falaj-verify: a bundle is always verified as a whole; what you named is for `--report FILE`"
+        );
+        return ExitCode::from(EXIT_USAGE);
+    }
     let bar = if std::io::stderr().is_terminal() && !cli.json && !cli.quiet {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} entries");
         style.map_or_else(|_| ProgressBar::hidden(), |style| ProgressBar::new(0).with_style(style))
     } else {
         ProgressBar::hidden()
     };
-    let scope = Scope {
-        since: cli.since.clone().unwrap_or_default(),
-        until: cli.until.clone().unwrap_or_default(),
-        study: cli.study.clone(),
-        subject: cli.subject.clone(),
-    };
     let options = Options {
-        log_key: cli.log_key.as_ref(),
+        log_key: cli.pins.log_key.as_ref(),
         trust: trust.as_ref(),
         scope: Some(&scope),
         ledgers: &ledgers,
@@ -145,13 +127,6 @@ fn main() -> ExitCode {
         }
         Err(wrong) => refuse(&cli, &wrong),
     }
-}
-
-/// A trust configuration of the auditor's own.
-fn trusted(path: &Path) -> Result<TrustFile, String> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    TrustFile::parse(path, &text)
-        .map_err(|e| format!("{e}: {}", e.source().map(ToString::to_string).unwrap_or_default()))
 }
 
 fn refuse(cli: &Cli, wrong: &dyn std::fmt::Display) -> ExitCode {

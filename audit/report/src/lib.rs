@@ -1,7 +1,7 @@
-//! `falaj-report`: what an audit found, for people. It turns the report's JSON, which was computed from a verified
+//! `falaj-report`: what an audit found, for people. It turns the report's JSON, which follows from a verified
 //! bundle, into an HTML page and a PDF in English and Arabic, and its tables into files for other tools.
 //!
-//! It is no verifier: it reads no bundle and checks no signature. And it knows no verdict: it joins duties from the
+//! The library reads no bundle and checks no signature; the command lets `falaj-verify` do that first. And it knows no verdict: it joins duties from the
 //! clause catalogues with the evidence in the JSON, and shows how strong that is.
 
 pub mod catalog;

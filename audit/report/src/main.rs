@@ -7,8 +7,13 @@ use falaj_report::{
     catalog, html, pdf,
     source::{SOURCE_BYTES_MAX, Source, is_joined},
     tables,
-    view::View,
+    view::{View, missing_words},
     words::{Lang, Words},
+};
+use falaj_verify::{
+    Options,
+    args::{Pins, Scoped},
+    verify,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
@@ -30,6 +35,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Verifies an exported bundle and makes files from the report that follows from it.
+    #[command(
+        after_help = "Examples:\n  falaj-report make bundle.tar -o report --trust trust.toml\n  falaj-report make bundle.tar -o march --since 2026-03 --until 2026-03 --lang ar\n  falaj-report make bundle.tar -o about-h1 --subject spiffe://falaj.demo/ae-on/ae-az/site/hospital-1\n\nExit codes: 0 made, 1 not made: the bundle does not hold, or a file cannot be written."
+    )]
+    Make(Make),
     /// Makes files from a report's JSON.
     #[command(
         after_help = "Examples:\n  falaj-report render report.json -o report\n  falaj-report render report.json -o report --lang ar --format pdf\n  falaj-report render report.json -o report --format csv --format parquet\n  falaj-report render report.json -o report --clauses policies/clauses --json\n\nExit codes: 0 made, 1 not made."
@@ -38,9 +48,28 @@ enum Command {
 }
 
 #[derive(clap::Args)]
+struct Make {
+    /// The bundle, as `falaj log export` wrote it.
+    bundle: PathBuf,
+    #[command(flatten)]
+    pins: Pins,
+    #[command(flatten)]
+    scoped: Scoped,
+    #[command(flatten)]
+    views: Views,
+}
+
+#[derive(clap::Args)]
 struct Render {
     /// The report's JSON; `-` reads it from standard input.
     report: PathBuf,
+    #[command(flatten)]
+    views: Views,
+}
+
+/// What is made, and where.
+#[derive(clap::Args)]
+struct Views {
     /// The folder to write to; it is made if it is not there.
     #[arg(long, short, value_name = "FOLDER")]
     output: PathBuf,
@@ -78,8 +107,13 @@ enum Format {
 const FORMATS: [Format; 3] = [Format::Html, Format::Pdf, Format::Json];
 
 fn main() -> ExitCode {
-    let Command::Render(render) = Cli::parse().command;
-    match run(&render) {
+    let made = match Cli::parse().command {
+        Command::Make(make) => verified(&make)
+            .and_then(|bytes| run(&make.views, &make.bundle.display().to_string(), &bytes)),
+        Command::Render(render) => read(&render.report)
+            .and_then(|bytes| run(&render.views, &render.report.display().to_string(), &bytes)),
+    };
+    match made {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("falaj-report: {e:#}");
@@ -88,23 +122,38 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(render: &Render) -> Result<()> {
-    let formats = if render.formats.is_empty() { &FORMATS[..] } else { &render.formats };
-    let mut langs = if render.langs.is_empty() { Lang::ALL.to_vec() } else { render.langs.clone() };
+/// Makes what was asked for from the report in `bytes`, which come from `name`.
+fn run(views: &Views, name: &str, bytes: &[u8]) -> Result<()> {
+    let formats = if views.formats.is_empty() { &FORMATS[..] } else { &views.formats };
+    let mut langs = if views.langs.is_empty() { Lang::ALL.to_vec() } else { views.langs.clone() };
     langs.sort();
     langs.dedup();
     let wants = |format| formats.contains(&format);
 
-    let source = read(render)?;
-    let mut folder = Folder::open(&render.output)?;
-    let views = langs.len() * usize::from(wants(Format::Html))
+    let files = match &views.clauses {
+        Some(folder) => Some(catalog::read(folder)?),
+        None if is_joined(bytes).with_context(|| name.to_owned())? => None,
+        None => Some(catalog::embedded()?),
+    };
+    let source = Source::join(bytes, files.as_deref()).with_context(|| name.to_owned())?;
+    let mut folder = Folder::open(&views.output)?;
+    let steps = langs.len() * usize::from(wants(Format::Html))
         + langs.len() * usize::from(wants(Format::Pdf));
-    let bar = progress(render.json, views);
+    let bar = progress(views.json, steps);
     if wants(Format::Json) {
         folder.write("report.json", source.bytes())?;
     }
     for lang in &langs {
-        let view = View::of(&source, &Words::of(*lang)?);
+        let words = Words::of(*lang)?;
+        let missing: Vec<_> = missing_words(source.report(), &words).into_iter().collect();
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
+            eprintln!(
+                "falaj-report: no {} words for {missing}: another version made this report",
+                lang.tag()
+            );
+        }
+        let view = View::of(&source, &words);
         if wants(Format::Html) {
             let name = format!("report.{}.html", lang.tag());
             bar.set_message(name.clone());
@@ -131,27 +180,43 @@ fn run(render: &Render) -> Result<()> {
         }
     }
     bar.finish_and_clear();
-    say(render, &source, &folder);
+    say(views, &source, &folder);
     Ok(())
 }
 
-/// The report, joined with the clauses that were asked for.
-fn read(render: &Render) -> Result<Source> {
-    let name = render.report.display();
+/// The report that follows from a bundle, if that holds.
+fn verified(make: &Make) -> Result<Vec<u8>> {
+    let trust = make.pins.trust().map_err(anyhow::Error::msg)?;
+    let scope = make.scoped.scope();
+    let options = Options {
+        log_key: make.pins.log_key.as_ref(),
+        trust: trust.as_ref(),
+        scope: Some(&scope),
+        ..Options::default()
+    };
+    let name = make.bundle.display().to_string();
+    let file = fs::File::open(&make.bundle).with_context(|| name.clone())?;
+    let bar = progress(make.views.json, 0);
+    let report = verify(std::io::BufReader::new(file), options, |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    Ok(report.with_context(|| format!("{name} does not hold"))?.sections.to_bytes())
+}
+
+/// The report's JSON from a file.
+fn read(report: &Path) -> Result<Vec<u8>> {
+    let name = report.display();
     let mut bytes = Vec::new();
     let limit = u64::try_from(SOURCE_BYTES_MAX)?.saturating_add(1);
-    if render.report == Path::new("-") {
+    if report == Path::new("-") {
         std::io::stdin().take(limit).read_to_end(&mut bytes).context("standard input")?;
     } else {
-        let file = fs::File::open(&render.report).with_context(|| name.to_string())?;
+        let file = fs::File::open(report).with_context(|| name.to_string())?;
         file.take(limit).read_to_end(&mut bytes).with_context(|| name.to_string())?;
     }
-    let files = match &render.clauses {
-        Some(folder) => Some(catalog::read(folder)?),
-        None if is_joined(&bytes).with_context(|| name.to_string())? => None,
-        None => Some(catalog::embedded()?),
-    };
-    Source::join(&bytes, files.as_deref()).with_context(|| name.to_string())
+    Ok(bytes)
 }
 
 fn progress(hidden: bool, steps: usize) -> ProgressBar {
@@ -163,8 +228,8 @@ fn progress(hidden: bool, steps: usize) -> ProgressBar {
     style.map_or_else(|_| ProgressBar::hidden(), |style| ProgressBar::new(steps).with_style(style))
 }
 
-fn say(render: &Render, source: &Source, folder: &Folder) {
-    if render.json {
+fn say(views: &Views, source: &Source, folder: &Folder) {
+    if views.json {
         let files = folder.made.iter().map(|made| {
             serde_json::json!({ "file": made.name, "bytes": made.bytes, "sha256": made.digest.to_string() })
         });

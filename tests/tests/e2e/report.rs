@@ -3,18 +3,19 @@
 use anyhow::{Context as _, Result, ensure};
 use falaj_coordinator::{
     metrics::Metrics,
-    store::{Store, writer},
+    store::{Database, Store, writer},
 };
 use falaj_core::{
     audit::{Actor, Draft, Kind},
+    id::Digest,
     note::NoteSigner,
 };
 use falaj_tests::{
-    federation::{Federation, Process, SiteSpec, run, study_yaml, text, wisconsin},
+    federation::{Federation, Process, SiteSpec, binary, run, study_yaml, text, wisconsin},
     rogue::Rogue,
 };
 use serde_json::Value;
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, process::Command, sync::Arc};
 
 const GOVERNED: &str = "governance:\n  legal_basis: research permission 7\n  dpia: DPIA-7\n  consent: { reference: protocol 7, expires: 2099-12-31 }\n  retention: 25y\n";
 
@@ -99,6 +100,20 @@ fn a_run_as_agreed_shows_no_finding_and_its_bundle_can_be_made_again() -> Result
     ensure!(fs::read(&first)? == fs::read(&again)?, "the same log gave other bytes");
     let none = federation.falaj(&["log", "export", "--tree-size", "999999", "-o", "none.tar"])?;
     ensure!(text(&none).contains("no checkpoint of 999999 entries"), "{}", text(&none));
+
+    // For people, in both languages, from one source.
+    let pages = federation.dir().join("pages");
+    let words = ["make", first.to_str().context("UTF-8")?, "-o", pages.to_str().context("UTF-8")?];
+    let out = Command::new(binary("falaj-report")).args(words).output()?;
+    ensure!(out.status.success() && out.stderr.is_empty(), "{}", text(&out));
+    let source = Digest::of(&fs::read(pages.join("report.json"))?).to_string();
+    for lang in ["en", "ar"] {
+        let html = fs::read_to_string(pages.join(format!("report.{lang}.html")))?;
+        // Digests are broken with invisible marks, for lines to end in them.
+        let plain: String = html.replace("<wbr>", "").replace(['\u{200b}', '\u{2060}'], "");
+        ensure!(plain.contains(&source), "the {lang} page names another source");
+        ensure!(fs::read(pages.join(format!("report.{lang}.pdf")))?.starts_with(b"%PDF-"));
+    }
 
     // Everything about one hospital, and about nobody else.
     let me = "spiffe://falaj.test/ae-on/ae-az/site/hospital-1";
@@ -200,9 +215,10 @@ fn read_past_the_policies(federation: &Federation) -> Result<()> {
         hex::decode_to_slice(fs::read_to_string(state.join("log.key"))?.trim(), &mut secret)?;
         let key = ed25519_dalek::SigningKey::from_bytes(&secret);
         let signer = Arc::new(NoteSigner::new("falaj.test/audit/2026", key)?);
-        let (_, pool) = Store::open(&state.join("coordinator.sqlite")).await?;
+        let database = Database::Sqlite(state.join("coordinator.sqlite"));
+        let (_, writing) = Store::open(&database).await?;
         let metrics = Arc::new(Metrics::default());
-        let (writer, service) = writer::open(pool, &signer, None, metrics).await?;
+        let (writer, service) = writer::open(writing, &signer, None, metrics).await?;
         let service = tokio::spawn(service.run());
         let rows = vec![writer::Change::Certificate(cert, credentials.certificate().to_vec())];
         let entries = vec![Draft::new(Kind::AdminRead).actor(&actor).text("action", "log.read")];

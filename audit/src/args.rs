@@ -1,0 +1,73 @@
+//! Words of the command line that the verifier and the report's maker share.
+
+use clap::Args;
+use falaj_certs::trust::TrustFile;
+use falaj_core::{
+    id::{SpiffeId, StudyId},
+    note::VerifierKey,
+    report::Scope,
+};
+use std::{
+    error::Error as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What the auditor knows from elsewhere.
+#[derive(Debug, Args)]
+pub struct Pins {
+    /// The log's verifier key, as you know it from elsewhere. Without it the key in the bundle is used, which
+    /// shows that the bundle is whole, not whose it is.
+    #[arg(long)]
+    pub log_key: Option<VerifierKey>,
+    /// Whom you trust to vouch for sites, witnesses and operators: a `trust.toml`, as you know it from elsewhere.
+    /// Without it issuers are those that the coordinator trusted.
+    #[arg(long, value_name = "FILE")]
+    pub trust: Option<PathBuf>,
+}
+
+impl Pins {
+    /// The trust configuration, if one was given.
+    ///
+    /// # Errors
+    /// Which file cannot be read, and why.
+    pub fn trust(&self) -> Result<Option<TrustFile>, String> {
+        self.trust.as_deref().map(read).transpose()
+    }
+}
+
+fn read(path: &Path) -> Result<TrustFile, String> {
+    let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    TrustFile::parse(path, &text)
+        .map_err(|e| format!("{e}: {}", e.source().map(ToString::to_string).unwrap_or_default()))
+}
+
+/// What a report is about; without any of it, all of the log.
+#[derive(Debug, Args)]
+pub struct Scoped {
+    /// Only what happened from this time on, as `2026-03-01` or RFC 3339 in UTC.
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only what happened up to this time, or up to the end of this day, month or year.
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// Only this study.
+    #[arg(long)]
+    pub study: Option<StudyId>,
+    /// Only what this party did, or what was done with it: everything that the log holds about it.
+    #[arg(long, value_name = "SPIFFE ID")]
+    pub subject: Option<SpiffeId>,
+}
+
+impl Scoped {
+    /// The scope.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        Scope {
+            since: self.since.clone().unwrap_or_default(),
+            until: self.until.clone().unwrap_or_default(),
+            study: self.study.clone(),
+            subject: self.subject.clone(),
+        }
+    }
+}
