@@ -24,8 +24,11 @@ pub(crate) fn run(parts: &[String]) -> Result<()> {
         words.extend(programs.iter().flat_map(|p| ["-p", p]));
         tools::cargo(&words)?;
         let mut words = vec!["bench", "-p", "falaj-tests", "--bench", "ratios", "--"];
-        words.extend(others);
+        words.extend(&others);
         tools::cargo(&words)?;
+    }
+    if others.contains(&"audit") {
+        tools::cargo(&["bench", "-p", "falaj-verify", "--bench", "verify"])?;
     }
     for (bench, its) in [("privacy", privacy), ("utility", utility)] {
         if its.is_empty() {

@@ -39,6 +39,9 @@ pub(crate) struct Options {
     /// Which split of the records.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Make the audit report for people as well, in English and Arabic. Its maker takes some minutes to build.
+    #[arg(long)]
+    report: bool,
     /// Run this many splits, from `--seed` on, and print the means.
     #[arg(long, default_value_t = 1)]
     seeds: u64,
@@ -72,6 +75,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for seed in options.seed..options.seed + options.seeds {
         let stage = Stage { out: out.clone(), bin: tools::root().join("target/release") };
         outcomes.push(once(&stage, seed)?);
+    }
+    if options.report {
+        eprintln!("building what makes the audit report (release)");
+        tools::cargo(&["build", "--release", "-p", "falaj-report"])?;
+        let stage = Stage { out, bin: tools::root().join("target/release") };
+        let words = ["make", "bundle.tar", "--trust", "ca/trust.toml", "-o", "audit"];
+        println!("\n{}", stage.run("falaj-report", &words)?.trim());
     }
     if outcomes.len() > 1 {
         println!("\nMeans over {} splits (accuracy, AUC):", outcomes.len());
