@@ -368,6 +368,22 @@ impl Federation {
         scores["auc"].as_f64().with_context(|| scores.to_string())
     }
 
+    /// Starts the agents of two hospitals, in Abu Dhabi and Dubai.
+    ///
+    /// # Errors
+    /// When the coordinator has not been started, or an agent cannot be.
+    pub fn start_hospitals(&self) -> Result<Vec<Process>> {
+        let mut agents = Vec::new();
+        for (i, (place, records)) in
+            ["ae-on/ae-az", "ae-on/ae-du"].into_iter().zip(wisconsin(2)?).enumerate()
+        {
+            let site = SiteSpec::new(&format!("hospital-{}", i + 1), place);
+            self.prepare_site(&site, &records)?;
+            agents.push(self.start_agent(&site)?);
+        }
+        Ok(agents)
+    }
+
     /// Starts a prepared site's agent.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ enum Command {
     #[command(
         after_help = "Examples:\n  falaj-report make bundle.tar -o report --trust trust.toml\n  falaj-report make bundle.tar -o march --since 2026-03 --until 2026-03 --lang ar\n  falaj-report make bundle.tar -o about-h1 --subject spiffe://falaj.demo/ae-on/ae-az/site/hospital-1\n\nExit codes: 0 made, 1 not made: the bundle does not hold, or a file cannot be written."
     )]
-    Make(Make),
+    Make(Box<Make>),
     /// Makes files from a report's JSON.
     #[command(
         after_help = "Examples:\n  falaj-report render report.json -o report\n  falaj-report render report.json -o report --lang ar --format pdf\n  falaj-report render report.json -o report --format csv --format parquet\n  falaj-report render report.json -o report --clauses policies/clauses --json\n\nExit codes: 0 made, 1 not made."

@@ -11,7 +11,7 @@ use falaj_core::{
     note::NoteSigner,
 };
 use falaj_tests::{
-    federation::{Federation, Process, SiteSpec, binary, run, study_yaml, text, wisconsin},
+    federation::{Federation, SiteSpec, binary, run, study_yaml, text, wisconsin},
     rogue::Rogue,
 };
 use serde_json::Value;
@@ -19,20 +19,7 @@ use std::{fs, path::Path, process::Command, sync::Arc};
 
 const GOVERNED: &str = "governance:\n  legal_basis: research permission 7\n  dpia: DPIA-7\n  consent: { reference: protocol 7, expires: 2099-12-31 }\n  retention: 25y\n";
 
-/// A coordinator that two hospitals have joined.
-fn scene(federation: &mut Federation) -> Result<(Process, Vec<Process>)> {
-    let coordinator = federation.start_coordinator()?;
-    let records = wisconsin(2)?;
-    let mut agents = Vec::new();
-    for (i, place) in ["ae-on/ae-az", "ae-on/ae-du"].iter().enumerate() {
-        let site = SiteSpec::new(&format!("hospital-{}", i + 1), place);
-        federation.prepare_site(&site, &records[i])?;
-        agents.push(federation.start_agent(&site)?);
-    }
-    Ok((coordinator, agents))
-}
-
-/// Exports the log, up to a checkpoint if asked, and gives the report that the verifier makes of it.
+/// Exports the log, and gives the report that the verifier makes of it.
 fn report(federation: &Federation, bundle: &Path, more: &[&str]) -> Result<Value> {
     let to = bundle.to_str().context("UTF-8")?;
     let out = federation.falaj(&["log", "export", "-o", to])?;
@@ -65,7 +52,8 @@ fn level<'a>(report: &'a Value, fact: &str) -> &'a str {
 #[test]
 fn a_run_as_agreed_shows_no_finding_and_its_bundle_can_be_made_again() -> Result<()> {
     let mut federation = Federation::new()?;
-    let (_coordinator, _agents) = scene(&mut federation)?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = federation.start_hospitals()?;
     federation.submit(&(study_yaml("agreed", 2, 2) + GOVERNED))?;
     federation.finishes("agreed")?;
     ensure!(federation.auc("agreed")? > 0.5);
@@ -134,7 +122,8 @@ fn a_run_that_went_wrong_shows_each_wrong_in_its_section() -> Result<()> {
         fs::write(lax.join(file), text.replace("[\"ae-on\"]", "[\"ae-on\", \"gb\"]"))?;
     }
     federation.policies = lax;
-    let (mut coordinator, mut agents) = scene(&mut federation)?;
+    let mut coordinator = federation.start_coordinator()?;
+    let mut agents = federation.start_hospitals()?;
     let london = SiteSpec::new("london", "gb/gb-lnd");
     federation.prepare_site(&london, &wisconsin(3)?[2])?;
     agents.push(federation.start_agent(&london)?);

@@ -8,7 +8,7 @@ use falaj_core::{
 };
 use falaj_proto::problem::{Code, code_of};
 use falaj_tests::{
-    federation::{Federation, Process, SiteSpec, study_yaml, wisconsin},
+    federation::{Federation, Process, study_yaml},
     rogue::{Forgery, Rogue, Tasked},
 };
 
@@ -24,13 +24,7 @@ struct Scene {
 fn scene() -> Result<Scene> {
     let mut federation = Federation::new()?;
     let coordinator = federation.start_coordinator()?;
-    let records = wisconsin(2)?;
-    let mut agents = Vec::new();
-    for (i, place) in ["ae-on/ae-az", "ae-on/ae-du"].iter().enumerate() {
-        let site = SiteSpec::new(&format!("hospital-{}", i + 1), place);
-        federation.prepare_site(&site, &records[i])?;
-        agents.push(federation.start_agent(&site)?);
-    }
+    let agents = federation.start_hospitals()?;
     federation.issue("site", "rogue", "ae-on/ae-sh")?;
     Ok(Scene { federation, _coordinator: coordinator, _agents: agents })
 }
