@@ -70,6 +70,7 @@ fn test(args: &[String]) -> Result<()> {
     setup::setup()?;
     setup::go();
     setup::postgresql();
+    setup::strace();
     // End-to-end tests run the very binaries, so all of them come first.
     tools::cargo(&["build", "--workspace", "--bins"])?;
     let mut words = vec!["test"];

@@ -79,6 +79,9 @@ const GO: [&str; 2] = ["golang-go", "golang-golang-x-mod-dev"];
 /// Debian's package of a database server, by which the store is tested on one.
 const POSTGRESQL: [&str; 1] = ["postgresql"];
 
+/// Debian's package by which calls to the operating system are made to fail.
+const STRACE: [&str; 1] = ["strace"];
+
 fn quiet(program: &str, args: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
@@ -98,6 +101,13 @@ pub(crate) fn postgresql() {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     if !versions.into_iter().any(|v| v.path().join("bin/postgres").is_file()) {
         packages(&POSTGRESQL);
+    }
+}
+
+/// Makes sure that strace is there if this may install it; without it the tests that need it say that they are skipped.
+pub(crate) fn strace() {
+    if !quiet("strace", &["-V"]) {
+        packages(&STRACE);
     }
 }
 
