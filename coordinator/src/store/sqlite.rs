@@ -73,10 +73,18 @@ pub(super) async fn mend_objects(pool: &SqlitePool) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Readers of a file that is there.
+/// Readers of a file that is there. One at least stays for as long as the pool does: if nobody had the file open any more
+/// when the writer lets go of a connection that failed, the next one would read the WAL anew, and take a commit from it
+/// that was refused because it could not be synced. The writer knows nothing of that, and its next entry's place would be
+/// taken.
 pub(super) async fn readers(path: &Path) -> Result<SqlitePool, StoreError> {
     let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY).read_only(true);
-    Ok(SqlitePoolOptions::new().max_connections(READERS).connect_with(options).await?)
+    Ok(SqlitePoolOptions::new()
+        .max_connections(READERS)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_with(options)
+        .await?)
 }
 
 // ---- reading ----
