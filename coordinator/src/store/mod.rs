@@ -96,9 +96,10 @@ impl From<sqlx::Error> for StoreError {
             _ => return Self::Sql(e),
         };
         if said.try_downcast_ref::<SqliteError>().is_some() {
-            // 13 is SQLITE_FULL; the extended codes of SQLITE_IOERR that a full disk gives end in 10.
+            // SQLITE_FULL, and SQLITE_IOERR_SHMSIZE: no room for the WAL's index. Other codes of SQLITE_IOERR are a disk
+            // that fails.
             return match said.code().and_then(|c| c.parse::<i32>().ok()) {
-                Some(code) if code & 0xff == 13 || code & 0xff == 10 => Self::Full(e),
+                Some(13 | 4874) => Self::Full(e),
                 // SQLITE_READONLY.
                 Some(code) if code & 0xff == 8 => Self::ReadOnly,
                 _ => Self::Sql(e),

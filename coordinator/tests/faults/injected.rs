@@ -238,6 +238,7 @@ async fn an_entry_whose_sync_fails_is_not_acknowledged_and_the_next_one_is() -> 
                 "{fault}: {failed} syncs failed, and {} commits were refused",
                 run.told.refused
             );
+            ensure!(run.told.full == 0, "{fault}: a disk that fails is not full");
             let answered = run.told.entries.len() as u64 + run.told.refused;
             ensure!(answered == u64::from(ALONE), "{fault}: {answered} answers");
             // The first sync is that of the file's head: a thread whose first one fails never gets further.

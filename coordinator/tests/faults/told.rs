@@ -20,6 +20,8 @@ pub(crate) struct Told {
     pub(crate) signed: BTreeMap<u64, Digest>,
     /// Commits that were not acknowledged.
     pub(crate) refused: u64,
+    /// Of these, for want of room.
+    pub(crate) full: u64,
     /// The writer came to its end.
     pub(crate) done: bool,
 }
@@ -52,7 +54,10 @@ impl Told {
                 let root = root.parse().map_err(|_| anyhow::anyhow!("{line}"))?;
                 keep(&mut self.signed, size.parse()?, root, "the root at")?;
             }
-            ["refused", ..] => self.refused += 1,
+            ["refused", ref why @ ..] => {
+                self.refused += 1;
+                self.full += u64::from(why.contains(&"full"));
+            }
             ["unsigned", ..] => {}
             ["done"] => self.done = true,
             _ => bail!("what is this: {line}"),
