@@ -4,6 +4,8 @@
 //! Whoever writes is a process of its own, this very program started again ([`child`]); what it was told is kept by
 //! whoever started it, and held against the database afterwards ([`told`]). What becomes of a database server that is
 //! killed is in the store's own tests.
+//!
+//! `FALAJ_KILLS=500` and `FALAJ_FAULTS=all` make it long; `FALAJ_SEED` has the same faults chosen again.
 
 mod child;
 mod injected;
@@ -40,7 +42,7 @@ const TOLD_EVERY: u32 = 50;
 struct Random(u64);
 
 impl Random {
-    /// From `FALAJ_SEED`, or the clock. It is told, so that the run can be had again as far as threads allow.
+    /// From `FALAJ_SEED`, or the clock. It is told, so that the same choices can be had again.
     fn seeded() -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let seed = setting("FALAJ_SEED").unwrap_or(u64::from(now.subsec_nanos())).max(1);
