@@ -2,7 +2,7 @@
 //!
 //! Pure and deterministic: the same entries, and the same files that they name, give the same bytes, whoever computes
 //! them. Memory is bounded by the parties and studies that there are, never by the log: lists are cut at [`ROWS_MAX`] and
-//! say how many more there are. Nothing here judges: a [finding](findings) is an event that somebody should look at.
+//! say how many more there are. Nothing here judges: a [finding](FINDINGS) is an event that somebody should look at.
 
 mod access;
 mod charts;
