@@ -5,7 +5,7 @@ use falaj_certs::trust::TrustFile;
 use falaj_core::{
     id::{SpiffeId, StudyId},
     note::VerifierKey,
-    report::Scope,
+    report::{Scope, moment},
 };
 use std::{
     error::Error as _,
@@ -42,14 +42,18 @@ fn read(path: &Path) -> Result<TrustFile, String> {
         .map_err(|e| format!("{e}: {}", e.source().map(ToString::to_string).unwrap_or_default()))
 }
 
+fn time(text: &str) -> Result<String, &'static str> {
+    moment(text).ok_or("write a time in UTC, such as 2026-03, 2026-03-01 or 2026-03-01T09:30:00Z")
+}
+
 /// What a report is about; without any of it, all of the log.
 #[derive(Debug, Args)]
 pub struct Scoped {
     /// Only what happened from this time on, as `2026-03-01` or RFC 3339 in UTC.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     pub since: Option<String>,
     /// Only what happened up to this time, or up to the end of this day, month or year.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     pub until: Option<String>,
     /// Only this study.
     #[arg(long)]

@@ -56,6 +56,27 @@ impl Scope {
     }
 }
 
+/// A time in UTC or the beginning of one, as scopes compare it: `2026`, `2026-03`, `2026-03-01`, `2026-03-01T09:30`, with
+/// seconds and fractions or without, and `Z` at its end or not. None for anything else: another offset from UTC would be
+/// compared wrongly.
+#[must_use]
+pub fn moment(text: &str) -> Option<String> {
+    const FORM: &str = "0000-00-00T00:00:00.000";
+    // Where a span may end: year, month, day, minute, second, and its fractions.
+    const ENDS: [usize; 8] = [4, 7, 10, 16, 19, 21, 22, 23];
+    let bare = text.strip_suffix('Z').filter(|bare| bare.len() > 10).unwrap_or(text);
+    let fits = bare.bytes().zip(FORM.bytes()).all(|(found, form)| match form {
+        b'0' => found.is_ascii_digit(),
+        form => found == form,
+    });
+    let within = |at: std::ops::Range<usize>, most: u8| {
+        bare.get(at).is_none_or(|two| two.parse::<u8>().is_ok_and(|n| n <= most))
+    };
+    let dated = within(5..7, 12) && within(8..10, 31) && !bare.contains("-00");
+    let timed = within(11..13, 23) && within(14..16, 59) && within(17..19, 60);
+    (fits && ENDS.contains(&bare.len()) && dated && timed).then(|| bare.to_owned())
+}
+
 /// A certificate that an issuer vouches for.
 #[derive(Clone, Debug)]
 pub struct Holder {
@@ -607,6 +628,40 @@ mod tests {
         assert_eq!(summary(&report(clean(), governed(), month), "entries"), 11);
         let study = Scope { study: Some("s".parse().expect("a name")), ..Scope::default() };
         assert_eq!(summary(&report(clean(), governed(), study), "entries"), 7);
+    }
+
+    #[test]
+    fn a_time_is_read_as_it_is_compared_or_not_at_all() {
+        for (text, read) in [
+            ("2026", "2026"),
+            ("2026-03", "2026-03"),
+            ("2026-03-01", "2026-03-01"),
+            ("2026-03-01T09:30Z", "2026-03-01T09:30"),
+            ("2026-03-01T09:30:00Z", "2026-03-01T09:30:00"),
+            ("2026-03-01T09:30:00.125Z", "2026-03-01T09:30:00.125"),
+        ] {
+            assert_eq!(moment(text).as_deref(), Some(read));
+        }
+        for text in [
+            "",
+            "yesterday",
+            "2026-3",
+            "2026-13",
+            "2026-00",
+            "2026-03-32",
+            "2026-03-01T24:00",
+            "2026-03-01T09",
+            "2026-03-01 09:30",
+            "2026-03-01T09:30:00+04:00",
+            "2026-03Z",
+            "2026-03-01T09:30:00.1255Z",
+            "٢٠٢٦",
+        ] {
+            assert_eq!(moment(text), None, "{text}");
+        }
+        let since = moment("2026-03-01T00:00:00Z").expect("a time");
+        let first = Scope { since, ..Scope::default() };
+        assert_eq!(summary(&report(clean(), governed(), first), "entries"), 11);
     }
 
     #[test]
