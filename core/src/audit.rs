@@ -38,6 +38,10 @@ macro_rules! kinds {
 kinds! {
     /// The log begins.
     LogOpened = "log.opened";
+    /// The log ends here, and another shard goes on from it.
+    LogClosed = "log.closed";
+    /// Another key speaks for the log from now on.
+    KeyRotated = "key.rotated";
     /// The coordinator started, and under which policies.
     CoordinatorStarted = "coordinator.started";
     /// The policy set was read afresh.

@@ -21,6 +21,7 @@ pub mod report;
 pub mod round;
 pub mod secagg;
 pub mod study;
+pub mod succession;
 pub mod task;
 pub mod tiles;
 pub mod time;

@@ -164,9 +164,15 @@ impl NoteSigner {
     /// Signs a body, which ends with a newline.
     #[must_use]
     pub fn sign(&self, body: &str) -> String {
+        format!("{body}\n{}", self.line(body))
+    }
+
+    /// A signature line for a note with this body.
+    #[must_use]
+    pub fn line(&self, body: &str) -> String {
         let mut bytes = self.verifier.id().to_vec();
         bytes.extend_from_slice(&self.key.sign(body.as_bytes()).to_bytes());
-        format!("{body}\n\u{2014} {} {}\n", self.verifier.name, BASE64.encode(bytes))
+        format!("\u{2014} {} {}\n", self.verifier.name, BASE64.encode(bytes))
     }
 
     /// Signs bytes under a context.
@@ -237,6 +243,12 @@ pub fn open<'a>(note: &'a str, key: &VerifierKey) -> Result<&'a str, NoteError> 
     if signed { Ok(body) } else { Err(NoteError::Unsigned(key.name.clone())) }
 }
 
+/// A plain decimal number: no sign, no leading zero.
+pub(crate) fn decimal(text: &str) -> Option<u64> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    if plain { text.parse().ok() } else { None }
+}
+
 /// A tree head: what a signed checkpoint says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -268,6 +280,14 @@ impl Checkpoint {
         }
     }
 
+    /// What a note says that was checked when it was kept: nothing about who signed it is looked at.
+    ///
+    /// # Errors
+    /// [`NoteError`] when it is no note, or its body no checkpoint.
+    pub fn of_kept(note: &str) -> Result<Self, NoteError> {
+        Self::parse(split(note)?.0)
+    }
+
     fn parse(body: &str) -> Result<Self, NoteError> {
         let mut lines = body.lines();
         let (Some(origin), Some(size), Some(root)) = (lines.next(), lines.next(), lines.next())
@@ -277,12 +297,8 @@ impl Checkpoint {
         if origin.is_empty() {
             return Err(NoteError::Checkpoint("no origin"));
         }
-        let decimal =
-            size.bytes().all(|b| b.is_ascii_digit()) && (size == "0" || !size.starts_with('0'));
-        if !decimal {
-            return Err(NoteError::Checkpoint("the size is not a plain decimal number"));
-        }
-        let tree_size = size.parse().map_err(|_| NoteError::Checkpoint("the size is too large"))?;
+        let tree_size = decimal(size)
+            .ok_or(NoteError::Checkpoint("the size is not a plain decimal number below 2^64"))?;
         let root =
             BASE64.decode(root).map_err(|_| NoteError::Checkpoint("the root is not base64"))?;
         let root: [u8; 32] =

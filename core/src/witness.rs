@@ -9,7 +9,7 @@
 use crate::{
     id::{Digest, SpiffeId},
     merkle::{ProofError, verify_consistency, verify_inclusion},
-    note::{self, Checkpoint, NoteError, VerifierKey},
+    note::{self, Checkpoint, NoteError, VerifierKey, decimal},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
@@ -291,12 +291,6 @@ fn hashes<'a>(lines: impl Iterator<Item = &'a str>) -> Option<Vec<Digest>> {
     let hash = |line: &str| Some(Digest(BASE64.decode(line).ok()?.try_into().ok()?));
     let hashes: Vec<Digest> = lines.take(HASHES_MAX + 1).map(hash).collect::<Option<_>>()?;
     (hashes.len() <= HASHES_MAX).then_some(hashes)
-}
-
-/// A plain decimal number: no sign, no leading zero.
-fn decimal(text: &str) -> Option<u64> {
-    let plain = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
-    if plain { text.parse().ok() } else { None }
 }
 
 #[cfg(test)]
