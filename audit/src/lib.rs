@@ -4,6 +4,7 @@
 //! digest per certificate, header and open round. What it finds wrong first, it names.
 
 pub mod args;
+mod keys;
 mod ledger;
 mod replay;
 
@@ -15,8 +16,11 @@ use falaj_core::{
     merkle::{self, Frontier, TILE_WIDTH},
     note::{Checkpoint, VerifierKey},
     report::{Scope, Sections},
+    succession::SUCCESSIONS_MAX,
     tiles::Tiles,
 };
+pub use keys::Before;
+use keys::Keys;
 pub use ledger::LedgerReport;
 use replay::Replay;
 use serde::Serialize;
@@ -104,6 +108,10 @@ pub struct Report {
     pub log_verifier_key: String,
     /// Whether the caller pinned that key; otherwise it was taken from the bundle itself.
     pub key_pinned: bool,
+    /// Statements that lead from the key that the caller pinned to this one.
+    pub successions: usize,
+    /// Where the log goes on from, if it is not the first shard.
+    pub before: Option<Before>,
     /// Whether the caller pinned the issuers of certificates; otherwise they are those that the coordinator trusted.
     pub issuers_pinned: bool,
     /// Entries.
@@ -199,6 +207,7 @@ pub fn verify(
 struct Verifier<'a> {
     options: Options<'a>,
     key: &'a VerifierKey,
+    keys: Keys,
     note: String,
     head: Checkpoint,
     replay: Replay,
@@ -211,7 +220,7 @@ struct Verifier<'a> {
 
 impl<'a> Verifier<'a> {
     fn begin(about: &'a About, note: &[u8], options: Options<'a>) -> Result<Self, Wrong> {
-        let key = options.log_key.unwrap_or(&about.key);
+        let (key, keys) = (&about.key, Keys::of(about, options.log_key)?);
         let note = str::from_utf8(note).map_err(|e| Wrong::Checkpoint(e.to_string()))?;
         let head = Checkpoint::open(note, key).map_err(|e| Wrong::Checkpoint(e.to_string()))?;
         if head.origin != about.origin || head.tree_size != about.tree_size {
@@ -236,6 +245,7 @@ impl<'a> Verifier<'a> {
         Ok(Self {
             options,
             key,
+            keys,
             note: note.to_owned(),
             head,
             replay: Replay::new(options.trust, folds),
@@ -251,7 +261,7 @@ impl<'a> Verifier<'a> {
         if path.starts_with(bundle::WITNESSED) {
             let wrong = |what: String| Wrong::File { path: path.to_owned(), what };
             let note = str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
-            let earlier = Checkpoint::open(note, self.key).map_err(|e| wrong(e.to_string()))?;
+            let earlier = self.keys.keys.open(note).map_err(|e| wrong(e.to_string()))?;
             if earlier.tree_size > self.head.tree_size {
                 return Err(wrong("it is of more entries than the bundle has".into()));
             }
@@ -262,7 +272,8 @@ impl<'a> Verifier<'a> {
         } else if path.starts_with(bundle::TILES) {
             self.log.take_tile(path, &bytes)
         } else if path.starts_with(bundle::ENTRIES) {
-            self.log.take_entries(path, &bytes, self.head.tree_size, &mut self.replay)?;
+            let size = self.head.tree_size;
+            self.log.take_entries(path, &bytes, size, &mut self.keys, &mut self.replay)?;
             let Some(folder) = self.options.tiles else { return Ok(()) };
             let put = |path: &str, bytes: &[u8]| put_file(folder, path, bytes);
             merkle::entries(&bytes).flatten().try_for_each(|e| self.tiles.push(e, put))
@@ -283,6 +294,7 @@ impl<'a> Verifier<'a> {
         if found != self.head.root_hash {
             return Err(Wrong::Root { size, found, signed: self.head.root_hash });
         }
+        self.keys.finish()?;
         self.replay.finish()?;
         let folds = std::mem::take(&mut self.replay.folds);
         let mut reports = folds.into_iter().map(|f| f.finish(&self.head.origin, size, &found));
@@ -310,6 +322,8 @@ impl<'a> Verifier<'a> {
             origin: self.head.origin,
             log_verifier_key: self.key.to_string(),
             key_pinned: self.options.log_key.is_some(),
+            successions: self.keys.followed,
+            before: self.keys.before(),
             issuers_pinned: self.options.trust.is_some(),
             tree_size: size,
             root_hash: found.to_string(),
@@ -335,10 +349,12 @@ fn put_file(folder: &Path, path: &str, bytes: &[u8]) -> Result<(), Wrong> {
     write().map_err(|e: io::Error| Wrong::Unwritable(format!("{}: {e}", path.display())))
 }
 
-struct About {
+pub(crate) struct About {
     origin: String,
     tree_size: u64,
     key: VerifierKey,
+    /// Who followed whom as the log's key, oldest first.
+    successions: Vec<String>,
 }
 
 impl About {
@@ -349,7 +365,22 @@ impl About {
         if version != bundle::VERSION {
             return Err(wrong(format!("layout {version} is not known to this verifier")));
         }
+        let statement = |c: &Canon| match c {
+            Canon::Text(text) => Ok(text.clone()),
+            _ => Err(wrong("a statement about the log's keys is no text".into())),
+        };
+        let successions = match c.member("successions") {
+            None => Vec::new(),
+            Some(_) => {
+                let list = c.list("successions").map_err(|e| wrong(e.to_string()))?;
+                if list.len() > SUCCESSIONS_MAX {
+                    return Err(wrong(format!("it has more than {SUCCESSIONS_MAX} successions")));
+                }
+                list.iter().map(statement).collect::<Result<_, _>>()?
+            }
+        };
         Ok(Self {
+            successions,
             origin: c.text("origin").map_err(|e| wrong(e.to_string()))?.to_owned(),
             tree_size: c.int("tree_size").map_err(|e| wrong(e.to_string()))?,
             key: c.parsed("log_verifier_key").map_err(|e| wrong(e.to_string()))?,
@@ -395,6 +426,7 @@ impl Log {
         path: &str,
         bytes: &[u8],
         tree_size: u64,
+        keys: &mut Keys,
         replay: &mut Replay,
     ) -> Result<(), Wrong> {
         let tile = std::mem::take(&mut self.tile);
@@ -420,7 +452,7 @@ impl Log {
             }
             self.frontier.push(found);
             self.check_earlier()?;
-            self.take_entry(index, entry, replay)?;
+            self.take_entry(index, entry, keys, replay)?;
         }
         let index = self.frontier.size();
         if hashes.next().is_some() {
@@ -435,7 +467,13 @@ impl Log {
         Ok(())
     }
 
-    fn take_entry(&mut self, index: u64, bytes: &[u8], replay: &mut Replay) -> Result<(), Wrong> {
+    fn take_entry(
+        &mut self,
+        index: u64,
+        bytes: &[u8],
+        keys: &mut Keys,
+        replay: &mut Replay,
+    ) -> Result<(), Wrong> {
         let wrong = |what: String| Wrong::Content { index, what };
         let entry = Entry::parse(bytes).map_err(|e| wrong(e.to_string()))?;
         if entry.seq != index {
@@ -448,6 +486,7 @@ impl Log {
             )));
         }
         self.last_ts.clone_from(&entry.ts);
+        keys.take(&entry).map_err(wrong)?;
         replay.take_entry(&entry).map_err(wrong)
     }
 }

@@ -174,13 +174,21 @@ fn say(cli: &Cli, report: &Report) {
         return;
     }
     if !cli.quiet {
-        let key = if report.key_pinned {
+        let key = if report.successions > 0 {
+            "followed from the one that you gave"
+        } else if report.key_pinned {
             "as you gave it"
         } else {
             "taken from the bundle; pin it with --log-key"
         };
         println!("log        {}", report.origin);
         println!("key        {} ({key})", report.log_verifier_key);
+        if let Some(before) = &report.before {
+            println!(
+                "goes on    from {}: {} entries under root {}",
+                before.origin, before.tree_size, before.root_hash
+            );
+        }
         let issuers = if report.issuers_pinned {
             "those that you gave"
         } else {

@@ -21,6 +21,7 @@ use falaj_core::{
     id::{Digest, RoundId, SiteId, StudyId},
     note::{self, Checkpoint, VerifierKey},
     study::{Mechanism as Declared, Study},
+    succession,
     task::{self, TaskHeader},
     update::{self, About, RawUpdate, SealedUpdate, SignedUpdate, UpdateHeader},
 };
@@ -213,7 +214,7 @@ impl Agent {
                 Some(Err(status)) => break Err(status.into()),
                 Some(Ok(push)) => match push.push {
                     Some(push::Push::Welcome(welcome)) => {
-                        let key = match self.welcome(&welcome).await {
+                        let key = match self.welcome(&mut coordinator, &welcome).await {
                             Ok(key) => key,
                             Err(e) => break Err(e),
                         };
@@ -251,8 +252,12 @@ impl Agent {
         result
     }
 
-    /// The log's key: pinned the first time, and the same for ever after.
-    async fn welcome(&self, welcome: &Welcome) -> Result<VerifierKey, TransportError> {
+    /// The log's key: pinned the first time, and followed from there by what both sides have signed.
+    async fn welcome(
+        &self,
+        coordinator: &mut Coordinator,
+        welcome: &Welcome,
+    ) -> Result<VerifierKey, TransportError> {
         let broken = |what: String| TransportError::Broken(what);
         let key: VerifierKey = welcome
             .log_verifier_key
@@ -263,11 +268,17 @@ impl Agent {
             .pin(watch::LOG_KEY, &welcome.log_verifier_key)
             .await
             .map_err(|e| broken(format!("a log key that cannot be kept ({e})")))?;
-        if pinned != welcome.log_verifier_key {
-            return Err(TransportError::Unwanted(format!(
-                "the log's key has changed from `{pinned}` to `{}`: ask the coordinator's operator why, and take the new one by `falaj-agent evidence dismiss --log-key` only if you believe the answer",
-                welcome.log_verifier_key
-            )));
+        let before: VerifierKey = pinned
+            .parse()
+            .map_err(|e| broken(format!("a log whose pinned key cannot be read ({e})")))?;
+        let steps = succession::follow(&before, &key, &welcome.successions).map_err(|why| {
+            TransportError::Unwanted(format!(
+                "the log's key has changed from `{pinned}` to `{key}` ({why}): ask the coordinator's operator why, and take the new one by `falaj-agent evidence dismiss --log-key` only if you believe the answer"
+            ))
+        })?;
+        for step in &steps {
+            let followed = self.as_witness(&step.from).follow(coordinator, step).await;
+            followed.map_err(unwatched)?;
         }
         self.check_ledger(welcome).await?;
         if !welcome.checkpoint.is_empty() {
@@ -307,20 +318,18 @@ impl Agent {
         coordinator: &mut Coordinator,
         log: &VerifierKey,
     ) -> Result<(), TransportError> {
-        let watch = Watch {
+        let head = self.as_witness(log).look(coordinator).await.map_err(unwatched)?;
+        tracing::debug!(tree_size = head.tree_size, "the log goes on from what was seen");
+        Ok(())
+    }
+
+    fn as_witness<'a>(&'a self, log: &'a VerifierKey) -> Watch<'a> {
+        Watch {
             dir: &self.config.state.dir,
             journal: &self.journal,
             site: &self.site,
             signer: self.credentials.signing_key(),
             log,
-        };
-        match watch.look(coordinator).await {
-            Ok(head) => {
-                tracing::debug!(tree_size = head.tree_size, "the log goes on from what was seen");
-                Ok(())
-            }
-            Err(WatchError::Transport(e)) => Err(e),
-            Err(e) => Err(TransportError::Unwanted(e.to_string())),
         }
     }
 
@@ -743,6 +752,14 @@ pub async fn state(dir: &Path, site: &SiteId) -> Result<(Ledger, Journal)> {
         .await
         .with_context(|| format!("opening the journal in {}", dir.display()))?;
     Ok((ledger, journal))
+}
+
+/// Why a site that watched does not go on.
+fn unwatched(e: WatchError) -> TransportError {
+    match e {
+        WatchError::Transport(e) => e,
+        e => TransportError::Unwanted(e.to_string()),
+    }
 }
 
 /// Half to the whole of a pause: agents that lost the same coordinator do not come back all at once.

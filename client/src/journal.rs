@@ -242,6 +242,30 @@ impl Journal {
         Ok(())
     }
 
+    /// Pins another value in place of the one before; what was seen of the log is forgotten with it, if another log goes
+    /// on from there.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn repin(
+        &self,
+        name: &str,
+        value: &str,
+        forget_seen: bool,
+    ) -> Result<(), JournalError> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("UPDATE pins SET value = ? WHERE name = ?")
+            .bind(value)
+            .bind(name)
+            .execute(&mut *tx)
+            .await?;
+        if forget_seen {
+            sqlx::query("DELETE FROM seen").execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// The value pinned under a name, if there is one.
     ///
     /// # Errors

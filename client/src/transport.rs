@@ -211,12 +211,17 @@ impl Coordinator {
         Ok(())
     }
 
-    /// The log's newest checkpoint, and the proof that it goes on from one of `seen` entries.
+    /// The newest checkpoint of a shard of the log, and the proof that it goes on from one of `seen` entries.
     ///
     /// # Errors
     /// [`TransportError`].
-    pub async fn checkpoint(&mut self, seen: u64) -> Result<(String, Vec<Digest>), TransportError> {
-        let reply = self.client.checkpoint(CheckpointRequest { seen_size: seen }).await?;
+    pub async fn checkpoint(
+        &mut self,
+        origin: &str,
+        seen: u64,
+    ) -> Result<(String, Vec<Digest>), TransportError> {
+        let wanted = CheckpointRequest { seen_size: seen, origin: origin.into() };
+        let reply = self.client.checkpoint(wanted).await?;
         let CheckpointReply { checkpoint, proof } = reply.into_inner();
         Ok((checkpoint, digests(proof)?))
     }
@@ -225,21 +230,28 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`TransportError`].
-    pub async fn cosign(&mut self, tree_size: u64, line: String) -> Result<(), TransportError> {
-        self.client.cosign(CosignRequest { tree_size, cosignature: line }).await?;
+    pub async fn cosign(
+        &mut self,
+        origin: &str,
+        tree_size: u64,
+        line: String,
+    ) -> Result<(), TransportError> {
+        let origin = origin.into();
+        self.client.cosign(CosignRequest { tree_size, cosignature: line, origin }).await?;
         Ok(())
     }
 
-    /// The proof that entry `index` is among the first `tree_size`.
+    /// The proof that entry `index` is among the first `tree_size` of a shard of the log.
     ///
     /// # Errors
     /// [`TransportError`].
     pub async fn inclusion(
         &mut self,
+        origin: &str,
         index: u64,
         tree_size: u64,
     ) -> Result<Vec<Digest>, TransportError> {
-        let wanted = ProveInclusionRequest { index, tree_size };
+        let wanted = ProveInclusionRequest { index, tree_size, origin: origin.into() };
         digests(self.client.prove_inclusion(wanted).await?.into_inner().proof)
     }
 

@@ -15,6 +15,7 @@ use falaj_core::{
     merkle::verify_inclusion,
     note::{Checkpoint, VerifierKey},
     receipt::Receipt,
+    succession::Succession,
     witness,
 };
 use std::{
@@ -90,18 +91,56 @@ impl Watch<'_> {
     /// [`WatchError`]; nothing may be sent then.
     pub async fn look(&self, coordinator: &mut Coordinator) -> Result<Checkpoint, WatchError> {
         self.is_clear().await?;
+        let (note, shown) = self.goes_on(coordinator).await?;
+        self.prove(coordinator, &note, &shown).await?;
+        Ok(shown)
+    }
+
+    /// Follows a statement to the key that speaks after this log's. Where the log ends with it, this site sees it to its
+    /// end first: that it goes on to there from what was seen, and holds all that was promised.
+    ///
+    /// # Errors
+    /// [`WatchError`]; the key that is pinned stays the one before then.
+    pub async fn follow(
+        &self,
+        coordinator: &mut Coordinator,
+        step: &Succession,
+    ) -> Result<(), WatchError> {
+        self.is_clear().await?;
+        if let Some(ended) = step.ended {
+            let (note, last) = self.goes_on(coordinator).await?;
+            if (last.tree_size, last.root_hash) != ended {
+                let what = format!(
+                    "the log {} ends with {} entries, and the statement that another goes on from it speaks of another end, with {}",
+                    self.log.name(),
+                    last.tree_size,
+                    ended.0
+                );
+                return Err(self.alarm(&what, &[&note], &[]).await);
+            }
+            while !self.journal.unproven().await?.is_empty() {
+                self.prove(coordinator, &note, &last).await?;
+            }
+        }
+        self.journal.repin(LOG_KEY, &step.to.to_string(), step.ended.is_some()).await?;
+        tracing::info!(from = %step.from, to = %step.to, "another key speaks for the log");
+        Ok(())
+    }
+
+    /// The log as it is now, which goes on from what was seen: kept, and cosigned.
+    async fn goes_on(
+        &self,
+        coordinator: &mut Coordinator,
+    ) -> Result<(String, Checkpoint), WatchError> {
         let broken = |what: String| WatchError::Transport(TransportError::Broken(what));
         let seen_note = self.journal.seen().await?;
-        // It was signed when it was kept; another log's key was refused before it came to this.
-        let seen = match &seen_note {
-            Some(note) => Some(
-                Checkpoint::open(note, self.log)
-                    .map_err(|e| broken(format!("a key that did not sign what was seen ({e})")))?,
-            ),
-            None => None,
-        };
+        // Who signed it was checked when it was kept; the log may have another key by now.
+        let seen = seen_note.as_deref().map(Checkpoint::of_kept).transpose();
+        let seen =
+            seen.map_err(|e| broken(format!("a log, and what was seen of it is broken: {e}")))?;
+        let origin = self.log.name();
         let (note, proof) =
-            coordinator.checkpoint(seen.as_ref().map_or(0, |s| s.tree_size)).await?;
+            coordinator.checkpoint(origin, seen.as_ref().map_or(0, |s| s.tree_size)).await?;
         let shown = Checkpoint::open(&note, self.log)
             .map_err(|e| broken(format!("a checkpoint that its own key did not sign ({e})")))?;
         if let Err(fork) = witness::goes_on(seen.as_ref(), &shown, &proof) {
@@ -114,10 +153,9 @@ impl Watch<'_> {
             let name = witness::name_of_party(self.site.spiffe());
             let line = witness::cosign(&name, self.signer, time, &shown)
                 .map_err(|e| broken(e.to_string()))?;
-            coordinator.cosign(shown.tree_size, line).await?;
+            coordinator.cosign(origin, shown.tree_size, line).await?;
         }
-        self.prove(coordinator, &note, &shown).await?;
-        Ok(shown)
+        Ok((note, shown))
     }
 
     /// Has the receipts that this site holds proven.
@@ -137,7 +175,7 @@ impl Watch<'_> {
                 );
                 return Err(self.alarm(&what, &[&text, note], &[]).await);
             }
-            let proof = coordinator.inclusion(index, size).await?;
+            let proof = coordinator.inclusion(self.log.name(), index, size).await?;
             let held = verify_inclusion(&receipt.leaf_hash, index, size, &proof, &head.root_hash);
             if let Err(why) = held {
                 let what = format!(

@@ -12,6 +12,7 @@ use crate::{
     policy::PolicyEngine,
     rest,
     rpc::Rpc,
+    shards::{self, Begins, Keys, Opened, Shards},
     store::{
         Store,
         writer::{self, Change, Commit},
@@ -110,30 +111,34 @@ impl App {
         let scratch = dir.join("scratch");
         let _ = fs::remove_dir_all(&scratch);
         fs::create_dir_all(&scratch)?;
-        let key_path = config.log.key.clone().unwrap_or_else(|| dir.join("log.key"));
-        let signer = Arc::new(NoteSigner::new(&config.log.origin, log_key(&key_path)?)?);
+        let keys = log_keys(&config)?;
         let metrics = Arc::new(Metrics::default());
-        let (store, writing) = Store::open(&config.state.database()?).await?;
+        let there = Store::open(&config.state.database()?).await?;
         let kept = config.log.high_water.as_deref().map(high_water).transpose()?.flatten();
-        let (writer, service) =
-            writer::open(writing, &signer, kept.as_deref(), metrics.clone()).await?;
-        tokio::spawn(service.run());
+        let me = identity.spiffe.to_string();
+        let opened =
+            shards::open(there, &config.log, &keys, kept.as_deref(), &me, &metrics).await?;
+        let Opened { store, writer, begins } = opened;
         let updates = Blobs::open(&dir.join("updates"))?;
         let models = Blobs::open(&dir.join("models"))?;
-        let me = identity.spiffe.to_string();
-        opened(&writer, &policy, &me, trust_rows(&trust, trust_bytes)).await?;
+        started(&writer, begins, &policy, &me, trust_rows(&trust, trust_bytes)).await?;
         let parts = Parts {
-            store,
+            store: store.clone(),
             writer: writer.clone(),
             updates,
             models,
             policy: policy.clone(),
             metrics: metrics.clone(),
-            signer: signer.clone(),
+            signer: keys.signer.clone(),
+            shards: Shards::load(&store, keys.signer.verifier()).await?,
             limits: config.limits.clone(),
         };
         let engine = Engine::open(parts, shutdown.clone()).await?;
-        let checkpointer = Checkpointer::new(writer.clone(), signer, config.log.high_water.clone());
+        let mut checkpointer =
+            Checkpointer::new(writer.clone(), keys.signer.clone(), config.log.high_water.clone());
+        if let Some((before, retiring)) = keys.retiring.zip(config.log.retiring.as_ref()) {
+            checkpointer = checkpointer.beside(before, retiring.until);
+        }
         let trust_now = Arc::new(ArcSwap::from_pointee(trust.clone()));
         let acceptor = |alpn: &[&str]| -> Result<Acceptor> {
             let tls = server_config(&credentials, &trust, alpn)?;
@@ -228,6 +233,23 @@ impl App {
     }
 }
 
+/// The log's keys; the one that signs is made on the first start.
+fn log_keys(config: &Config) -> Result<Keys> {
+    let signer = |path: &Path| -> Result<Arc<NoteSigner>> {
+        Ok(Arc::new(NoteSigner::new(&config.log.origin, log_key(path)?)?))
+    };
+    let retiring = config.log.retiring.as_ref().map(|retiring| {
+        ensure!(
+            retiring.key.exists(),
+            "`log.retiring.key`: {} is not there",
+            retiring.key.display()
+        );
+        signer(&retiring.key)
+    });
+    let path = config.log.key.clone().unwrap_or_else(|| config.state.dir.join("log.key"));
+    Ok(Keys { signer: signer(&path)?, retiring: retiring.transpose()? })
+}
+
 /// The public key of the log that a configuration names; its secret half is made on the first start.
 ///
 /// # Errors
@@ -268,25 +290,23 @@ fn log_key(path: &Path) -> Result<SigningKey> {
 }
 
 /// The first entries of a run: under which certificate, trust and policies the coordinator works.
-async fn opened(
+async fn started(
     writer: &writer::Writer,
+    begins: Option<Begins>,
     policy: &PolicyEngine,
     identity: &str,
     (trust, trust_rows): (Digest, Vec<Change>),
 ) -> Result<()> {
-    let mut entries = Vec::new();
-    if writer.head().0 == 0 {
-        entries.push(Draft::new(Kind::LogOpened).text("coordinator", identity));
-    }
-    entries.push(
-        Draft::new(Kind::CoordinatorStarted)
-            .text("coordinator", identity)
-            .text("version", env!("CARGO_PKG_VERSION"))
-            .digest("trust_sha256", &trust)
-            .digest("policy_set_sha256", &policy.digest()),
-    );
+    let entry = Draft::new(Kind::CoordinatorStarted)
+        .text("coordinator", identity)
+        .text("version", env!("CARGO_PKG_VERSION"))
+        .digest("trust_sha256", &trust)
+        .digest("policy_set_sha256", &policy.digest());
     let rows = policy_rows(policy).into_iter().chain(trust_rows).collect();
-    let commit = Commit { rows, entries, round: None };
+    let mut commit = Commit { rows, entries: vec![entry], round: None };
+    if let Some(begins) = begins {
+        begins.put(&mut commit);
+    }
     writer.commit(commit).await?;
     Ok(())
 }

@@ -1,11 +1,17 @@
 //! Signs the log's tree head: soon after it has grown, and at once when somebody needs it.
 
-use crate::store::{
-    Store,
-    writer::{Change, Commit, CommitError, Head, Writer},
+use crate::{
+    clock,
+    store::{
+        Store,
+        writer::{Change, Commit, CommitError, Head, Writer},
+    },
 };
 use anyhow::Context as _;
-use falaj_core::note::{Checkpoint, NoteSigner};
+use falaj_core::{
+    note::{Checkpoint, NoteSigner},
+    time::Timestamp,
+};
 use std::{
     fs::{self, File},
     io::{self, Write as _},
@@ -23,6 +29,7 @@ const CADENCE: Duration = Duration::from_millis(500);
 pub struct Checkpointer {
     writer: Writer,
     signer: Arc<NoteSigner>,
+    retiring: Option<(Arc<NoteSigner>, Timestamp)>,
     high_water: Option<Arc<HighWater>>,
 }
 
@@ -76,7 +83,14 @@ impl Checkpointer {
     #[must_use]
     pub fn new(writer: Writer, signer: Arc<NoteSigner>, high_water: Option<PathBuf>) -> Self {
         let high_water = high_water.map(|path| Arc::new(HighWater { path, size: Mutex::new(0) }));
-        Self { writer, signer, high_water }
+        Self { writer, signer, retiring: None, high_water }
+    }
+
+    /// Signs with the key before as well, until then: who knows only that one can still open what is signed.
+    #[must_use]
+    pub fn beside(mut self, before: Arc<NoteSigner>, until: Timestamp) -> Self {
+        self.retiring = Some((before, until));
+        self
     }
 
     /// Signs the newest durable head; it is stored before anybody sees it.
@@ -86,7 +100,12 @@ impl Checkpointer {
     pub async fn sign(&self) -> Result<(u64, String), CommitError> {
         let (tree_size, root_hash): Head = self.writer.head();
         let origin = self.signer.verifier().name().to_owned();
-        let note = self.signer.sign(&Checkpoint { origin, tree_size, root_hash }.body());
+        let body = Checkpoint { origin, tree_size, root_hash }.body();
+        let mut note = self.signer.sign(&body);
+        if let Some((before, _)) = self.retiring.as_ref().filter(|(_, until)| clock::now() < *until)
+        {
+            note += &before.line(&body);
+        }
         let rows = vec![Change::Checkpoint(tree_size, note.clone())];
         self.writer.commit(Commit { rows, ..Commit::default() }).await?;
         if let Some(high_water) = self.high_water.clone() {

@@ -1,7 +1,8 @@
 //! The coordinator's configuration: TOML, read once.
 
 use crate::store::{self, Database, UrlError};
-use serde::Deserialize;
+use falaj_core::time::Timestamp;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
     fs,
     net::SocketAddr,
@@ -94,13 +95,37 @@ impl StateConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogConfig {
-    /// Its name in checkpoints, for example `falaj.demo/audit/2026`.
+    /// Its name in checkpoints, for example `falaj.demo/audit/2026`. Another name begins the next shard, at the next start at
+    /// which no study runs.
     pub origin: String,
     /// Its Ed25519 key; `log.key` in the state folder when absent. Made on the first start.
     pub key: Option<PathBuf>,
+    /// The key before, while `key` replaces it.
+    pub retiring: Option<RetiringConfig>,
     /// A file on another disk than the state folder, where the newest checkpoint is kept a second time: with it an
     /// older copy of the whole state folder is noticed at the start. None when absent.
     pub high_water: Option<PathBuf>,
+}
+
+/// A log key that is replaced.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetiringConfig {
+    /// Its file.
+    pub key: PathBuf,
+    /// The last day, in UTC, on which it signs beside the new one; once it is over this section can go.
+    #[serde(deserialize_with = "last_day")]
+    pub until: Timestamp,
+}
+
+/// The end of a day such as `"2027-01-31"`.
+fn last_day<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let end = text
+        .parse::<jiff::civil::Date>()
+        .and_then(|day| day.tomorrow()?.to_zoned(jiff::tz::TimeZone::UTC));
+    let wrong = |_| D::Error::custom(format!("`{text}` is no day such as \"2027-01-31\""));
+    Ok(Timestamp::from_millis(end.map_err(wrong)?.timestamp().as_millisecond()))
 }
 
 /// Policies.
@@ -165,6 +190,9 @@ impl Config {
         this.policy.dir = base.join(&this.policy.dir);
         this.log.key =
             Some(this.log.key.map_or_else(|| this.state.dir.join("log.key"), |key| base.join(key)));
+        if let Some(retiring) = &mut this.log.retiring {
+            retiring.key = base.join(&retiring.key);
+        }
         this.log.high_water = this.log.high_water.map(|path| base.join(path));
         Ok(this)
     }

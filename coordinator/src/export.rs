@@ -14,8 +14,9 @@ use falaj_core::{
     canon::Canon,
     id::Digest,
     merkle::{TILE_WIDTH, entries_path, put_entry, tile_path},
-    note::{Checkpoint, VerifierKey},
+    note::Checkpoint,
     report::Sections,
+    succession::LogKeys,
 };
 use rustls_pki_types::CertificateDer;
 use std::{
@@ -36,19 +37,25 @@ const NAMES: [&str; 4] = ["trust_sha256", "policy_set_sha256", "study_sha256", "
 /// When the store cannot be read or the file cannot be written.
 pub async fn write(
     store: &Store,
-    key: &VerifierKey,
+    keys: &LogKeys,
     note: &str,
     tree_size: u64,
     to: &Path,
 ) -> Result<()> {
     let file = std::fs::File::create(to).with_context(|| format!("writing {}", to.display()))?;
     let mut tar = tar::Builder::new(std::io::BufWriter::new(file));
-    let about = Canon::map([
+    let key = keys.who_signed(note).context("nobody who speaks for the log has signed this")?;
+    let mut about = vec![
         ("v", bundle::VERSION.into()),
         ("origin", key.name().into()),
         ("tree_size", Canon::Int(i64::try_from(tree_size)?)),
         ("log_verifier_key", key.to_string().into()),
-    ]);
+    ];
+    let statements = store.successions(Some(tree_size)).await?;
+    if !statements.is_empty() {
+        about.push(("successions", Canon::List(statements.into_iter().map(Canon::from).collect())));
+    }
+    let about = Canon::map(about);
     put(&mut tar, bundle::ABOUT, &about.to_bytes())?;
     put(&mut tar, bundle::CHECKPOINT, note.as_bytes())?;
     let named = named(store, tree_size).await?;

@@ -8,6 +8,7 @@ use falaj_core::{
     id::Digest,
     merkle::{Frontier, TILE_HEIGHT, leaf_hash},
     note::{Checkpoint, VerifierKey},
+    succession::LogKeys,
 };
 use serde::Serialize;
 use std::{
@@ -61,7 +62,7 @@ impl Findings {
     }
 }
 
-/// Checks the log in a database against its key. `progress` hears of entries done.
+/// Checks one shard of the log in a database against the key that signs now, for it or for a later shard. `progress` hears of entries done.
 ///
 /// # Errors
 /// When the database cannot be read at all; what is wrong inside it is in the findings.
@@ -73,8 +74,10 @@ pub async fn check(
 ) -> Result<Findings> {
     let mut found =
         Findings { entries: 0, root_hash: String::new(), checkpoints: 0, faults: Vec::new() };
+    let origin = store.shard().origin.as_deref().unwrap_or(key.name());
+    let keys = LogKeys::of(origin, key, &store.successions(None).await?)?;
     let elsewhere = match kept_elsewhere.map(high_water).transpose()?.flatten() {
-        Some(note) => match Checkpoint::open(&note, key) {
+        Some(note) => match keys.open(&note) {
             Ok(head) => Some(head),
             Err(e) => {
                 found.fault(None, format!("the checkpoint in `log.high_water` is wrong: {e}"));
@@ -88,8 +91,8 @@ pub async fn check(
     let tiles = store.tiles().await?.into_iter();
     let mut tiles: BTreeMap<(i64, i64), Vec<u8>> =
         tiles.map(|(level, n, hash)| ((level, n), hash)).collect();
-    let mut signed = Signed { store, page: VecDeque::new(), last: i64::MIN };
-    let mut next = signed.next(key, &mut found).await?;
+    let mut signed = Signed { store, page: VecDeque::new(), last: 0 };
+    let mut next = signed.next(&keys, &mut found).await?;
     let mut tree = Frontier::new();
     let mut page = VecDeque::new();
     loop {
@@ -129,7 +132,7 @@ pub async fn check(
         });
         while let Some(head) = next.take_if(|head| head.tree_size == tree.size()) {
             found.hold(&head, &tree);
-            next = signed.next(key, &mut found).await?;
+            next = signed.next(&keys, &mut found).await?;
         }
         if let Some(head) = elsewhere.iter().find(|head| head.tree_size == tree.size()) {
             found.hold(head, &tree);
@@ -160,25 +163,21 @@ pub async fn check(
 /// Checkpoints in the database, from the smallest.
 struct Signed<'a> {
     store: &'a Store,
-    page: VecDeque<(i64, String)>,
-    last: i64,
+    page: VecDeque<(u64, String)>,
+    last: u64,
 }
 
 impl Signed<'_> {
     /// The next checkpoint; none at the end, and none of a row that is wrong, after which no other is looked at.
-    async fn next(
-        &mut self,
-        key: &VerifierKey,
-        found: &mut Findings,
-    ) -> Result<Option<Checkpoint>> {
+    async fn next(&mut self, keys: &LogKeys, found: &mut Findings) -> Result<Option<Checkpoint>> {
         if self.page.is_empty() {
             self.page = self.store.checkpoints(self.last, PAGE).await?.into();
         }
         let Some((size, note)) = self.page.pop_front() else { return Ok(None) };
         self.last = size;
         found.checkpoints += 1;
-        match Checkpoint::open(&note, key) {
-            Ok(head) if head.tree_size == size.cast_unsigned() => return Ok(Some(head)),
+        match keys.open(&note) {
+            Ok(head) if head.tree_size == size => return Ok(Some(head)),
             Ok(head) => {
                 let what =
                     format!("the checkpoint under {size} entries speaks of {}", head.tree_size);

@@ -17,4 +17,5 @@ pub mod policy;
 pub mod proofs;
 pub mod rest;
 pub mod rpc;
+pub mod shards;
 pub mod store;

@@ -4,6 +4,7 @@
 //! the handlers.
 
 mod log;
+mod shards;
 
 use crate::{
     accept::Peer,
@@ -13,6 +14,7 @@ use crate::{
     export,
     policy::{Action, Decision, Resource},
     proofs,
+    store::Store,
 };
 use axum::{
     Extension, Json, Router,
@@ -37,11 +39,12 @@ use falaj_proto::{
 };
 use futures_util::StreamExt as _;
 use serde::Deserialize;
+use shards::ShardQuery;
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 use tokio::sync::Semaphore;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
-use utoipa::{OpenApi, ToSchema};
+use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 /// Operators who follow the log at once.
@@ -110,6 +113,7 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(download))
         .routes(routes!(checkpoint))
         .routes(routes!(witnesses))
+        .routes(routes!(shards::shards))
         .routes(routes!(log::entries))
         .routes(routes!(log::accesses))
         .routes(routes!(log::tail))
@@ -170,13 +174,19 @@ impl App {
     /// A signed checkpoint with the cosignatures that it has.
     async fn cosigned(&self, note: String) -> Result<Checkpoint, Problem> {
         let parts = self.engine.parts();
-        let opened = falaj_core::note::Checkpoint::open(&note, parts.signer.verifier())
-            .map_err(|e| Code::Internal.because(e))?;
+        let (_, keys) = parts.shards.newest();
+        let opened = keys.open(&note).map_err(|e| Code::Internal.because(e))?;
         let tree_size = opened.tree_size;
         let lines = parts.store.cosignatures(tree_size).await.map_err(unreadable)?;
         let root_hash = opened.root_hash.to_string();
         let witnesses = u32::try_from(lines.len()).unwrap_or(u32::MAX);
         Ok(Checkpoint { note: note + &lines.concat(), tree_size, root_hash, witnesses })
+    }
+
+    /// The last checkpoint of a shard that has ended.
+    async fn last_checkpoint(&self, store: &Store) -> Result<(u64, String), Problem> {
+        let last = store.newest_checkpoint().await.map_err(unreadable)?;
+        last.ok_or_else(|| Code::NotFound.because("this shard has no checkpoint"))
     }
 
     fn study(&self, id: &str) -> Result<Handle, Problem> {
@@ -440,11 +450,23 @@ async fn checkpoint(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Checkp
 }
 
 /// The proof that an entry is in the log, as a file (C2SP tlog-proof).
-#[utoipa::path(get, path = "/api/v1/log/entries/{index}/proof", params(("index" = u64, Path)), responses((status = 200, body = String, content_type = "text/plain"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
-async fn prove(State(app): Ctx, Extension(peer): Who, Path(index): Path<u64>) -> Answer<String> {
-    app.grant_asked(&peer, Action::LogRead, None, &[("index", index.to_string())]).await?;
-    let store = &app.engine.parts().store;
-    let (tree_size, note) = app.checkpointer.current(store).await.map_err(|e| problem_of(&e))?;
+#[utoipa::path(get, path = "/api/v1/log/entries/{index}/proof", params(("index" = u64, Path), ShardQuery), responses((status = 200, body = String, content_type = "text/plain"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+async fn prove(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Path(index): Path<u64>,
+    Query(query): Query<ShardQuery>,
+) -> Answer<String> {
+    let shard = query.find(&app);
+    let mut asked = vec![("index", index.to_string())];
+    asked.extend(query.asked(&shard));
+    app.grant_asked(&peer, Action::LogRead, None, &asked).await?;
+    let (store, _) = shard?;
+    let (tree_size, note) = if store.ended() {
+        app.last_checkpoint(store).await?
+    } else {
+        app.checkpointer.current(store).await.map_err(|e| problem_of(&e))?
+    };
     if index >= tree_size {
         return Err(Code::NotFound.because(format!("the log has {tree_size} entries")).into());
     }
@@ -469,29 +491,35 @@ async fn witnesses(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Wi
 }
 
 /// How much of the log.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct ExportQuery {
     /// Entries: up to this checkpoint, which was signed before.
     tree_size: Option<u64>,
+    /// The origin of a shard; the one that is written when absent.
+    shard: Option<String>,
 }
 
 /// Exports the log as one tar for `falaj-verify`: up to and including this access, or up to a checkpoint that was signed
 /// before, which gives the same bytes each time.
-#[utoipa::path(get, path = "/api/v1/log/export", params(("tree_size" = Option<u64>, Query)), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/log/export", params(ExportQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
 async fn log_export(
     State(app): Ctx,
     Extension(peer): Who,
     Query(query): Query<ExportQuery>,
 ) -> Answer<Response> {
-    let asked: Vec<_> =
-        query.tree_size.map(|size| ("tree_size", size.to_string())).into_iter().collect();
+    let wanted = ShardQuery { shard: query.shard };
+    let shard = wanted.find(&app);
+    let mut asked = wanted.asked(&shard);
+    asked.extend(query.tree_size.map(|size| ("tree_size", size.to_string())));
     app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
-    let parts = app.engine.parts();
+    let (store, keys) = shard?;
     let (tree_size, note) = match query.tree_size {
+        None if store.ended() => app.last_checkpoint(store).await?,
         None => app.checkpointer.sign().await.map_err(|e| problem_of(&e))?,
         Some(size) => {
-            let note = parts.store.checkpoint(size).await.map_err(unreadable)?;
+            let note = store.checkpoint(size).await.map_err(unreadable)?;
             let none =
                 || Code::NotFound.because(format!("no checkpoint of {size} entries was signed"));
             (size, note.ok_or_else(none)?)
@@ -510,8 +538,7 @@ async fn log_export(
         .prefix("export-")
         .tempfile_in(&app.scratch)
         .map_err(|e| failed(e.into()))?;
-    let key = parts.signer.verifier();
-    export::write(&parts.store, key, &note, tree_size, named.path()).await.map_err(failed)?;
+    export::write(store, keys, &note, tree_size, named.path()).await.map_err(failed)?;
     // The file has no name any more once it is open: it goes when it has been sent, or cannot be.
     let file = tokio::fs::File::from_std(named.reopen().map_err(|e| failed(e.into()))?);
     let bytes = file.metadata().await.map_or(0, |m| m.len());

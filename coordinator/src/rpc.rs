@@ -10,7 +10,10 @@ use crate::{
     },
     policy::{Action, Resource},
     proofs,
-    store::writer::{Change, Commit, CommitError},
+    store::{
+        Store,
+        writer::{Change, Commit, CommitError},
+    },
 };
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
@@ -70,6 +73,14 @@ impl Rpc {
     pub fn new(engine: Engine, checkpointer: Checkpointer) -> Self {
         let uploads = Arc::new(Semaphore::new(engine.parts().limits.uploads_max));
         Self { engine, checkpointer, uploads, upload_serial: AtomicU64::new(0) }
+    }
+
+    /// The shard of the log with this origin; the newest for a site that names none.
+    fn shard(&self, origin: &str) -> Result<&Store, Problem> {
+        let shards = &self.engine.parts().shards;
+        let found = if origin.is_empty() { Some(shards.newest()) } else { shards.find(origin) };
+        let unknown = || Code::NotFound.because(format!("there is no log `{origin}` here"));
+        Ok(&found.ok_or_else(unknown)?.0)
     }
 }
 
@@ -142,6 +153,7 @@ impl Federation for Rpc {
             checkpoint: checkpoint.map(|(_, note)| note).unwrap_or_default(),
             newest_header: newest_header.into(),
             newest_signature: newest_signature.into(),
+            successions: parts.shards.statements().to_vec(),
         };
         self.engine.sites().push(&site, push::Push::Welcome(welcome));
         tracing::info!(%site, "site connected");
@@ -212,10 +224,15 @@ impl Federation for Rpc {
         request: Request<CheckpointRequest>,
     ) -> Result<Response<CheckpointReply>, Status> {
         peer(&request)?.site()?;
-        let store = &self.engine.parts().store;
-        let current = self.checkpointer.current(store).await;
-        let (tree_size, checkpoint) = current.map_err(|e| problem_of(&e))?;
-        let seen = request.get_ref().seen_size;
+        let CheckpointRequest { seen_size: seen, origin } = request.into_inner();
+        let store = self.shard(&origin)?;
+        let (tree_size, checkpoint) = if store.ended() {
+            // The last one: the next shard goes on from it.
+            let last = store.newest_checkpoint().await.map_err(unreadable)?;
+            last.ok_or_else(|| Code::NotFound.because("this shard has no checkpoint"))?
+        } else {
+            self.checkpointer.current(store).await.map_err(|e| problem_of(&e))?
+        };
         // Whoever saw more has found something out; there is no proof for that.
         let proof = if seen <= tree_size {
             proofs::consistency(store, seen, tree_size).await.map_err(unreadable)?
@@ -231,10 +248,10 @@ impl Federation for Rpc {
     ) -> Result<Response<CosignReply>, Status> {
         let peer = peer(&request)?;
         let (site, identity) = peer.site()?;
-        let CosignRequest { tree_size, cosignature } = request.into_inner();
-        let parts = self.engine.parts();
+        let CosignRequest { tree_size, cosignature, origin } = request.into_inner();
+        let (parts, store) = (self.engine.parts(), self.shard(&origin)?);
         let refused = |why: &dyn std::fmt::Display| Status::from(Code::Malformed.because(why));
-        let note = parts.store.checkpoint(tree_size).await.map_err(unreadable)?;
+        let note = store.checkpoint(tree_size).await.map_err(unreadable)?;
         let note = note.ok_or_else(|| refused(&"there is no checkpoint of this size"))?;
         let key =
             WitnessKey::of_party(site.spiffe(), &identity.public_key).map_err(|e| refused(&e))?;
@@ -243,7 +260,8 @@ impl Federation for Rpc {
         if time.map_err(|e| refused(&e))?.is_none() {
             return Err(refused(&"this is no cosignature by the key of the site's certificate"));
         }
-        let rows = vec![Change::Cosignature(tree_size, key.name().to_owned(), cosignature)];
+        let (shard, name) = (store.shard().clone(), key.name().to_owned());
+        let rows = vec![Change::Cosignature(shard, tree_size, name, cosignature)];
         let commit = Commit { rows, ..Commit::default() };
         parts.writer.commit(commit).await.map_err(|e| problem_of(&e))?;
         Ok(Response::new(CosignReply {}))
@@ -254,9 +272,14 @@ impl Federation for Rpc {
         request: Request<ProveInclusionRequest>,
     ) -> Result<Response<ProveInclusionReply>, Status> {
         peer(&request)?.site()?;
-        let ProveInclusionRequest { index, tree_size } = *request.get_ref();
-        let store = &self.engine.parts().store;
-        if index >= tree_size || tree_size > self.engine.parts().writer.head().0 {
+        let ProveInclusionRequest { index, tree_size, origin } = request.into_inner();
+        let store = self.shard(&origin)?;
+        let size = if store.ended() {
+            store.size().await.map_err(unreadable)?
+        } else {
+            self.engine.parts().writer.head().0
+        };
+        if index >= tree_size || tree_size > size {
             let why = "the log has no entry of that index, or no checkpoint of that size";
             return Err(Code::Malformed.because(why).into());
         }

@@ -155,6 +155,14 @@ impl NoteSigner {
         Ok(Self { key, verifier })
     }
 
+    /// A signer with the same key under another name.
+    ///
+    /// # Errors
+    /// [`NoteError::Key`] when the name is not one.
+    pub fn renamed(&self, name: &str) -> Result<Self, NoteError> {
+        Self::new(name, self.key.clone())
+    }
+
     /// The public half.
     #[must_use]
     pub const fn verifier(&self) -> &VerifierKey {

@@ -107,20 +107,41 @@ impl From<VerifierKey> for LogKeys {
 }
 
 impl LogKeys {
-    /// The keys of the log that `newest` speaks for, as far as statements lead back from it.
+    /// The keys of a log, as far as statements lead back from the key that signs now, for it or for a later shard.
     ///
     /// # Errors
-    /// [`SuccessionError`] when a statement does not hold.
-    pub fn before(newest: &VerifierKey, statements: &[String]) -> Result<Self, SuccessionError> {
-        let mut keys = vec![newest.clone()];
+    /// [`SuccessionError`] when a statement does not hold, or none leads to the log.
+    pub fn of(
+        origin: &str,
+        now: &VerifierKey,
+        statements: &[String],
+    ) -> Result<Self, SuccessionError> {
+        let mut chain = vec![now.clone()];
         for text in statements.iter().rev().take(SUCCESSIONS_MAX) {
             let Succession { from, to, .. } = Succession::open(text)?;
-            if keys.last() == Some(&to) && from.name() == newest.name() {
-                keys.push(from);
+            if chain.last() == Some(&to) {
+                chain.push(from);
             }
         }
-        keys.reverse();
-        Ok(Self(keys))
+        chain.retain(|key| key.name() == origin);
+        chain.reverse();
+        if chain.is_empty() {
+            let (from, to) = (origin.to_owned(), now.to_string());
+            return Err(SuccessionError::Unreachable { from, to });
+        }
+        Ok(Self(chain))
+    }
+
+    /// The newest of them that has signed this note.
+    #[must_use]
+    pub fn who_signed(&self, note: &str) -> Option<&VerifierKey> {
+        self.0.iter().rev().find(|key| note::open(note, key).is_ok())
+    }
+
+    /// Whether this key is one of them.
+    #[must_use]
+    pub fn has(&self, key: &VerifierKey) -> bool {
+        self.0.contains(key)
     }
 
     /// The key that signs now.
@@ -205,10 +226,10 @@ mod tests {
         assert_eq!(follow(c.verifier(), d.verifier(), &chain).expect("a chain").len(), 1);
         assert_eq!(follow(d.verifier(), d.verifier(), &[]), Ok(Vec::new()));
         // Another shard's keys do not speak for this one.
-        assert_eq!(
-            LogKeys::before(d.verifier(), &chain),
-            Ok(LogKeys(vec![c.verifier().clone(), d.verifier().clone()]))
-        );
+        let keys = |of: [&NoteSigner; 2]| Ok(LogKeys(of.map(|s| s.verifier().clone()).to_vec()));
+        assert_eq!(LogKeys::of("t/2027", d.verifier(), &chain), keys([&c, &d]));
+        assert_eq!(LogKeys::of("t/2026", d.verifier(), &chain), keys([&a, &b]));
+        assert!(LogKeys::of("t/2025", d.verifier(), &chain).is_err());
         for broken in [&chain[1..], &chain[..2]] {
             let e = follow(a.verifier(), d.verifier(), broken).expect_err("a gap");
             assert!(matches!(e, SuccessionError::Unreachable { .. }), "{e}");
@@ -244,8 +265,8 @@ mod tests {
     #[test]
     fn a_checkpoint_opens_under_any_of_a_logs_keys_and_under_no_other() {
         let (a, b) = (signer("t/2026", 1), signer("t/2026", 2));
-        let keys =
-            LogKeys::before(b.verifier(), &[Succession::sign(&a, &b, None)]).expect("a chain");
+        let keys = LogKeys::of("t/2026", b.verifier(), &[Succession::sign(&a, &b, None)])
+            .expect("a chain");
         let head = head("t/2026", 5);
         let body = head.body();
         let (old, new, both) = (a.sign(&body), b.sign(&body), b.sign(&body) + &a.line(&body));

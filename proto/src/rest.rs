@@ -217,6 +217,19 @@ pub struct Witness {
     pub since: u64,
 }
 
+/// A shard of the log.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct LogShard {
+    /// Its name in checkpoints.
+    pub origin: String,
+    /// Entries in it.
+    pub entries: u64,
+    /// Whether the next shard goes on from it.
+    pub ended: bool,
+    /// The key that signed it last.
+    pub log_verifier_key: String,
+}
+
 /// JSON has no infinity: what has no guarantee is left out, so that a reader never meets a `null`.
 fn only_finite<S: Serializer>(
     epsilon: &BTreeMap<String, f64>,

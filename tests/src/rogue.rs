@@ -118,7 +118,11 @@ impl Rogue {
     /// # Errors
     /// The coordinator's refusal.
     pub async fn checkpoint(&mut self, seen_size: u64) -> Result<(String, usize), Status> {
-        let reply = self.client.checkpoint(v1::CheckpointRequest { seen_size }).await?.into_inner();
+        let reply = self
+            .client
+            .checkpoint(v1::CheckpointRequest { seen_size, ..Default::default() })
+            .await?
+            .into_inner();
         Ok((reply.checkpoint, reply.proof.len()))
     }
 
@@ -128,7 +132,9 @@ impl Rogue {
     /// The coordinator's refusal.
     pub async fn cosign(&mut self, tree_size: u64, cosignature: &str) -> Result<(), Status> {
         let cosignature = cosignature.to_owned();
-        self.client.cosign(v1::CosignRequest { tree_size, cosignature }).await?;
+        self.client
+            .cosign(v1::CosignRequest { tree_size, cosignature, ..Default::default() })
+            .await?;
         Ok(())
     }
 
@@ -137,7 +143,7 @@ impl Rogue {
     /// # Errors
     /// The coordinator's refusal.
     pub async fn inclusion(&mut self, index: u64, tree_size: u64) -> Result<usize, Status> {
-        let wanted = v1::ProveInclusionRequest { index, tree_size };
+        let wanted = v1::ProveInclusionRequest { index, tree_size, ..Default::default() };
         Ok(self.client.prove_inclusion(wanted).await?.into_inner().proof.len())
     }
 

@@ -254,8 +254,16 @@ pub(crate) enum LogCommand {
         /// Where to write the proof (C2SP tlog-proof); standard output otherwise.
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+        /// Of a shard that has ended, by its origin.
+        #[arg(long, value_name = "ORIGIN")]
+        shard: Option<String>,
     },
+    /// List the shards of the log: each goes on where the one before ended.
+    Shards,
     /// Export the log as one tar, for `falaj-verify`.
+    #[command(
+        after_help = "Examples:\n  falaj log export -o bundle.tar && falaj-verify bundle.tar\n  falaj log export --shard health.example/audit/2026 -o 2026.tar"
+    )]
     Export {
         /// Where to write it.
         #[arg(short, long, value_name = "FILE")]
@@ -263,6 +271,9 @@ pub(crate) enum LogCommand {
         /// Up to the checkpoint of so many entries, which was signed before: the same bytes each time.
         #[arg(long, value_name = "ENTRIES")]
         tree_size: Option<u64>,
+        /// A shard that has ended, by its origin.
+        #[arg(long, value_name = "ORIGIN")]
+        shard: Option<String>,
     },
 }
 

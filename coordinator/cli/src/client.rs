@@ -9,7 +9,9 @@ use falaj_certs::{
 use falaj_core::id::StudyId;
 use falaj_proto::{
     problem::ProblemJson,
-    rest::{Accesses, Checkpoint, LogEntry, Model, Page, Round, Site, Status, Study, Witness},
+    rest::{
+        Accesses, Checkpoint, LogEntry, LogShard, Model, Page, Round, Site, Status, Study, Witness,
+    },
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
 use serde::de::DeserializeOwned;
@@ -156,6 +158,11 @@ impl Client {
         self.get("log/witnesses").await
     }
 
+    /// The shards of the log.
+    pub(crate) async fn shards(&self) -> Answer<Page<LogShard>> {
+        self.get("log/shards").await
+    }
+
     /// One page of log entries: of those that pass the filters, by name, which are not empty.
     pub(crate) async fn entries(&self, filters: &[(&str, String)]) -> Answer<Page<LogEntry>> {
         self.read(self.request(Method::GET, "log/entries").query(filters)).await
@@ -177,16 +184,23 @@ impl Client {
     }
 
     /// The proof that an entry is in the log.
-    pub(crate) async fn proof(&self, index: u64) -> Answer<String> {
+    pub(crate) async fn proof(&self, index: u64, shard: Option<String>) -> Answer<String> {
         let path = format!("log/entries/{index}/proof");
-        let answer = self.send(self.request(Method::GET, &path)).await?;
+        let of: Vec<_> = shard.map(|shard| ("shard", shard)).into_iter().collect();
+        let answer = self.send(self.request(Method::GET, &path).query(&of)).await?;
         answer.text().await.map_err(|source| self.unreachable(source))
     }
 
-    /// The export's bytes: of the whole log, or up to a checkpoint.
-    pub(crate) async fn export(&self, tree_size: Option<u64>) -> Answer<Response> {
-        let size = tree_size.map(|n| format!("?tree_size={n}")).unwrap_or_default();
-        self.send(self.request(Method::GET, &format!("log/export{size}"))).await
+    /// The export's bytes: of the shard that is written or another, whole or up to a checkpoint.
+    pub(crate) async fn export(
+        &self,
+        tree_size: Option<u64>,
+        shard: Option<String>,
+    ) -> Answer<Response> {
+        let size = tree_size.map(|size| ("tree_size", size.to_string()));
+        let shard = shard.map(|shard| ("shard", shard));
+        let of: Vec<_> = size.into_iter().chain(shard).collect();
+        self.send(self.request(Method::GET, "log/export").query(&of)).await
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {

@@ -16,7 +16,7 @@ use falaj_core::{
 };
 use falaj_proto::{
     problem::ProblemJson,
-    rest::{LogEntry, Page, ProvenEntry, Witness},
+    rest::{LogEntry, LogShard, Page, ProvenEntry, Witness},
 };
 use serde_json::{Value, json};
 use std::{
@@ -72,8 +72,15 @@ pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Res
             who_accessed(client, filters, cursor, limit, &show).await
         }
         LogCommand::Tail { last, follow } => tail(client, last, follow, json).await,
-        LogCommand::Prove { index, output } => {
-            let proof = client.proof(index).await?;
+        LogCommand::Shards => show::answer(json, &client.shards().await?, |page| {
+            let row = |s: &LogShard| {
+                let state = if s.ended { "ended" } else { "written" };
+                [s.origin.clone(), s.entries.to_string(), state.to_owned()]
+            };
+            show::table(["SHARD", "ENTRIES", "STATE"], page.items.iter().map(row))
+        }),
+        LogCommand::Prove { index, output, shard } => {
+            let proof = client.proof(index, shard).await?;
             let Some(file) = output else {
                 return show::answer(json, &json!({ "index": index, "proof": proof }), |_| {
                     proof.trim_end().to_owned()
@@ -84,8 +91,8 @@ pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Res
                 format!("{}; check it with `falaj-verify --proof`", file.display())
             })
         }
-        LogCommand::Export { output, tree_size } => {
-            let bytes = save_as_is(client.export(tree_size).await?, &output, json).await?;
+        LogCommand::Export { output, tree_size, shard } => {
+            let bytes = save_as_is(client.export(tree_size, shard).await?, &output, json).await?;
             let answer = json!({ "file": output, "bytes": bytes });
             let (file, size) = (output.display(), show::bytes(bytes));
             show::answer(json, &answer, |_| {

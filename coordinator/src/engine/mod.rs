@@ -14,6 +14,7 @@ use crate::{
     config::Limits,
     metrics::Metrics,
     policy::{Action, Decision, PolicyEngine, Resource},
+    shards::Shards,
     store::{
         Store, StoreError,
         row::{ModelRow, StudyRow, UpdateRow},
@@ -67,6 +68,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Signs tasks and receipts.
     pub signer: Arc<NoteSigner>,
+    /// The log's shards, and who spoke for them.
+    pub shards: Shards,
     /// Bounds.
     pub limits: Limits,
 }

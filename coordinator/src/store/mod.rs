@@ -16,9 +16,11 @@ pub use postgres::{
 };
 
 use falaj_core::{
+    audit::{Entry, Kind},
     id::{Digest, RoundId, SiteId, StudyId},
     merkle::TILE_WIDTH,
     round::AnyRound,
+    succession::SUCCESSIONS_MAX,
 };
 use postgres::session::Session;
 use row::{ExchangeRow, ModelRow, StudyRow, UpdateRow, small};
@@ -27,7 +29,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgDatabaseError},
     sqlite::SqliteError,
 };
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// Cosignatures that are shown with a checkpoint: those who read notes take so many.
 const COSIGNATURES_MAX: u32 = 60;
@@ -119,10 +121,56 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// Reads what the writer has committed.
+/// Reads what the writer has committed, of one shard of the log: indices and sizes are that shard's.
 #[derive(Clone)]
 pub struct Store {
     pool: Pool,
+    shard: Shard,
+}
+
+/// Levels of tiles that a tree can have.
+const LEVELS: u32 = 8;
+
+/// Which of the stored entries belong to one log. Shards lie one after the other: what is stored under `first` is
+/// entry 0 of the shard, and checkpoints and cosignatures lie under the place where they end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// How many came before it.
+    pub number: u32,
+    /// Its origin, once it has been written down.
+    pub origin: Option<String>,
+    /// Where it begins.
+    pub first: u64,
+    /// Where the next one begins, if there is one.
+    below: Option<u64>,
+}
+
+impl Shard {
+    /// The first one, before its origin is written down.
+    pub const FIRST: Self = Self { number: 0, origin: None, first: 0, below: None };
+
+    /// The one that comes after this one of so many entries.
+    #[must_use]
+    pub fn next(&self, size: u64, origin: &str) -> Self {
+        let (number, first) = (self.number + 1, self.first + size);
+        Self { number, origin: Some(origin.to_owned()), first, below: None }
+    }
+
+    /// Where an index or a size of this shard lies, as databases count.
+    fn place(&self, n: u64) -> i64 {
+        let at = self.first.saturating_add(n).min(self.below.unwrap_or(u64::MAX));
+        i64::try_from(at).unwrap_or(i64::MAX)
+    }
+
+    /// The index or the size of what lies there.
+    fn index(&self, at: i64) -> u64 {
+        at.cast_unsigned().wrapping_sub(self.first)
+    }
+
+    /// Under which number a level of tiles lies.
+    const fn level(&self, level: u32) -> u32 {
+        self.number * LEVELS + level
+    }
 }
 
 #[derive(Clone)]
@@ -145,6 +193,19 @@ impl Writing {
             Connection::Sqlite(pool) => Some(pool.clone()),
             Connection::Postgres(_) => None,
         }
+    }
+
+    /// To read what is written by it.
+    #[must_use]
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Goes on in another shard; the writer's first commit there has to write it down ([`writer::Change::Shard`]). Gives
+    /// the handle to read it by.
+    pub fn enter(&mut self, shard: Shard) -> Store {
+        self.store.shard = shard;
+        self.store.clone()
     }
 }
 
@@ -179,14 +240,15 @@ impl Store {
             Database::Sqlite(path) => {
                 let writer = sqlite::writer(path).await?;
                 let pool = Pool::Sqlite(sqlite::readers(path).await?);
-                (Self { pool }, Connection::Sqlite(writer))
+                (Self { pool, shard: Shard::FIRST }, Connection::Sqlite(writer))
             }
             Database::Postgres(options) => {
                 let session = Session::open(options).await?;
                 let pool = Pool::Postgres(postgres::session::readers(options).await?);
-                (Self { pool }, Connection::Postgres(Box::new(session)))
+                (Self { pool, shard: Shard::FIRST }, Connection::Postgres(Box::new(session)))
             }
         };
+        let store = store.newest_shard().await?;
         Ok((store.clone(), Writing { store, connection }))
     }
 
@@ -203,7 +265,67 @@ impl Store {
                 Pool::Postgres(pool)
             }
         };
-        Ok(Self { pool })
+        Self { pool, shard: Shard::FIRST }.newest_shard().await
+    }
+
+    /// Which shard this handle speaks of.
+    #[must_use]
+    pub const fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// Whether another shard goes on from this one.
+    #[must_use]
+    pub const fn ended(&self) -> bool {
+        self.shard.below.is_some()
+    }
+
+    /// A handle to each shard, oldest first. There is always one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn shards(&self) -> Result<Vec<Self>, StoreError> {
+        let rows = ask!(self, shards);
+        let mut shards: Vec<Shard> = Vec::with_capacity(rows.len().max(1));
+        for (number, origin, first) in rows {
+            let first = first.cast_unsigned();
+            if let Some(before) = shards.last_mut() {
+                before.below = Some(first);
+            }
+            let number = small(number)?;
+            shards.push(Shard { number, origin: Some(origin), first, below: None });
+        }
+        if shards.is_empty() {
+            shards.push(Shard::FIRST);
+        }
+        let handle = |shard| Self { pool: self.pool.clone(), shard };
+        Ok(shards.into_iter().map(handle).collect())
+    }
+
+    async fn newest_shard(&self) -> Result<Self, StoreError> {
+        let newest = self.shards().await?.pop();
+        newest.ok_or_else(|| StoreError::Corrupt("no shard".into()))
+    }
+
+    /// The statements of who speaks for the log after whom (`falaj_core::succession`), over all shards, oldest first; with
+    /// `below` as far as they stand before that index of this one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn successions(&self, below: Option<u64>) -> Result<Vec<String>, StoreError> {
+        let mut found = BTreeMap::new();
+        for kind in [Kind::LogOpened, Kind::KeyRotated] {
+            let below = below.map_or(i64::MAX, |below| self.shard.place(below));
+            let most = u32::try_from(SUCCESSIONS_MAX).unwrap_or(u32::MAX);
+            for (seq, bytes, _) in ask!(self, entries, 0, below, most, Some(kind.as_str())) {
+                let entry = Entry::parse(&bytes)
+                    .map_err(|e| StoreError::Corrupt(format!("an entry that is none ({e})")))?;
+                if let Ok(statement) = entry.body().text("succession") {
+                    found.insert(seq, statement.to_owned());
+                }
+            }
+        }
+        Ok(found.into_values().collect())
     }
 
     /// Every study, in the order of submission.
@@ -310,7 +432,9 @@ impl Store {
         limit: u32,
         kind: Option<&str>,
     ) -> Result<Vec<(u64, Vec<u8>, Digest)>, StoreError> {
-        Ok(ask!(self, entries, place(from), place(below), limit, kind))
+        let (from, below) = (self.shard.place(from), self.shard.place(below));
+        let rows = ask!(self, entries, from, below, limit, kind);
+        Ok(self.indexed(rows))
     }
 
     /// Entries in the log, if none is missing.
@@ -318,7 +442,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn size(&self) -> Result<u64, StoreError> {
-        Ok(ask!(self, size).cast_unsigned())
+        // What lies before this shard begins, when nothing of it is there yet, is not in it.
+        let below = self.shard.place(u64::MAX);
+        Ok(ask!(self, size, below).max(self.shard.place(0)).cast_unsigned() - self.shard.first)
+    }
+
+    /// Entries by their index in this shard.
+    fn indexed(&self, rows: Entries) -> Entries {
+        let index = |(seq, bytes, leaf): (u64, _, _)| (seq - self.shard.first, bytes, leaf);
+        rows.into_iter().map(index).collect()
     }
 
     /// Entries from index `from` on, at most `limit`, as they lie there, whatever was done to them.
@@ -330,7 +462,10 @@ impl Store {
         from: u64,
         limit: u32,
     ) -> Result<Vec<(i64, Vec<u8>, Vec<u8>)>, StoreError> {
-        Ok(ask!(self, raw_entries, place(from), limit))
+        let (from, below) = (self.shard.place(from), self.shard.place(u64::MAX));
+        let rows = ask!(self, raw_entries, from, below, limit).into_iter();
+        let index = |seq: i64| self.shard.index(seq).cast_signed();
+        Ok(rows.map(|(seq, bytes, leaf)| (index(seq), bytes, leaf)).collect())
     }
 
     /// The newest signed checkpoint: its size and note.
@@ -338,7 +473,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn newest_checkpoint(&self) -> Result<Option<(u64, String)>, StoreError> {
-        Ok(ask!(self, newest_checkpoint).map(|(size, note)| (size.cast_unsigned(), note)))
+        let (after, until) = (self.shard.place(0), self.shard.place(u64::MAX));
+        let newest = ask!(self, newest_checkpoint, after, until);
+        Ok(newest.map(|(size, note)| (self.shard.index(size), note)))
     }
 
     /// The signed checkpoint of this size, if there is one.
@@ -346,7 +483,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn checkpoint(&self, tree_size: u64) -> Result<Option<String>, StoreError> {
-        Ok(ask!(self, checkpoint, place(tree_size)))
+        if tree_size == 0 {
+            // None is signed of nothing, and one of the shard before would lie there.
+            return Ok(None);
+        }
+        Ok(ask!(self, checkpoint, self.shard.place(tree_size)))
     }
 
     /// Signed checkpoints of sizes after this one, at most `limit`, as they lie there.
@@ -355,10 +496,12 @@ impl Store {
     /// [`StoreError`].
     pub async fn checkpoints(
         &self,
-        after: i64,
+        after: u64,
         limit: u32,
-    ) -> Result<Vec<(i64, String)>, StoreError> {
-        Ok(ask!(self, checkpoints, after, limit))
+    ) -> Result<Vec<(u64, String)>, StoreError> {
+        let (after, until) = (self.shard.place(after), self.shard.place(u64::MAX));
+        let rows = ask!(self, checkpoints, after, until, limit).into_iter();
+        Ok(rows.map(|(size, note)| (self.shard.index(size), note)).collect())
     }
 
     /// The cosignatures of the checkpoint of this size, one line each.
@@ -366,7 +509,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn cosignatures(&self, tree_size: u64) -> Result<Vec<String>, StoreError> {
-        Ok(ask!(self, cosignatures, place(tree_size)))
+        Ok(ask!(self, cosignatures, self.shard.place(tree_size)))
     }
 
     /// Every witness, and entries in the newest checkpoint that it has cosigned.
@@ -374,8 +517,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn witnesses(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        let witnesses = ask!(self, witnesses).into_iter();
-        Ok(witnesses.map(|(witness, newest)| (witness, newest.cast_unsigned())).collect())
+        let (after, until) = (self.shard.place(0), self.shard.place(u64::MAX));
+        let witnesses = ask!(self, witnesses, after, until).into_iter();
+        Ok(witnesses.map(|(witness, newest)| (witness, self.shard.index(newest))).collect())
     }
 
     /// The sizes of the newest checkpoints that each witness has cosigned, up to `below`, in order.
@@ -383,7 +527,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn witnessed(&self, below: u64) -> Result<Vec<u64>, StoreError> {
-        Ok(ask!(self, witnessed, place(below)).into_iter().map(i64::cast_unsigned).collect())
+        let (after, until) = (self.shard.place(0), self.shard.place(below));
+        let sizes = ask!(self, witnessed, after, until).into_iter();
+        Ok(sizes.map(|size| self.shard.index(size)).collect())
     }
 
     /// The hashes of tile `n` of a level of tiles, as many as there are.
@@ -391,11 +537,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn tile(&self, level: u32, n: u64) -> Result<Vec<Digest>, StoreError> {
-        let (from, below) = (place(n * TILE_WIDTH), place((n + 1) * TILE_WIDTH));
+        let (from, below) = (n * TILE_WIDTH, (n + 1) * TILE_WIDTH);
         let hashes = if level == 0 {
-            ask!(self, leaves, from, below)
+            ask!(self, leaves, self.shard.place(from), self.shard.place(below))
         } else {
-            ask!(self, tile_hashes, level, from, below)
+            ask!(self, tile_hashes, self.shard.level(level), bound(from), bound(below))
         };
         hashes.iter().map(|hash| row::digest_of(hash)).collect()
     }
@@ -405,7 +551,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn tiles(&self) -> Result<Vec<(i64, i64, Vec<u8>)>, StoreError> {
-        Ok(ask!(self, tiles))
+        let (from, below) = (self.shard.level(0), self.shard.level(LEVELS));
+        let rows = ask!(self, tiles, from, below).into_iter();
+        let level = |level: i64| level - i64::from(from);
+        Ok(rows.map(|(of, n, hash)| (level(of), n, hash)).collect())
     }
 
     /// Every certificate that an entry may name: digest and DER.
@@ -427,7 +576,7 @@ impl Store {
     }
 }
 
-/// A place in the log, or a bound beyond its end, as databases count.
-fn place(n: u64) -> i64 {
+/// A number as databases count, or a bound beyond what they do.
+fn bound(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -3,7 +3,7 @@
 //! What an entry touches is decided in `falaj_core::audit::objects`. The writer puts entries and their index into one
 //! transaction; in a SQLite file, entries from before there was an index are put there when the coordinator starts.
 
-use super::{Pool, Store, StoreError, ask, place, postgres, row, sqlite};
+use super::{Pool, Store, StoreError, ask, bound, postgres, row, sqlite};
 use falaj_core::{
     audit::{
         Entry, Kind,
@@ -53,15 +53,15 @@ pub enum Named {
     Several(String, String),
 }
 
-/// Which of these entries touch each object, in order.
+/// Which of these entries, by where they are stored, touch each object, in order.
 pub(super) fn touched<'a>(
-    entries: impl IntoIterator<Item = (u64, &'a [u8])>,
+    entries: impl IntoIterator<Item = (i64, &'a [u8])>,
 ) -> BTreeMap<String, Vec<i64>> {
     let mut touched: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for (seq, bytes) in entries {
         // Bytes that are no entry touch nothing; the writer makes none.
         for term in Entry::parse(bytes).map(|e| terms(&e)).unwrap_or_default() {
-            touched.entry(term).or_default().push(seq.cast_signed());
+            touched.entry(term).or_default().push(seq);
         }
     }
     touched
@@ -101,7 +101,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn find(&self, wanted: &Wanted, limit: u32) -> Result<Found, StoreError> {
-        let (from, mut below) = (place(wanted.from), place(wanted.below));
+        let (from, mut below) = (self.shard.place(wanted.from), self.shard.place(wanted.below));
         let mut objects = Vec::new();
         for name in &wanted.terms {
             let Some(id) = self.term(name).await? else { return Ok(Found::default()) };
@@ -115,10 +115,10 @@ impl Store {
         below = stopped.unwrap_or(below);
         let objects: Vec<i64> = objects.into_iter().map(|(_, id)| id).collect();
         let kind = wanted.kind.map(Kind::as_str);
-        let entries = ask!(self, find, &objects, kind, from, below, limit);
+        let entries = self.indexed(ask!(self, find, &objects, kind, from, below, limit));
         let next = match entries.last() {
             Some((last, ..)) if entries.len() == limit as usize => Some(last + 1),
-            _ => stopped.map(i64::cast_unsigned),
+            _ => stopped.map(|at| self.shard.index(at)),
         };
         Ok(Found { entries, next })
     }
@@ -132,8 +132,8 @@ impl Store {
         let (mut low, mut high) = (0, size);
         while low < high {
             let middle = low + (high - low) / 2;
-            let stored = ask!(self, raw_entries, place(middle), 1).into_iter().next();
-            let bytes = stored.filter(|(seq, ..)| *seq == place(middle)).map(|(_, bytes, _)| bytes);
+            let stored = self.raw_entries(middle, 1).await?.into_iter().next();
+            let bytes = stored.filter(|(seq, ..)| *seq == bound(middle)).map(|(_, bytes, _)| bytes);
             let entry = bytes.as_deref().and_then(|bytes| Entry::parse(bytes).ok());
             let entry =
                 entry.ok_or_else(|| StoreError::Corrupt(format!("no log entry {middle}")))?;

@@ -1,7 +1,7 @@
 //! The store in one SQLite file: WAL mode, every commit synced. Its SQL, and nothing that it shares with another database.
 
 use super::{
-    COSIGNATURES_MAX, Checkpoints, Entries, RawEntries, StoreError, Tiles,
+    COSIGNATURES_MAX, Checkpoints, Entries, LEVELS, RawEntries, Shard, StoreError, Tiles,
     objects::touched,
     row::{ExchangeColumns, ModelColumns, StudyColumns, UpdateColumns, digest_of},
     writer::{Change, Committed, Written},
@@ -58,7 +58,7 @@ pub(super) async fn mend_objects(pool: &SqlitePool) -> Result<(), StoreError> {
                 .bind(next)
                 .fetch_all(pool)
                 .await?;
-        let entries = rows.iter().map(|(seq, bytes)| (seq.cast_unsigned(), &bytes[..]));
+        let entries = rows.iter().map(|(seq, bytes)| (*seq, &bytes[..]));
         let mut tx = pool.begin().await?;
         put_objects(&mut tx, &touched(entries)).await?;
         let done = if next < below {
@@ -219,8 +219,9 @@ fn entry(r: &SqliteRow) -> Result<(u64, Vec<u8>, Digest), StoreError> {
     Ok((seq.cast_unsigned(), r.get("bytes"), digest_of(r.get("leaf"))?))
 }
 
-pub(super) async fn size(pool: &SqlitePool) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar("SELECT coalesce(max(seq) + 1, 0) FROM log_entries")
+pub(super) async fn size(pool: &SqlitePool, below: i64) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar("SELECT coalesce(max(seq) + 1, 0) FROM log_entries WHERE seq < ?")
+        .bind(below)
         .fetch_one(pool)
         .await?)
 }
@@ -228,12 +229,14 @@ pub(super) async fn size(pool: &SqlitePool) -> Result<i64, StoreError> {
 pub(super) async fn raw_entries(
     pool: &SqlitePool,
     from: i64,
+    below: i64,
     limit: u32,
 ) -> Result<RawEntries, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT seq, bytes, leaf FROM log_entries WHERE seq >= ? ORDER BY seq LIMIT ?",
+        "SELECT seq, bytes, leaf FROM log_entries WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT ?",
     )
     .bind(from)
+    .bind(below)
     .bind(limit)
     .fetch_all(pool)
     .await?)
@@ -241,10 +244,14 @@ pub(super) async fn raw_entries(
 
 pub(super) async fn newest_checkpoint(
     pool: &SqlitePool,
+    after: i64,
+    until: i64,
 ) -> Result<Option<(i64, String)>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT tree_size, note FROM log_checkpoints ORDER BY tree_size DESC LIMIT 1",
+        "SELECT tree_size, note FROM log_checkpoints WHERE tree_size > ? AND tree_size <= ? ORDER BY tree_size DESC LIMIT 1",
     )
+    .bind(after)
+    .bind(until)
     .fetch_optional(pool)
     .await?)
 }
@@ -262,10 +269,12 @@ pub(super) async fn checkpoint(
 pub(super) async fn checkpoints(
     pool: &SqlitePool,
     after: i64,
+    until: i64,
     limit: u32,
 ) -> Result<Checkpoints, StoreError> {
-    Ok(sqlx::query_as("SELECT tree_size, note FROM log_checkpoints WHERE tree_size > ? ORDER BY tree_size LIMIT ?")
+    Ok(sqlx::query_as("SELECT tree_size, note FROM log_checkpoints WHERE tree_size > ? AND tree_size <= ? ORDER BY tree_size LIMIT ?")
         .bind(after)
+        .bind(until)
         .bind(limit)
         .fetch_all(pool)
         .await?)
@@ -284,17 +293,28 @@ pub(super) async fn cosignatures(
     .await?)
 }
 
-pub(super) async fn witnesses(pool: &SqlitePool) -> Result<Vec<(String, i64)>, StoreError> {
+pub(super) async fn witnesses(
+    pool: &SqlitePool,
+    after: i64,
+    until: i64,
+) -> Result<Vec<(String, i64)>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT witness, max(tree_size) FROM log_cosignatures GROUP BY witness ORDER BY witness",
+        "SELECT witness, max(tree_size) FROM log_cosignatures WHERE tree_size > ? AND tree_size <= ? GROUP BY witness ORDER BY witness",
     )
+    .bind(after)
+    .bind(until)
     .fetch_all(pool)
     .await?)
 }
 
-pub(super) async fn witnessed(pool: &SqlitePool, below: i64) -> Result<Vec<i64>, StoreError> {
-    Ok(sqlx::query_scalar("SELECT DISTINCT newest FROM (SELECT max(tree_size) AS newest FROM log_cosignatures WHERE tree_size <= ? GROUP BY witness) ORDER BY newest")
-        .bind(below)
+pub(super) async fn witnessed(
+    pool: &SqlitePool,
+    after: i64,
+    until: i64,
+) -> Result<Vec<i64>, StoreError> {
+    Ok(sqlx::query_scalar("SELECT DISTINCT newest FROM (SELECT max(tree_size) AS newest FROM log_cosignatures WHERE tree_size > ? AND tree_size <= ? GROUP BY witness) ORDER BY newest")
+        .bind(after)
+        .bind(until)
         .fetch_all(pool)
         .await?)
 }
@@ -327,8 +347,18 @@ pub(super) async fn tile_hashes(
     .await?)
 }
 
-pub(super) async fn tiles(pool: &SqlitePool) -> Result<Tiles, StoreError> {
-    Ok(sqlx::query_as("SELECT level, n, hash FROM log_tiles").fetch_all(pool).await?)
+pub(super) async fn tiles(pool: &SqlitePool, from: u32, below: u32) -> Result<Tiles, StoreError> {
+    Ok(sqlx::query_as("SELECT level, n, hash FROM log_tiles WHERE level >= ? AND level < ?")
+        .bind(from)
+        .bind(below)
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn shards(pool: &SqlitePool) -> Result<Vec<(i64, String, i64)>, StoreError> {
+    Ok(sqlx::query_as("SELECT number, origin, first FROM log_shards ORDER BY number")
+        .fetch_all(pool)
+        .await?)
 }
 
 pub(super) async fn certificates(pool: &SqlitePool) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
@@ -437,13 +467,14 @@ pub(super) async fn put_round(
 
 pub(super) async fn put_entries(
     tx: &mut SqliteConnection,
+    shard: &Shard,
     entries: &[Written],
 ) -> Result<(), StoreError> {
     for rows in entries.chunks(ROWS_PER_INSERT) {
         let mut insert: QueryBuilder<Sqlite> =
             QueryBuilder::new("INSERT INTO log_entries (seq, kind, bytes, leaf) ");
         insert.push_values(rows, |mut row, entry| {
-            row.push_bind(entry.seq.cast_signed())
+            row.push_bind(shard.place(entry.seq))
                 .push_bind(entry.kind.as_str())
                 .push_bind(&entry.bytes[..])
                 .push_bind(&entry.leaf.0[..]);
@@ -455,13 +486,14 @@ pub(super) async fn put_entries(
 
 pub(super) async fn put_tiles(
     tx: &mut SqliteConnection,
+    shard: &Shard,
     tiles: &[(u32, u64, [u8; 32])],
 ) -> Result<(), StoreError> {
     for rows in tiles.chunks(ROWS_PER_INSERT) {
         let mut insert: QueryBuilder<Sqlite> =
             QueryBuilder::new("INSERT INTO log_tiles (level, n, hash) ");
         insert.push_values(rows, |mut row, (level, n, hash)| {
-            row.push_bind(*level).push_bind(n.cast_signed()).push_bind(&hash[..]);
+            row.push_bind(shard.level(*level)).push_bind(n.cast_signed()).push_bind(&hash[..]);
         });
         insert.build().execute(&mut *tx).await?;
     }
@@ -510,13 +542,21 @@ pub(super) async fn put_objects(
     Ok(())
 }
 
-pub(super) async fn clear_tiles(tx: &mut SqliteConnection) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM log_tiles").execute(tx).await?;
+pub(super) async fn clear_tiles(
+    tx: &mut SqliteConnection,
+    shard: &Shard,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM log_tiles WHERE level >= ? AND level < ?")
+        .bind(shard.level(0))
+        .bind(shard.level(LEVELS))
+        .execute(tx)
+        .await?;
     Ok(())
 }
 
 pub(super) async fn put(
     tx: &mut SqliteConnection,
+    shard: &Shard,
     change: Change,
     committed: &Committed,
 ) -> Result<(), StoreError> {
@@ -594,16 +634,24 @@ pub(super) async fn put(
         }
         Change::Checkpoint(size, note) => {
             sqlx::query("INSERT INTO log_checkpoints (tree_size, note) VALUES (?, ?) ON CONFLICT DO NOTHING")
-                .bind(size.cast_signed())
+                .bind(shard.place(size))
                 .bind(note)
                 .execute(tx)
                 .await?
         }
-        Change::Cosignature(size, witness, line) => {
+        Change::Cosignature(shard, size, witness, line) => {
             sqlx::query("INSERT INTO log_cosignatures (tree_size, witness, line) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-                .bind(size.cast_signed())
+                .bind(shard.place(size))
                 .bind(witness)
                 .bind(line)
+                .execute(tx)
+                .await?
+        }
+        Change::Shard(origin) => {
+            sqlx::query("INSERT INTO log_shards (number, origin, first) VALUES (?, ?, ?)")
+                .bind(shard.number)
+                .bind(origin)
+                .bind(shard.place(0))
                 .execute(tx)
                 .await?
         }

@@ -4,7 +4,7 @@
 //! only after its commit is durable; if anything fails, nothing has happened, in memory either.
 
 use super::{
-    Connection, StoreError, Writing, objects, postgres,
+    Connection, Shard, Store, StoreError, Writing, objects, postgres,
     row::{ExchangeRow, ModelRow, StudyRow, UpdateRow, write_round},
     sqlite,
 };
@@ -16,6 +16,7 @@ use falaj_core::{
     merkle::{Frontier, TILE_HEIGHT, leaf_hash},
     note::{Checkpoint, NoteSigner},
     round::AnyRound,
+    succession::LogKeys,
     time::Timestamp,
 };
 use sqlx::{Connection as _, Postgres, Sqlite, SqlitePool, Transaction};
@@ -64,8 +65,10 @@ pub enum Change {
     Policy(Digest, String, Vec<u8>),
     /// A signed checkpoint.
     Checkpoint(u64, String),
-    /// A witness's cosignature of a checkpoint: the tree's size, who, and the line.
-    Cosignature(u64, String, String),
+    /// A witness's cosignature of a checkpoint: of which shard, the tree's size, who, and the line.
+    Cosignature(Shard, u64, String, String),
+    /// That the shard in which the commit lies has begun, and its origin.
+    Shard(String),
 }
 
 /// Where a commit's entries lie.
@@ -179,6 +182,8 @@ impl Writer {
 #[derive(Clone)]
 pub(super) struct Tip {
     pub(super) frontier: Frontier,
+    /// In which shard.
+    shard: Shard,
     /// When the newest entry was committed: none may be earlier, whatever the clock does.
     latest: Timestamp,
 }
@@ -205,12 +210,16 @@ pub async fn open(
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<(Writer, Service)> {
     let store = &writing.store;
+    let statements = store.successions(None).await?;
+    let (key, shard) = (signer.verifier(), store.shard().clone());
+    let keys = LogKeys::of(key.name(), key, &statements)
+        .context("an entry that says which key follows which cannot be read")?;
     let stored = store.newest_checkpoint().await?.map(|(_, note)| note);
     let signed = stored.as_deref().into_iter().chain(elsewhere);
     let signed: Vec<Checkpoint> = signed
-        .map(|note| Checkpoint::open(note, signer.verifier()))
+        .map(|note| keys.open(note))
         .collect::<Result<_, _>>()
-        .context("a checkpoint of this log cannot be read")?;
+        .context("a checkpoint of this log cannot be read: if its key was replaced, name the one before in `log.retiring`")?;
     let mut frontier = Frontier::new();
     let mut tiles = Tiles::default();
     let mut newest = Vec::new();
@@ -251,12 +260,25 @@ pub async fn open(
     if let Connection::Sqlite(pool) = &writing.connection {
         sqlite::mend_objects(pool).await?;
     }
+    if newest.is_empty()
+        && let Some(before) = shard_before(&writing.store).await?
+    {
+        newest = before;
+    }
     let latest = if newest.is_empty() { Timestamp::from_millis(0) } else { committed_at(&newest)? };
     let (queue, waiting) = mpsc::channel(QUEUE);
     let (head, heads) = watch::channel((frontier.size(), frontier.root()));
     let writer = Writer { queue, head: heads, metrics: metrics.clone() };
-    let tip = Tip { frontier, latest };
+    let tip = Tip { frontier, shard, latest };
     Ok((writer, Service { writing, queue: waiting, tip, head, metrics }))
+}
+
+/// The last entry of the shard before, if there is one: no entry is earlier.
+async fn shard_before(store: &Store) -> Result<Option<Vec<u8>>, StoreError> {
+    let before = store.shards().await?.into_iter().rfind(|s| s.shard().first < store.shard().first);
+    let Some(before) = before else { return Ok(None) };
+    let last = before.size().await?.saturating_sub(1);
+    Ok(before.raw_entries(last, 1).await?.pop().map(|(_, bytes, _)| bytes))
 }
 
 /// When an entry was committed.
@@ -267,8 +289,8 @@ fn committed_at(bytes: &[u8]) -> anyhow::Result<Timestamp> {
 }
 
 impl Service {
-    /// Commits until every handle is gone.
-    pub async fn run(mut self) {
+    /// Commits until every handle is gone. Gives back what it has written by.
+    pub async fn run(mut self) -> Writing {
         let mut group = Vec::with_capacity(GROUP);
         while self.queue.recv_many(&mut group, GROUP).await > 0 {
             let started = Instant::now();
@@ -293,6 +315,7 @@ impl Service {
             }
             self.metrics.committed(size, started.elapsed());
         }
+        self.writing
     }
 
     /// One transaction. The tip counts it in when it is durable.
@@ -369,7 +392,7 @@ pub(super) async fn fill(
     tip: &Tip,
     commits: Vec<Due>,
 ) -> Result<(Results, Tip), StoreError> {
-    let Tip { mut frontier, mut latest } = tip.clone();
+    let Tip { mut frontier, mut latest, shard } = tip.clone();
     let mut tiles = Tiles::default();
     let mut entries = Vec::new();
     let mut results = Vec::with_capacity(commits.len());
@@ -399,15 +422,15 @@ pub(super) async fn fill(
         }
         let committed = Committed { first, leaves, at };
         for change in commit.rows {
-            put!(tx, put, change, &committed);
+            put!(tx, put, &shard, change, &committed);
         }
         results.push(Ok(committed));
     }
-    put!(tx, put_entries, &entries);
-    let touched = objects::touched(entries.iter().map(|e| (e.seq, &e.bytes[..])));
+    put!(tx, put_entries, &shard, &entries);
+    let touched = objects::touched(entries.iter().map(|e| (shard.place(e.seq), &e.bytes[..])));
     put!(tx, put_objects, &touched);
-    put!(tx, put_tiles, &tiles.0);
-    Ok((results, Tip { frontier, latest }))
+    put!(tx, put_tiles, &shard, &tiles.0);
+    Ok((results, Tip { frontier, shard, latest }))
 }
 
 /// Hashes of whole tiles: a level, a number in it, and the hash.
@@ -436,8 +459,9 @@ impl Tiles {
                 Connection::Sqlite(pool) => Tx::Sqlite(pool.begin().await?),
                 Connection::Postgres(session) => Tx::Postgres(session.connection()?.begin().await?),
             };
-            put!(&mut tx, clear_tiles);
-            put!(&mut tx, put_tiles, &self.0);
+            let shard = writing.store.shard();
+            put!(&mut tx, clear_tiles, shard);
+            put!(&mut tx, put_tiles, shard, &self.0);
             tx.commit().await?;
         }
         Ok(())

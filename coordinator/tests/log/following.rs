@@ -209,7 +209,12 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
         },
         listen: ListenConfig { grpc: local, rest: local, metrics: None },
         state: StateConfig { dir: state.clone(), database: None },
-        log: LogConfig { origin: "falaj.test/log".into(), key: None, high_water: None },
+        log: LogConfig {
+            origin: "falaj.test/log".into(),
+            key: None,
+            retiring: None,
+            high_water: None,
+        },
         policy: PolicyConfig { dir: policies() },
         limits: Limits::default(),
     };

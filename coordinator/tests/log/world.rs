@@ -23,6 +23,7 @@ use falaj_coordinator::{
     policy::PolicyEngine,
     rest::{self, TAILS_MAX},
     rpc::Rpc,
+    shards::Shards,
     store::{Database, Store, writer},
 };
 use falaj_core::{
@@ -166,6 +167,7 @@ impl World {
             models: Blobs::open(&path.join("models"))?,
             policy: PolicyEngine::load(&policies(), home.place())?,
             metrics,
+            shards: Shards::load(&store, signer.verifier()).await?,
             signer: signer.clone(),
             limits: Limits::default(),
         };

@@ -3,6 +3,7 @@
 
 mod postgres;
 mod server;
+mod shards;
 
 use anyhow::{Context as _, Result, ensure};
 use ed25519_dalek::SigningKey;
@@ -12,7 +13,7 @@ use falaj_coordinator::{
     metrics::Metrics,
     proofs,
     store::{
-        self, Database, Store,
+        self, Database, Shard, Store, Writing,
         objects::{Named, Wanted},
         row::{ExchangeRow, ModelRow, StudyRow, UpdateRow},
         writer::{self, Change, Commit, CommitError, Writer},
@@ -47,7 +48,7 @@ pub(crate) enum Home {
 pub(crate) struct Running {
     pub(crate) store: Store,
     pub(crate) writer: Writer,
-    serving: JoinHandle<()>,
+    serving: JoinHandle<Writing>,
 }
 
 impl Running {
@@ -61,7 +62,8 @@ impl Running {
     /// Ends as the coordinator does: what waits is written first.
     pub(crate) async fn close(self) -> Result<()> {
         drop(self.writer);
-        Ok(self.serving.await?)
+        self.serving.await?;
+        Ok(())
     }
 
     pub(crate) async fn record(&self, entries: usize) -> Result<u64, CommitError> {
@@ -263,9 +265,9 @@ fn everything() -> Commit {
             Change::Certificate(Digest::of(b"der"), b"der".to_vec()),
             Change::Policy(Digest::of(b"set"), "b.cedar".into(), b"permit".to_vec()),
             Change::Policy(Digest::of(b"set"), "B.cedar".into(), b"forbid".to_vec()),
-            Change::Cosignature(2, "h-2".into(), "a line\n".into()),
-            Change::Cosignature(2, "h-1".into(), "another\n".into()),
-            Change::Cosignature(1, "h-1".into(), "an old one\n".into()),
+            Change::Cosignature(Shard::FIRST, 2, "h-2".into(), "a line\n".into()),
+            Change::Cosignature(Shard::FIRST, 2, "h-1".into(), "another\n".into()),
+            Change::Cosignature(Shard::FIRST, 1, "h-1".into(), "an old one\n".into()),
         ],
         entries: vec![Draft::new(Kind::AdminRead), Draft::new(Kind::ModelRead)],
     }

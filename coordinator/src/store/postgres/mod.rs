@@ -5,7 +5,7 @@ pub(super) mod init;
 pub(super) mod session;
 
 use super::{
-    COSIGNATURES_MAX, Checkpoints, Entries, RawEntries, StoreError, Tiles,
+    COSIGNATURES_MAX, Checkpoints, Entries, LEVELS, RawEntries, Shard, StoreError, Tiles,
     row::{ExchangeColumns, ModelColumns, StudyColumns, UpdateColumns, digest_of},
     writer::{Change, Committed, Written},
 };
@@ -158,8 +158,9 @@ fn entry(r: &PgRow) -> Result<(u64, Vec<u8>, Digest), StoreError> {
     Ok((seq.cast_unsigned(), r.get("bytes"), digest_of(r.get("leaf"))?))
 }
 
-pub(super) async fn size(pool: &PgPool) -> Result<i64, StoreError> {
-    Ok(sqlx::query_scalar("SELECT coalesce(max(seq) + 1, 0) FROM log_entries")
+pub(super) async fn size(pool: &PgPool, below: i64) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar("SELECT coalesce(max(seq) + 1, 0) FROM log_entries WHERE seq < $1")
+        .bind(below)
         .fetch_one(pool)
         .await?)
 }
@@ -167,21 +168,29 @@ pub(super) async fn size(pool: &PgPool) -> Result<i64, StoreError> {
 pub(super) async fn raw_entries(
     pool: &PgPool,
     from: i64,
+    below: i64,
     limit: u32,
 ) -> Result<RawEntries, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT seq, bytes, leaf FROM log_entries WHERE seq >= $1 ORDER BY seq LIMIT $2",
+        "SELECT seq, bytes, leaf FROM log_entries WHERE seq >= $1 AND seq < $2 ORDER BY seq LIMIT $3",
     )
     .bind(from)
+    .bind(below)
     .bind(i64::from(limit))
     .fetch_all(pool)
     .await?)
 }
 
-pub(super) async fn newest_checkpoint(pool: &PgPool) -> Result<Option<(i64, String)>, StoreError> {
+pub(super) async fn newest_checkpoint(
+    pool: &PgPool,
+    after: i64,
+    until: i64,
+) -> Result<Option<(i64, String)>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT tree_size, note FROM log_checkpoints ORDER BY tree_size DESC LIMIT 1",
+        "SELECT tree_size, note FROM log_checkpoints WHERE tree_size > $1 AND tree_size <= $2 ORDER BY tree_size DESC LIMIT 1",
     )
+    .bind(after)
+    .bind(until)
     .fetch_optional(pool)
     .await?)
 }
@@ -199,10 +208,12 @@ pub(super) async fn checkpoint(
 pub(super) async fn checkpoints(
     pool: &PgPool,
     after: i64,
+    until: i64,
     limit: u32,
 ) -> Result<Checkpoints, StoreError> {
-    Ok(sqlx::query_as("SELECT tree_size, note FROM log_checkpoints WHERE tree_size > $1 ORDER BY tree_size LIMIT $2")
+    Ok(sqlx::query_as("SELECT tree_size, note FROM log_checkpoints WHERE tree_size > $1 AND tree_size <= $2 ORDER BY tree_size LIMIT $3")
         .bind(after)
+        .bind(until)
         .bind(i64::from(limit))
         .fetch_all(pool)
         .await?)
@@ -218,17 +229,28 @@ pub(super) async fn cosignatures(pool: &PgPool, tree_size: i64) -> Result<Vec<St
     .await?)
 }
 
-pub(super) async fn witnesses(pool: &PgPool) -> Result<Vec<(String, i64)>, StoreError> {
+pub(super) async fn witnesses(
+    pool: &PgPool,
+    after: i64,
+    until: i64,
+) -> Result<Vec<(String, i64)>, StoreError> {
     Ok(sqlx::query_as(
-        "SELECT witness, max(tree_size) FROM log_cosignatures GROUP BY witness ORDER BY witness",
+        "SELECT witness, max(tree_size) FROM log_cosignatures WHERE tree_size > $1 AND tree_size <= $2 GROUP BY witness ORDER BY witness",
     )
+    .bind(after)
+    .bind(until)
     .fetch_all(pool)
     .await?)
 }
 
-pub(super) async fn witnessed(pool: &PgPool, below: i64) -> Result<Vec<i64>, StoreError> {
-    Ok(sqlx::query_scalar("SELECT DISTINCT newest FROM (SELECT max(tree_size) AS newest FROM log_cosignatures WHERE tree_size <= $1 GROUP BY witness) AS newest_of_each ORDER BY newest")
-        .bind(below)
+pub(super) async fn witnessed(
+    pool: &PgPool,
+    after: i64,
+    until: i64,
+) -> Result<Vec<i64>, StoreError> {
+    Ok(sqlx::query_scalar("SELECT DISTINCT newest FROM (SELECT max(tree_size) AS newest FROM log_cosignatures WHERE tree_size > $1 AND tree_size <= $2 GROUP BY witness) AS newest_of_each ORDER BY newest")
+        .bind(after)
+        .bind(until)
         .fetch_all(pool)
         .await?)
 }
@@ -261,8 +283,18 @@ pub(super) async fn tile_hashes(
     .await?)
 }
 
-pub(super) async fn tiles(pool: &PgPool) -> Result<Tiles, StoreError> {
-    Ok(sqlx::query_as("SELECT level, n, hash FROM log_tiles").fetch_all(pool).await?)
+pub(super) async fn tiles(pool: &PgPool, from: u32, below: u32) -> Result<Tiles, StoreError> {
+    Ok(sqlx::query_as("SELECT level, n, hash FROM log_tiles WHERE level >= $1 AND level < $2")
+        .bind(i64::from(from))
+        .bind(i64::from(below))
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn shards(pool: &PgPool) -> Result<Vec<(i64, String, i64)>, StoreError> {
+    Ok(sqlx::query_as("SELECT number, origin, first FROM log_shards ORDER BY number")
+        .fetch_all(pool)
+        .await?)
 }
 
 pub(super) async fn certificates(pool: &PgPool) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
@@ -368,10 +400,11 @@ pub(super) async fn put_round(
 
 pub(super) async fn put_entries(
     tx: &mut PgConnection,
+    shard: &Shard,
     entries: &[Written],
 ) -> Result<(), StoreError> {
     for rows in entries.chunks(ROWS_PER_INSERT) {
-        let seqs: Vec<i64> = rows.iter().map(|r| r.seq.cast_signed()).collect();
+        let seqs: Vec<i64> = rows.iter().map(|r| shard.place(r.seq)).collect();
         let kinds: Vec<&str> = rows.iter().map(|r| r.kind.as_str()).collect();
         let bytes: Vec<&[u8]> = rows.iter().map(|r| &r.bytes[..]).collect();
         let leaves: Vec<&[u8]> = rows.iter().map(|r| &r.leaf.0[..]).collect();
@@ -388,10 +421,12 @@ pub(super) async fn put_entries(
 
 pub(super) async fn put_tiles(
     tx: &mut PgConnection,
+    shard: &Shard,
     tiles: &[(u32, u64, [u8; 32])],
 ) -> Result<(), StoreError> {
     for rows in tiles.chunks(ROWS_PER_INSERT) {
-        let levels: Vec<i64> = rows.iter().map(|(level, ..)| i64::from(*level)).collect();
+        let level = |level: u32| i64::from(shard.level(level));
+        let levels: Vec<i64> = rows.iter().map(|(of, ..)| level(*of)).collect();
         let numbers: Vec<i64> = rows.iter().map(|(_, n, _)| n.cast_signed()).collect();
         let hashes: Vec<&[u8]> = rows.iter().map(|(.., hash)| &hash[..]).collect();
         sqlx::query("INSERT INTO log_tiles (level, n, hash) SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bytea[])")
@@ -430,13 +465,18 @@ pub(super) async fn put_objects(
     Ok(())
 }
 
-pub(super) async fn clear_tiles(tx: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM log_tiles").execute(tx).await?;
+pub(super) async fn clear_tiles(tx: &mut PgConnection, shard: &Shard) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM log_tiles WHERE level >= $1 AND level < $2")
+        .bind(i64::from(shard.level(0)))
+        .bind(i64::from(shard.level(LEVELS)))
+        .execute(tx)
+        .await?;
     Ok(())
 }
 
 pub(super) async fn put(
     tx: &mut PgConnection,
+    shard: &Shard,
     change: Change,
     committed: &Committed,
 ) -> Result<(), StoreError> {
@@ -514,16 +554,24 @@ pub(super) async fn put(
         }
         Change::Checkpoint(size, note) => {
             sqlx::query("INSERT INTO log_checkpoints (tree_size, note) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-                .bind(size.cast_signed())
+                .bind(shard.place(size))
                 .bind(note)
                 .execute(tx)
                 .await?
         }
-        Change::Cosignature(size, witness, line) => {
+        Change::Cosignature(shard, size, witness, line) => {
             sqlx::query("INSERT INTO log_cosignatures (tree_size, witness, line) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
-                .bind(size.cast_signed())
+                .bind(shard.place(size))
                 .bind(witness)
                 .bind(line)
+                .execute(tx)
+                .await?
+        }
+        Change::Shard(origin) => {
+            sqlx::query("INSERT INTO log_shards (number, origin, first) VALUES ($1, $2, $3)")
+                .bind(i64::from(shard.number))
+                .bind(origin)
+                .bind(shard.place(0))
                 .execute(tx)
                 .await?
         }

@@ -1,0 +1,59 @@
+//! The shards of the log, and which one a request is about.
+
+use super::{Answer, App, Ctx, Who};
+use crate::{engine::unreadable, policy::Action, store::Store};
+use axum::{Extension, Json, extract::State};
+use falaj_core::succession::LogKeys;
+use falaj_proto::{
+    problem::{Code, Problem, ProblemJson},
+    rest::{LogShard, Page},
+};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+/// A shard, and who speaks for it.
+type Shard = (Store, LogKeys);
+
+/// Which shard of the log.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ShardQuery {
+    /// The origin of a shard; the one that is written when absent.
+    pub(super) shard: Option<String>,
+}
+
+impl ShardQuery {
+    pub(super) fn find<'a>(&self, app: &'a App) -> Result<&'a Shard, Problem> {
+        let shards = &app.engine.parts().shards;
+        let Some(origin) = &self.shard else { return Ok(shards.newest()) };
+        let known = || {
+            let known: Vec<_> = shards.all().iter().map(|(_, keys)| keys.newest().name()).collect();
+            Code::NotFound
+                .because(format!("the log has no such shard; there are {}", known.join(", ")))
+        };
+        shards.find(origin).ok_or_else(known)
+    }
+
+    /// What is asked for, in words that are known.
+    pub(super) fn asked(&self, found: &Result<&Shard, Problem>) -> Vec<(&'static str, String)> {
+        let named = found.as_ref().ok().filter(|_| self.shard.is_some());
+        named.map(|(_, keys)| ("shard", keys.newest().name().to_owned())).into_iter().collect()
+    }
+}
+
+/// The shards of the log, oldest first: each goes on where the one before ended.
+#[utoipa::path(get, path = "/api/v1/log/shards", responses((status = 200, body = Page<LogShard>), (status = 403, body = ProblemJson)))]
+pub(super) async fn shards(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<LogShard>>> {
+    app.grant_asked(&peer, Action::LogRead, None, &[("shards", "all".to_owned())]).await?;
+    let mut items = Vec::new();
+    for (store, keys) in app.engine.parts().shards.all() {
+        items.push(LogShard {
+            origin: keys.newest().name().to_owned(),
+            entries: store.size().await.map_err(unreadable)?,
+            ended: store.ended(),
+            log_verifier_key: keys.newest().to_string(),
+        });
+    }
+    Ok(Json(Page { items, next: None }))
+}

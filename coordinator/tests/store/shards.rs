@@ -1,0 +1,294 @@
+//! Who speaks for the log after whom: other keys, and shards that go on from one another, on each database (AUD-11).
+
+use super::Home;
+use anyhow::{Context as _, Result, ensure};
+use ed25519_dalek::SigningKey;
+use falaj_coordinator::{
+    checkpointer::Checkpointer,
+    clock,
+    config::{LogConfig, RetiringConfig},
+    fsck,
+    metrics::Metrics,
+    proofs,
+    shards::{self, Keys, Opened, Shards},
+    store::{
+        Store,
+        row::StudyRow,
+        writer::{Change, Commit},
+    },
+};
+use falaj_core::{
+    audit::{Draft, Entry, Kind},
+    id::Digest,
+    merkle::verify_inclusion,
+    note::{Checkpoint, NoteSigner},
+    succession::{Succession, follow},
+    time::Timestamp,
+};
+use std::{path::PathBuf, sync::Arc};
+
+const OLD: &str = "falaj.test/audit/2026";
+const NEW: &str = "falaj.test/audit/2027";
+/// More entries than a tile holds.
+const MANY: usize = 300;
+
+fn signer(origin: &str, seed: u8) -> Arc<NoteSigner> {
+    let key = SigningKey::from_bytes(&[seed; 32]);
+    Arc::new(NoteSigner::new(origin, key).expect("a name"))
+}
+
+/// How a coordinator is configured: a shard, the key that signs, and the one before while it retires.
+#[derive(Clone)]
+struct Setup {
+    origin: &'static str,
+    key: u8,
+    retiring: Option<(u8, Timestamp)>,
+    high_water: Option<PathBuf>,
+}
+
+impl Setup {
+    fn new(origin: &'static str, key: u8) -> Self {
+        Self { origin, key, retiring: None, high_water: None }
+    }
+
+    fn signer(&self) -> Arc<NoteSigner> {
+        signer(self.origin, self.key)
+    }
+
+    /// Starts as the coordinator does, up to its first entry.
+    async fn open(&self, home: &Home) -> Result<Opened> {
+        let retiring =
+            self.retiring.map(|(_, until)| RetiringConfig { key: PathBuf::new(), until });
+        let (key, high_water) = (None, self.high_water.clone());
+        let config = LogConfig { origin: self.origin.into(), key, retiring, high_water };
+        let retiring = self.retiring.map(|(seed, _)| signer(self.origin, seed));
+        let keys = Keys { signer: self.signer(), retiring };
+        let kept = self.high_water.as_deref().filter(|path| path.exists());
+        let kept = kept.map(std::fs::read_to_string).transpose()?;
+        let there = Store::open(&home.database()).await?;
+        let metrics = Arc::new(Metrics::default());
+        shards::open(there, &config, &keys, kept.as_deref(), "the coordinator", &metrics).await
+    }
+
+    /// Starts, and writes its first entry.
+    async fn start(&self, home: &Home) -> Result<Opened> {
+        let mut opened = self.open(home).await?;
+        let entries = vec![Draft::new(Kind::CoordinatorStarted)];
+        let mut commit = Commit { entries, ..Commit::default() };
+        if let Some(begins) = opened.begins.take() {
+            begins.put(&mut commit);
+        }
+        opened.writer.commit(commit).await?;
+        Ok(opened)
+    }
+
+    fn checkpointer(&self, opened: &Opened) -> Checkpointer {
+        let new = Checkpointer::new(opened.writer.clone(), self.signer(), self.high_water.clone());
+        match self.retiring {
+            Some((seed, until)) => new.beside(signer(self.origin, seed), until),
+            None => new,
+        }
+    }
+
+    /// Starts, works for a while, has its log signed, and ends. Gives the last checkpoint.
+    async fn work(&self, home: &Home, entries: usize) -> Result<String> {
+        let opened = self.start(home).await?;
+        opened.writer.record(vec_of(entries)).await?;
+        Ok(self.checkpointer(&opened).sign().await?.1)
+    }
+
+    /// Everything in the database is whole.
+    async fn whole(&self, home: &Home) -> Result<Vec<u64>> {
+        let store = Store::read(&home.database()).await?;
+        let mut sizes = Vec::new();
+        for shard in store.shards().await? {
+            let found = fsck::check(&shard, self.signer().verifier(), None, |_| {}).await?;
+            ensure!(found.faults.is_empty(), "{:?}", found.faults);
+            ensure!(found.checkpoints > 0, "nothing was signed");
+            sizes.push(found.entries);
+        }
+        Ok(sizes)
+    }
+}
+
+fn vec_of(entries: usize) -> Vec<Draft> {
+    (0..entries).map(|_| Draft::new(Kind::AdminRead)).collect()
+}
+
+fn later() -> Timestamp {
+    clock::now().plus_ms(3_600_000)
+}
+
+async fn refusal(setup: &Setup, home: &Home) -> String {
+    match setup.open(home).await {
+        Ok(_) => "it started".into(),
+        Err(e) => format!("{e:#}"),
+    }
+}
+
+/// The kinds of a shard's entries that are not reads.
+async fn kinds(store: &Store) -> Result<Vec<Kind>> {
+    let entries = store.entries(0, u64::MAX, 1 << 20, None).await?;
+    let mut kinds = Vec::new();
+    for (i, (seq, bytes, _)) in entries.iter().enumerate() {
+        let entry = Entry::parse(bytes)?;
+        ensure!(*seq == i as u64 && entry.seq == *seq, "an entry calls itself {}", entry.seq);
+        kinds.push(entry.kind);
+    }
+    kinds.retain(|kind| *kind != Kind::AdminRead);
+    Ok(kinds)
+}
+
+/// AUD-11.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_replaced_while_both_sign_and_no_entry_is_lost() -> Result<()> {
+    for home in Home::each().await? {
+        let (first, second) = (signer(OLD, 1), signer(OLD, 2));
+        Setup::new(OLD, 1).work(&home, MANY).await?;
+        let unannounced = refusal(&Setup::new(OLD, 2), &home).await;
+        ensure!(unannounced.contains("log.retiring"), "{unannounced}");
+        let rotating = Setup { retiring: Some((1, later())), ..Setup::new(OLD, 2) };
+        let note = rotating.work(&home, 5).await?;
+        // Whoever knows either key opens what is signed meanwhile.
+        for key in [&first, &second] {
+            Checkpoint::open(&note, key.verifier())?;
+        }
+        // Starting again does not replace it again, and when its time is over the old key signs no more.
+        let over = Setup { retiring: Some((1, clock::now())), ..rotating.clone() };
+        let note = over.work(&home, 5).await?;
+        Checkpoint::open(&note, second.verifier())?;
+        ensure!(Checkpoint::open(&note, first.verifier()).is_err(), "{note}");
+        let done = Setup::new(OLD, 2);
+        done.work(&home, 5).await?;
+        ensure!(done.whole(&home).await? == [MANY as u64 + 21]);
+        let store = Store::read(&home.database()).await?;
+        let rotated = [Kind::LogOpened, Kind::CoordinatorStarted, Kind::KeyRotated];
+        ensure!(kinds(&store).await?.starts_with(&rotated));
+        // The old key leads to the new one, and that one vouches for what the old one signed.
+        let statements = store.successions(None).await?;
+        ensure!(follow(first.verifier(), second.verifier(), &statements)?.len() == 1);
+        let back = refusal(&Setup::new(OLD, 1), &home).await;
+        ensure!(back.contains("cannot be read"), "{back}");
+    }
+    Ok(())
+}
+
+/// AUD-11.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_ends_and_the_next_one_begins_with_its_last_checkpoint() -> Result<()> {
+    for home in Home::each().await? {
+        let (before, after) = (Setup::new(OLD, 1), Setup::new(NEW, 1));
+        before.work(&home, MANY).await?;
+        after.work(&home, MANY + 100).await?;
+        let sizes = [MANY as u64 + 3, MANY as u64 + 102];
+        ensure!(after.whole(&home).await? == sizes);
+        let store = Store::read(&home.database()).await?;
+        let shards = Shards::load(&store, after.signer().verifier()).await?;
+        let (old, old_keys) = shards.find(OLD).context("the old shard")?;
+        let (new, new_keys) = shards.newest();
+        ensure!(old.ended() && !new.ended());
+        ensure!(kinds(old).await? == [Kind::LogOpened, Kind::CoordinatorStarted, Kind::LogClosed]);
+        ensure!(kinds(new).await? == [Kind::LogOpened, Kind::CoordinatorStarted]);
+        // The first entry of the one has the last checkpoint of the other.
+        let (_, bytes, _) = new.entries(0, 1, 1, None).await?.remove(0);
+        let opened = Entry::parse(&bytes)?;
+        let (size, last) = old.newest_checkpoint().await?.context("a checkpoint")?;
+        ensure!(opened.body().text("checkpoint")? == last && size == sizes[0]);
+        let step = Succession::open(opened.body().text("succession")?)?;
+        let last = Checkpoint::open(&last, &step.from)?;
+        ensure!(step.ended == Some((size, last.root_hash)));
+        ensure!(step.from.name() == OLD && step.to == *after.signer().verifier());
+        // Every entry of both is proven, under the keys of its own shard.
+        for (shard, keys, size) in [(old, old_keys, sizes[0]), (new, new_keys, sizes[1])] {
+            let (signed, note) = shard.newest_checkpoint().await?.context("a checkpoint")?;
+            let head = keys.open(&note)?;
+            ensure!(signed == size && head.tree_size == size);
+            let entries = shard.entries(0, size, 1 << 20, None).await?;
+            let indices: Vec<u64> = entries.iter().map(|(seq, ..)| *seq).collect();
+            let found = proofs::inclusions(shard, &indices, size).await?;
+            for ((seq, _, leaf), proof) in entries.iter().zip(&found) {
+                verify_inclusion(leaf, *seq, size, proof, &head.root_hash)?;
+            }
+        }
+        ensure!(
+            Checkpoint::open(&old.newest_checkpoint().await?.context("one")?.1, &step.to).is_err()
+        );
+        // No entry is earlier than one of the shard before.
+        let (_, ended, _) = old.entries(size - 1, size, 1, None).await?.remove(0);
+        ensure!(Entry::parse(&ended)?.ts <= opened.ts);
+        let back = refusal(&before, &home).await;
+        ensure!(back.contains("has ended") && back.contains(NEW), "{back}");
+        after.work(&home, 1).await?;
+        ensure!(after.whole(&home).await? == [sizes[0], sizes[1] + 2]);
+    }
+    Ok(())
+}
+
+/// AUD-11.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_shards_that_was_cut_off_is_made_up_for_and_no_study_is_torn() -> Result<()> {
+    for home in Home::each().await? {
+        let elsewhere = tempfile::tempdir()?;
+        let kept = Some(elsewhere.path().join("log.checkpoint"));
+        let before = Setup { high_water: kept.clone(), ..Setup::new(OLD, 1) };
+        let after = Setup { high_water: kept, ..Setup::new(NEW, 1) };
+        let opened = before.start(&home).await?;
+        let (id, yaml) = ("s".parse()?, b"name: s".to_vec());
+        let study = StudyRow {
+            sha256: Digest::of(&yaml),
+            id,
+            yaml,
+            state: "running".into(),
+            reason: None,
+            submitted: Timestamp::from_millis(0),
+            submitted_by: "spiffe://t/ae-on/ae-az/operator/sara".into(),
+        };
+        let over = Change::StudyState(study.id.clone(), "finished", None);
+        let rows = vec![Change::Study(study)];
+        opened.writer.commit(Commit { rows, ..Commit::default() }).await?;
+        before.checkpointer(&opened).sign().await?;
+        drop(opened);
+        let torn = refusal(&after, &home).await;
+        ensure!(torn.contains("the study `s` still runs"), "{torn}");
+        let opened = before.start(&home).await?;
+        opened.writer.commit(Commit { rows: vec![over], ..Commit::default() }).await?;
+        drop(opened);
+        // Closed, and killed before the next shard had an entry: twice.
+        for _ in 0..2 {
+            drop(after.open(&home).await?);
+        }
+        let closed = refusal(&before, &home).await;
+        ensure!(closed.contains(&format!("{NEW} goes on from it")), "{closed}");
+        let elsewhere = Setup { origin: "falaj.test/audit/2028", ..after.clone() };
+        let elsewhere = refusal(&elsewhere, &home).await;
+        ensure!(elsewhere.contains(&format!("closed for {NEW}")), "{elsewhere}");
+        // Killed before the new shard was signed: what is kept elsewhere is still of the old one.
+        drop(after.start(&home).await?);
+        after.work(&home, 3).await?;
+        let sizes = after.whole(&home).await?;
+        ensure!(sizes == [4, 6], "{sizes:?}");
+        let store = Store::read(&home.database()).await?;
+        let old = store.shards().await?.remove(0);
+        let closings = kinds(&old).await?;
+        ensure!(closings.iter().filter(|kind| **kind == Kind::LogClosed).count() == 1);
+    }
+    Ok(())
+}
+
+/// AUD-05, across shards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_from_before_the_shard_that_is_kept_elsewhere_does_not_start() -> Result<()> {
+    for home in Home::each().await? {
+        let elsewhere = tempfile::tempdir()?;
+        let kept = elsewhere.path().join("log.checkpoint");
+        let before = Setup { high_water: Some(kept.clone()), ..Setup::new(OLD, 1) };
+        before.work(&home, 3).await?;
+        let newer = Checkpoint { origin: NEW.into(), tree_size: 2, root_hash: Digest::of(b"root") };
+        std::fs::write(&kept, signer(NEW, 1).sign(&newer.body()))?;
+        let after = Setup { high_water: Some(kept), ..Setup::new(NEW, 1) };
+        let refused = refusal(&after, &home).await;
+        ensure!(refused.contains("an older database was restored"), "{refused}");
+        ensure!(refused.contains(NEW), "{refused}");
+    }
+    Ok(())
+}
