@@ -7,11 +7,12 @@ use falaj_certs::{
 };
 use falaj_core::{
     audit::{Actor, Draft, Entry, Kind, bundle, policy_set},
-    canon::Canon,
+    canon::{self, Canon},
     id::{Digest, RoundId, SiteId},
     merkle::{self, Frontier},
     note::{self, Checkpoint, NoteSigner, VerifierKey},
     report::Sections,
+    succession::Succession,
     time::Timestamp,
     update::{CONTEXT, Encoding, UpdateHeader},
     witness,
@@ -440,4 +441,101 @@ fn static_files_have_a_checkpoint_only_while_the_bundle_holds() {
     bundle.file(bundle::ENTRIES)[40] ^= 1;
     laid_out(&bundle).expect_err("changed");
     assert!(!folder.path().join(bundle::CHECKPOINT).exists());
+}
+
+/// Signers of this log before, and of the shard before it.
+fn earlier() -> (NoteSigner, NoteSigner) {
+    let signer = |origin, seed| NoteSigner::new(origin, SigningKey::from_bytes(&[seed; 32]));
+    (signer("t/log", 4).expect("a signer"), signer("t/log/before", 3).expect("a signer"))
+}
+
+/// The last checkpoint of the shard before, and where that is.
+fn ended() -> (Checkpoint, String) {
+    let head = Checkpoint {
+        origin: "t/log/before".into(),
+        tree_size: 9,
+        root_hash: Digest::of(b"the shard before"),
+    };
+    let note = earlier().1.sign(&head.body());
+    (head, note)
+}
+
+/// A log that goes on from another shard, and whose key was then replaced: the statements, and its entries.
+fn continued() -> (Vec<String>, Draft, Draft) {
+    let (old, before) = earlier();
+    let (head, note) = ended();
+    let opening = Succession::sign(&before, &old, Some(&head));
+    let rotation = Succession::sign(&old, &signer(), None);
+    let opened = Draft::new(Kind::LogOpened).text("checkpoint", &note).text("succession", &opening);
+    let rotated = Draft::new(Kind::KeyRotated).text("succession", &rotation);
+    (vec![opening, rotation], opened, rotated)
+}
+
+impl Parts {
+    /// The same bundle, which says of itself who followed whom.
+    fn saying(mut self, successions: &[String]) -> Self {
+        let about = canon::parse(self.file(bundle::ABOUT)).expect("canonical");
+        let Canon::Map(mut members) = about else { panic!("a map") };
+        let list = successions.iter().map(|text| text.as_str().into()).collect();
+        members.insert("successions".into(), Canon::List(list));
+        *self.file(bundle::ABOUT) = Canon::Map(members).to_bytes();
+        self
+    }
+}
+
+/// AUD-11.
+#[test]
+fn whoever_knows_the_first_key_alone_follows_it_through_shards_and_keys() {
+    let (statements, opened, rotated) = continued();
+    let bundle = parts(|drafts| {
+        drafts.insert(0, opened);
+        drafts.insert(2, rotated);
+    })
+    .saying(&statements);
+    let (old, before) = earlier();
+    for (known, steps) in [(&signer(), 0), (&old, 1), (&before, 2)] {
+        let known = known.verifier();
+        let report = verify(&bundle.tar()[..], pinned(known), |_, _| {}).expect("verified");
+        assert_eq!((report.successions, report.log_verifier_key), (steps, bundle.key.to_string()));
+        let goes_on = report.before.expect("a shard before");
+        assert_eq!((goes_on.origin.as_str(), goes_on.tree_size), ("t/log/before", 9));
+    }
+    let stranger = NoteSigner::new("t/log", SigningKey::from_bytes(&[7; 32])).expect("a signer");
+    let wrong = verify(&bundle.tar()[..], pinned(stranger.verifier()), |_, _| {});
+    assert!(wrong.is_err_and(|e| e.to_string().contains("no statement leads from")));
+}
+
+#[test]
+fn what_a_bundle_says_of_its_keys_has_to_be_in_the_log_and_the_log_in_it() {
+    let (statements, opened, rotated) = continued();
+    let with = |drafts: &[Option<&Draft>; 2]| {
+        let [opened, rotated] = drafts.map(|d| d.cloned());
+        parts(|drafts| {
+            rotated.map(|entry| drafts.insert(1, entry));
+            opened.map(|entry| drafts.insert(0, entry));
+        })
+    };
+    let both = [Some(&opened), Some(&rotated)];
+    let (_, note) = ended();
+    let elsewhere = Checkpoint { tree_size: 8, ..ended().0 };
+    let elsewhere = earlier().1.sign(&elsewhere.body());
+    let other_end = Draft::new(Kind::LogOpened)
+        .text("checkpoint", &elsewhere)
+        .text("succession", &statements[0]);
+    let unsaid = Draft::new(Kind::LogOpened).text("checkpoint", &note);
+    let closed = Draft::new(Kind::LogClosed).text("next", "t/log/after");
+    for (bundle, what) in [
+        (with(&both), "it does not open the log as"),
+        (with(&both).saying(&statements[..1]), "it does not open the log as"),
+        (with(&both).saying(&statements[1..]), "it does not open the log as"),
+        (with(&[Some(&opened), None]).saying(&statements), "that is in no entry"),
+        (with(&[None, Some(&rotated)]).saying(&statements), "where the log goes on from"),
+        (with(&[Some(&other_end), both[1]]).saying(&statements), "ended elsewhere"),
+        (with(&[Some(&unsaid), both[1]]).saying(&statements), "it does not open the log as"),
+        (with(&[Some(&opened), Some(&closed)]).saying(&statements), "after the log was closed"),
+        (with(&both).saying(&[statements[0].clone(), "no note".into()]), "not a signed note"),
+    ] {
+        let wrong = bundle.verify().expect_err(what).to_string();
+        assert!(wrong.contains(what), "{what}: {wrong}");
+    }
 }

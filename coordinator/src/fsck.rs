@@ -33,7 +33,9 @@ pub struct Fault {
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Findings {
-    /// Entries in the database.
+    /// Of which shard.
+    pub origin: String,
+    /// Its entries in the database.
     pub entries: u64,
     /// Their root.
     pub root_hash: String,
@@ -72,10 +74,10 @@ pub async fn check(
     kept_elsewhere: Option<&Path>,
     mut progress: impl FnMut(u64),
 ) -> Result<Findings> {
-    let mut found =
-        Findings { entries: 0, root_hash: String::new(), checkpoints: 0, faults: Vec::new() };
-    let origin = store.shard().origin.as_deref().unwrap_or(key.name());
-    let keys = LogKeys::of(origin, key, &store.successions(None).await?)?;
+    let origin = store.shard().origin.as_deref().unwrap_or(key.name()).to_owned();
+    let keys = LogKeys::of(&origin, key, &store.successions(None).await?)?;
+    let (root_hash, faults) = (String::new(), Vec::new());
+    let mut found = Findings { origin, entries: 0, root_hash, checkpoints: 0, faults };
     let elsewhere = match kept_elsewhere.map(high_water).transpose()?.flatten() {
         Some(note) => match keys.open(&note) {
             Ok(head) => Some(head),

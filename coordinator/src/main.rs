@@ -56,7 +56,7 @@ enum Command {
         /// The configuration.
         #[arg(long, env = "FALAJ_COORDINATOR_CONFIG")]
         config: PathBuf,
-        /// Print JSON.
+        /// Print JSON, one line for each shard of the log.
         #[arg(long)]
         json: bool,
     },
@@ -181,13 +181,20 @@ async fn fsck(config: &Config, json: bool) -> Result<ExitCode> {
         }
     };
     let store = Store::read(&config.state.database()?).await?;
-    let found = fsck::check(&store, &key, elsewhere, progress).await?;
-    if shown {
-        eprint!("\r");
-    }
-    if json {
-        println!("{}", serde_json::to_string(&found)?);
-    } else {
+    let mut code = ExitCode::SUCCESS;
+    for shard in store.shards().await? {
+        let elsewhere = elsewhere.filter(|_| !shard.ended());
+        let found = fsck::check(&shard, &key, elsewhere, progress).await?;
+        if shown {
+            eprint!("\r");
+        }
+        if !found.faults.is_empty() {
+            code = ExitCode::FAILURE;
+        }
+        if json {
+            println!("{}", serde_json::to_string(&found)?);
+            continue;
+        }
         for fault in &found.faults {
             match fault.index {
                 Some(index) => println!("WRONG: entry {index}: {}", fault.what),
@@ -196,11 +203,11 @@ async fn fsck(config: &Config, json: bool) -> Result<ExitCode> {
         }
         let whole = if found.faults.is_empty() { "whole" } else { "not whole" };
         println!(
-            "{whole}: {} entries under root {}, {} checkpoints",
-            found.entries, found.root_hash, found.checkpoints
+            "{whole}: {}, {} entries under root {}, {} checkpoints",
+            found.origin, found.entries, found.root_hash, found.checkpoints
         );
     }
-    Ok(if found.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(code)
 }
 
 fn log_to_stderr(format: LogFormat) {

@@ -187,6 +187,8 @@ pub struct Federation {
     pub coordinator_extra: String,
     /// Further lines of its `[log]`.
     pub log_extra: String,
+    /// The origin of its log.
+    pub log_origin: String,
     /// The folder with its policies.
     pub policies: PathBuf,
     starts: u32,
@@ -201,7 +203,15 @@ impl Federation {
         let dir = tempfile::Builder::new().prefix("falaj-e2e-").tempdir()?;
         let (coordinator_extra, log_extra) = (String::new(), String::new());
         let policies = repository().join("policies").canonicalize()?;
-        let this = Self { dir, addresses: None, coordinator_extra, log_extra, policies, starts: 0 };
+        let this = Self {
+            dir,
+            addresses: None,
+            coordinator_extra,
+            log_extra,
+            log_origin: format!("{TRUST_DOMAIN}/audit/2026"),
+            policies,
+            starts: 0,
+        };
         let ca = this.ca();
         let ca = ca.to_str().context("a temporary path is UTF-8")?;
         run("falaj-certs", &["init", ca, "--trust-domain", TRUST_DOMAIN])?;
@@ -276,11 +286,12 @@ impl Federation {
         let text = format!(
             "[identity]\ncert = \"{id}/cert.pem\"\nkey = \"{id}/key.pem\"\ntrust = \"{ca}/trust.toml\"\n\
              [listen]\ngrpc = \"{grpc}\"\nrest = \"{rest}\"\nmetrics = \"127.0.0.1:0\"\n\
-             [state]\ndir = \"state\"\n[log]\norigin = \"{TRUST_DOMAIN}/audit/2026\"\n{log}\
+             [state]\ndir = \"state\"\n[log]\norigin = \"{origin}\"\n{log}\
              [policy]\ndir = \"{policies}\"\n{extra}",
             id = identity.display(),
             ca = self.ca().display(),
             policies = self.policies.display(),
+            origin = self.log_origin,
             log = self.log_extra,
             extra = self.coordinator_extra,
         );

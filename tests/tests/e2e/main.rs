@@ -8,6 +8,7 @@ mod journey;
 mod ledger;
 mod masked;
 mod report;
+mod shards;
 mod study_file;
 mod update;
 mod witness;
