@@ -23,7 +23,7 @@ pub struct Before {
 
 /// The keys of a log, and the statements that its entries still have to bring.
 pub(crate) struct Keys {
-    pub(crate) keys: LogKeys,
+    pub(crate) of_log: LogKeys,
     /// Statements that were followed from the key that the caller pinned.
     pub(crate) followed: usize,
     /// How this shard began, if it goes on from another.
@@ -58,7 +58,7 @@ impl Keys {
                 rotated.push_back(text.clone());
             }
         }
-        Ok(Self { keys, followed, opened, rotated, closed: false })
+        Ok(Self { of_log: keys, followed, opened, rotated, closed: false })
     }
 
     /// The shard before.
@@ -90,9 +90,9 @@ impl Keys {
                 }
             }
             Kind::KeyRotated => {
-                if said.is_none() || said != self.rotated.pop_front().as_deref() {
-                    return Err(format!("it names another key than `{}` says", bundle::ABOUT));
-                }
+                let due = self.rotated.pop_front();
+                let due = due.filter(|due| said == Some(due));
+                due.ok_or_else(|| format!("it names another key than `{}` says", bundle::ABOUT))?;
             }
             Kind::LogClosed => self.closed = true,
             _ if entry.seq == 0 && self.opened.is_some() => {

@@ -261,7 +261,7 @@ impl<'a> Verifier<'a> {
         if path.starts_with(bundle::WITNESSED) {
             let wrong = |what: String| Wrong::File { path: path.to_owned(), what };
             let note = str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
-            let earlier = self.keys.keys.open(note).map_err(|e| wrong(e.to_string()))?;
+            let earlier = self.keys.of_log.open(note).map_err(|e| wrong(e.to_string()))?;
             if earlier.tree_size > self.head.tree_size {
                 return Err(wrong("it is of more entries than the bundle has".into()));
             }
@@ -369,16 +369,12 @@ impl About {
             Canon::Text(text) => Ok(text.clone()),
             _ => Err(wrong("a statement about the log's keys is no text".into())),
         };
-        let successions = match c.member("successions") {
-            None => Vec::new(),
-            Some(_) => {
-                let list = c.list("successions").map_err(|e| wrong(e.to_string()))?;
-                if list.len() > SUCCESSIONS_MAX {
-                    return Err(wrong(format!("it has more than {SUCCESSIONS_MAX} successions")));
-                }
-                list.iter().map(statement).collect::<Result<_, _>>()?
-            }
-        };
+        let listed = c.member("successions").map(|_| c.list("successions")).transpose();
+        let listed = listed.map_err(|e| wrong(e.to_string()))?.unwrap_or_default();
+        if listed.len() > SUCCESSIONS_MAX {
+            return Err(wrong(format!("it has more than {SUCCESSIONS_MAX} successions")));
+        }
+        let successions = listed.iter().map(statement).collect::<Result<_, _>>()?;
         Ok(Self {
             successions,
             origin: c.text("origin").map_err(|e| wrong(e.to_string()))?.to_owned(),

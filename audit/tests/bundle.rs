@@ -509,10 +509,10 @@ fn whoever_knows_the_first_key_alone_follows_it_through_shards_and_keys() {
 fn what_a_bundle_says_of_its_keys_has_to_be_in_the_log_and_the_log_in_it() {
     let (statements, opened, rotated) = continued();
     let with = |drafts: &[Option<&Draft>; 2]| {
-        let [opened, rotated] = drafts.map(|d| d.cloned());
+        let [opened, rotated] = drafts.map(Option::<&Draft>::cloned);
         parts(|drafts| {
-            rotated.map(|entry| drafts.insert(1, entry));
-            opened.map(|entry| drafts.insert(0, entry));
+            drafts.splice(1..1, rotated);
+            drafts.splice(0..0, opened);
         })
     };
     let both = [Some(&opened), Some(&rotated)];

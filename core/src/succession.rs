@@ -246,7 +246,9 @@ mod tests {
         let lines: Vec<&str> = whole.lines().collect();
         for missing in [lines.len() - 1, lines.len() - 2] {
             let kept = lines.iter().enumerate().filter(|(i, _)| *i != missing);
-            let text: String = kept.map(|(_, line)| format!("{line}\n")).collect();
+            let mut kept: Vec<&str> = kept.map(|(_, line)| *line).collect();
+            kept.push("");
+            let text = kept.join("\n");
             assert!(matches!(Succession::open(&text), Err(SuccessionError::Note(_))), "{text}");
         }
         let stranger = signer("t/2026", 7);

@@ -6,7 +6,12 @@ use super::{
     count_of,
     parts::{All, Level, Section, Tally},
 };
-use crate::{audit::Kind, canon::Canon, id::Digest};
+use crate::{
+    audit::Kind,
+    canon::Canon,
+    id::Digest,
+    succession::{SUCCESSIONS_MAX, Succession},
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A day in milliseconds.
@@ -29,6 +34,9 @@ pub(super) struct Security {
     laws: BTreeMap<String, String>,
     /// What each rule decided: allowed and refused.
     rules: BTreeMap<String, [u64; 2]>,
+    /// Keys of the log that followed one another, and the shard that it goes on from.
+    keys: Vec<Vec<Canon>>,
+    shard_before: Option<Vec<Canon>>,
 }
 
 impl Security {
@@ -46,6 +54,9 @@ impl Security {
         {
             self.in_force.entry(set).or_default().add(index);
         }
+        if let Ok(step) = Succession::open(seen.text("succession")) {
+            self.succeeded(step, index);
+        }
         if let Ok(ids) = body.list("policy_ids") {
             let allowed = seen.text("decision") == "allow";
             for id in ids {
@@ -62,6 +73,20 @@ impl Security {
                 self.transport.entry((version.into(), group.into())).or_default().add(index);
                 self.transported.add(index);
             }
+        }
+    }
+
+    fn succeeded(&mut self, step: Succession, index: u64) {
+        match step.ended {
+            Some((size, root)) => {
+                let origin = step.from.name().into();
+                self.shard_before = Some(vec![origin, count_of(size), root.to_string().into()]);
+            }
+            None if self.keys.len() < SUCCESSIONS_MAX => {
+                let [before, after] = [step.from, step.to].map(|key| key.to_string().into());
+                self.keys.push(vec![count_of(index), before, after]);
+            }
+            None => {}
         }
     }
 
@@ -86,6 +111,8 @@ impl Security {
         e5.fact("E5.witnesses", Level::Attested, seen);
         let head = [count_of(tree_size), root_hash.to_string().into()];
         e5.table("log", &["tree_size", "root_hash"], [head.to_vec()]);
+        e5.table("shard_before", &["origin", "tree_size", "root_hash"], self.shard_before.clone());
+        e5.table("log_keys", &["first", "key_before", "key_after"], self.keys.clone());
         e5.table("witnesses", &["witness", "tree_size", "time"], witnesses());
         e15.fact("E15.third_parties", Level::Attested, seen);
         e15.table("third_parties", &["witness", "tree_size", "time"], witnesses());

@@ -23,6 +23,48 @@ fn export(federation: &Federation, name: &str, shard: &[&str]) -> Result<String>
     Ok(path.to_owned())
 }
 
+/// Both shards under the first key alone, the one going on from the other; an entry of the old one is still proven.
+fn both_verify(federation: &Federation, trust: &str, known: &str) -> Result<()> {
+    // Whoever knew the very first key alone verifies both shards.
+    let shard = ["--shard", "falaj.test/audit/2026"];
+    let (ended, written) =
+        (export(federation, "2026.tar", &shard)?, export(federation, "2027.tar", &[])?);
+    let verify =
+        |bundle: &str| run("falaj-verify", &[bundle, "--trust", trust, "--log-key", known]);
+    let (of_ended, of_written) = (verify(&ended)?, verify(&written)?);
+    ensure!(of_ended.contains("4 models") && of_written.contains("2 models"), "{of_written}");
+    let total = of_ended.lines().last().and_then(|l| l.split(' ').nth(1)).context("a size")?;
+    let goes_on = format!("goes on    from falaj.test/audit/2026: {total} entries under root");
+    ensure!(of_written.contains(&goes_on), "{goes_on}\n{of_written}");
+    // Both sites have seen the end of the old shard.
+    for site in ["hospital-1", "hospital-2"] {
+        let line = of_ended.lines().find(|l| l.starts_with("witness") && l.contains(site));
+        ensure!(line.is_some_and(|l| l.contains(&format!("first {total} entries"))), "{of_ended}");
+    }
+    // An entry of the old shard is still proven.
+    let proof = federation.dir().join("old.tlog-proof");
+    let path = proof.to_str().context("UTF-8")?;
+    let out = federation.falaj(&[&["log", "prove", "7", "-o", path][..], &shard].concat())?;
+    ensure!(out.status.success(), "{}", text(&out));
+    ensure!(fs::read_to_string(&proof)?.contains("\nfalaj.test/audit/2026\n"));
+    let shards = federation.falaj_json(&["log", "shards"])?;
+    let states: Vec<_> = shards["items"]
+        .as_array()
+        .context("a list")?
+        .iter()
+        .map(|s| s["ended"].as_bool())
+        .collect();
+    ensure!(states == [Some(true), Some(false)], "{shards}");
+    let none = federation.falaj(&["log", "export", "-o", path, "--shard", "elsewhere"])?;
+    ensure!(
+        !none.status.success()
+            && text(&none).contains("there are falaj.test/audit/2026, falaj.test/audit/2027"),
+        "{}",
+        text(&none)
+    );
+    Ok(())
+}
+
 /// AUD-11.
 #[test]
 fn sites_follow_the_log_to_another_key_and_to_the_next_shard_and_none_is_lost() -> Result<()> {
@@ -88,44 +130,7 @@ fn sites_follow_the_log_to_another_key_and_to_the_next_shard_and_none_is_lost() 
     let witnesses = federation.falaj_json(&["log", "witnesses"])?;
     ensure!(witnesses["items"].as_array().is_some_and(|all| all.len() == 2), "{witnesses}");
 
-    // Whoever knew the very first key alone verifies both shards.
-    let shard = ["--shard", "falaj.test/audit/2026"];
-    let (ended, written) =
-        (export(&federation, "2026.tar", &shard)?, export(&federation, "2027.tar", &[])?);
-    let known = old.to_string();
-    let verify =
-        |bundle: &str| run("falaj-verify", &[bundle, "--trust", &trust, "--log-key", &known]);
-    let (of_ended, of_written) = (verify(&ended)?, verify(&written)?);
-    ensure!(of_ended.contains("4 models") && of_written.contains("2 models"), "{of_written}");
-    let total = of_ended.lines().last().and_then(|l| l.split(' ').nth(1)).context("a size")?;
-    let goes_on = format!("goes on    from falaj.test/audit/2026: {total} entries under root");
-    ensure!(of_written.contains(&goes_on), "{goes_on}\n{of_written}");
-    // Both sites have seen the end of the old shard.
-    for site in ["hospital-1", "hospital-2"] {
-        let line = of_ended.lines().find(|l| l.starts_with("witness") && l.contains(site));
-        ensure!(line.is_some_and(|l| l.contains(&format!("first {total} entries"))), "{of_ended}");
-    }
-    // An entry of the old shard is still proven.
-    let proof = federation.dir().join("old.tlog-proof");
-    let path = proof.to_str().context("UTF-8")?;
-    let out = federation.falaj(&[&["log", "prove", "7", "-o", path][..], &shard].concat())?;
-    ensure!(out.status.success(), "{}", text(&out));
-    ensure!(fs::read_to_string(&proof)?.contains("\nfalaj.test/audit/2026\n"));
-    let shards = federation.falaj_json(&["log", "shards"])?;
-    let states: Vec<_> = shards["items"]
-        .as_array()
-        .context("a list")?
-        .iter()
-        .map(|s| s["ended"].as_bool())
-        .collect();
-    ensure!(states == [Some(true), Some(false)], "{shards}");
-    let none = federation.falaj(&["log", "export", "-o", path, "--shard", "elsewhere"])?;
-    ensure!(
-        !none.status.success()
-            && text(&none).contains("there are falaj.test/audit/2026, falaj.test/audit/2027"),
-        "{}",
-        text(&none)
-    );
+    both_verify(&federation, &trust, &old.to_string())?;
     coordinator.terminate()?;
 
     let config = federation.dir().join("coordinator/coordinator.toml");
