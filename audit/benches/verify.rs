@@ -61,12 +61,19 @@ impl Scene {
         let trust = format!(
             "trust_domain = \"t\"\n[[issuer]]\ncert = \"i\"\nspki_sha256 = \"{spki}\"\nplaces = [\"ae-on/ae-az\"]\n"
         );
+        let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
         Ok(Self {
             signer: NoteSigner::new("t/log", ed25519_dalek::SigningKey::from_bytes(&[5; 32]))?,
             issuer: der.to_vec(),
             trust: trust.into_bytes(),
             cert,
-            policies: vec![("coordinator.cedar".to_owned(), b"// none\n".to_vec())],
+            policies: vec![
+                file("coordinator.cedar", include_str!("../../policies/coordinator.cedar")),
+                file(
+                    "coordinator.cedarschema",
+                    include_str!("../../policies/coordinator.cedarschema"),
+                ),
+            ],
         })
     }
 
@@ -84,7 +91,7 @@ impl Scene {
                 .digest("trust_sha256", &Digest::of(&self.trust))
                 .digest("policy_set_sha256", &set),
             1 => Draft::new(Kind::ConnectionAdmitted).actor(&actor),
-            _ => Draft::new(Kind::AdminRead).actor(&actor).text("action", "study.read"),
+            _ => Draft::new(Kind::AdminRead).actor(&actor).text("action", "status.read"),
         };
         let draft = if index == 0 { draft } else { draft.decided(true, &["ACC-202".into()], &set) };
         let at = 1_772_323_200_000 + i64::try_from(index).unwrap_or_default();

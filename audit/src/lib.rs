@@ -4,6 +4,7 @@
 //! digest per certificate, header and open round. What it finds wrong first, it names.
 
 pub mod args;
+mod decisions;
 mod keys;
 mod ledger;
 mod replay;
@@ -124,6 +125,8 @@ pub struct Report {
     pub updates: u64,
     /// Connections, updates and requests that were refused.
     pub refusals: u64,
+    /// Decisions that the policies in the bundle were asked for again, and made again.
+    pub decisions: u64,
     /// Who stands behind how much of the log, by cosignatures.
     pub witnesses: Vec<WitnessReport>,
     /// Budget ledgers that were checked against the updates.
@@ -330,6 +333,7 @@ impl<'a> Verifier<'a> {
             models: self.replay.models,
             updates: self.replay.updates,
             refusals: self.replay.refusals,
+            decisions: self.replay.decisions.replayed,
             witnesses: self.witnesses,
             ledgers,
             sections,

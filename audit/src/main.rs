@@ -196,6 +196,10 @@ fn say(cli: &Cli, report: &Report) {
         };
         println!("issuers    {issuers}");
         println!("refusals   {}", report.refusals);
+        println!(
+            "decisions  {}, each made again by the policies that were in force",
+            report.decisions
+        );
         for w in &report.witnesses {
             println!(
                 "witness    {}: saw the first {} entries, at {}",

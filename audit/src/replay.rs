@@ -3,6 +3,7 @@
 
 use crate::{
     WitnessReport, Wrong,
+    decisions::Decisions,
     ledger::{self, LedgerReport},
 };
 use ed25519_dalek::VerifyingKey;
@@ -30,6 +31,7 @@ pub(crate) struct Replay {
     studies: BTreeSet<Digest>,
     /// Policy files by the digest of their set.
     policies: BTreeMap<Digest, Vec<(String, Vec<u8>)>>,
+    pub(crate) decisions: Decisions,
     /// Reports that are made on the way.
     pub(crate) folds: Vec<Sections>,
     /// The newest model of each study.
@@ -93,6 +95,7 @@ impl Replay {
             matches(digest)?;
             let study = str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
             let study = study::parse(study, path).map_err(|e| wrong(e.to_string()))?;
+            self.decisions.study(&study);
             self.folds.iter_mut().for_each(|f| f.study(digest, study.clone()));
             self.studies.insert(digest);
         } else if let Some((set, file)) = policy_file(path) {
@@ -147,6 +150,8 @@ impl Replay {
         self.folds.iter_mut().for_each(|f| f.take(entry));
         let body = entry.body();
         self.check_actor(entry)?;
+        let files = |set: &Digest| self.policies.get(set).map(Vec::as_slice);
+        self.decisions.take(entry, entry.actor_id().as_ref(), files)?;
         let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
         let round = || entry.round().map_err(|e| e.to_string());
         match entry.kind {

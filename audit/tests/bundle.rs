@@ -82,6 +82,15 @@ fn trust(spki: &Digest, place: &str) -> String {
     )
 }
 
+/// The policies that the project ships.
+fn policies() -> Vec<(String, Vec<u8>)> {
+    let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
+    vec![
+        file("coordinator.cedar", include_str!("../../policies/coordinator.cedar")),
+        file("coordinator.cedarschema", include_str!("../../policies/coordinator.cedarschema")),
+    ]
+}
+
 fn pinned(key: &VerifierKey) -> Options<'_> {
     Options { log_key: Some(key), ..Options::default() }
 }
@@ -92,7 +101,7 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
     let (cert, key) = site(&issuer);
     let trust = trust(&spki, "ae-on/ae-az").into_bytes();
     let study = STUDY.as_bytes().to_vec();
-    let policies = vec![("coordinator.cedar".to_owned(), b"// none\n".to_vec())];
+    let policies = policies();
     let set = policy_set(&policies);
     let id: SiteId = SITE.parse().expect("a site");
     let round = RoundId { study: "s".parse().expect("a study"), number: 1 };
@@ -173,6 +182,7 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         (bundle::trust(&Digest::of(&trust)), trust),
         (bundle::certificate(&Digest::of(&cert)), cert),
         (bundle::policy(&set, &policies[0].0), policies[0].1.clone()),
+        (bundle::policy(&set, &policies[1].0), policies[1].1.clone()),
         (bundle::study(&Digest::of(&study)), study),
         (bundle::header(&header_digest), header),
         (bundle::signature(&header_digest), signature.to_vec()),
@@ -197,8 +207,8 @@ fn report(files: &[(String, Vec<u8>)], root: Digest, witnessed: Option<u64>) -> 
                 report.certificate(digest, holder.expect("vouched for"));
             }
             "policies" => {
-                let set = policy_set(&[("coordinator.cedar".to_owned(), bytes.clone())]);
-                report.policy(set, "coordinator.cedar", bytes);
+                let (_, name) = path.rsplit_once('/').expect("a set and a file");
+                report.policy(policy_set(&policies()), name, bytes);
             }
             "studies" => {
                 report.study(Digest::of(bytes), study::parse(STUDY, "s").expect("a study"));
@@ -537,5 +547,36 @@ fn what_a_bundle_says_of_its_keys_has_to_be_in_the_log_and_the_log_in_it() {
     ] {
         let wrong = bundle.verify().expect_err(what).to_string();
         assert!(wrong.contains(what), "{what}: {wrong}");
+    }
+}
+
+#[test]
+fn a_decision_is_made_again_by_the_policies_that_were_in_force() {
+    let set = policy_set(&policies());
+    // By the site whose update the bundle counts; it is the entry after that.
+    let deciding = |action: &str, allow: bool, ids: &[&str], study: Option<&str>| {
+        parts(|drafts| {
+            let update = drafts[3].clone();
+            let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+            let mut asked = update.into_kind(Kind::ModelRead).text("action", action);
+            asked = asked.text("study", study.unwrap_or("s"));
+            drafts.insert(4, asked.decided(allow, &ids, &set));
+        })
+        .verify()
+    };
+    let report = deciding("model.read", true, &["ACC-101"], None).expect("as decided");
+    assert_eq!(report.decisions, 1);
+    // What the bundle knows nothing of cannot be asked again, and is not counted.
+    assert_eq!(deciding("model.read", true, &[], Some("other")).expect("unknown").decisions, 0);
+    for (action, allow, ids) in [
+        ("model.read", true, &["ACC-999"][..]),
+        ("model.read", true, &[]),
+        ("model.read", true, &["ACC-101", "ACC-201"]),
+        ("model.read", false, &["ACC-101"]),
+        ("study.submit", true, &["ACC-201"]),
+        ("model.steal", true, &["ACC-101"]),
+    ] {
+        let wrong = deciding(action, allow, ids, None).expect_err("decided otherwise");
+        assert!(matches!(wrong, Wrong::Content { index: 4, .. }), "{action} {ids:?}: {wrong}");
     }
 }

@@ -10,14 +10,15 @@ use std::{
 };
 
 /// What each room may import, tests aside.
-const FLOORS: [(&str, &[&str]); 10] = [
+const FLOORS: [(&str, &[&str]); 11] = [
     ("falaj-core", &[]),
     ("falaj-proto", &["falaj-core"]),
     ("falaj-certs", &["falaj-core"]),
-    ("falaj-coordinator", &["falaj-core", "falaj-proto", "falaj-certs"]),
+    ("falaj-policies", &["falaj-core"]),
+    ("falaj-coordinator", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
     ("falaj-cli", &["falaj-core", "falaj-proto", "falaj-certs"]),
     ("falaj-agent", &["falaj-core", "falaj-proto", "falaj-certs"]),
-    ("falaj-verify", &["falaj-core", "falaj-proto", "falaj-certs"]),
+    ("falaj-verify", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
     ("falaj-report", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-verify"]),
     ("falaj-tests", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-coordinator"]),
     ("xtask", &[]),

@@ -1,0 +1,358 @@
+//! Who may do what: Cedar policies, checked against their schema when they are read. Pure: whoever decides and whoever
+//! checks a decision later call the same function.
+//!
+//! The default is deny. Cedar skips a policy that errs, so any error in a decision denies. A decision carries
+//! the ids of the policies that made it and the digest of the whole set, for the log.
+
+use cedar_policy::{
+    Authorizer, Context, Decision as CedarDecision, Entities, Entity, EntityUid, PolicySet,
+    Request, RestrictedExpression, Schema, ValidationMode, Validator,
+};
+use falaj_core::{
+    audit::policy_set,
+    id::{Digest, Place, SpiffeId, StudyId},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    str::FromStr,
+};
+
+/// What somebody wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Speak to the coordinator at all.
+    Connect,
+    /// Take part in a study's round.
+    StudyJoin,
+    /// Be given a task.
+    TaskGet,
+    /// Send an update.
+    UpdateSend,
+    /// Read a model.
+    ModelRead,
+    /// Submit a study.
+    StudySubmit,
+    /// Read about a study.
+    StudyRead,
+    /// Stop a study.
+    StudyStop,
+    /// Read how the coordinator is.
+    StatusRead,
+    /// Read the log.
+    LogRead,
+    /// Export the log.
+    LogExport,
+}
+
+impl Action {
+    /// Every action.
+    pub const ALL: [Self; 11] = [
+        Self::Connect,
+        Self::StudyJoin,
+        Self::TaskGet,
+        Self::UpdateSend,
+        Self::ModelRead,
+        Self::StudySubmit,
+        Self::StudyRead,
+        Self::StudyStop,
+        Self::StatusRead,
+        Self::LogRead,
+        Self::LogExport,
+    ];
+
+    /// The word that policies use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::StudyJoin => "study.join",
+            Self::TaskGet => "task.get",
+            Self::UpdateSend => "update.send",
+            Self::ModelRead => "model.read",
+            Self::StudySubmit => "study.submit",
+            Self::StudyRead => "study.read",
+            Self::StudyStop => "study.stop",
+            Self::StatusRead => "status.read",
+            Self::LogRead => "log.read",
+            Self::LogExport => "log.export",
+        }
+    }
+}
+
+impl FromStr for Action {
+    type Err = UnknownAction;
+    fn from_str(text: &str) -> Result<Self, UnknownAction> {
+        let found = Self::ALL.into_iter().find(|action| action.as_str() == text);
+        found.ok_or_else(|| UnknownAction(text.to_owned()))
+    }
+}
+
+/// A word that is no action.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no action `{0}`")]
+pub struct UnknownAction(String);
+
+/// What it is wanted of.
+#[derive(Clone, Debug)]
+pub enum Resource<'a> {
+    /// The coordinator itself.
+    Service,
+    /// A study, sealed by this mechanism.
+    Study(&'a StudyId, &'a str),
+}
+
+/// What the policies say.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// Whether it may be done.
+    pub allow: bool,
+    /// Ids of the policies that decided; none when nothing permits it.
+    pub policies: Vec<String>,
+    /// For people: which policy said no, and why.
+    pub reason: String,
+    /// SHA-256 of the policy set.
+    pub policy_set: Digest,
+}
+
+/// Why policies cannot be used: the file, and what is wrong in it.
+#[derive(Debug, thiserror::Error)]
+#[error("{file}: {what}")]
+pub struct PolicyError {
+    /// The file's name.
+    pub file: &'static str,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// The file with the policies.
+pub const POLICIES: &str = "coordinator.cedar";
+/// The file with what they may speak of.
+pub const SCHEMA: &str = "coordinator.cedarschema";
+
+/// A set of policies that fits its schema.
+pub struct Policies {
+    set: PolicySet,
+    schema: Schema,
+    digest: Digest,
+}
+
+impl Policies {
+    /// Reads a set from its files, by name.
+    ///
+    /// # Errors
+    /// [`PolicyError`] when a file is missing, does not parse, or does not fit the schema.
+    pub fn parse(files: &[(String, Vec<u8>)]) -> Result<Self, PolicyError> {
+        let invalid = |file, what: String| PolicyError { file, what };
+        let read = |name: &'static str| {
+            let found = files.iter().find(|(file, _)| file == name);
+            let (_, bytes) = found.ok_or_else(|| invalid(name, "it is not there".into()))?;
+            str::from_utf8(bytes).map_err(|e| invalid(name, e.to_string()))
+        };
+        let (schema, _) = Schema::from_cedarschema_str(read(SCHEMA)?)
+            .map_err(|e| invalid(SCHEMA, e.to_string()))?;
+        let policies =
+            PolicySet::from_str(read(POLICIES)?).map_err(|e| invalid(POLICIES, e.to_string()))?;
+        let verdict = Validator::new(schema.clone()).validate(&policies, ValidationMode::Strict);
+        if let Some(problem) = verdict.validation_errors().next() {
+            return Err(invalid(POLICIES, problem.to_string()));
+        }
+        if let Some(problem) = verdict.validation_warnings().next() {
+            return Err(invalid(POLICIES, problem.to_string()));
+        }
+        Ok(Self { set: policies, schema, digest: policy_set(files) })
+    }
+
+    /// SHA-256 of the set's files.
+    #[must_use]
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Whether `who` may do `action` at a coordinator in `here`.
+    #[must_use]
+    pub fn decide(
+        &self,
+        here: &Place,
+        who: &SpiffeId,
+        action: Action,
+        resource: &Resource<'_>,
+    ) -> Decision {
+        // An error means that the schema knows no such request: this kind of party never does this.
+        self.ask(here, who, action, resource).unwrap_or_else(|_| Decision {
+            allow: false,
+            policies: Vec::new(),
+            reason: format!("`{}` is not for a {}", action.as_str(), who.role()),
+            policy_set: self.digest,
+        })
+    }
+
+    fn ask(
+        &self,
+        here: &Place,
+        who: &SpiffeId,
+        action: Action,
+        resource: &Resource<'_>,
+    ) -> Result<Decision, Box<dyn std::error::Error + Send + Sync>> {
+        let text = |s: &str| RestrictedExpression::new_string(s.to_owned());
+        let principal = uid(role_type(who), &who.to_string())?;
+        let place = who.place();
+        let principal_entity = Entity::new(
+            principal.clone(),
+            HashMap::from([
+                ("name".to_owned(), text(who.name())),
+                ("trust_domain".to_owned(), text(who.trust_domain())),
+                ("jurisdiction".to_owned(), text(place.jurisdiction())),
+                ("region".to_owned(), text(place.region())),
+            ]),
+            HashSet::new(),
+        )?;
+        let jurisdiction = text(here.jurisdiction());
+        let (resource_uid, attributes) = match resource {
+            Resource::Service => (
+                uid("Service", "coordinator")?,
+                HashMap::from([
+                    ("jurisdiction".to_owned(), jurisdiction),
+                    ("region".to_owned(), text(here.region())),
+                ]),
+            ),
+            Resource::Study(id, mechanism) => (
+                uid("Study", id.as_str())?,
+                HashMap::from([
+                    ("mechanism".to_owned(), text(mechanism)),
+                    ("jurisdiction".to_owned(), jurisdiction),
+                ]),
+            ),
+        };
+        let resource_entity = Entity::new(resource_uid.clone(), attributes, HashSet::new())?;
+        let request = Request::new(
+            principal,
+            uid("Action", action.as_str())?,
+            resource_uid,
+            Context::empty(),
+            Some(&self.schema),
+        )?;
+        let entities =
+            Entities::from_entities([principal_entity, resource_entity], Some(&self.schema))?;
+        let answer = Authorizer::new().is_authorized(&request, &self.set, &entities);
+        let mut policies: Vec<String> = answer
+            .diagnostics()
+            .reason()
+            .map(|id| annotation(&self.set, id, "id").unwrap_or_else(|| id.to_string()))
+            .collect();
+        policies.sort();
+        let mut errors = answer.diagnostics().errors().peekable();
+        if let Some(error) = errors.peek() {
+            return Ok(Decision {
+                allow: false,
+                policies,
+                reason: format!("a policy erred, which denies: {error}"),
+                policy_set: self.digest,
+            });
+        }
+        let allow = answer.decision() == CedarDecision::Allow;
+        let why: Vec<String> = answer
+            .diagnostics()
+            .reason()
+            .filter_map(|id| annotation(&self.set, id, "reason"))
+            .collect();
+        let reason = if allow {
+            String::new()
+        } else if policies.is_empty() {
+            format!("nothing permits {who} to {}", action.as_str())
+        } else {
+            format!("denied to {who} in {} by {}: {}", place, policies.join(", "), why.join("; "))
+        };
+        Ok(Decision { allow, policies, reason, policy_set: self.digest })
+    }
+}
+
+fn annotation(policies: &PolicySet, id: &cedar_policy::PolicyId, key: &str) -> Option<String> {
+    Some(policies.policy(id)?.annotation(key)?.to_owned())
+}
+
+const fn role_type(who: &SpiffeId) -> &'static str {
+    use falaj_core::id::Role;
+    match who.role() {
+        Role::Site => "Site",
+        Role::Operator => "Operator",
+        Role::Coordinator => "Coordinator",
+        Role::Witness => "Witness",
+    }
+}
+
+fn uid(kind: &str, id: &str) -> Result<EntityUid, Box<dyn std::error::Error + Send + Sync>> {
+    let kind = cedar_policy::EntityTypeName::from_str(&format!("Falaj::{kind}"))?;
+    Ok(EntityUid::from_type_name_and_id(kind, cedar_policy::EntityId::new(id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    struct Cases {
+        case: Vec<Case>,
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        principal: String,
+        action: String,
+        mechanism: Option<String>,
+        allow: bool,
+        policies: Vec<String>,
+    }
+
+    fn shipped() -> Policies {
+        let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
+        let files = [
+            file(POLICIES, include_str!("../coordinator.cedar")),
+            file(SCHEMA, include_str!("../coordinator.cedarschema")),
+        ];
+        Policies::parse(&files).expect("policies that fit their schema")
+    }
+
+    fn here() -> Place {
+        "ae-on/ae-az".parse().expect("valid")
+    }
+
+    #[test]
+    fn the_shipped_policies_decide_as_their_cases_say() {
+        let policies = shipped();
+        let cases: Cases = toml::from_str(include_str!("../coordinator_test.toml")).expect("cases");
+        assert!(cases.case.len() >= 20);
+        let study: StudyId = "s".parse().expect("valid");
+        for case in cases.case {
+            let action: Action = case.action.parse().expect("an action");
+            let resource =
+                case.mechanism.as_deref().map_or(Resource::Service, |m| Resource::Study(&study, m));
+            let who = case.principal.parse().expect("an identity");
+            let said = policies.decide(&here(), &who, action, &resource);
+            assert_eq!((said.allow, said.policies), (case.allow, case.policies), "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn a_set_that_lacks_a_file_or_does_not_fit_its_schema_is_refused_by_name() {
+        let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
+        let schema = file(SCHEMA, include_str!("../coordinator.cedarschema"));
+        let misspelt =
+            "permit (principal is Falaj::Site, action, resource) when { principal.nmae == \"x\" };";
+        for files in [vec![schema.clone()], vec![schema, file(POLICIES, misspelt)]] {
+            let Err(e) = Policies::parse(&files) else { panic!("it was taken") };
+            assert_eq!(e.file, POLICIES, "{e}");
+        }
+    }
+
+    #[test]
+    fn a_denial_names_the_policy_its_reason_and_the_place() {
+        let london = "spiffe://t/gb/gb-lnd/site/london".parse().expect("valid");
+        let said = shipped().decide(&here(), &london, Action::Connect, &Resource::Service);
+        assert!(!said.allow);
+        for word in ["RES-001", "gb/gb-lnd", "onshore"] {
+            assert!(said.reason.contains(word), "{}", said.reason);
+        }
+    }
+}
