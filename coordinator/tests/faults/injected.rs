@@ -22,7 +22,7 @@ const COMMITS: u32 = 8;
 const TOLD_EVERY: usize = 50;
 
 /// Whether `strace` is there and may trace; where it is not, that is said aloud.
-fn may_trace() -> Result<bool> {
+pub(crate) fn may_trace() -> Result<bool> {
     let traced = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
     let why = match traced {
         Ok(done) if done.status.success() => return Ok(true),

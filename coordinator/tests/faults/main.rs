@@ -3,16 +3,16 @@
 //!
 //! Whoever writes is a process of its own, this very program started again ([`child`]); what it was told is kept by
 //! whoever started it, and held against the database afterwards ([`told`]). What becomes of a database server that is
-//! killed is in the store's own tests.
+//! killed is in the store's own tests, and of one whose disk fails in [`serving`].
 //!
 //! `FALAJ_KILLS=500` and `FALAJ_FAULTS=all` make it long; `FALAJ_SEED` has the same faults chosen again.
 
 mod child;
 mod injected;
+mod serving;
 mod told;
 
 #[path = "../store/server.rs"]
-#[expect(dead_code, reason = "the conformance test of the store needs more of it")]
 mod server;
 
 use anyhow::{Context as _, Result, ensure};
