@@ -1,7 +1,7 @@
 //! Words of the command line that the verifier and the report's maker share.
 
 use clap::Args;
-use falaj_certs::trust::TrustFile;
+use falaj_certs::{timestamp::Issuers, trust::TrustFile};
 use falaj_core::{
     id::{SpiffeId, StudyId},
     note::VerifierKey,
@@ -24,6 +24,10 @@ pub struct Pins {
     /// Without it issuers are those that the coordinator trusted.
     #[arg(long, value_name = "FILE")]
     pub trust: Option<PathBuf>,
+    /// Who may have issued the certificates of time-stamp authorities: certificates in PEM, as you know them from
+    /// elsewhere. Without it a time-stamp is worth what the log says about it.
+    #[arg(long, value_name = "FILE")]
+    pub tsa_ca: Option<PathBuf>,
 }
 
 impl Pins {
@@ -33,6 +37,14 @@ impl Pins {
     /// Which file cannot be read, and why.
     pub fn trust(&self) -> Result<Option<TrustFile>, String> {
         self.trust.as_deref().map(read).transpose()
+    }
+
+    /// The issuers of time-stamp authorities' certificates, if some were given.
+    ///
+    /// # Errors
+    /// Which file cannot be read, and why.
+    pub fn tsa(&self) -> Result<Option<Issuers>, String> {
+        self.tsa_ca.as_deref().map(Issuers::load).transpose()
     }
 }
 

@@ -8,8 +8,9 @@ mod decisions;
 mod keys;
 mod ledger;
 mod replay;
+mod stamps;
 
-use falaj_certs::trust::TrustFile;
+use falaj_certs::{timestamp::Issuers, trust::TrustFile};
 use falaj_core::{
     audit::{Entry, bundle},
     canon::{self, Canon},
@@ -25,6 +26,8 @@ use keys::Keys;
 pub use ledger::LedgerReport;
 use replay::Replay;
 use serde::Serialize;
+use stamps::Stamps;
+pub use stamps::{StampLevel, StampReport};
 use std::{
     collections::BTreeMap,
     fs,
@@ -129,6 +132,10 @@ pub struct Report {
     pub decisions: u64,
     /// Who stands behind how much of the log, by cosignatures.
     pub witnesses: Vec<WitnessReport>,
+    /// Checkpoints that an authority has stamped with the time.
+    pub timestamps: Vec<StampReport>,
+    /// The time-stamp of the report that the bundle brings, if it brings one.
+    pub report_timestamp: Option<StampReport>,
     /// Budget ledgers that were checked against the updates.
     pub ledgers: Vec<LedgerReport>,
     /// The audit report over what was asked for, in the sections of [`falaj_core::report`].
@@ -154,6 +161,8 @@ pub struct Options<'a> {
     pub log_key: Option<&'a VerifierKey>,
     /// Whom the auditor trusts to vouch for whom, as known from elsewhere.
     pub trust: Option<&'a TrustFile>,
+    /// Who may have issued the certificates of time-stamp authorities, as known from elsewhere.
+    pub tsa: Option<&'a Issuers>,
     /// What the report is about; all of the log without it.
     pub scope: Option<&'a Scope>,
     /// Budget ledgers that sites exported beside it.
@@ -214,11 +223,14 @@ struct Verifier<'a> {
     note: String,
     head: Checkpoint,
     replay: Replay,
+    stamps: Stamps<'a>,
     log: Log,
     witnesses: Vec<WitnessReport>,
     tiles: Tiles,
     /// The report that the bundle brings.
     claimed: Option<Vec<u8>>,
+    /// That report's time-stamp.
+    claimed_stamp: Option<Vec<u8>>,
 }
 
 impl<'a> Verifier<'a> {
@@ -252,10 +264,12 @@ impl<'a> Verifier<'a> {
             note: note.to_owned(),
             head,
             replay: Replay::new(options.trust, folds),
+            stamps: Stamps::new(options.tsa),
             log: Log::default(),
             witnesses: Vec::new(),
             tiles: Tiles::default(),
             claimed: None,
+            claimed_stamp: None,
         })
     }
 
@@ -263,29 +277,49 @@ impl<'a> Verifier<'a> {
     fn take(&mut self, path: &str, bytes: Vec<u8>) -> Result<(), Wrong> {
         if path.starts_with(bundle::WITNESSED) {
             let wrong = |what: String| Wrong::File { path: path.to_owned(), what };
-            let note = str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
-            let earlier = self.keys.of_log.open(note).map_err(|e| wrong(e.to_string()))?;
-            if earlier.tree_size > self.head.tree_size {
-                return Err(wrong("it is of more entries than the bundle has".into()));
-            }
+            let (note, earlier) = self.earlier(path, &bytes)?;
             let found = self.replay.witnesses(note, earlier.tree_size).map_err(wrong)?;
             self.witnesses.extend(found);
-            self.log.earlier.insert(earlier.tree_size, earlier.root_hash);
-            self.log.check_earlier()
+            self.log.take_earlier(path, &earlier)
+        } else if let Some(name) = path.strip_prefix(bundle::STAMPED) {
+            if name.parse::<u64>().is_err() {
+                return self.stamps.take_answer(path, &bytes);
+            }
+            let (_, earlier) = self.earlier(path, &bytes)?;
+            self.stamps.take_note(path, earlier.tree_size, &bytes)?;
+            self.log.take_earlier(path, &earlier)
         } else if path.starts_with(bundle::TILES) {
             self.log.take_tile(path, &bytes)
         } else if path.starts_with(bundle::ENTRIES) {
-            let size = self.head.tree_size;
-            self.log.take_entries(path, &bytes, size, &mut self.keys, &mut self.replay)?;
+            let follow = &mut |entry: &Entry| {
+                self.keys.take(entry)?;
+                self.stamps.take_entry(entry)?;
+                self.replay.take_entry(entry)
+            };
+            self.log.take_entries(path, &bytes, self.head.tree_size, follow)?;
             let Some(folder) = self.options.tiles else { return Ok(()) };
             let put = |path: &str, bytes: &[u8]| put_file(folder, path, bytes);
             merkle::entries(&bytes).flatten().try_for_each(|e| self.tiles.push(e, put))
         } else if path == bundle::REPORT {
             self.claimed = Some(bytes);
             Ok(())
+        } else if path == bundle::REPORT_STAMP && self.claimed.is_some() {
+            self.claimed_stamp = Some(bytes);
+            Ok(())
         } else {
             self.replay.take_file(path, bytes)
         }
+    }
+
+    /// A checkpoint of this log, which was signed before the one that the bundle goes up to.
+    fn earlier<'n>(&self, path: &str, note: &'n [u8]) -> Result<(&'n str, Checkpoint), Wrong> {
+        let wrong = |what: String| Wrong::File { path: path.to_owned(), what };
+        let note = str::from_utf8(note).map_err(|e| wrong(e.to_string()))?;
+        let earlier = self.keys.of_log.open(note).map_err(|e| wrong(e.to_string()))?;
+        if earlier.tree_size > self.head.tree_size {
+            return Err(wrong("it is of more entries than the bundle has".into()));
+        }
+        Ok((note, earlier))
     }
 
     /// All was read: the entries have led to what was signed, and the report is what follows from them.
@@ -299,6 +333,7 @@ impl<'a> Verifier<'a> {
         }
         self.keys.finish()?;
         self.replay.finish()?;
+        let timestamps = self.stamps.finish()?;
         let folds = std::mem::take(&mut self.replay.folds);
         let mut reports = folds.into_iter().map(|f| f.finish(&self.head.origin, size, &found));
         let whole = reports.next().unwrap_or(Canon::Bool(false));
@@ -310,6 +345,10 @@ impl<'a> Verifier<'a> {
             Some(_) => {}
             None => return Err(Wrong::Missing(bundle::REPORT.into())),
         }
+        let claimed = self.claimed.as_deref().unwrap_or_default();
+        let report_timestamp = self.claimed_stamp.as_deref();
+        let report_timestamp =
+            report_timestamp.map(|answer| self.stamps.report(size, claimed, answer)).transpose()?;
         let sections = reports.next().unwrap_or(whole);
         if let Some(folder) = self.options.tiles {
             self.tiles.finish(|path, bytes| put_file(folder, path, bytes))?;
@@ -335,6 +374,8 @@ impl<'a> Verifier<'a> {
             refusals: self.replay.refusals,
             decisions: self.replay.decisions.replayed,
             witnesses: self.witnesses,
+            timestamps,
+            report_timestamp,
             ledgers,
             sections,
         })
@@ -397,7 +438,25 @@ struct Log {
     earlier: BTreeMap<u64, Digest>,
 }
 
+/// What looks at each entry, and says what is wrong with it.
+type Follow<'f> = &'f mut dyn FnMut(&Entry) -> Result<(), String>;
+
 impl Log {
+    /// A checkpoint that was signed earlier: it stands before the entries that it is of.
+    fn take_earlier(&mut self, path: &str, earlier: &Checkpoint) -> Result<(), Wrong> {
+        let Checkpoint { tree_size, root_hash, .. } = earlier;
+        let wrong = |what: &str| Wrong::File { path: path.to_owned(), what: what.to_owned() };
+        if *tree_size < self.frontier.size() {
+            return Err(wrong("it stands after entries that it is of"));
+        }
+        match self.earlier.insert(*tree_size, *root_hash) {
+            Some(other) if other != *root_hash => {
+                Err(wrong("another checkpoint of as many entries has another root"))
+            }
+            _ => self.check_earlier(),
+        }
+    }
+
     /// Compares the tree with what was signed of this size, if anything was.
     fn check_earlier(&mut self) -> Result<(), Wrong> {
         let (size, found) = (self.frontier.size(), self.frontier.root());
@@ -426,8 +485,7 @@ impl Log {
         path: &str,
         bytes: &[u8],
         tree_size: u64,
-        keys: &mut Keys,
-        replay: &mut Replay,
+        follow: Follow<'_>,
     ) -> Result<(), Wrong> {
         let tile = std::mem::take(&mut self.tile);
         let expected = merkle::entries_path(self.frontier.size() / TILE_WIDTH, tile.len() as u64);
@@ -452,7 +510,7 @@ impl Log {
             }
             self.frontier.push(found);
             self.check_earlier()?;
-            self.take_entry(index, entry, keys, replay)?;
+            self.take_entry(index, entry, follow)?;
         }
         let index = self.frontier.size();
         if hashes.next().is_some() {
@@ -467,13 +525,7 @@ impl Log {
         Ok(())
     }
 
-    fn take_entry(
-        &mut self,
-        index: u64,
-        bytes: &[u8],
-        keys: &mut Keys,
-        replay: &mut Replay,
-    ) -> Result<(), Wrong> {
+    fn take_entry(&mut self, index: u64, bytes: &[u8], follow: Follow<'_>) -> Result<(), Wrong> {
         let wrong = |what: String| Wrong::Content { index, what };
         let entry = Entry::parse(bytes).map_err(|e| wrong(e.to_string()))?;
         if entry.seq != index {
@@ -486,7 +538,6 @@ impl Log {
             )));
         }
         self.last_ts.clone_from(&entry.ts);
-        keys.take(&entry).map_err(wrong)?;
-        replay.take_entry(&entry).map_err(wrong)
+        follow(&entry).map_err(wrong)
     }
 }

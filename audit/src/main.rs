@@ -3,7 +3,7 @@
 use clap::Parser;
 use falaj_core::{id::Digest, note::VerifierKey, report::Scope, witness::InclusionProof};
 use falaj_verify::{
-    Options, Report,
+    Options, Report, StampLevel, StampReport,
     args::{Pins, Scoped},
     verify,
 };
@@ -25,7 +25,7 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --trust trust.toml\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --report march.json --since 2026-03 --until 2026-03\n  falaj-verify bundle.tar --report all-about-h1.json --subject spiffe://falaj.demo/ae-on/ae-az/site/hospital-1\n  falaj-verify bundle.tar --json\n  falaj-verify bundle.tar --tiles public/log\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
+    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --trust trust.toml\n  falaj-verify bundle.tar --tsa-ca tsa-ca.pem\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --report march.json --since 2026-03 --until 2026-03\n  falaj-verify bundle.tar --report all-about-h1.json --subject spiffe://falaj.demo/ae-on/ae-az/site/hospital-1\n  falaj-verify bundle.tar --json\n  falaj-verify bundle.tar --tiles public/log\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
 )]
 struct Cli {
     /// The bundle, as `falaj log export` wrote it.
@@ -89,6 +89,13 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    let tsa = match cli.pins.tsa() {
+        Ok(tsa) => tsa,
+        Err(e) => {
+            eprintln!("falaj-verify: {e}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
     let scope = cli.scoped.scope();
     if cli.report.is_none() && scope != Scope::default() {
         eprintln!(
@@ -105,6 +112,7 @@ fn main() -> ExitCode {
     let options = Options {
         log_key: cli.pins.log_key.as_ref(),
         trust: trust.as_ref(),
+        tsa: tsa.as_ref(),
         scope: Some(&scope),
         ledgers: &ledgers,
         tiles: cli.tiles.as_deref(),
@@ -168,6 +176,20 @@ fn one_entry(cli: &Cli, path: &Path, leaf: &Digest, key: &VerifierKey) -> ExitCo
     }
 }
 
+/// What a time-stamp says, and how much that is worth.
+fn stamped(what: &str, stamp: &StampReport) -> String {
+    let worth = match stamp.level {
+        StampLevel::Declared => {
+            "declared: nothing but the bundle names the authority's certificate; name its issuer with --tsa-ca"
+        }
+        StampLevel::Recorded => {
+            "recorded: the log names the authority's certificate; name its issuer with --tsa-ca"
+        }
+        StampLevel::Attested => "attested: its certificate is issued by one that you gave",
+    };
+    format!("time-stamp {what}, at {}: {} ({worth})", stamp.time, stamp.authority)
+}
+
 fn say(cli: &Cli, report: &Report) {
     if cli.json {
         println!("{}", serde_json::json!({ "verified": true, "report": report }));
@@ -205,6 +227,19 @@ fn say(cli: &Cli, report: &Report) {
                 "witness    {}: saw the first {} entries, at {}",
                 w.witness, w.tree_size, w.time
             );
+        }
+        let stamps = &report.timestamps;
+        if let [first, .., last] = &stamps[..] {
+            println!("{}", stamped(&format!("the first {} entries", first.tree_size), first));
+            if stamps.len() > 2 {
+                println!("time-stamp {} more between them", stamps.len() - 2);
+            }
+            println!("{}", stamped(&format!("the first {} entries", last.tree_size), last));
+        } else if let [only] = &stamps[..] {
+            println!("{}", stamped(&format!("the first {} entries", only.tree_size), only));
+        }
+        if let Some(stamp) = &report.report_timestamp {
+            println!("{}", stamped("the report", stamp));
         }
         for l in &report.ledgers {
             println!(

@@ -7,5 +7,6 @@
 pub mod ca;
 pub mod history;
 pub mod identity;
+pub mod timestamp;
 pub mod tls;
 pub mod trust;

@@ -17,6 +17,7 @@ use crate::{
         Store,
         writer::{self, Change, Commit},
     },
+    timestamps::{Authority, Timestamps},
 };
 use anyhow::{Context as _, Result, ensure};
 use arc_swap::ArcSwap;
@@ -81,6 +82,7 @@ pub struct App {
     config: Config,
     engine: Engine,
     checkpointer: Checkpointer,
+    timestamps: Option<Timestamps>,
     acceptors: [Acceptor; 2],
     rest: Router,
     metrics: Arc<Metrics>,
@@ -106,6 +108,7 @@ impl App {
         let trust_bytes = fs::read(&config.identity.trust)?;
         let place = identity.spiffe.place().clone();
         let policy = PolicyEngine::load(&config.policy.dir, &place)?;
+        let authority = config.log.timestamps.as_ref().map(Authority::load).transpose()?;
         let dir = &config.state.dir;
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let scratch = dir.join("scratch");
@@ -139,6 +142,10 @@ impl App {
         if let Some((before, retiring)) = keys.retiring.zip(config.log.retiring.as_ref()) {
             checkpointer = checkpointer.beside(before, retiring.until);
         }
+        let timestamps = authority.map(|authority| {
+            let (writer, checkpointer) = (writer.clone(), checkpointer.clone());
+            Timestamps::new(authority, store, writer, checkpointer, metrics.clone())
+        });
         let trust_now = Arc::new(ArcSwap::from_pointee(trust.clone()));
         let acceptor = |alpn: &[&str]| -> Result<Acceptor> {
             let tls = server_config(&credentials, &trust, alpn)?;
@@ -151,6 +158,7 @@ impl App {
         let rest = rest::router(Arc::new(rest::App {
             engine: engine.clone(),
             checkpointer: checkpointer.clone(),
+            timestamps: timestamps.clone(),
             identity: identity.spiffe,
             started: clock::now().to_string(),
             scratch,
@@ -158,7 +166,17 @@ impl App {
             shutdown: shutdown.clone(),
         }));
         let acceptors = [acceptor(&["h2"])?, acceptor(&["h2", "http/1.1"])?];
-        Ok(Self { config, engine, checkpointer, acceptors, rest, metrics, policy, writer })
+        Ok(Self {
+            config,
+            engine,
+            checkpointer,
+            timestamps,
+            acceptors,
+            rest,
+            metrics,
+            policy,
+            writer,
+        })
     }
 
     /// Serves until shutdown. `ready` hears of the bound addresses once everything listens.
@@ -170,7 +188,17 @@ impl App {
         shutdown: CancellationToken,
         ready: impl FnOnce(Bound) -> Result<()>,
     ) -> Result<()> {
-        let Self { config, engine, checkpointer, acceptors, rest, metrics, policy, writer } = self;
+        let Self {
+            config,
+            engine,
+            checkpointer,
+            timestamps,
+            acceptors,
+            rest,
+            metrics,
+            policy,
+            writer,
+        } = self;
         let listen = &config.listen;
         let bind = async |address: SocketAddr| {
             TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
@@ -187,6 +215,7 @@ impl App {
         };
         let signing = checkpointer.clone();
         let checkpoints = tokio::spawn(checkpointer.run(shutdown.clone()));
+        let stamping = timestamps.map(|t| tokio::spawn(t.run(shutdown.clone())));
         let [for_agents, for_operators] = acceptors;
         let most = config.limits.connections_max;
         let agents = for_agents.run(grpc_listener, most, shutdown.clone());
@@ -228,6 +257,9 @@ impl App {
         }
         engine.ended().await;
         operators.await?;
+        if let Some(stamping) = stamping {
+            stamping.await?;
+        }
         checkpoints.await?;
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The coordinator's configuration: TOML, read once.
 
 use crate::store::{self, Database, UrlError};
+use falaj_certs::timestamp::Policy;
 use falaj_core::time::Timestamp;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
@@ -105,6 +106,20 @@ pub struct LogConfig {
     /// A file on another disk than the state folder, where the newest checkpoint is kept a second time: with it an
     /// older copy of the whole state folder is noticed at the start. None when absent.
     pub high_water: Option<PathBuf>,
+    /// An authority that stamps the log with the time. None when absent.
+    pub timestamps: Option<TimestampConfig>,
+}
+
+/// An authority for time-stamps (RFC 3161). It sees digests only.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimestampConfig {
+    /// Where it is asked: `http://`, because what it answers is signed.
+    pub url: String,
+    /// Certificates of those who may have issued the authority's, PEM.
+    pub ca: PathBuf,
+    /// The policy under which it is to stamp, an object identifier; its own choice when absent.
+    pub policy: Option<Policy>,
 }
 
 /// A log key that is replaced.
@@ -194,6 +209,9 @@ impl Config {
             retiring.key = base.join(&retiring.key);
         }
         this.log.high_water = this.log.high_water.map(|path| base.join(path));
+        if let Some(timestamps) = &mut this.log.timestamps {
+            timestamps.ca = base.join(&timestamps.ca);
+        }
         Ok(this)
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! Written to a file of its own first, in bounded memory, and covering exactly the newest checkpoint.
 
-use crate::store::{Store, row::UpdateRow};
+use crate::{
+    store::{Store, row::UpdateRow},
+    timestamps::Timestamps,
+};
 use anyhow::{Context as _, Result, ensure};
 use falaj_certs::{
     history::History,
@@ -30,16 +33,21 @@ pub const TRUST_FILE: &str = "trust.toml";
 /// What entries call the files that they name.
 const NAMES: [&str; 4] = ["trust_sha256", "policy_set_sha256", "study_sha256", "cert_sha256"];
 
-/// Writes a bundle of everything up to the checkpoint of `tree_size` entries. The same checkpoint gives the same bytes,
-/// whatever came after it, as long as no further witness cosigns one of those before it.
+/// Time-stamps that are read at once.
+const STAMPS_PER_PAGE: u32 = 100;
+
+/// Writes a bundle of everything up to the checkpoint of `tree_size` entries, with a time-stamp of its report if one is to
+/// be had. The same checkpoint gives the same bytes, whatever came after it, as long as no further witness cosigns one of
+/// those before it.
 ///
 /// # Errors
-/// When the store cannot be read or the file cannot be written.
+/// When the store cannot be read, the file cannot be written, or there is no time-stamp to be had.
 pub async fn write(
     store: &Store,
     keys: &LogKeys,
     note: &str,
     tree_size: u64,
+    timestamps: Option<&Timestamps>,
     to: &Path,
 ) -> Result<()> {
     let file = std::fs::File::create(to).with_context(|| format!("writing {}", to.display()))?;
@@ -86,12 +94,35 @@ pub async fn write(
             report.witness(&witness, size, &time);
         }
     }
+    stamps(store, tree_size, &mut tar).await?;
     entries(store, tree_size, &mut tar, &mut report).await?;
     let head = Checkpoint::open(note, key)?;
     let report = report.finish(key.name(), tree_size, &head.root_hash);
-    put(&mut tar, bundle::REPORT, &report.to_bytes())?;
+    let report = report.to_bytes();
+    put(&mut tar, bundle::REPORT, &report)?;
+    if let Some(timestamps) = timestamps {
+        let stamp = timestamps.report(&report, tree_size).await?;
+        put(&mut tar, bundle::REPORT_STAMP, &stamp)?;
+    }
     tar.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
     Ok(())
+}
+
+/// Checkpoints that were stamped, with their time-stamps: those whose entries are in the bundle.
+async fn stamps<W: Write>(store: &Store, tree_size: u64, tar: &mut tar::Builder<W>) -> Result<()> {
+    let mut after = 0;
+    loop {
+        let page = store.timestamps(after, tree_size, STAMPS_PER_PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = last.tree_size;
+        for stamp in page {
+            let size = stamp.tree_size;
+            let note = store.checkpoint(size).await?;
+            let note = note.with_context(|| format!("the checkpoint of {size} entries is gone"))?;
+            put(tar, &bundle::stamped(size), note.as_bytes())?;
+            put(tar, &bundle::stamp(size), &stamp.answer)?;
+        }
+    }
 }
 
 /// The digests of the files that entries name.

@@ -19,3 +19,4 @@ pub mod rest;
 pub mod rpc;
 pub mod shards;
 pub mod store;
+pub mod timestamps;

@@ -8,6 +8,7 @@ use falaj_coordinator::{
     fsck,
     policy::PolicyEngine,
     store::{self, Database, Store},
+    timestamps::Authority,
 };
 use std::{
     fs,
@@ -140,6 +141,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let identity = credentials.identity()?;
             falaj_certs::trust::TrustStore::load(&config.identity.trust)?;
             let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
+            config.log.timestamps.as_ref().map(Authority::load).transpose()?;
             println!("ok: {} under policy set {}", identity.spiffe, policy.digest());
             Ok(ExitCode::SUCCESS)
         }

@@ -31,6 +31,7 @@ pub struct Metrics {
     rounds: Family<Outcome, Counter>,
     updates: Family<Outcome, Counter>,
     connections: Family<Outcome, Counter>,
+    timestamps: Family<Outcome, Counter>,
     epsilon: Family<Site, Gauge<f64, AtomicU64>>,
     /// Bytes of update payloads received.
     pub bytes_in: Counter,
@@ -53,6 +54,7 @@ impl Default for Metrics {
             rounds: Family::default(),
             updates: Family::default(),
             connections: Family::default(),
+            timestamps: Family::default(),
             epsilon: Family::default(),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
@@ -66,6 +68,11 @@ impl Default for Metrics {
         registry.register("rounds", "Rounds by the stage that they reached", this.rounds.clone());
         registry.register("updates", "Updates by outcome", this.updates.clone());
         registry.register("connections", "Connections by outcome", this.connections.clone());
+        registry.register(
+            "timestamps",
+            "Questions to the time-stamp authority by outcome",
+            this.timestamps.clone(),
+        );
         registry.register(
             "epsilon_spent",
             "Epsilon that a site states to have spent on a study",
@@ -100,6 +107,11 @@ impl Metrics {
     /// A connection was admitted, or refused for a reason.
     pub fn connection(&self, outcome: &str) {
         self.connections.get_or_create(&Outcome { outcome: outcome.into() }).inc();
+    }
+
+    /// The time-stamp authority was asked, and gave what was asked for or did not.
+    pub fn timestamp(&self, outcome: &str) {
+        self.timestamps.get_or_create(&Outcome { outcome: outcome.into() }).inc();
     }
 
     /// A site states its epsilon.

@@ -5,6 +5,7 @@
 
 mod log;
 mod shards;
+mod stamps;
 
 use crate::{
     accept::Peer,
@@ -15,6 +16,7 @@ use crate::{
     policy::{Action, Decision, Resource},
     proofs,
     store::Store,
+    timestamps::{StampError, Timestamps},
 };
 use axum::{
     Extension, Json, Router,
@@ -56,6 +58,8 @@ pub struct App {
     pub engine: Engine,
     /// Signs checkpoints.
     pub checkpointer: Checkpointer,
+    /// Has an authority stamp reports, if there is one.
+    pub timestamps: Option<Timestamps>,
     /// Who the coordinator is.
     pub identity: SpiffeId,
     /// When it started.
@@ -114,6 +118,8 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(checkpoint))
         .routes(routes!(witnesses))
         .routes(routes!(shards::shards))
+        .routes(routes!(stamps::timestamps))
+        .routes(routes!(stamps::timestamp))
         .routes(routes!(log::entries))
         .routes(routes!(log::accesses))
         .routes(routes!(log::tail))
@@ -499,11 +505,14 @@ struct ExportQuery {
     tree_size: Option<u64>,
     /// The origin of a shard; the one that is written when absent.
     shard: Option<String>,
+    /// With a time-stamp of the report, from the authority that the coordinator asks.
+    #[serde(default)]
+    timestamp: bool,
 }
 
 /// Exports the log as one tar for `falaj-verify`: up to and including this access, or up to a checkpoint that was signed
 /// before, which gives the same bytes each time.
-#[utoipa::path(get, path = "/api/v1/log/export", params(ExportQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/log/export", params(ExportQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 503, body = ProblemJson)))]
 async fn log_export(
     State(app): Ctx,
     Extension(peer): Who,
@@ -513,8 +522,14 @@ async fn log_export(
     let shard = wanted.find(&app);
     let mut asked = wanted.asked(&shard);
     asked.extend(query.tree_size.map(|size| ("tree_size", size.to_string())));
+    asked.extend(query.timestamp.then(|| ("timestamp", "true".to_owned())));
     app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
     let (store, keys) = shard?;
+    let timestamps = app.timestamps.as_ref().filter(|_| query.timestamp);
+    if query.timestamp && timestamps.is_none() {
+        let why = "this coordinator asks no time-stamp authority: export without a time-stamp, or set `log.timestamps` in its configuration";
+        return Err(Code::NotFound.because(why).into());
+    }
     let (tree_size, note) = match query.tree_size {
         None if store.ended() => app.last_checkpoint(store).await?,
         None => app.checkpointer.sign().await.map_err(|e| problem_of(&e))?,
@@ -527,6 +542,13 @@ async fn log_export(
     };
     let failed = |e: anyhow::Error| {
         tracing::error!(error = %format!("{e:#}"), "an export failed");
+        if let Some(stamp) = e.downcast_ref::<StampError>() {
+            return match stamp {
+                StampError::Commit(e) => problem_of(e),
+                StampError::Store(_) => Code::Internal.because("the export failed"),
+                _ => Code::Unavailable.because(format!("{e:#}")),
+            };
+        }
         match e.downcast_ref::<io::Error>() {
             Some(io) if crate::blob::is_full(io) => {
                 Code::StorageFull.because("there is no room to write the export")
@@ -538,7 +560,8 @@ async fn log_export(
         .prefix("export-")
         .tempfile_in(&app.scratch)
         .map_err(|e| failed(e.into()))?;
-    export::write(store, keys, &note, tree_size, named.path()).await.map_err(failed)?;
+    let written = export::write(store, keys, &note, tree_size, timestamps, named.path());
+    written.await.map_err(failed)?;
     // The file has no name any more once it is open: it goes when it has been sent, or cannot be.
     let file = tokio::fs::File::from_std(named.reopen().map_err(|e| failed(e.into()))?);
     let bytes = file.metadata().await.map_or(0, |m| m.len());

@@ -90,6 +90,10 @@ kinds! {
     AccessDenied = "access.denied";
     /// The log is about to be exported.
     LogExported = "log.exported";
+    /// An authority has stamped a checkpoint with the time.
+    CheckpointStamped = "checkpoint.stamped";
+    /// An authority has stamped a report over the log with the time.
+    ReportStamped = "report.stamped";
 }
 
 impl fmt::Display for Kind {
@@ -347,6 +351,8 @@ pub mod bundle {
     pub const CHECKPOINT: &str = "checkpoint";
     /// Checkpoints that witnesses have cosigned.
     pub const WITNESSED: &str = "witnessed/";
+    /// Checkpoints that an authority has stamped with the time, each followed by its time-stamp.
+    pub const STAMPED: &str = "stamped/";
     /// Level-0 tiles.
     pub const TILES: &str = "tile/0/";
     /// Entry bundles.
@@ -357,6 +363,8 @@ pub mod bundle {
     pub const TRUST: &str = "trust/";
     /// The report over all of the log, which follows from the rest.
     pub const REPORT: &str = "report.json";
+    /// The time-stamp of that report, which is there only when it was asked for.
+    pub const REPORT_STAMP: &str = "report.json.tsr";
     /// The version of this layout.
     pub const VERSION: u32 = 1;
 
@@ -394,6 +402,18 @@ pub mod bundle {
     #[must_use]
     pub fn witnessed(tree_size: u64) -> String {
         format!("{WITNESSED}{tree_size}")
+    }
+
+    /// An earlier checkpoint that was stamped, as it was then.
+    #[must_use]
+    pub fn stamped(tree_size: u64) -> String {
+        format!("{STAMPED}{tree_size}")
+    }
+
+    /// The time-stamp of that checkpoint: what the authority answered.
+    #[must_use]
+    pub fn stamp(tree_size: u64) -> String {
+        format!("{STAMPED}{tree_size}.tsr")
     }
 
     /// An update's signed header, by the digest of the header.

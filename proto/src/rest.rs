@@ -230,6 +230,25 @@ pub struct LogShard {
     pub log_verifier_key: String,
 }
 
+/// A checkpoint that an authority has stamped with the time.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Timestamp {
+    /// Entries in the checkpoint.
+    pub tree_size: u64,
+    /// When, by the authority's clock.
+    pub time: String,
+    /// The authority, as its certificate names it.
+    pub authority: String,
+    /// SHA-256 of the checkpoint.
+    pub checkpoint_sha256: String,
+    /// SHA-256 of the time-stamp, as the authority answered.
+    pub token_sha256: String,
+    /// Index of the entry that says so.
+    pub index: u64,
+    /// The checkpoint, as it was stamped: the signed note without cosignatures.
+    pub note: String,
+}
+
 /// JSON has no infinity: what has no guarantee is left out, so that a reader never meets a `null`.
 fn only_finite<S: Serializer>(
     epsilon: &BTreeMap<String, f64>,

@@ -71,6 +71,7 @@ fn test(args: &[String]) -> Result<()> {
     setup::go();
     setup::postgresql();
     setup::strace();
+    setup::openssl();
     // End-to-end tests run the very binaries, so all of them come first.
     tools::cargo(&["build", "--workspace", "--bins"])?;
     let mut words = vec!["test"];

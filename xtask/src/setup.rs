@@ -82,6 +82,9 @@ const POSTGRESQL: [&str; 1] = ["postgresql"];
 /// Debian's package by which calls to the operating system are made to fail.
 const STRACE: [&str; 1] = ["strace"];
 
+/// Debian's package by which the log is stamped in tests, and by which stamps are checked.
+const OPENSSL: [&str; 1] = ["openssl"];
+
 fn quiet(program: &str, args: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
@@ -108,6 +111,13 @@ pub(crate) fn postgresql() {
 pub(crate) fn strace() {
     if !quiet("strace", &["-V"]) {
         packages(&STRACE);
+    }
+}
+
+/// Makes sure that OpenSSL is there if this may install it; without it the tests that need it say that they are skipped.
+pub(crate) fn openssl() {
+    if !quiet("openssl", &["version"]) {
+        packages(&OPENSSL);
     }
 }
 

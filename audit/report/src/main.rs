@@ -187,10 +187,12 @@ fn run(views: &Views, name: &str, bytes: &[u8]) -> Result<()> {
 /// The report that follows from a bundle, if that holds.
 fn verified(make: &Make) -> Result<Vec<u8>> {
     let trust = make.pins.trust().map_err(anyhow::Error::msg)?;
+    let tsa = make.pins.tsa().map_err(anyhow::Error::msg)?;
     let scope = make.scoped.scope();
     let options = Options {
         log_key: make.pins.log_key.as_ref(),
         trust: trust.as_ref(),
+        tsa: tsa.as_ref(),
         scope: Some(&scope),
         ..Options::default()
     };

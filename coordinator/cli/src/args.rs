@@ -260,6 +260,17 @@ pub(crate) enum LogCommand {
     },
     /// List the shards of the log: each goes on where the one before ended.
     Shards,
+    /// List the checkpoints that an authority has stamped with the time (RFC 3161).
+    ///
+    /// With --output each is written with its time-stamp, and the command is printed by which OpenSSL checks it.
+    #[command(
+        after_help = "Examples:\n  falaj log timestamps\n  falaj log timestamps -o stamps\n  openssl ts -verify -in stamps/checkpoint-120.tsr -data stamps/checkpoint-120 -CAfile tsa-ca.pem"
+    )]
+    Timestamps {
+        /// Write each checkpoint and its time-stamp into this folder.
+        #[arg(short, long, value_name = "FOLDER")]
+        output: Option<PathBuf>,
+    },
     /// Export the log as one tar, for `falaj-verify`.
     #[command(
         after_help = "Examples:\n  falaj log export -o bundle.tar && falaj-verify bundle.tar\n  falaj log export --shard health.example/audit/2026 -o 2026.tar"
@@ -274,6 +285,9 @@ pub(crate) enum LogCommand {
         /// A shard that has ended, by its origin.
         #[arg(long, value_name = "ORIGIN")]
         shard: Option<String>,
+        /// Have the time-stamp authority that the coordinator asks stamp the report, too.
+        #[arg(long)]
+        timestamp: bool,
     },
 }
 

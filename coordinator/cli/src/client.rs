@@ -10,7 +10,8 @@ use falaj_core::id::StudyId;
 use falaj_proto::{
     problem::ProblemJson,
     rest::{
-        Accesses, Checkpoint, LogEntry, LogShard, Model, Page, Round, Site, Status, Study, Witness,
+        Accesses, Checkpoint, LogEntry, LogShard, Model, Page, Round, Site, Status, Study,
+        Timestamp, Witness,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
@@ -191,15 +192,31 @@ impl Client {
         answer.text().await.map_err(|source| self.unreachable(source))
     }
 
-    /// The export's bytes: of the shard that is written or another, whole or up to a checkpoint.
+    /// Every checkpoint that an authority has stamped with the time.
+    pub(crate) async fn timestamps(&self) -> Answer<Page<Timestamp>> {
+        self.pages("log/timestamps").await
+    }
+
+    /// The time-stamp of the checkpoint of so many entries, as the authority answered.
+    pub(crate) async fn timestamp(&self, tree_size: u64) -> Answer<Vec<u8>> {
+        let path = format!("log/timestamps/{tree_size}");
+        let answer = self.send(self.request(Method::GET, &path)).await?;
+        let bytes = answer.bytes().await.map_err(|source| self.unreachable(source))?;
+        Ok(bytes.into())
+    }
+
+    /// The export's bytes: of the shard that is written or another, whole or up to a checkpoint, and with a time-stamp of
+    /// its report if asked.
     pub(crate) async fn export(
         &self,
         tree_size: Option<u64>,
         shard: Option<String>,
+        timestamp: bool,
     ) -> Answer<Response> {
         let size = tree_size.map(|size| ("tree_size", size.to_string()));
         let shard = shard.map(|shard| ("shard", shard));
-        let of: Vec<_> = size.into_iter().chain(shard).collect();
+        let stamp = timestamp.then(|| ("timestamp", "true".to_owned()));
+        let of: Vec<_> = size.into_iter().chain(shard).chain(stamp).collect();
         self.send(self.request(Method::GET, "log/export").query(&of)).await
     }
 

@@ -4,7 +4,7 @@ use crate::{
     args::{Filter, LogCommand, Span},
     client::{Client, ClientError},
     download::save_as_is,
-    show,
+    show, stamps,
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use falaj_core::{
@@ -91,8 +91,10 @@ pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Res
                 format!("{}; check it with `falaj-verify --proof`", file.display())
             })
         }
-        LogCommand::Export { output, tree_size, shard } => {
-            let bytes = save_as_is(client.export(tree_size, shard).await?, &output, json).await?;
+        LogCommand::Timestamps { output } => stamps::run(client, output.as_deref(), json).await,
+        LogCommand::Export { output, tree_size, shard, timestamp } => {
+            let answer = client.export(tree_size, shard, timestamp).await?;
+            let bytes = save_as_is(answer, &output, json).await?;
             let answer = json!({ "file": output, "bytes": bytes });
             let (file, size) = (output.display(), show::bytes(bytes));
             show::answer(json, &answer, |_| {

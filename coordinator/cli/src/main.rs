@@ -9,6 +9,7 @@ mod plot;
 mod privacy;
 mod settings;
 mod show;
+mod stamps;
 mod watch;
 
 use args::Cli;

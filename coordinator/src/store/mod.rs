@@ -23,7 +23,7 @@ use falaj_core::{
     succession::SUCCESSIONS_MAX,
 };
 use postgres::session::Session;
-use row::{ExchangeRow, ModelRow, StudyRow, UpdateRow, small};
+use row::{ExchangeRow, ModelRow, Stamped, StudyRow, TimestampRow, UpdateRow, small};
 use sqlx::{
     PgPool, SqlitePool,
     postgres::{PgConnectOptions, PgDatabaseError},
@@ -530,6 +530,43 @@ impl Store {
         let (after, until) = (self.shard.place(0), self.shard.place(below));
         let sizes = ask!(self, witnessed, after, until).into_iter();
         Ok(sizes.map(|size| self.shard.index(size)).collect())
+    }
+
+    /// Time-stamps of checkpoints of sizes after this one, whose entries lie below `below`, at most `limit`, in order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn timestamps(
+        &self,
+        after: u64,
+        below: u64,
+        limit: u32,
+    ) -> Result<Vec<TimestampRow>, StoreError> {
+        let what = Stamped::Checkpoint;
+        let shard = &self.shard;
+        let sizes = (shard.place(after), shard.place(u64::MAX));
+        let indices = (shard.place(0), shard.place(below));
+        let rows = ask!(self, timestamps, what.as_str(), sizes, indices, limit);
+        rows.into_iter().map(|columns| TimestampRow::read(what, shard, columns)).collect()
+    }
+
+    /// The newest time-stamp of a checkpoint.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn newest_timestamp(&self) -> Result<Option<TimestampRow>, StoreError> {
+        let what = Stamped::Checkpoint;
+        let sizes = (self.shard.place(0), self.shard.place(u64::MAX));
+        let columns = ask!(self, newest_timestamp, what.as_str(), sizes);
+        columns.map(|columns| TimestampRow::read(what, &self.shard, columns)).transpose()
+    }
+
+    /// The time-stamp of a report with this digest, as the authority answered.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn report_timestamp(&self, report: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(ask!(self, timestamp_of, Stamped::Report.as_str(), &report.to_string()))
     }
 
     /// The hashes of tile `n` of a level of tiles, as many as there are.

@@ -1,6 +1,6 @@
 //! How rows are spelled, and how they become core's types again.
 
-use super::StoreError;
+use super::{Shard, StoreError};
 use falaj_core::{
     id::{Digest, RoundId, SiteId, StudyId},
     round::{
@@ -84,6 +84,70 @@ pub struct ModelRow {
     pub sha256: Digest,
     /// When it was published.
     pub published: Timestamp,
+}
+
+/// What an authority can have stamped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stamped {
+    /// A signed checkpoint, without cosignatures.
+    Checkpoint,
+    /// A report over the whole log up to a checkpoint.
+    Report,
+}
+
+impl Stamped {
+    /// As it lies there.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Checkpoint => "checkpoint",
+            Self::Report => "report",
+        }
+    }
+}
+
+/// An authority's time-stamp.
+#[derive(Clone, Debug)]
+pub struct TimestampRow {
+    /// Of what it is.
+    pub what: Stamped,
+    /// SHA-256 of that.
+    pub imprint: Digest,
+    /// Entries in the checkpoint.
+    pub tree_size: u64,
+    /// The authority, as its certificate names it.
+    pub authority: String,
+    /// When, by the authority's clock.
+    pub stamped: Timestamp,
+    /// What it answered.
+    pub answer: Vec<u8>,
+    /// Index of its entry in the log.
+    pub log_index: u64,
+    /// When that entry was committed.
+    pub committed: Timestamp,
+}
+
+/// imprint, tree size, authority, stamped, answer, index, committed.
+pub(super) type TimestampColumns = (String, i64, String, i64, Vec<u8>, i64, i64);
+
+impl TimestampRow {
+    pub(super) fn read(
+        what: Stamped,
+        shard: &Shard,
+        c: TimestampColumns,
+    ) -> Result<Self, StoreError> {
+        let (imprint, tree_size, authority, stamped, answer, log_index, committed) = c;
+        Ok(Self {
+            what,
+            imprint: parsed(&imprint)?,
+            tree_size: shard.index(tree_size),
+            authority,
+            stamped: Timestamp::from_millis(stamped),
+            answer,
+            log_index: shard.index(log_index),
+            committed: Timestamp::from_millis(committed),
+        })
+    }
 }
 
 pub(super) fn parsed<T: FromStr>(text: &str) -> Result<T, StoreError> {

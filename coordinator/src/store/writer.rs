@@ -5,7 +5,7 @@
 
 use super::{
     Connection, Shard, Store, StoreError, Writing, objects, postgres,
-    row::{ExchangeRow, ModelRow, StudyRow, UpdateRow, write_round},
+    row::{ExchangeRow, ModelRow, StudyRow, TimestampRow, UpdateRow, write_round},
     sqlite,
 };
 use crate::{clock, metrics::Metrics};
@@ -69,6 +69,8 @@ pub enum Change {
     Cosignature(Shard, u64, String, String),
     /// That the shard in which the commit lies has begun, and its origin.
     Shard(String),
+    /// An authority's time-stamp; its entry is the commit's first.
+    Timestamp(TimestampRow),
 }
 
 /// Where a commit's entries lie.

@@ -13,6 +13,7 @@ use serde_json::Value;
 #[tokio::test]
 async fn every_route_is_an_entry_before_it_is_served() -> Result<()> {
     let world = World::new().await?;
+    world.stamp().await?;
     for request in World::every_route()? {
         let shown = format!("{} {}", request.method(), request.uri());
         let path = request.uri().path().to_owned();

@@ -24,11 +24,15 @@ use falaj_coordinator::{
     rest::{self, TAILS_MAX},
     rpc::Rpc,
     shards::Shards,
-    store::{Database, Store, writer},
+    store::{
+        Database, Store,
+        row::{Stamped, TimestampRow},
+        writer::{self, Change, Commit},
+    },
 };
 use falaj_core::{
-    audit::{Actor, Entry},
-    id::{Place, Role},
+    audit::{Actor, Draft, Entry, Kind},
+    id::{Digest, Place, Role},
     note::NoteSigner,
 };
 use falaj_proto::v1::federation_server::FederationServer;
@@ -145,6 +149,24 @@ impl World {
         Self::open(dir, &database).await
     }
 
+    /// Puts a time-stamp into the store, of a checkpoint of one entry: what is in it is for other tests.
+    pub(crate) async fn stamp(&self) -> Result<()> {
+        let row = TimestampRow {
+            what: Stamped::Checkpoint,
+            imprint: Digest::of(b"note"),
+            tree_size: 1,
+            authority: "CN=Authority".into(),
+            stamped: clock::now(),
+            answer: b"answer".to_vec(),
+            log_index: 0,
+            committed: clock::now(),
+        };
+        let rows = vec![Change::Checkpoint(1, "note".into()), Change::Timestamp(row)];
+        let entries = vec![Draft::new(Kind::CheckpointStamped)];
+        self.writer.commit(Commit { rows, entries, round: None }).await?;
+        Ok(())
+    }
+
     /// What the writer writes through, to a SQLite file.
     pub(crate) fn pool(&self) -> &SqlitePool {
         self.pool.as_ref().expect("a SQLite file")
@@ -177,6 +199,7 @@ impl World {
         let router = rest::router(Arc::new(rest::App {
             engine: engine.clone(),
             checkpointer: checkpointer.clone(),
+            timestamps: None,
             identity: home,
             started: clock::now().to_string(),
             scratch: path.to_owned(),
@@ -218,12 +241,13 @@ impl World {
                     _ => (path.replace("{id}", STUDY), String::new()),
                 };
                 let path = path.replace("{round}", "latest").replace("{index}", "0");
+                let path = path.replace("{tree_size}", "1");
                 ensure!(!path.contains('{'), "{path}: say here what stands for this parameter");
                 let method = method.to_uppercase();
                 requests.push(Request::builder().method(&*method).uri(path).body(body.into())?);
             }
         }
-        ensure!(requests.len() >= 17, "{} routes", requests.len());
+        ensure!(requests.len() >= 19, "{} routes", requests.len());
         Ok(requests)
     }
 

@@ -9,6 +9,7 @@ mod charts;
 mod findings;
 mod parts;
 mod security;
+mod stamps;
 mod studies;
 
 use crate::{

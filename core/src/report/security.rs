@@ -5,6 +5,7 @@ use super::{
     charts::Charts,
     count_of,
     parts::{All, Level, Section, Tally},
+    stamps::Stamps,
 };
 use crate::{
     audit::Kind,
@@ -21,6 +22,7 @@ const DAY_MS: i64 = 86_400_000;
 #[derive(Default)]
 pub(super) struct Security {
     entries: Tally,
+    stamps: Stamps,
     /// TLS version and key exchange of those who were let in.
     transport: BTreeMap<(String, String), Tally>,
     transported: Tally,
@@ -49,6 +51,7 @@ impl Security {
     pub(super) fn take(&mut self, seen: &Seen<'_>) {
         let (body, index) = (seen.entry.body(), seen.index());
         self.entries.add(index);
+        self.stamps.take(seen);
         if matches!(seen.kind(), Kind::CoordinatorStarted | Kind::PolicyLoaded)
             && let Ok(set) = body.parsed("policy_set_sha256")
         {
@@ -114,8 +117,11 @@ impl Security {
         e5.table("shard_before", &["origin", "tree_size", "root_hash"], self.shard_before.clone());
         e5.table("log_keys", &["first", "key_before", "key_after"], self.keys.clone());
         e5.table("witnesses", &["witness", "tree_size", "time"], witnesses());
+        // Without a witness the log alone says who takes part.
+        e15.fact("E15.third_parties", Level::Recorded, self.stamps.all());
         e15.fact("E15.third_parties", Level::Attested, seen);
         e15.table("third_parties", &["witness", "tree_size", "time"], witnesses());
+        self.stamps.write(e5, e15);
 
         e7.fact("E7.transport", Level::Recorded, self.transported);
         let transport = self.transport.iter().map(|((version, group), tally)| {

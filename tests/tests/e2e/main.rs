@@ -10,5 +10,6 @@ mod masked;
 mod report;
 mod shards;
 mod study_file;
+mod timestamps;
 mod update;
 mod witness;

@@ -12,11 +12,12 @@ use std::cmp::Ordering;
 pub(super) const SCHEMA: &str = "falaj";
 
 /// Tables to which rows are only added. Their triggers are in the migrations.
-pub(super) const APPEND_ONLY: [&str; 8] = [
+pub(super) const APPEND_ONLY: [&str; 9] = [
     "log_entries",
     "log_checkpoints",
     "log_cosignatures",
     "log_shards",
+    "log_timestamps",
     "certificates",
     "policies",
     "updates",

@@ -6,7 +6,10 @@ pub(super) mod session;
 
 use super::{
     COSIGNATURES_MAX, Checkpoints, Entries, LEVELS, RawEntries, Shard, StoreError, Tiles,
-    row::{ExchangeColumns, ModelColumns, StudyColumns, UpdateColumns, digest_of},
+    row::{
+        ExchangeColumns, ModelColumns, StudyColumns, TimestampColumns, TimestampRow, UpdateColumns,
+        digest_of,
+    },
     writer::{Change, Committed, Written},
 };
 use falaj_core::id::{Digest, RoundId, StudyId};
@@ -252,6 +255,49 @@ pub(super) async fn witnessed(
         .bind(after)
         .bind(until)
         .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn timestamps(
+    pool: &PgPool,
+    what: &str,
+    (after, until): (i64, i64),
+    (from, below): (i64, i64),
+    limit: u32,
+) -> Result<Vec<TimestampColumns>, StoreError> {
+    Ok(sqlx::query_as("SELECT imprint, tree_size, authority, stamped_ms, answer, log_index, committed_ms FROM log_timestamps WHERE what = $1 AND tree_size > $2 AND tree_size <= $3 AND log_index >= $4 AND log_index < $5 ORDER BY tree_size LIMIT $6")
+        .bind(what)
+        .bind(after)
+        .bind(until)
+        .bind(from)
+        .bind(below)
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn newest_timestamp(
+    pool: &PgPool,
+    what: &str,
+    (after, until): (i64, i64),
+) -> Result<Option<TimestampColumns>, StoreError> {
+    Ok(sqlx::query_as("SELECT imprint, tree_size, authority, stamped_ms, answer, log_index, committed_ms FROM log_timestamps WHERE what = $1 AND tree_size > $2 AND tree_size <= $3 ORDER BY tree_size DESC LIMIT 1")
+        .bind(what)
+        .bind(after)
+        .bind(until)
+        .fetch_optional(pool)
+        .await?)
+}
+
+pub(super) async fn timestamp_of(
+    pool: &PgPool,
+    what: &str,
+    imprint: &str,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(sqlx::query_scalar("SELECT answer FROM log_timestamps WHERE what = $1 AND imprint = $2")
+        .bind(what)
+        .bind(imprint)
+        .fetch_optional(pool)
         .await?)
 }
 
@@ -575,6 +621,27 @@ pub(super) async fn put(
                 .execute(tx)
                 .await?
         }
+        Change::Timestamp(t) => return put_timestamp(tx, shard, t, committed).await,
     };
+    Ok(())
+}
+
+async fn put_timestamp(
+    tx: &mut PgConnection,
+    shard: &Shard,
+    t: TimestampRow,
+    committed: &Committed,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO log_timestamps (imprint, what, tree_size, authority, stamped_ms, answer, log_index, committed_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
+        .bind(t.imprint.to_string())
+        .bind(t.what.as_str())
+        .bind(shard.place(t.tree_size))
+        .bind(t.authority)
+        .bind(t.stamped.as_millis())
+        .bind(t.answer)
+        .bind(shard.place(committed.first))
+        .bind(committed.at.as_millis())
+        .execute(tx)
+        .await?;
     Ok(())
 }
