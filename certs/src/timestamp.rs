@@ -604,3 +604,48 @@ fn moment(text: &[u8]) -> Option<Timestamp> {
     let found: jiff::Timestamp = text.parse().ok()?;
     Some(Timestamp::from_millis(found.as_millisecond()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_read_with_its_fraction_and_nothing_else_is() {
+        let read = |text: &str| moment(text.as_bytes()).map(|time| time.to_string());
+        for (text, time) in [
+            ("20260131093000Z", "2026-01-31T09:30:00.000Z"),
+            ("20260131093000.5Z", "2026-01-31T09:30:00.500Z"),
+            ("20260131093000.123456789012Z", "2026-01-31T09:30:00.123Z"),
+        ] {
+            assert_eq!(read(text).as_deref(), Some(time));
+        }
+        for text in [
+            "",
+            "Z",
+            "20260131093000",
+            "202601310930Z",
+            "20260231093000Z",
+            "20260131093000.Z",
+            "20260131093000+0400",
+            "2026013109300éZ",
+        ] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+
+    /// The question that OpenSSL 3.0 asks for the same digest, nonce and policy, byte for byte but for the nonce's length:
+    /// `openssl ts -query -sha256 -digest 00…00 -cert -tspolicy 1.2.3.4.1`, read with `openssl asn1parse`.
+    #[test]
+    fn a_question_is_in_der() {
+        let policy = "1.2.3.4.1".parse().ok();
+        let asked = query(&Digest([0; 32]), &[7; 16], policy.as_ref());
+        let head = [
+            0x30, 82, 2, 1, 1, 0x30, 49, 0x30, 13, 6, 9, 0x60, 0x86, 0x48, 1, 101, 3, 4, 2, 1, 5,
+            0, 4, 32,
+        ];
+        let tail = [&[6, 4, 42, 3, 4, 1, 2, 17, 1][..], &[7; 16], &[1, 1, 255]].concat();
+        assert_eq!(asked, [&head[..], &[0; 32], &tail].concat());
+        assert_eq!(element(4, &[&[0; 200]])[..3], [4, 0x81, 200]);
+        assert_eq!(element(4, &[&[0; 300]])[..4], [4, 0x82, 1, 44]);
+    }
+}

@@ -4,6 +4,7 @@
 //! bytes, so that nobody who sees only its hash can guess it. Real quantities are decimal strings.
 
 pub mod objects;
+pub mod siem;
 
 use crate::{
     canon::{self, Canon, CanonError},

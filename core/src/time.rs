@@ -19,6 +19,26 @@ impl Timestamp {
         self.0
     }
 
+    /// Reads what [`Display`](fmt::Display) writes; none for anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let part = |at: std::ops::Range<usize>| -> Option<i64> {
+            let digits = text.get(at).filter(|t| t.bytes().all(|b| b.is_ascii_digit()))?;
+            digits.parse().ok()
+        };
+        let (year, month, day) = (part(0..4)?, part(5..7)?, part(8..10)?);
+        // Civil-to-days conversion: H. Hinnant, as below.
+        let y = year - i64::from(month <= 2);
+        let (era, yoe) = (y.div_euclid(400), y.rem_euclid(400));
+        let doy = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + day - 1;
+        let days = era * 146_097 + yoe * 365 + yoe / 4 - yoe / 100 + doy - 719_468;
+        let (hour, minute, second) = (part(11..13)?, part(14..16)?, part(17..19)?);
+        let ms = ((days * 24 + hour) * 60 + minute) * 60_000 + second * 1_000 + part(20..23)?;
+        let read = Self(ms);
+        // Whatever is no such text, or no such day, is written otherwise.
+        (read.to_string() == text).then_some(read)
+    }
+
     /// This point moved later by `span_ms` milliseconds; saturates at the end of time.
     #[must_use]
     pub const fn plus_ms(self, span_ms: u64) -> Self {
@@ -67,6 +87,26 @@ mod tests {
             "2024-02-29T23:59:59.999Z"
         );
         assert_eq!(Timestamp::from_millis(-1).to_string(), "1969-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn a_timestamp_reads_back_and_nothing_else_is_read() {
+        for ms in [0, -1, 1_709_251_199_999, 951_782_400_000, 4_102_444_799_999, -2_208_988_800_000]
+        {
+            let time = Timestamp::from_millis(ms);
+            assert_eq!(Timestamp::parse(&time.to_string()), Some(time));
+        }
+        for text in [
+            "",
+            "2026-02-29T00:00:00.000Z",
+            "2026-01-01T24:00:00.000Z",
+            "2026-01-01T00:00:00Z",
+            "+026-01-01T00:00:00.000Z",
+            "2026-13-01T00:00:00.000Z",
+            "٢٠٢٦",
+        ] {
+            assert_eq!(Timestamp::parse(text), None, "{text}");
+        }
     }
 
     #[test]

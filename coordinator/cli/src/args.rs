@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and how.
 
+use crate::feed::{Format, Receiver};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use serde::{Deserialize, Serialize};
@@ -232,9 +233,10 @@ pub(crate) enum LogCommand {
     },
     /// Show the newest entries, and with --follow each one as it becomes durable, until Ctrl-C.
     ///
-    /// With --json one entry a line.
+    /// With --json one entry a line. With --format as a SIEM reads them; --to sends them to a receiver of syslog: over TCP
+    /// and TLS with a count of octets before each, over a new connection whenever one breaks.
     #[command(
-        after_help = "Examples:\n  falaj log tail -n 20\n  falaj --json log tail --follow | jq .entry.kind"
+        after_help = "Examples:\n  falaj log tail -n 20\n  falaj --json log tail --follow | jq .entry.kind\n  falaj log tail --follow --format ocsf\n  falaj log tail --follow --format syslog --to tls://siem.example:6514 --to-ca siem-ca.pem\n  falaj log tail --follow --after 4711 --format syslog --to tcp://localhost:601"
     )]
     Tail {
         /// How many entries of those that are there.
@@ -243,6 +245,18 @@ pub(crate) enum LogCommand {
         /// Go on with those that come.
         #[arg(short, long)]
         follow: bool,
+        /// Begin after the entry with this index.
+        #[arg(long, value_name = "INDEX", conflicts_with = "last")]
+        after: Option<u64>,
+        /// In which form.
+        #[arg(long, value_enum)]
+        format: Option<Format>,
+        /// A receiver of syslog: udp://host:port, tcp://host:port or tls://host:port.
+        #[arg(long, value_name = "RECEIVER", requires = "format")]
+        to: Option<Receiver>,
+        /// Certificates, in PEM, of who may vouch for a receiver that is named with tls://.
+        #[arg(long, value_name = "FILE", requires = "to")]
+        to_ca: Option<PathBuf>,
     },
     /// Prove that an entry is in the log: a file that anybody can check who has the entry and the log's key.
     #[command(

@@ -89,6 +89,12 @@ impl Client {
         Ok(Self { http, server: settings.server })
     }
 
+    /// The name of the machine that the coordinator is asked at.
+    pub(crate) fn host(&self) -> String {
+        let url = reqwest::Url::parse(&self.server).ok();
+        url.and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
+    }
+
     /// How the coordinator is.
     pub(crate) async fn status(&self) -> Answer<Status> {
         self.get("status").await

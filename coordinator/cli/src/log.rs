@@ -4,6 +4,7 @@ use crate::{
     args::{Filter, LogCommand, Span},
     client::{Client, ClientError},
     download::save_as_is,
+    feed::{Feed, Format, Receiver},
     show, stamps,
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -71,7 +72,10 @@ pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Res
             let show = Shown { key, json, output };
             who_accessed(client, filters, cursor, limit, &show).await
         }
-        LogCommand::Tail { last, follow } => tail(client, last, follow, json).await,
+        LogCommand::Tail { last, follow, after, format, to, to_ca } => {
+            let mut feed = feed(client, json, format, to, to_ca.as_deref()).await?;
+            tail(client, (last, follow), after, &mut feed).await
+        }
         LogCommand::Shards => show::answer(json, &client.shards().await?, |page| {
             let row = |s: &LogShard| {
                 let state = if s.ended { "ended" } else { "written" };
@@ -285,14 +289,39 @@ fn write(folder: &Path, row: &Row, found: &ProvenEntry) -> Result<()> {
     Ok(())
 }
 
+/// Where followed entries go.
+async fn feed(
+    client: &Client,
+    json: bool,
+    format: Option<Format>,
+    to: Option<Receiver>,
+    ca: Option<&Path>,
+) -> Result<Feed> {
+    ensure!(!json || format.is_none(), "--json and --format are two forms: give one");
+    match format {
+        None => Ok(Feed::screen(json)),
+        Some(Format::Ocsf) => {
+            ensure!(to.is_none(), "--to is for --format syslog");
+            let key: VerifierKey = client.status().await?.log_verifier_key.parse()?;
+            Ok(Feed::ocsf(key.name().to_owned()))
+        }
+        Some(Format::Syslog) => Feed::syslog(client.host(), to, ca),
+    }
+}
+
 /// Shows the newest entries, and those that come until Ctrl-C or until the coordinator ends.
-async fn tail(client: &Client, last: u32, follow: bool, json: bool) -> Result<()> {
-    let mut seen = None;
+async fn tail(
+    client: &Client,
+    which: (u32, bool),
+    after: Option<u64>,
+    feed: &mut Feed,
+) -> Result<()> {
+    let mut seen = after;
     let mut tries = 0;
     loop {
         let broken = tokio::select! {
             interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
-            ended = follow_on(client, last, follow, json, &mut seen, &mut tries) => match ended {
+            ended = follow_on(client, which, feed, &mut seen, &mut tries) => match ended {
                 Ok(true) => return Ok(()),
                 Ok(false) => None,
                 Err(e) => Some(e),
@@ -302,7 +331,7 @@ async fn tail(client: &Client, last: u32, follow: bool, json: bool) -> Result<()
         if let Some(e) = broken {
             let away = matches!(e.downcast_ref(), Some(ClientError::Unreachable { .. }));
             // An answer that never began is no stream that broke.
-            if !away || seen.is_none() || tries > RETRIES {
+            if !away || seen == after || tries > RETRIES {
                 return Err(e);
             }
         } else if tries > RETRIES {
@@ -318,9 +347,8 @@ async fn tail(client: &Client, last: u32, follow: bool, json: bool) -> Result<()
 /// Shows entries as they come. Whether the stream is over, and did not only break off.
 async fn follow_on(
     client: &Client,
-    last: u32,
-    follow: bool,
-    json: bool,
+    (last, follow): (u32, bool),
+    feed: &mut Feed,
     seen: &mut Option<u64>,
     tries: &mut u32,
 ) -> Result<bool> {
@@ -340,12 +368,8 @@ async fn follow_on(
             _ => {}
         }
         let entry: LogEntry = event.read()?;
+        feed.put(&entry, |entry| cells(entry).join("  ")).await?;
         (*seen, *tries) = (Some(entry.index), 0);
-        if json {
-            show::line(&serde_json::to_string(&entry)?)?;
-        } else {
-            show::line(&cells(&entry).join("  "))?;
-        }
     }
     Ok(false)
 }

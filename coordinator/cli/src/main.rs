@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod commands;
 mod download;
+mod feed;
 mod log;
 mod plot;
 mod privacy;

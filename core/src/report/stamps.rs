@@ -67,3 +67,55 @@ impl Stamps {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        audit::{Draft, Entry},
+        report::Sections,
+        time::Timestamp,
+    };
+
+    /// AUD-13: what was stamped is in E5 and who stamped it in E15; without a stamp neither is, and so the clause is a GAP.
+    #[test]
+    fn stamps_are_in_the_report_and_their_absence_is_said() {
+        let report = |stamps: u64| {
+            let mut sections = Sections::default();
+            for i in 0..stamps {
+                let draft = Draft::new(Kind::CheckpointStamped)
+                    .count("tree_size", i)
+                    .digest("authority_sha256", &Digest([1; 32]))
+                    .text("authority", "CN=Authority")
+                    .text("stamped", "2026-03-01T00:00:00.000Z");
+                let bytes = draft.finish(i, Timestamp::from_millis(0), [0; 16]);
+                sections.take(&Entry::parse(&bytes).expect("an entry"));
+            }
+            sections.finish("t/log", stamps, &Digest([0; 32]))
+        };
+        let section =
+            |report: &Canon, n: usize| report.list("sections").expect("sections")[n].clone();
+        let names = |section: &Canon, list: &str, name: &str| -> Vec<String> {
+            let found = section.list(list).expect("a list").iter();
+            found.map(|item| item.text(name).expect("a name").to_owned()).collect()
+        };
+        let with = report(1_200);
+        let (e5, e15) = (section(&with, 4), section(&with, 14));
+        assert!(names(&e5, "facts", "fact").contains(&"E5.timestamps".to_owned()));
+        assert!(names(&e5, "facts", "level").iter().all(|level| level != "attested"));
+        assert_eq!(names(&e15, "facts", "fact"), ["E15.third_parties"]);
+        assert_eq!(names(&e15, "facts", "level"), ["recorded"]);
+        let table = e5.list("tables").expect("tables").iter();
+        let table = table.clone().find(|t| t.text("name") == Ok("timestamps")).expect("the stamps");
+        assert_eq!(
+            (table.list("rows").map(<[_]>::len), table.int("more")),
+            (Ok(ROWS_MAX), Ok(200))
+        );
+        assert!(names(&e15, "tables", "name").contains(&"authorities".to_owned()));
+        let without = report(0);
+        assert!(
+            !names(&section(&without, 4), "facts", "fact").contains(&"E5.timestamps".to_owned())
+        );
+        assert_eq!(names(&section(&without, 14), "facts", "fact"), [""; 0]);
+    }
+}

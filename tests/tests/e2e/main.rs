@@ -9,6 +9,7 @@ mod ledger;
 mod masked;
 mod report;
 mod shards;
+mod siem;
 mod study_file;
 mod timestamps;
 mod update;
