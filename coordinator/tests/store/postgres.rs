@@ -679,7 +679,7 @@ async fn on_postgresql_the_program_sets_up_runs_and_checks() -> Result<()> {
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status()?.success());
     assert!(running.wait().await?.success());
     let (done, words) = said(&["fsck"]).await?;
-    assert!(done && words.contains("whole: 2 entries"), "{words}");
+    assert!(done && words.contains("whole: falaj.test/log, 2 entries"), "{words}");
     assert!(!at("state/coordinator.sqlite").exists());
     Ok(())
 }
