@@ -13,7 +13,7 @@ use falaj_coordinator::{
     shards::{self, Keys, Opened, Shards},
     store::{
         Store,
-        row::StudyRow,
+        row::{Stamped, StudyRow, TimestampRow},
         writer::{Change, Commit},
     },
 };
@@ -290,6 +290,57 @@ async fn a_database_from_before_the_shard_that_is_kept_elsewhere_does_not_start(
         let refused = refusal(&after, &home).await;
         ensure!(refused.contains("an older database was restored"), "{refused}");
         ensure!(refused.contains(NEW), "{refused}");
+    }
+    Ok(())
+}
+
+/// AUD-13: a time-stamp is of one shard, and its size and index are those of the shard.
+#[tokio::test]
+async fn time_stamps_lie_in_the_shard_that_they_are_of() -> Result<()> {
+    for home in Home::each().await? {
+        let mut sizes = Vec::new();
+        for origin in [OLD, NEW] {
+            let setup = Setup::new(origin, 1);
+            let opened = setup.start(&home).await?;
+            ensure!(opened.store.newest_timestamp().await?.is_none(), "another shard's");
+            for _ in 0..2 {
+                let (tree_size, note) = setup.checkpointer(&opened).current(&opened.store).await?;
+                let row = TimestampRow {
+                    what: Stamped::Checkpoint,
+                    imprint: Digest::of(note.as_bytes()),
+                    tree_size,
+                    authority: "CN=Authority".into(),
+                    stamped: clock::now(),
+                    answer: origin.as_bytes().to_vec(),
+                    log_index: 0,
+                    committed: clock::now(),
+                };
+                let rows = vec![Change::Timestamp(row)];
+                let entries = vec![Draft::new(Kind::CheckpointStamped)];
+                let done = opened.writer.commit(Commit { rows, entries, round: None }).await?;
+                sizes.push((origin, tree_size, done.first));
+            }
+        }
+        let mut found = Vec::new();
+        let store = Store::read(&home.database()).await?;
+        for (shard, origin) in store.shards().await?.into_iter().zip([OLD, NEW]) {
+            let all = shard.timestamps(0, u64::MAX, 10).await?;
+            ensure!(all.iter().all(|row| row.answer == origin.as_bytes()), "another shard's");
+            found.extend(all.iter().map(|row| (origin, row.tree_size, row.log_index)));
+            let [first, second] = &all[..] else { anyhow::bail!("{all:?}") };
+            let one = shard.timestamps(0, second.log_index, 10).await?;
+            ensure!(one.len() == 1, "the second stamp's entry is beyond");
+            let one = shard.timestamps(first.tree_size, u64::MAX, 1).await?;
+            ensure!(one.first().map(|row| row.tree_size) == Some(second.tree_size));
+            let newest = shard.newest_timestamp().await?.context("a stamp")?;
+            ensure!(newest.tree_size == second.tree_size);
+        }
+        assert_eq!(found, sizes);
+        for statement in ["UPDATE log_timestamps SET authority = ''", "DELETE FROM log_timestamps"]
+        {
+            let refused = home.owner(statement).await?;
+            ensure!(refused.is_err_and(|e| e.contains("append-only")), "{statement}");
+        }
     }
     Ok(())
 }
