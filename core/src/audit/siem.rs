@@ -214,12 +214,14 @@ fn endpoint(entry: &Entry) -> Canon {
     let Some(address) = actor(entry, "address") else {
         return Canon::map([("name", "unknown".into())]);
     };
-    match address.parse::<std::net::SocketAddr>() {
-        Ok(address) => Canon::map([
-            ("ip", address.ip().to_string().into()),
-            ("port", Canon::Int(address.port().into())),
+    let parts = address.rsplit_once(':');
+    let parts = parts.and_then(|(ip, port)| Some((ip, port.parse::<u16>().ok()?)));
+    match parts {
+        Some((ip, port)) => Canon::map([
+            ("ip", ip.trim_matches(['[', ']']).into()),
+            ("port", Canon::Int(port.into())),
         ]),
-        Err(_) => Canon::map([("name", address.into())]),
+        None => Canon::map([("name", address.into())]),
     }
 }
 
