@@ -2,7 +2,7 @@
 
 use falaj_core::{
     audit::{Entry, Kind},
-    canon::Canon,
+    canon::Node,
     id::{Digest, Place, SpiffeId, StudyId},
     study::Study,
 };
@@ -69,7 +69,7 @@ impl Decisions {
         let ids = body.list("policy_ids").map_err(|e| e.to_string())?;
         self.key.clear();
         let texts = [Some(decision), Some(action), study, mechanism.as_deref()];
-        let ids_of = ids.iter().map(|id| if let Canon::Text(id) = id { Some(&**id) } else { None });
+        let ids_of = ids.iter().map(|id| id.as_text());
         // Writing to a string cannot fail. Lengths keep apart what was written one after the other.
         let _ = write!(self.key, "{set} {who}");
         for text in texts.into_iter().chain(ids_of) {
@@ -79,7 +79,7 @@ impl Decisions {
         if !self.right.contains(&self.key) {
             let asked = (set, who, action, study.zip(mechanism.as_deref()));
             let (allow, by) = self.decide(asked, files)?;
-            let same = |(id, by): (&Canon, &String)| matches!(id, Canon::Text(id) if id == by);
+            let same = |(id, by): (&Node<'_>, &String)| id.as_text() == Some(by);
             let allowed = decision == "allow";
             if allowed != allow || ids.len() != by.len() || !ids.iter().zip(&by).all(same) {
                 let word = if allow { "allow" } else { "deny" };

@@ -459,11 +459,10 @@ impl Log {
 
     /// Compares the tree with what was signed of this size, if anything was.
     fn check_earlier(&mut self) -> Result<(), Wrong> {
-        let (size, found) = (self.frontier.size(), self.frontier.root());
-        match self.earlier.remove(&size) {
-            Some(signed) if signed != found => Err(Wrong::Root { size, found, signed }),
-            _ => Ok(()),
-        }
+        let size = self.frontier.size();
+        let Some(signed) = self.earlier.remove(&size) else { return Ok(()) };
+        let found = self.frontier.root();
+        if signed == found { Ok(()) } else { Err(Wrong::Root { size, found, signed }) }
     }
 
     fn take_tile(&mut self, path: &str, bytes: &[u8]) -> Result<(), Wrong> {

@@ -7,7 +7,7 @@ pub mod objects;
 pub mod siem;
 
 use crate::{
-    canon::{self, Canon, CanonError},
+    canon::{Canon, CanonError, Document, Node},
     id::{Digest, RoundId, SpiffeId, StudyId},
     merkle::ENTRY_BYTES_MAX,
     time::Timestamp,
@@ -265,7 +265,7 @@ pub struct Entry {
     pub ts: String,
     /// What happened.
     pub kind: Kind,
-    body: Canon,
+    body: Document,
 }
 
 impl Entry {
@@ -274,31 +274,32 @@ impl Entry {
     /// # Errors
     /// [`CanonError`] when they are not canonical, or lack what every entry has.
     pub fn parse(bytes: &[u8]) -> Result<Self, CanonError> {
-        let body = canon::parse(bytes)?;
-        if body.int::<u32>("v")? != 1 {
+        let body = Document::parse(bytes)?;
+        let said = body.root();
+        if said.int::<u32>("v")? != 1 {
             return Err(CanonError::Member("v".into()));
         }
-        if body.text("nonce")?.len() != 32 {
+        if said.text("nonce")?.len() != 32 {
             return Err(CanonError::Member("nonce".into()));
         }
         Ok(Self {
-            seq: body.int("seq")?,
-            ts: body.text("ts")?.to_owned(),
-            kind: body.parsed("kind")?,
+            seq: said.int("seq")?,
+            ts: said.text("ts")?.to_owned(),
+            kind: said.parsed("kind")?,
             body,
         })
     }
 
     /// Its members.
     #[must_use]
-    pub const fn body(&self) -> &Canon {
-        &self.body
+    pub const fn body(&self) -> Node<'_> {
+        self.body.root()
     }
 
     /// The actor's identity, when it is known.
     #[must_use]
     pub fn actor_id(&self) -> Option<SpiffeId> {
-        self.body.member("actor")?.parsed("id").ok()
+        self.body().member("actor")?.parsed("id").ok()
     }
 
     /// The study and round it is about.
@@ -306,7 +307,7 @@ impl Entry {
     /// # Errors
     /// [`CanonError::Member`] when it is about none.
     pub fn round(&self) -> Result<RoundId, CanonError> {
-        Ok(RoundId { study: self.body.parsed("study")?, number: self.body.int("round")? })
+        Ok(RoundId { study: self.body().parsed("study")?, number: self.body().int("round")? })
     }
 
     /// A member that lists digests.
@@ -315,14 +316,8 @@ impl Entry {
     /// [`CanonError::Member`] when it is missing or holds anything else.
     pub fn digests(&self, key: &str) -> Result<Vec<Digest>, CanonError> {
         let bad = || CanonError::Member(key.to_owned());
-        self.body
-            .list(key)?
-            .iter()
-            .map(|item| match item {
-                Canon::Text(s) => s.parse().map_err(|_| bad()),
-                _ => Err(bad()),
-            })
-            .collect()
+        let items = self.body().list(key)?.into_iter();
+        items.map(|item| item.as_text().ok_or_else(bad)?.parse().map_err(|_| bad())).collect()
     }
 }
 

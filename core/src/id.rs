@@ -49,7 +49,9 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        let mut digits = [0; 64];
+        hex::encode_to_slice(self.0, &mut digits).map_err(|_| fmt::Error)?;
+        f.write_str(str::from_utf8(&digits).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -63,7 +65,7 @@ impl FromStr for Digest {
     type Err = IdError;
     fn from_str(s: &str) -> Result<Self, IdError> {
         let bad = || IdError::Digest(clip(s));
-        if s.bytes().any(|b| b.is_ascii_uppercase()) {
+        if s.len() != 64 || s.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(bad());
         }
         let mut out = [0; 32];
@@ -242,8 +244,10 @@ impl FromStr for SpiffeId {
         }
         let rest =
             s.strip_prefix("spiffe://").ok_or_else(|| bad("the scheme is not `spiffe://`"))?;
-        let parts: Vec<&str> = rest.split('/').collect();
-        let [domain, jurisdiction, region, role, name] = parts[..] else {
+        let mut parts = rest.split('/');
+        let [Some(domain), Some(jurisdiction), Some(region), Some(role), Some(name), None] =
+            std::array::from_fn(|_| parts.next())
+        else {
             return Err(bad("not exactly four path segments"));
         };
         if domain.is_empty() || domain.len() > 255 || !domain.split('.').all(is_label) {

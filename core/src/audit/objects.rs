@@ -4,7 +4,7 @@
 
 use super::Entry;
 use crate::{
-    canon::Canon,
+    canon::Node,
     id::{Digest, IdError, RoundId, SpiffeId, StudyId},
 };
 use std::{collections::BTreeSet, fmt, str::FromStr};
@@ -86,25 +86,22 @@ pub fn objects(entry: &Entry) -> BTreeSet<Object> {
     found
 }
 
-fn collect(value: &Canon, found: &mut BTreeSet<Object>) {
-    match value {
-        Canon::Text(text) if text.len() == DIGITS || text.starts_with("spiffe://") => {
-            found.extend(text.parse().ok().filter(|o| !matches!(o, Object::Study(_))));
+fn collect(value: Node<'_>, found: &mut BTreeSet<Object>) {
+    if let Some(text) = value.as_text()
+        && (text.len() == DIGITS || text.starts_with("spiffe://"))
+    {
+        found.extend(text.parse().ok().filter(|o| !matches!(o, Object::Study(_))));
+    }
+    value.items().for_each(|item| collect(item, found));
+    value.members().for_each(|(_, member)| collect(member, found));
+    if let Ok(study) = value.parsed::<StudyId>("study") {
+        if let Ok(number) = value.int("round") {
+            found.insert(Object::Round(RoundId { study: study.clone(), number }));
         }
-        Canon::List(items) => items.iter().for_each(|item| collect(item, found)),
-        Canon::Map(members) => {
-            members.values().for_each(|member| collect(member, found));
-            if let Ok(study) = value.parsed::<StudyId>("study") {
-                if let Ok(number) = value.int("round") {
-                    found.insert(Object::Round(RoundId { study: study.clone(), number }));
-                }
-                found.insert(Object::Study(study));
-            }
-            if let Some(asked) = members.get("asked") {
-                found.extend(asked.parsed::<Object>("object").ok());
-            }
-        }
-        _ => {}
+        found.insert(Object::Study(study));
+    }
+    if let Some(asked) = value.member("asked") {
+        found.extend(asked.parsed::<Object>("object").ok());
     }
 }
 
@@ -114,11 +111,8 @@ pub fn terms(entry: &Entry) -> BTreeSet<String> {
     let mut terms: BTreeSet<String> = objects(entry).iter().map(Object::to_string).collect();
     terms.extend(entry.actor_id().map(|id| actor_term(&id)));
     terms.extend(entry.body().text("decision").ok().map(decision_term));
-    for policy in entry.body().list("policy_ids").unwrap_or_default() {
-        if let Canon::Text(id) = policy {
-            terms.insert(policy_term(id));
-        }
-    }
+    let policies = entry.body().list("policy_ids").unwrap_or_default();
+    terms.extend(policies.into_iter().filter_map(Node::as_text).map(policy_term));
     terms
 }
 

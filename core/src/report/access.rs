@@ -35,7 +35,7 @@ pub(super) struct Access {
 impl Access {
     pub(super) fn take(&mut self, seen: &Seen<'_>, about: &About) {
         let index = seen.index();
-        let place = seen.place().map(ToString::to_string).unwrap_or_default();
+        let place = || seen.place().map(ToString::to_string).unwrap_or_default();
         self.kinds.entry(seen.kind().as_str()).or_default().add(index);
         if seen.kind() == Kind::ConnectionAdmitted
             && let (Some(who), Some(cert)) = (&seen.who, seen.cert)
@@ -54,14 +54,15 @@ impl Access {
             };
             let policies = seen.policies();
             let reason = if policies.is_empty() { code() } else { String::new() };
-            let key = [seen.kind().as_str().to_owned(), policies, reason, place.clone()];
+            let key = [seen.kind().as_str().to_owned(), policies, reason, place()];
             // Reasons can be foreign text: beyond a bound they are counted together.
             let full = self.refused.len() >= ROWS_MAX && !self.refused.contains_key(&key);
             let key = if full { Default::default() } else { key };
             self.refused.entry(key).or_default().add(index);
         }
         if matches!(seen.kind(), Kind::ModelRead | Kind::LogExported | Kind::TaskSent) {
-            let key = [place, seen.who(), seen.kind().as_str().to_owned(), seen.study().to_owned()];
+            let key =
+                [place(), seen.who(), seen.kind().as_str().to_owned(), seen.study().to_owned()];
             let abroad = seen.place().is_some_and(|p| about.is_abroad(p));
             self.transfers.entry((key, abroad)).or_default().add(index);
             self.transferred.add(index);

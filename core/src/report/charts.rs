@@ -22,6 +22,10 @@ struct Series {
 impl Series {
     fn add(&mut self, ts: &str, which: usize) {
         let span = ts.get(..UNITS[self.unit].0).unwrap_or(ts);
+        if let Some(counts) = self.spans.get_mut(span) {
+            counts[which] += 1;
+            return;
+        }
         self.spans.entry(span.to_owned()).or_default()[which] += 1;
         self.shrink(SPANS_MAX);
     }

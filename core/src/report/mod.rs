@@ -14,7 +14,7 @@ mod studies;
 
 use crate::{
     audit::{Entry, Kind},
-    canon::Canon,
+    canon::{Canon, Node},
     id::{Digest, Place, RoundId, SiteId, SpiffeId, StudyId},
     study::Study,
     time::Timestamp,
@@ -133,8 +133,14 @@ impl<'a> Seen<'a> {
     }
 
     fn who(&self) -> String {
-        let site = || self.site.as_ref().map(ToString::to_string);
-        self.who.as_ref().map(ToString::to_string).or_else(site).unwrap_or_default()
+        let body = self.entry.body();
+        // An identity has one spelling, so the entry has it already.
+        let spelled = match (&self.who, &self.site) {
+            (Some(_), _) => body.member("actor").and_then(|a| a.text("id").ok()),
+            (None, Some(_)) => body.text("site").ok(),
+            (None, None) => None,
+        };
+        spelled.unwrap_or_default().to_owned()
     }
 
     fn study(&self) -> &str {
@@ -150,11 +156,7 @@ impl<'a> Seen<'a> {
     /// Policies that decided, joined.
     fn policies(&self) -> String {
         let ids = self.entry.body().list("policy_ids").unwrap_or_default();
-        let ids = ids.iter().filter_map(|p| match p {
-            Canon::Text(id) => Some(id.as_str()),
-            _ => None,
-        });
-        ids.collect::<Vec<_>>().join(", ")
+        ids.into_iter().filter_map(Node::as_text).collect::<Vec<_>>().join(", ")
     }
 
     const fn is_refusal(&self) -> bool {

@@ -63,8 +63,12 @@ impl Security {
         if let Ok(ids) = body.list("policy_ids") {
             let allowed = seen.text("decision") == "allow";
             for id in ids {
-                let Canon::Text(id) = id else { continue };
-                self.rules.entry(id.clone()).or_default()[usize::from(!allowed)] += 1;
+                let Some(id) = id.as_text() else { continue };
+                if let Some(counts) = self.rules.get_mut(id) {
+                    counts[usize::from(!allowed)] += 1;
+                } else {
+                    self.rules.entry(id.to_owned()).or_default()[usize::from(!allowed)] += 1;
+                }
             }
         }
         if seen.kind() == Kind::ConnectionAdmitted {

@@ -91,7 +91,7 @@ impl Studies {
         let digest = |key: &str| {
             body.parsed::<Digest>(key).map(|d| d.to_string()).unwrap_or_default().into()
         };
-        let updates = body.list("updates").map_or(0, <[Canon]>::len) as u64;
+        let updates = body.list("updates").map_or(0, |updates| updates.len()) as u64;
         let round = seen.round.as_ref().map_or(0, |r| u64::from(r.number));
         if self.models.len() < ROWS_MAX {
             self.models.push(vec![
