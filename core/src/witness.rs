@@ -256,10 +256,8 @@ impl InclusionProof {
     pub fn parse(text: &str) -> Result<Self, InclusionError> {
         let read = || {
             let (head, note) = text.split_once("\n\n")?;
-            let mut lines = head.split('\n').skip_while(|line| *line == PROOF_HEAD);
-            if !text.starts_with(PROOF_HEAD) {
-                return None;
-            }
+            let mut lines = head.split('\n');
+            lines.next().filter(|line| *line == PROOF_HEAD)?;
             let index = decimal(lines.next()?.strip_prefix("index ")?)?;
             Some(Self { index, hashes: hashes(lines)?, note: note.to_owned() })
         };

@@ -95,7 +95,7 @@ fn collect(value: Node<'_>, found: &mut BTreeSet<Object>) {
     value.items().for_each(|item| collect(item, found));
     value.members().for_each(|(_, member)| collect(member, found));
     if let Ok(study) = value.parsed::<StudyId>("study") {
-        if let Ok(number) = value.int("round") {
+        if let Some(number) = value.int("round").ok().filter(|n| *n > 0) {
             found.insert(Object::Round(RoundId { study: study.clone(), number }));
         }
         found.insert(Object::Study(study));
