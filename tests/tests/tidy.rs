@@ -21,6 +21,7 @@ const FLOORS: [(&str, &[&str]); 11] = [
     ("falaj-verify", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
     ("falaj-report", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-verify"]),
     ("falaj-tests", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-coordinator"]),
+    ("falaj-fuzz", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-verify"]),
     ("xtask", &[]),
 ];
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod setup;
 mod tools;
 
@@ -40,10 +41,19 @@ enum Command {
         #[arg(long, default_value_t = 2_000)]
         seeds: u32,
     },
+    /// Fuzz every parser that meets foreign bytes, or the named one of `tests/fuzz`.
+    Fuzz {
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// The only target to run.
+        target: Option<String>,
+    },
     /// Measure, as ratios within one run.
     Bench {
-        /// Parts to run: `fold`, `log`, `uploads`, `memory`; or `privacy`, and of it `accountant`, `sampler`,
-        /// `dp-sgd`, `secagg`; or `utility`, and of it `WDBC`, `credit`, `digits`. Without any: the first four.
+        /// Parts to run: `fold`, `log`, `durable`, `who-accessed`, `uploads`, `memory`; or `audit`, which is those of the
+        /// log and the verifier; or `privacy`, and of it `accountant`, `sampler`,
+        /// `dp-sgd`, `secagg`; or `utility`, and of it `WDBC`, `credit`, `digits`. Without any: the first six.
         parts: Vec<String>,
     },
 }
@@ -55,6 +65,7 @@ fn main() -> ExitCode {
         Command::Test { args } => test(&args),
         Command::Check => check(),
         Command::Sim { seeds } => sim(seeds),
+        Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
         Command::Bench { parts } => bench::run(&parts),
     };
     match done {

@@ -1,0 +1,258 @@
+//! Every parser that meets foreign bytes, as a target for a fuzzer: what it must hold to whatever the bytes are.
+//!
+//! `cargo test -p falaj-fuzz` runs each target over its seeds, over what was ever found (`regressions/`), and over changes
+//! that are the same in every run. `cargo xtask fuzz` lets libFuzzer look further. A target panics when its property is
+//! broken, and only then.
+
+mod bundles;
+mod seeds;
+
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use falaj_certs::{history::History, identity::Identity, trust::TrustFile};
+use falaj_core::{
+    audit::{Entry, objects},
+    canon::{Canon, Document},
+    id::{Digest, Place, SpiffeId},
+    ledger::{Ledger, OtherPeople},
+    manifest::Manifest,
+    merkle,
+    note::{self, Checkpoint, VerifierKey},
+    receipt::Receipt,
+    task::TaskHeader,
+    update::UpdateHeader,
+    witness::{AddCheckpoint, InclusionProof, WitnessKey},
+};
+use falaj_proto::study;
+use rustls_pki_types::CertificateDer;
+use std::{fmt::Display, path::Path, str::FromStr};
+
+/// One parser, or a few that read the same bytes.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Its name.
+    pub name: &'static str,
+    /// Holds it to its properties.
+    pub run: fn(&[u8]),
+    /// Bytes to begin from, which it reads.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    Target { name: "canon", run: canon, seeds: seeds::canon },
+    Target { name: "entry", run: entry, seeds: seeds::entries },
+    Target { name: "entries", run: entries, seeds: seeds::bundles_of_entries },
+    Target { name: "signed", run: signed, seeds: seeds::signed },
+    Target { name: "note", run: note, seeds: seeds::notes },
+    Target { name: "keys", run: keys, seeds: seeds::keys },
+    Target { name: "add-checkpoint", run: add_checkpoint, seeds: seeds::add_checkpoint },
+    Target { name: "proof", run: proof, seeds: seeds::proof },
+    Target { name: "ids", run: ids, seeds: seeds::ids },
+    Target { name: "study", run: study, seeds: seeds::study },
+    Target { name: "trust", run: trust, seeds: seeds::trust },
+    Target { name: "ledger", run: ledger, seeds: seeds::ledger },
+    Target { name: "certificate", run: certificate, seeds: seeds::certificates },
+    Target { name: "tar", run: bundles::raw, seeds: bundles::raw_seeds },
+    Target { name: "bundle", run: bundles::edited, seeds: bundles::edits },
+];
+
+/// The target of this name.
+#[must_use]
+pub fn target(name: &str) -> Option<Target> {
+    TARGETS.iter().copied().find(|t| t.name == name)
+}
+
+/// What was read spells itself as it was read.
+fn same(what: &str, read: &[u8], spelled: &[u8]) {
+    assert!(
+        read == spelled,
+        "{what}: {:?} reads as {:?}",
+        String::from_utf8_lossy(read),
+        String::from_utf8_lossy(spelled)
+    );
+}
+
+/// Text that is read spells itself as it was.
+fn text<T: FromStr + Display>(what: &str, text: &str) {
+    if let Ok(read) = text.parse::<T>() {
+        same(what, text.as_bytes(), read.to_string().as_bytes());
+    }
+}
+
+/// What is accepted is the one spelling of its value, and a general JSON reader reads the same value.
+fn canon(data: &[u8]) {
+    let Ok(document) = Document::parse(data) else {
+        return;
+    };
+    let root = document.root();
+    same("canon", data, &root.to_bytes());
+    same("canon, rewritten", data, &root.to_canon().to_bytes());
+    let other: serde_json::Value = serde_json::from_slice(data).expect("canonical JSON is JSON");
+    assert!(alike(&root.to_canon(), &other), "{other}");
+}
+
+fn alike(ours: &Canon, other: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match (ours, other) {
+        (Canon::Bool(a), Value::Bool(b)) => a == b,
+        (Canon::Int(a), Value::Number(b)) => Some(*a) == b.as_i64(),
+        (Canon::Text(a), Value::String(b)) => a == b,
+        (Canon::List(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(a, b))
+        }
+        (Canon::Map(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| alike(a, b)))
+        }
+        _ => false,
+    }
+}
+
+/// An entry keeps its bytes, and everything under which it is found stands in it.
+fn entry(data: &[u8]) {
+    let Ok(entry) = Entry::parse(data) else { return };
+    same("entry", data, &entry.body().to_bytes());
+    let _ = (entry.round(), entry.digests("updates"));
+    for object in objects::objects(&entry) {
+        let spelled = object.to_string();
+        assert_eq!(spelled.parse::<objects::Object>().ok(), Some(object), "{spelled}");
+    }
+    let _ = objects::terms(&entry);
+}
+
+/// A bundle whose entries are whole is made of them and of nothing else.
+fn entries(data: &[u8]) {
+    let Some(read) = merkle::entries(data).collect::<Option<Vec<_>>>() else { return };
+    let mut again = Vec::new();
+    read.iter().for_each(|entry| merkle::put_entry(entry, &mut again));
+    same("entries", data, &again);
+}
+
+/// Signed words: a header, a receipt, a task, a steward's statement, a manifest.
+fn signed(data: &[u8]) {
+    // Members that these do not know are kept out by the signature, not by the parser: what they know comes back.
+    let again = |what: &str, bytes: Option<Vec<u8>>, read: &dyn Fn(&[u8]) -> Option<Vec<u8>>| {
+        let Some(bytes) = bytes else { return };
+        let twice = read(&bytes).unwrap_or_else(|| panic!("{what} does not read what it wrote"));
+        same(what, &bytes, &twice);
+    };
+    let header = |b: &[u8]| UpdateHeader::parse(b).ok().map(|h| h.to_bytes());
+    again("header", header(data), &header);
+    let receipt = |b: &[u8]| Receipt::parse(b).ok().map(|r| r.to_bytes());
+    again("receipt", receipt(data), &receipt);
+    let task = |b: &[u8]| TaskHeader::parse(b).ok().map(|t| t.to_bytes());
+    again("task", task(data), &task);
+    let others = |b: &[u8]| OtherPeople::parse(b).ok().map(|o| o.to_bytes());
+    again("statement", others(data), &others);
+    let manifest = |b: &[u8]| Manifest::parse(b).ok().map(|m| m.to_bytes());
+    again("manifest", manifest(data), &manifest);
+}
+
+/// Only what a key signed opens under it, and a checkpoint that opens is spelled in one way.
+fn note(data: &[u8]) {
+    let Ok(data) = str::from_utf8(data) else { return };
+    let log: VerifierKey = seeds::vector("vkey").parse().expect("a key");
+    let opened = note::open(data, &log).ok();
+    if let Some(body) = opened {
+        assert!(data.starts_with(body) && body.ends_with('\n'), "{body}");
+        assert_eq!(body, seeds::vector("signed_text"), "something that was never signed opens");
+    }
+    if let Ok(head) = Checkpoint::open(data, &log) {
+        assert_eq!(Some(&*head.body()), opened);
+    }
+    let witness: WitnessKey = seeds::vector("witness_vkey").parse().expect("a key");
+    let _ = witness.cosigned(data);
+}
+
+/// Keys as text have one spelling, blanks around it aside: they come from files and command lines.
+fn keys(data: &[u8]) {
+    let Ok(data) = str::from_utf8(data).map(str::trim) else { return };
+    text::<VerifierKey>("verifier key", data);
+    text::<WitnessKey>("witness key", data);
+}
+
+/// A request to a witness has one spelling.
+fn add_checkpoint(data: &[u8]) {
+    let Ok(data) = str::from_utf8(data) else { return };
+    if let Some(read) = AddCheckpoint::parse(data) {
+        assert!(read.proof.len() <= 63);
+        same("add-checkpoint", data.as_bytes(), read.to_text().as_bytes());
+    }
+}
+
+/// A proof has one spelling, and leads nowhere but to the head that was signed.
+fn proof(data: &[u8]) {
+    let Ok(data) = str::from_utf8(data) else { return };
+    let Ok(read) = InclusionProof::parse(data) else { return };
+    assert!(read.hashes.len() <= 63);
+    same("proof", data.as_bytes(), read.to_text().as_bytes());
+    let log: VerifierKey = seeds::vector("vkey").parse().expect("a key");
+    let leaf = merkle::leaf_hash(b"leaf-42");
+    if read.verify(&leaf, &log).is_ok() {
+        assert_eq!(read.index, 42, "a proof of one entry proves another");
+    }
+}
+
+/// Names have one spelling.
+fn ids(data: &[u8]) {
+    let Ok(data) = str::from_utf8(data) else { return };
+    text::<SpiffeId>("SPIFFE ID", data);
+    text::<Place>("place", data);
+    text::<Digest>("digest", data);
+    text::<objects::Object>("object", data);
+}
+
+/// A study file is a study or a list of what is wrong with it, in the file's own lines.
+fn study(data: &[u8]) {
+    let Ok(data) = str::from_utf8(data) else { return };
+    match study::parse(data, "study.yaml") {
+        Ok(study) => {
+            let _ = (study.cost_of_joining(), study.cost_of_rounds(1));
+        }
+        Err(wrong) => assert!(!wrong.to_string().is_empty()),
+    }
+}
+
+/// A trust configuration that is read reads back as itself; issuers that it names need not exist.
+fn trust(data: &[u8]) {
+    let Ok(data) = str::from_utf8(data) else { return };
+    let Ok(file) = TrustFile::parse(Path::new("trust.toml"), data) else { return };
+    let again = toml::to_string(&file).expect("it was TOML");
+    let twice = TrustFile::parse(Path::new("trust.toml"), &again).expect("it wrote it itself");
+    assert_eq!(format!("{file:?}"), format!("{twice:?}"));
+    let _ = History::default().take_trust("trust.toml", data.as_bytes());
+}
+
+/// A line that a ledger takes is part of its chain; one that it refuses changes nothing.
+fn ledger(data: &[u8]) {
+    let mut ledger = Ledger::default();
+    if let Ok(text) = str::from_utf8(data) {
+        bundles::with_ledger(text);
+    }
+    for line in data.split(|b| *b == b'\n') {
+        let (head, entries) = (ledger.head(), ledger.entries());
+        if ledger.take(line).is_ok() {
+            assert_eq!(ledger.entries(), entries + 1);
+            assert_eq!(ledger.head(), Digest::of(line));
+        } else {
+            assert_eq!((ledger.head(), ledger.entries()), (head, entries));
+        }
+    }
+}
+
+/// Whoever a certificate names has one spelling, and nobody vouches for a certificate that was changed.
+fn certificate(data: &[u8]) {
+    if let Ok(identity) = Identity::parse(&CertificateDer::from(data)) {
+        text::<SpiffeId>("identity", &identity.spiffe.to_string());
+        let _ = VerifyingKey::from_bytes(&identity.public_key);
+    }
+    let mut history = seeds::history();
+    if history.take_certificate(Digest::of(data), data.to_vec()).is_some() {
+        assert!(seeds::certificates().iter().any(|c| c == data), "a forged certificate counts");
+    }
+    let _ = history.take_issuer(data.to_vec());
+}
+
+/// A key that is the same in every run.
+fn key(n: u8) -> SigningKey {
+    SigningKey::from_bytes(&[n; 32])
+}

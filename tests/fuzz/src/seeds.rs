@@ -1,0 +1,227 @@
+//! Bytes to begin from: what the programs write themselves, and the public vectors.
+
+use crate::{bundles, key};
+use ed25519_dalek::pkcs8::EncodePrivateKey as _;
+use falaj_certs::{history::History, trust::spki_sha256};
+use falaj_core::{
+    id::{Digest, RoundId, SiteId},
+    ledger::{Event, HEAD_CONTEXT, Ledger, OtherPeople, head_bytes},
+    manifest::{Manifest, TensorSpec},
+    merkle,
+    note::sign_context,
+    receipt::Receipt,
+    task::TaskHeader,
+    time::Timestamp,
+    update::{Encoding, UpdateHeader},
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
+use rustls_pki_types::CertificateDer;
+use std::sync::LazyLock;
+
+pub(crate) const SITE: &str = "spiffe://t/ae-on/ae-az/site/h-1";
+pub(crate) const STUDY: &str = "study: s
+purpose: To be checked.
+data:
+  dataset: d
+  label: { column: y, classes: [a, b] }
+  features: [{ name: x, min: 0.0, max: 1.0 }]
+model: { kind: logistic }
+training: { local_steps: 1, sample_rate: 0.1, learning_rate: 0.5 }
+privacy: { mechanism: dp_sgd, noise_multiplier: 4.0, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 8.0 }
+cohort: { places: [\"ae-on/*\"], min_sites: 1 }
+rounds: { count: 1 }
+";
+
+static VECTORS: LazyLock<serde_json::Value> = LazyLock::new(|| {
+    let text = include_str!("../../../core/testdata/merkle_vectors.json");
+    serde_json::from_str(text).expect("JSON")
+});
+
+/// A text of the public vectors' checkpoint of 70,000 entries.
+pub(crate) fn vector(name: &str) -> &'static str {
+    VECTORS["generated_70000"]["checkpoint"][name].as_str().expect("text")
+}
+
+fn of_70000(name: &str) -> Vec<u8> {
+    VECTORS["generated_70000"][name].as_str().expect("text").as_bytes().to_vec()
+}
+
+/// An issuer and a site that it vouches for, DER.
+static CERTIFICATES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
+    let pair = |n| {
+        let der = key(n).to_pkcs8_der().expect("a key");
+        KeyPair::try_from(der.as_bytes()).expect("a key")
+    };
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let ca = pair(1);
+    let issuer = params.self_signed(&ca).expect("a certificate").der().to_vec();
+    let issuer_of = Issuer::new(params, ca);
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(SITE.try_into().expect("ASCII"))];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let site = params.signed_by(&pair(2), &issuer_of).expect("a certificate").der().to_vec();
+    [issuer, site]
+});
+
+pub(crate) fn certificates() -> Vec<Vec<u8>> {
+    CERTIFICATES.to_vec()
+}
+
+pub(crate) fn trust_file() -> Vec<u8> {
+    let spki = spki_sha256(&CertificateDer::from(&CERTIFICATES[0][..])).expect("a key");
+    format!(
+        "trust_domain = \"t\"\n[[issuer]]\ncert = \"i.pem\"\nspki_sha256 = \"{spki}\"\nplaces = [\"ae-on/ae-az\"]\n"
+    )
+    .into_bytes()
+}
+
+/// A history that knows the issuer.
+pub(crate) fn history() -> History {
+    let mut history = History::default();
+    history.take_issuer(CERTIFICATES[0].clone()).expect("an issuer");
+    history.take_trust("trust", &trust_file()).expect("trust");
+    history
+}
+
+pub(crate) fn round() -> RoundId {
+    RoundId { study: "s".parse().expect("a study"), number: 1 }
+}
+
+pub(crate) fn site() -> SiteId {
+    SITE.parse().expect("a site")
+}
+
+pub(crate) fn header() -> UpdateHeader {
+    UpdateHeader {
+        round: round(),
+        site: site(),
+        base: Digest::of(b"base"),
+        manifest: Digest::of(b"manifest"),
+        encoding: Encoding::new(16, 0.5).expect("a grid"),
+        params: 4,
+        payload_bytes: 8,
+        payload: Digest::of(b"payload"),
+        weight: 10,
+        mechanism: "dp_sgd".into(),
+        epsilon: "1.0000".into(),
+        cohort: None,
+        ledger: Digest::of(LEDGER.lines().nth(1).unwrap_or_default().as_bytes()),
+    }
+}
+
+pub(crate) fn canon() -> Vec<Vec<u8>> {
+    let mut seeds = entries();
+    seeds.extend(signed());
+    seeds.push(br#"{"a":["\n\u0001",-3,true,false,[],{}],"b\"":9007199254740991}"#.to_vec());
+    seeds
+}
+
+pub(crate) fn entries() -> Vec<Vec<u8>> {
+    merkle::entries(&bundles::entries()).flatten().map(<[u8]>::to_vec).collect()
+}
+
+pub(crate) fn bundles_of_entries() -> Vec<Vec<u8>> {
+    vec![bundles::entries()]
+}
+
+pub(crate) fn signed() -> Vec<Vec<u8>> {
+    let (at, digest) = (Timestamp::from_millis(1_772_323_200_000), Digest::of(b"x"));
+    let receipt = Receipt {
+        round: round(),
+        site: site(),
+        payload: digest,
+        header: digest,
+        log_index: 3,
+        leaf_hash: digest,
+        committed: at,
+    };
+    let task = TaskHeader {
+        round: round(),
+        rounds: 3,
+        site: site(),
+        study_sha256: digest,
+        base: digest,
+        manifest: digest,
+        deadline: at,
+        masked: Some((1, digest)),
+    };
+    let others = OtherPeople {
+        site: site(),
+        dataset: "d".into(),
+        head: digest,
+        because: "Others came.".into(),
+    };
+    let tensor = TensorSpec { name: "w".into(), shape: vec![2, 3] };
+    let manifest = Manifest::new(vec![tensor]).expect("a manifest");
+    vec![
+        header().to_bytes(),
+        receipt.to_bytes(),
+        task.to_bytes(),
+        others.to_bytes(),
+        manifest.to_bytes(),
+    ]
+}
+
+pub(crate) fn notes() -> Vec<Vec<u8>> {
+    ["checkpoint", "cosigned_checkpoint"].map(|n| vector(n).as_bytes().to_vec()).into()
+}
+
+pub(crate) fn keys() -> Vec<Vec<u8>> {
+    ["vkey", "witness_vkey"].map(|n| vector(n).as_bytes().to_vec()).into()
+}
+
+pub(crate) fn add_checkpoint() -> Vec<Vec<u8>> {
+    vec![of_70000("witness_add_checkpoint_body_65537_to_70000")]
+}
+
+pub(crate) fn proof() -> Vec<Vec<u8>> {
+    vec![of_70000("tlog_proof_index_42")]
+}
+
+pub(crate) fn ids() -> Vec<Vec<u8>> {
+    let digest = Digest::of(b"x").to_string();
+    [SITE, "ae-on/ae-az", "heart/12", "heart", &digest].map(|s| s.as_bytes().to_vec()).into()
+}
+
+pub(crate) fn study() -> Vec<Vec<u8>> {
+    let demo = include_str!("../../../xtask/demo/study.yaml");
+    [STUDY, demo].map(|s| s.as_bytes().to_vec()).into()
+}
+
+pub(crate) fn trust() -> Vec<Vec<u8>> {
+    vec![trust_file()]
+}
+
+pub(crate) fn ledger() -> Vec<Vec<u8>> {
+    vec![LEDGER.clone().into_bytes()]
+}
+
+/// A ledger as a site exports it: its entries, of which the second pays for its update, and its head, signed.
+static LEDGER: LazyLock<String> = LazyLock::new(|| {
+    let mut ledger = Ledger::default();
+    let mut lines = String::new();
+    let cost = Box::new(falaj_core::dp::rdp::RdpCurve::zero());
+    let (dataset, study) = ("d".to_owned(), round().study);
+    let purpose = "round 1".to_owned();
+    for event in [
+        Event::Opened { site: site() },
+        Event::Reserved { id: 1, dataset, study, purpose, cost },
+        Event::Committed { id: 1 },
+    ] {
+        let line = ledger.entry(&event, Timestamp::from_millis(0), [7; 16]);
+        ledger.take(&line).expect("it goes on");
+        lines.push_str(str::from_utf8(&line).expect("JSON"));
+        lines.push('\n');
+    }
+    let head = head_bytes(&site(), ledger.entries(), &ledger.head());
+    let signature = sign_context(&key(2), HEAD_CONTEXT, &head);
+    let last = falaj_core::canon::Canon::map([
+        ("head", String::from_utf8(head).expect("JSON").into()),
+        ("signature", hex::encode(signature).into()),
+    ]);
+    lines.push_str(&String::from_utf8(last.to_bytes()).expect("JSON"));
+    lines
+});
