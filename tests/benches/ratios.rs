@@ -3,6 +3,12 @@
 //!
 //! `cargo xtask bench` builds the programs in release and runs this; `cargo xtask bench fold` runs one part.
 
+#[path = "ratios/durable.rs"]
+mod durable;
+#[path = "../../coordinator/tests/store/server.rs"]
+#[expect(dead_code, reason = "the store's tests use more of it")]
+mod server;
+
 use anyhow::{Context as _, Result, ensure};
 use falaj_coordinator::{
     metrics::Metrics,
@@ -57,15 +63,16 @@ fn gb_per_s(bytes: usize, took: Duration) -> f64 {
 }
 
 type Part = fn() -> Result<()>;
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("fold", fold),
     ("log", log),
+    ("durable", durable::run),
     ("who-accessed", who_accessed),
     ("uploads", uploads),
     ("memory", memory),
 ];
 /// Parts that are meant by `audit`.
-const AUDIT: [&str; 2] = ["log", "who-accessed"];
+const AUDIT: [&str; 3] = ["log", "durable", "who-accessed"];
 
 fn main() -> Result<()> {
     // Cargo adds `--bench`; other words choose parts.
