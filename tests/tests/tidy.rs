@@ -10,7 +10,7 @@ use std::{
 };
 
 /// What each room may import, tests aside.
-const FLOORS: [(&str, &[&str]); 11] = [
+const FLOORS: [(&str, &[&str]); 12] = [
     ("falaj-core", &[]),
     ("falaj-proto", &["falaj-core"]),
     ("falaj-certs", &["falaj-core"]),

@@ -183,11 +183,9 @@ pub fn ocsf(entry: &Entry, bytes: &[u8], origin: Option<&str>) -> Canon {
             event.insert("api".to_owned(), Canon::map([("operation", operation.into())]));
         }
     }
-    if let Canon::Map(members) = entry.body() {
-        let rest = members.iter().filter(|(name, _)| !PLACED.contains(&name.as_str()));
-        let rest = rest.map(|(name, value)| (name.clone(), value.clone())).collect();
-        event.insert("unmapped".to_owned(), Canon::Map(rest));
-    }
+    let rest = entry.body().members().filter(|(name, _)| !PLACED.contains(name));
+    let rest = rest.map(|(name, value)| (name.to_owned(), value.to_canon())).collect();
+    event.insert("unmapped".to_owned(), Canon::Map(rest));
     Canon::Map(event)
 }
 
