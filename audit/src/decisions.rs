@@ -57,7 +57,8 @@ impl Decisions {
         else {
             return Ok(());
         };
-        let study = body.text("study").ok();
+        let of_service = action.parse::<Action>().is_ok_and(Action::is_of_service);
+        let study = body.text("study").ok().filter(|_| !of_service);
         let mechanism = match study {
             Some(name) => match body.text("mechanism").ok().or_else(|| self.mechanism(name)) {
                 Some(mechanism) => Some(mechanism.to_owned()),

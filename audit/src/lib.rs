@@ -12,7 +12,10 @@ mod stamps;
 
 use falaj_certs::{timestamp::Issuers, trust::TrustFile};
 use falaj_core::{
-    audit::{Entry, bundle},
+    audit::{
+        Entry, Kind, bundle,
+        person::{Disclosure, Person},
+    },
     canon::{self, Canon},
     id::Digest,
     merkle::{self, Frontier, TILE_WIDTH},
@@ -29,7 +32,7 @@ use serde::Serialize;
 use stamps::Stamps;
 pub use stamps::{StampLevel, StampReport};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
     io::{self, Read},
     path::Path,
@@ -37,6 +40,9 @@ use std::{
 
 /// No single file of a bundle is larger, apart from what is streamed: a full tile of entries.
 const FILE_BYTES_MAX: u64 = TILE_WIDTH * (merkle::ENTRY_BYTES_MAX as u64 + 2);
+
+/// People who are not disclosed, and people who were erased, at most: a coordinator knows far fewer at once.
+const PERSONS_MAX: usize = 1 << 20;
 
 /// What is wrong with a bundle: the first thing found.
 #[derive(Debug, thiserror::Error)]
@@ -290,6 +296,8 @@ impl<'a> Verifier<'a> {
             self.log.take_earlier(path, &earlier)
         } else if path.starts_with(bundle::TILES) {
             self.log.take_tile(path, &bytes)
+        } else if path.starts_with(bundle::PERSONAL) {
+            self.log.take_personal(path, &bytes)
         } else if path.starts_with(bundle::ENTRIES) {
             let follow = &mut |entry: &Entry| {
                 self.keys.take(entry)?;
@@ -333,6 +341,7 @@ impl<'a> Verifier<'a> {
         }
         self.keys.finish()?;
         self.replay.finish()?;
+        self.log.people.finish()?;
         let timestamps = self.stamps.finish()?;
         let folds = std::mem::take(&mut self.replay.folds);
         let mut reports = folds.into_iter().map(|f| f.finish(&self.head.origin, size, &found));
@@ -436,6 +445,47 @@ struct Log {
     tile: Vec<Digest>,
     last_ts: String,
     earlier: BTreeMap<u64, Digest>,
+    /// What is disclosed of the people in the tile's entries.
+    disclosed: VecDeque<Disclosure>,
+    people: People,
+}
+
+/// People whose commitments are not opened. That is right for those who were erased, and the entry that says so comes
+/// last.
+#[derive(Default)]
+struct People {
+    /// The first entry of each.
+    withheld: BTreeMap<Person, u64>,
+    erased: BTreeSet<Person>,
+}
+
+impl People {
+    fn withhold(&mut self, person: Person, index: u64) {
+        if !self.erased.contains(&person) {
+            self.withheld.entry(person).or_insert(index);
+        }
+    }
+
+    fn erase(&mut self, person: Person) {
+        self.withheld.remove(&person);
+        self.erased.insert(person);
+    }
+
+    fn is_full(&self) -> bool {
+        self.withheld.len().max(self.erased.len()) > PERSONS_MAX
+    }
+
+    fn finish(&self) -> Result<(), Wrong> {
+        match self.withheld.iter().min_by_key(|(_, index)| **index) {
+            None => Ok(()),
+            Some((person, index)) => Err(Wrong::Content {
+                index: *index,
+                what: format!(
+                    "person {person} was withheld: nothing opens the commitment to who did it, and no entry says that they were erased"
+                ),
+            }),
+        }
+    }
 }
 
 /// What looks at each entry, and says what is wrong with it.
@@ -479,6 +529,28 @@ impl Log {
         Ok(())
     }
 
+    /// What is disclosed of the people in the tile that came before: one line for each entry, in order.
+    fn take_personal(&mut self, path: &str, bytes: &[u8]) -> Result<(), Wrong> {
+        let wrong = |what: String| Wrong::File { path: path.to_owned(), what };
+        let from = self.frontier.size();
+        let below = from + self.tile.len() as u64;
+        let placed = !self.tile.is_empty() && self.disclosed.is_empty();
+        if !placed || path != bundle::personal(from / TILE_WIDTH) {
+            return Err(wrong("it does not stand between a tile and its entries".into()));
+        }
+        let lines = bytes.strip_suffix(b"\n").ok_or_else(|| wrong("it ends early".into()))?;
+        let mut next = from;
+        for line in lines.split(|b| *b == b'\n') {
+            let disclosure = Disclosure::parse(line).map_err(|e| wrong(e.to_string()))?;
+            if disclosure.seq < next || disclosure.seq >= below {
+                return Err(wrong(format!("entry {} is out of place in it", disclosure.seq)));
+            }
+            next = disclosure.seq + 1;
+            self.disclosed.push_back(disclosure);
+        }
+        Ok(())
+    }
+
     fn take_entries(
         &mut self,
         path: &str,
@@ -512,6 +584,10 @@ impl Log {
             self.take_entry(index, entry, follow)?;
         }
         let index = self.frontier.size();
+        if let Some(left) = self.disclosed.pop_front() {
+            let what = "a person is disclosed in it, and it is not there".to_owned();
+            return Err(Wrong::Content { index: left.seq, what });
+        }
         if hashes.next().is_some() {
             return Err(Wrong::Content { index, what: "it is missing".into() });
         }
@@ -537,6 +613,25 @@ impl Log {
             )));
         }
         self.last_ts.clone_from(&entry.ts);
+        let entry = match self.disclosed.pop_front_if(|d| d.seq == index) {
+            Some(disclosure) => entry.disclosed(&disclosure).map_err(|e| wrong(e.to_string()))?,
+            None => entry,
+        };
+        match (entry.actor_person(), entry.personal_commit(), entry.actor_id()) {
+            (Some(person), Some(_), None) => self.people.withhold(person, index),
+            (Some(person), None, _) => {
+                return Err(wrong(format!("it names person {person} and commits to nothing")));
+            }
+            (None, Some(_), _) => return Err(wrong("it commits to nobody".into())),
+            _ => {}
+        }
+        if entry.kind == Kind::ErasurePerformed {
+            let person = entry.person().ok_or_else(|| wrong("it erased nobody".into()))?;
+            self.people.erase(person);
+        }
+        if self.people.is_full() {
+            return Err(wrong(format!("more than {PERSONS_MAX} people are not disclosed")));
+        }
         follow(&entry).map_err(wrong)
     }
 }

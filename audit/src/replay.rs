@@ -235,7 +235,7 @@ impl Replay {
             Kind::ConnectionRefused | Kind::UpdateRefused | Kind::AccessDenied
         );
         let Some(who) = entry.actor_id().filter(|_| !refused) else { return Ok(()) };
-        let cert = entry.body().member("actor").and_then(|a| a.parsed("cert_sha256").ok());
+        let cert = entry.actor_cert();
         let cert = cert.ok_or_else(|| format!("it names no certificate of {who}"))?;
         self.history.check(&who, &cert)?;
         if entry.kind == Kind::ConnectionAdmitted {

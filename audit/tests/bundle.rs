@@ -1,12 +1,15 @@
 //! A real bundle, made with core's own functions, and every way in which it can be wrong.
 
+#[path = "bundle/people.rs"]
+mod people;
+
 use ed25519_dalek::{SigningKey, pkcs8::DecodePrivateKey as _};
 use falaj_certs::{
     history::History,
     trust::{TrustFile, spki_sha256},
 };
 use falaj_core::{
-    audit::{Actor, Draft, Entry, Kind, bundle, policy_set},
+    audit::{Actor, Draft, Kind, bundle, policy_set},
     canon::{self, Canon},
     id::{Digest, RoundId, SiteId},
     merkle::{self, Frontier},
@@ -129,6 +132,7 @@ fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
         id: Some(id.spiffe().clone()),
         cert: Some(Digest::of(&cert)),
         address: Some("127.0.0.1:9".into()),
+        person: None,
     };
     let mut drafts = vec![
         Draft::new(Kind::CoordinatorStarted)
@@ -217,8 +221,8 @@ fn report(files: &[(String, Vec<u8>)], root: Digest, witnessed: Option<u64>) -> 
                 if let Some(size) = witnessed {
                     report.witness(SITE, size, "2023-11-14T22:13:20.000Z");
                 }
-                for entry in merkle::entries(bytes).flatten() {
-                    report.take(&Entry::parse(entry).expect("an entry"));
+                for entry in people::entries(files, bytes) {
+                    report.take(&entry);
                     size += 1;
                 }
             }

@@ -6,14 +6,22 @@
 
 use crate::{
     engine::{Engine, problem_of},
+    persons::Persons,
     policy::{Action, Resource},
     store::writer::{Change, Commit},
 };
 use arc_swap::ArcSwap;
-use falaj_certs::{identity::Identity, tls::handshake_reason, trust::TrustStore};
+use falaj_certs::{
+    identity::{Identity, IdentityError},
+    tls::handshake_reason,
+    trust::TrustStore,
+};
 use falaj_core::{
-    audit::{Actor, Draft, Kind},
-    id::{Digest, SiteId},
+    audit::{
+        Actor, Draft, Kind,
+        person::{Person, is_person},
+    },
+    id::{Digest, SiteId, SpiffeId},
 };
 use falaj_proto::problem::{Code, Problem};
 use rustls::{ServerConfig, ServerConnection};
@@ -129,6 +137,20 @@ impl Transport {
     }
 }
 
+/// The pseudonym of a person, who is taken up when they come for the first time.
+async fn meet(persons: &Persons, id: &SpiffeId) -> Result<Person, Problem> {
+    if let Some(person) = persons.of(id) {
+        return Ok(person);
+    }
+    let (persons, id) = (persons.clone(), id.clone());
+    let met = tokio::task::spawn_blocking(move || persons.meet(&id)).await;
+    let met = met.map_err(anyhow::Error::from).and_then(|met| Ok(met?));
+    met.map_err(|e| {
+        tracing::error!(error = %format!("{e:#}"), "a person cannot be taken up");
+        Code::StorageFull.because("the coordinator cannot take up anybody for the moment")
+    })
+}
+
 /// What an accept loop works with.
 #[derive(Clone)]
 pub struct Acceptor {
@@ -202,7 +224,7 @@ impl Acceptor {
             Err(e) => {
                 let reason = handshake_reason(&e);
                 let actor = Actor { address: Some(address.to_string()), ..Actor::default() };
-                self.refuse(&actor, reason, &e.to_string(), Vec::new()).await;
+                self.refuse(&actor, reason, &e.to_string()).await;
                 return None;
             }
         };
@@ -225,23 +247,34 @@ impl Acceptor {
         transport: &Transport,
     ) -> Option<Peer> {
         let cert = chain.first().map(|c| Digest::of(c));
-        let rows: Vec<Change> = chain
-            .first()
-            .map(|c| Change::Certificate(Digest::of(c), c.to_vec()))
-            .into_iter()
-            .collect();
         let certificate: Arc<[u8]> = chain.first().map(AsRef::as_ref).unwrap_or_default().into();
-        let mut actor = Actor { id: None, cert, address: Some(address.to_string()) };
+        let address_text = Some(address.to_string());
+        let mut actor = Actor { cert, address: address_text, ..Actor::default() };
         let identity = match self.trust.load().identify(chain) {
             Ok(identity) => identity,
             Err(e) => {
+                // Nobody vouches for what such a certificate says: it may name anybody, and is not kept.
+                let detail = match &e {
+                    IdentityError::Malformed(_) => "the certificate names no Falaj identity".into(),
+                    e => e.to_string(),
+                };
                 let problem = Code::Unidentified.because(e);
-                self.refuse(&actor, problem.code.as_str(), &problem.detail, rows).await;
+                self.refuse(&actor, problem.code.as_str(), &detail).await;
                 return Some(Peer { actor, certificate, admitted: Err(problem) });
             }
         };
-        actor.id = Some(identity.spiffe.clone());
         let parts = self.engine.parts();
+        actor.id = Some(identity.spiffe.clone());
+        let rows: Vec<Change> = if is_person(&identity.spiffe) {
+            match meet(&parts.persons, &identity.spiffe).await {
+                Ok(person) => actor.person = Some(person),
+                Err(problem) => return Some(Peer { actor, certificate, admitted: Err(problem) }),
+            }
+            let sealed = actor.person.and_then(|p| parts.persons.seal_certificate(p, &certificate));
+            sealed.into_iter().collect()
+        } else {
+            cert.map(|cert| Change::Certificate(cert, certificate.to_vec())).into_iter().collect()
+        };
         let decision = parts.policy.decide(&identity.spiffe, Action::Connect, &Resource::Service);
         let draft = |kind: Kind| {
             Draft::new(kind).actor(&actor).text("action", Action::Connect.as_str()).decided(
@@ -271,7 +304,7 @@ impl Acceptor {
         Some(Peer { actor, certificate, admitted })
     }
 
-    async fn refuse(&self, actor: &Actor, reason: &str, detail: &str, rows: Vec<Change>) {
+    async fn refuse(&self, actor: &Actor, reason: &str, detail: &str) {
         let parts = self.engine.parts();
         parts.metrics.connection(reason);
         tracing::warn!(address = actor.address, reason, detail, "connection refused");
@@ -280,8 +313,7 @@ impl Acceptor {
             .text("decision", "deny")
             .text("reason", reason)
             .text("detail", detail);
-        let commit = Commit { round: None, rows, entries: vec![entry] };
-        if let Err(e) = parts.writer.commit(commit).await {
+        if let Err(e) = parts.writer.record(vec![entry]).await {
             // Nothing was served, so nothing unlogged happened but the refusal itself.
             tracing::error!(error = %e, "a refusal could not be logged");
         }

@@ -7,8 +7,10 @@ use crate::{
     clock,
     config::Config,
     engine::{Engine, Parts},
+    erasure::Erasures,
     export,
     metrics::Metrics,
+    persons::Persons,
     policy::PolicyEngine,
     rest,
     rpc::Rpc,
@@ -111,12 +113,14 @@ impl App {
         let authority = config.log.timestamps.as_ref().map(Authority::load).transpose()?;
         let dir = &config.state.dir;
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        let persons = Persons::open(&dir.join("persons"))?;
         let scratch = dir.join("scratch");
         let _ = fs::remove_dir_all(&scratch);
         fs::create_dir_all(&scratch)?;
         let keys = log_keys(&config)?;
         let metrics = Arc::new(Metrics::default());
-        let there = Store::open(&config.state.database()?).await?;
+        let (store, writing) = Store::open(&config.state.database()?).await?;
+        let there = (store, writing.sealing(persons.clone()));
         let kept = config.log.high_water.as_deref().map(high_water).transpose()?.flatten();
         let me = identity.spiffe.to_string();
         let opened =
@@ -130,6 +134,7 @@ impl App {
             writer: writer.clone(),
             updates,
             models,
+            persons,
             policy: policy.clone(),
             metrics: metrics.clone(),
             signer: keys.signer.clone(),
@@ -137,6 +142,7 @@ impl App {
             limits: config.limits.clone(),
         };
         let engine = Engine::open(parts, shutdown.clone()).await?;
+        let erasures = Erasures::open(engine.clone()).await?;
         let mut checkpointer =
             Checkpointer::new(writer.clone(), keys.signer.clone(), config.log.high_water.clone());
         if let Some((before, retiring)) = keys.retiring.zip(config.log.retiring.as_ref()) {
@@ -157,6 +163,7 @@ impl App {
         };
         let rest = rest::router(Arc::new(rest::App {
             engine: engine.clone(),
+            erasures,
             checkpointer: checkpointer.clone(),
             timestamps: timestamps.clone(),
             identity: identity.spiffe,

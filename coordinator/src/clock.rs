@@ -18,3 +18,14 @@ pub fn nonce() -> [u8; 16] {
     getrandom::fill(&mut bytes).expect("invariant: the operating system gives randomness");
     bytes
 }
+
+/// Thirty-two bytes that nobody can guess, for a key or a salt.
+///
+/// # Panics
+/// As [`nonce`].
+#[must_use]
+pub fn secret() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).expect("invariant: the operating system gives randomness");
+    bytes
+}

@@ -3,7 +3,12 @@
 //! Written to a file of its own first, in bounded memory, and covering exactly the newest checkpoint.
 
 use crate::{
-    store::{Store, row::UpdateRow},
+    persons::Persons,
+    store::{
+        Store,
+        objects::{Stored, Wanted},
+        row::UpdateRow,
+    },
     timestamps::Timestamps,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +18,7 @@ use falaj_certs::{
     trust::{TrustFile, spki_sha256},
 };
 use falaj_core::{
-    audit::{Entry, bundle},
+    audit::{Entry, Kind, bundle, objects::Object, person::Disclosure},
     canon::Canon,
     id::Digest,
     merkle::{TILE_WIDTH, entries_path, put_entry, tile_path},
@@ -36,20 +41,22 @@ const NAMES: [&str; 4] = ["trust_sha256", "policy_set_sha256", "study_sha256", "
 /// Time-stamps that are read at once.
 const STAMPS_PER_PAGE: u32 = 100;
 
-/// Writes a bundle of everything up to the checkpoint of `tree_size` entries, with a time-stamp of its report if one is to
-/// be had. The same checkpoint gives the same bytes, whatever came after it, as long as no further witness cosigns one of
-/// those before it.
+/// Writes a bundle of everything up to the checkpoint of `tree_size` entries, with what is known of the people in it, and
+/// with a time-stamp of its report if one is to be had. The same checkpoint gives the same bytes, whatever came after it, as
+/// long as no further witness cosigns one of those before it and nobody in it is erased.
 ///
 /// # Errors
 /// When the store cannot be read, the file cannot be written, or there is no time-stamp to be had.
 pub async fn write(
-    store: &Store,
+    (store, persons): (&Store, &Persons),
     keys: &LogKeys,
     note: &str,
     tree_size: u64,
     timestamps: Option<&Timestamps>,
     to: &Path,
 ) -> Result<()> {
+    // Whoever is erased meanwhile was not when this was asked for.
+    let persons = &persons.now();
     let file = std::fs::File::create(to).with_context(|| format!("writing {}", to.display()))?;
     let mut tar = tar::Builder::new(std::io::BufWriter::new(file));
     let key = keys.who_signed(note).context("nobody who speaks for the log has signed this")?;
@@ -66,9 +73,9 @@ pub async fn write(
     let about = Canon::map(about);
     put(&mut tar, bundle::ABOUT, &about.to_bytes())?;
     put(&mut tar, bundle::CHECKPOINT, note.as_bytes())?;
-    let named = named(store, tree_size).await?;
+    let named = named((store, persons), tree_size).await?;
     let mut report = Sections::default();
-    let holders = parties(store, &named, &mut tar, &mut report).await?;
+    let holders = parties((store, persons), &named, &mut tar, &mut report).await?;
     for (set, name, bytes) in store.policies().await? {
         if name != TRUST_FILE && named.contains(&set) {
             put(&mut tar, &bundle::policy(&set, &name), &bytes)?;
@@ -95,7 +102,7 @@ pub async fn write(
         }
     }
     stamps(store, tree_size, &mut tar).await?;
-    entries(store, tree_size, &mut tar, &mut report).await?;
+    entries((store, persons), tree_size, &mut tar, &mut report).await?;
     let head = Checkpoint::open(note, key)?;
     let report = report.finish(key.name(), tree_size, &head.root_hash);
     let report = report.to_bytes();
@@ -125,21 +132,46 @@ async fn stamps<W: Write>(store: &Store, tree_size: u64, tar: &mut tar::Builder<
     }
 }
 
-/// The digests of the files that entries name.
-async fn named(store: &Store, tree_size: u64) -> Result<BTreeSet<Digest>> {
+/// The entry that says that a person has been erased who is named in the first `tree_size` entries of a shard, if it does
+/// not lie among them: a bundle of those could not say why it does not disclose them.
+///
+/// # Errors
+/// When the store cannot be read.
+pub async fn erased_since(
+    shards: &[(Store, LogKeys)],
+    store: &Store,
+    tree_size: u64,
+) -> Result<Option<String>> {
+    let later = shards.iter().filter(|(s, _)| s.shard().first >= store.shard().first);
+    for (shard, keys) in later {
+        let same = shard.shard().first == store.shard().first;
+        let mut from = if same { tree_size } else { 0 };
+        loop {
+            let kind = Kind::ErasurePerformed.as_str();
+            let rows = shard.entries(from, u64::MAX, 1, Some(kind)).await?;
+            let Some((index, bytes, _)) = rows.first() else { break };
+            let person = Entry::parse(bytes)?.person().context("it names nobody")?;
+            let term = Object::Person(person).to_string();
+            let wanted = Wanted { terms: [term].into(), below: tree_size, ..Wanted::default() };
+            if !store.find(&wanted, 1).await?.entries.is_empty() {
+                return Ok(Some(format!("entry {index} of {}", keys.newest().name())));
+            }
+            from = index + 1;
+        }
+    }
+    Ok(None)
+}
+
+/// The digests of the files that entries name, and of the certificates of people that they commit to.
+async fn named((store, persons): (&Store, &Persons), tree_size: u64) -> Result<BTreeSet<Digest>> {
     let mut named = BTreeSet::new();
-    each_tile(store, tree_size, |rows| {
+    each_tile((store, persons), tree_size, |rows, disclosed| {
+        named.extend(disclosed.iter().filter_map(Disclosure::cert));
         for (_, bytes, _) in rows {
             let entry = Entry::parse(bytes)?;
             let body = entry.body();
-            let actor = body.member("actor");
-            let found = NAMES.iter().flat_map(|name| {
-                [Some(body), actor]
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|m| m.parsed::<Digest>(name).ok())
-            });
-            named.extend(found);
+            let files = NAMES.iter().filter_map(|name| body.parsed::<Digest>(name).ok());
+            named.extend(files.chain(entry.actor_cert()));
         }
         Ok(())
     })
@@ -149,13 +181,19 @@ async fn named(store: &Store, tree_size: u64) -> Result<BTreeSet<Digest>> {
 
 /// Issuers, who trusts them, and for whom they vouch: each kind of file stands before what is read in its light.
 async fn parties<W: Write>(
-    store: &Store,
+    (store, persons): (&Store, &Persons),
     named: &BTreeSet<Digest>,
     tar: &mut tar::Builder<W>,
     report: &mut Sections,
 ) -> Result<History> {
-    let (issuers, certificates): (Vec<_>, Vec<_>) =
+    let (issuers, mut certificates): (Vec<_>, Vec<_>) =
         store.certificates().await?.into_iter().partition(|(_, der)| is_authority(der));
+    for (person, tag, sealed) in store.personal_certificates().await? {
+        let der = persons.certificate(person, &tag, &sealed);
+        certificates.extend(der.map(|der| (Digest::of(&der), der)));
+    }
+    certificates.sort();
+    certificates.dedup();
     let trusts: Vec<_> = store
         .policies()
         .await?
@@ -209,37 +247,51 @@ fn put_update<W: Write>(
 }
 
 async fn entries<W: Write>(
-    store: &Store,
+    from: (&Store, &Persons),
     tree_size: u64,
     tar: &mut tar::Builder<W>,
     report: &mut Sections,
 ) -> Result<()> {
-    each_tile(store, tree_size, |rows| {
-        let (mut tile, mut bundle) = (Vec::new(), Vec::new());
-        for (_, bytes, leaf) in rows {
+    each_tile(from, tree_size, |rows, disclosed| {
+        let (mut tile, mut packed, mut personal) = (Vec::new(), Vec::new(), Vec::new());
+        let mut disclosed = disclosed.iter().peekable();
+        for (seq, bytes, leaf) in rows {
             tile.extend_from_slice(&leaf.0);
-            put_entry(bytes, &mut bundle);
-            report.take(&Entry::parse(bytes)?);
+            put_entry(bytes, &mut packed);
+            let mut entry = Entry::parse(bytes)?;
+            if let Some(disclosure) = disclosed.next_if(|d| d.seq == *seq) {
+                personal.extend(disclosure.to_bytes());
+                personal.push(b'\n');
+                entry = entry.disclosed(disclosure)?;
+            }
+            report.take(&entry);
         }
         let (width, at) = (rows.len() as u64, rows.first().map_or(0, |(seq, ..)| *seq));
         put(tar, &tile_path(0, at / TILE_WIDTH, width), &tile)?;
-        put(tar, &entries_path(at / TILE_WIDTH, width), &bundle)
+        if !personal.is_empty() {
+            put(tar, &bundle::personal(at / TILE_WIDTH), &personal)?;
+        }
+        put(tar, &entries_path(at / TILE_WIDTH, width), &packed)
     })
     .await
 }
 
-/// Reads a log tile by tile.
+/// Reads a log tile by tile, each with what is known of the people in it, in order.
 async fn each_tile(
-    store: &Store,
+    (store, persons): (&Store, &Persons),
     tree_size: u64,
-    mut take: impl FnMut(&[(u64, Vec<u8>, Digest)]) -> Result<()>,
+    mut take: impl FnMut(&[Stored], &[Disclosure]) -> Result<()>,
 ) -> Result<()> {
     let mut at = 0;
     while at < tree_size {
         let width = TILE_WIDTH.min(tree_size - at);
         let rows = store.entries(at, at + width, u32::try_from(width)?, None).await?;
         ensure!(rows.len() as u64 == width, "log entries are missing after {at}");
-        take(&rows)?;
+        let sealed = store.personal(at, at + width).await?.into_iter();
+        let open =
+            |(seq, person, sealed): (u64, _, Vec<u8>)| persons.disclosure(person, seq, &sealed);
+        let disclosed: Vec<Disclosure> = sealed.filter_map(open).collect();
+        take(&rows, &disclosed)?;
         at += width;
     }
     Ok(())

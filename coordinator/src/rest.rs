@@ -4,6 +4,7 @@
 //! the handlers.
 
 mod log;
+mod people;
 mod shards;
 mod stamps;
 
@@ -12,6 +13,7 @@ use crate::{
     checkpointer::Checkpointer,
     clock,
     engine::{Engine, Handle, View, problem_of, unreadable},
+    erasure::{Asker, Erasures},
     export,
     policy::{Action, Decision, Resource},
     proofs,
@@ -29,7 +31,7 @@ use axum::{
     },
 };
 use falaj_core::{
-    audit::{Draft, Kind},
+    audit::{Draft, Kind, objects::Object},
     id::{Digest, SpiffeId, StudyId},
     round::AnyRound,
     witness::InclusionProof,
@@ -56,6 +58,8 @@ pub const TAILS_MAX: usize = 64;
 pub struct App {
     /// The engine.
     pub engine: Engine,
+    /// Erases people.
+    pub erasures: Erasures,
     /// Signs checkpoints.
     pub checkpointer: Checkpointer,
     /// Has an authority stamp reports, if there is one.
@@ -125,6 +129,10 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(log::tail))
         .routes(routes!(prove))
         .routes(routes!(log_export))
+        .routes(routes!(people::list))
+        .routes(routes!(people::erase))
+        .routes(routes!(people::holds, people::hold))
+        .routes(routes!(people::release))
         .split_for_parts()
 }
 
@@ -195,6 +203,15 @@ impl App {
         last.ok_or_else(|| Code::NotFound.because("this shard has no checkpoint"))
     }
 
+    /// Who a name is, if it is a person's pseudonym and they were not erased.
+    fn named(&self, name: &str) -> String {
+        let person = match name.parse() {
+            Ok(Object::Person(person)) => self.engine.parts().persons.identity(person),
+            _ => None,
+        };
+        person.map_or_else(|| name.to_owned(), |id| id.to_string())
+    }
+
     fn study(&self, id: &str) -> Result<Handle, Problem> {
         let id: StudyId =
             id.parse().map_err(|e: falaj_core::id::IdError| Code::UnknownStudy.because(e))?;
@@ -202,7 +219,8 @@ impl App {
     }
 }
 
-fn shown(handle: &Handle) -> Study {
+/// A study as operators see it: whoever submitted it by name, unless they were erased.
+fn shown(app: &App, handle: &Handle) -> Study {
     let (meta, view): (_, View) = (&handle.meta, handle.view());
     Study {
         id: meta.study.id.to_string(),
@@ -210,7 +228,7 @@ fn shown(handle: &Handle) -> Study {
         state: view.state.into(),
         reason: view.reason,
         submitted: meta.submitted.to_string(),
-        submitted_by: meta.submitted_by.clone(),
+        submitted_by: app.named(&meta.submitted_by),
         round: view.round.as_ref().map_or(0, |r| r.id().number),
         rounds: meta.study.rounds.count,
         rounds_promoted: view.promoted,
@@ -264,14 +282,14 @@ async fn submit(
     let identity = peer.identity()?;
     let file = headers.get("falaj-file-name").and_then(|v| v.to_str().ok()).unwrap_or("study.yaml");
     let handle = app.engine.submit(body, file, identity, &peer.actor).await?;
-    Ok((StatusCode::CREATED, Json(shown(&handle))))
+    Ok((StatusCode::CREATED, Json(shown(&app, &handle))))
 }
 
 /// Every study.
 #[utoipa::path(get, path = "/api/v1/studies", responses((status = 200, body = Page<Study>), (status = 403, body = ProblemJson)))]
 async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Study>>> {
     app.grant(&peer, Action::StatusRead, None).await?;
-    let items = app.engine.studies().iter().map(shown).collect();
+    let items = app.engine.studies().iter().map(|handle| shown(&app, handle)).collect();
     Ok(Json(Page { items, next: None }))
 }
 
@@ -284,7 +302,7 @@ async fn show(
 ) -> Answer<Json<Study>> {
     let handle = app.study(&id)?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
-    Ok(Json(shown(&handle)))
+    Ok(Json(shown(&app, &handle)))
 }
 
 /// Stops a study.
@@ -297,7 +315,7 @@ async fn stop(
     let handle = app.study(&id)?;
     app.grant(&peer, Action::StudyStop, Some(&handle)).await?;
     app.engine.stop(&handle.meta.study.id, &peer.actor).await?;
-    Ok(Json(shown(&handle)))
+    Ok(Json(shown(&app, &handle)))
 }
 
 /// The rounds of a study, tries included.
@@ -524,22 +542,13 @@ async fn log_export(
     asked.extend(query.tree_size.map(|size| ("tree_size", size.to_string())));
     asked.extend(query.timestamp.then(|| ("timestamp", "true".to_owned())));
     app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
+    let parts = app.engine.parts();
     let (store, keys) = shard?;
     let timestamps = app.timestamps.as_ref().filter(|_| query.timestamp);
     if query.timestamp && timestamps.is_none() {
         let why = "this coordinator asks no time-stamp authority: export without a time-stamp, or set `log.timestamps` in its configuration";
         return Err(Code::NotFound.because(why).into());
     }
-    let (tree_size, note) = match query.tree_size {
-        None if store.ended() => app.last_checkpoint(store).await?,
-        None => app.checkpointer.sign().await.map_err(|e| problem_of(&e))?,
-        Some(size) => {
-            let note = store.checkpoint(size).await.map_err(unreadable)?;
-            let none =
-                || Code::NotFound.because(format!("no checkpoint of {size} entries was signed"));
-            (size, note.ok_or_else(none)?)
-        }
-    };
     let failed = |e: anyhow::Error| {
         tracing::error!(error = %format!("{e:#}"), "an export failed");
         if let Some(stamp) = e.downcast_ref::<StampError>() {
@@ -556,11 +565,35 @@ async fn log_export(
             _ => Code::Internal.because("the export failed"),
         }
     };
+    let (tree_size, note) = match query.tree_size {
+        None if store.ended() => app.last_checkpoint(store).await?,
+        None => app.checkpointer.sign().await.map_err(|e| problem_of(&e))?,
+        Some(size) => {
+            let note = store.checkpoint(size).await.map_err(unreadable)?;
+            let none =
+                || Code::NotFound.because(format!("no checkpoint of {size} entries was signed"));
+            (size, note.ok_or_else(none)?)
+        }
+    };
+    let shards = parts.shards.all();
+    if let Some(whence) = export::erased_since(shards, store, tree_size).await.map_err(failed)? {
+        let why = format!(
+            "somebody in it was erased by {whence}, which it could not show: ask for a checkpoint after that, or have entries proven one by one"
+        );
+        return Err(Code::NotFound.because(why).into());
+    }
     let named = tempfile::Builder::new()
         .prefix("export-")
         .tempfile_in(&app.scratch)
         .map_err(|e| failed(e.into()))?;
-    let written = export::write(store, keys, &note, tree_size, timestamps, named.path());
+    let written = export::write(
+        (store, &parts.persons),
+        keys,
+        &note,
+        tree_size,
+        timestamps,
+        named.path(),
+    );
     written.await.map_err(failed)?;
     // The file has no name any more once it is open: it goes when it has been sent, or cannot be.
     let file = tokio::fs::File::from_std(named.reopen().map_err(|e| failed(e.into()))?);

@@ -1,17 +1,20 @@
 //! Entries of the audit log: what is said about each access and each change, as canonical JSON.
 //!
-//! An entry holds identifiers, digests and counts; never rows, parameters or people. Each carries 16 random
-//! bytes, so that nobody who sees only its hash can guess it. Real quantities are decimal strings.
+//! An entry holds identifiers, digests and counts; never rows, parameters or people, who have pseudonyms ([`person`]). Each
+//! carries 16 random bytes, so that nobody who sees only its hash can guess it. Real quantities are decimal strings.
 
+pub mod erasure;
 pub mod objects;
+pub mod person;
 pub mod siem;
 
 use crate::{
     canon::{Canon, CanonError, Document, Node},
-    id::{Digest, RoundId, SpiffeId, StudyId},
+    id::{Digest, Place, RoundId, SpiffeId, StudyId},
     merkle::ENTRY_BYTES_MAX,
     time::Timestamp,
 };
+use person::{Disclosure, Person, PersonError};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 /// Foreign text in an entry is cut to this many characters.
@@ -95,6 +98,16 @@ kinds! {
     CheckpointStamped = "checkpoint.stamped";
     /// An authority has stamped a report over the log with the time.
     ReportStamped = "report.stamped";
+    /// A person is about to be erased.
+    ErasureBegun = "erasure.begun";
+    /// What identifies a person has been erased.
+    ErasurePerformed = "erasure.performed";
+    /// A person was not erased, for the law says so.
+    ErasureRefused = "erasure.refused";
+    /// Nothing of a person, or of a study's people, may be erased from now on.
+    HoldPlaced = "hold.placed";
+    /// A hold has ended.
+    HoldReleased = "hold.released";
 }
 
 impl fmt::Display for Kind {
@@ -117,6 +130,8 @@ impl FromStr for Kind {
 /// Who did it, as far as is known.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Actor {
+    /// The pseudonym, if it is a person: entries name that, and commit to the rest.
+    pub person: Option<Person>,
     /// The certificate's identity.
     pub id: Option<SpiffeId>,
     /// SHA-256 of the certificate.
@@ -125,18 +140,32 @@ pub struct Actor {
     pub address: Option<String>,
 }
 
+impl Actor {
+    /// How whoever it is stands where people must not stand in clear; empty if nobody is known.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match (self.person, &self.id) {
+            (Some(person), _) => objects::Object::Person(person).to_string(),
+            (None, Some(id)) => id.to_string(),
+            (None, None) => String::new(),
+        }
+    }
+}
+
 /// An entry before it has a place in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
     kind: Kind,
     members: BTreeMap<String, Canon>,
+    /// Who did it, if it was a person, and what is to be committed to.
+    personal: Option<(Person, Canon)>,
 }
 
 impl Draft {
     /// An entry of this kind.
     #[must_use]
     pub const fn new(kind: Kind) -> Self {
-        Self { kind, members: BTreeMap::new() }
+        Self { kind, members: BTreeMap::new(), personal: None }
     }
 
     /// What happened.
@@ -154,7 +183,12 @@ impl Draft {
 
     /// Who did it.
     #[must_use]
-    pub fn actor(self, actor: &Actor) -> Self {
+    pub fn actor(mut self, actor: &Actor) -> Self {
+        if let Some(person) = actor.person {
+            self.personal = Some((person, person::payload(actor)));
+            return self.with("actor", Canon::Map(person::members(person, actor)));
+        }
+        self.personal = None;
         let mut members = BTreeMap::new();
         if let Some(id) = &actor.id {
             members.insert("id".to_owned(), id.to_string().into());
@@ -167,6 +201,29 @@ impl Draft {
             members.insert("address".to_owned(), bounded(address));
         }
         self.with("actor", Canon::Map(members))
+    }
+
+    /// The person who did it, if it was one and nothing is committed to yet.
+    #[must_use]
+    pub fn uncommitted(&self) -> Option<Person> {
+        self.personal.as_ref().map(|(person, _)| *person)
+    }
+
+    /// Commits to who did it, if it was a person, for the entry's place in the log: gives who, and what opens the commitment.
+    pub fn commit_to_person(&mut self, seq: u64, salt: [u8; 32]) -> Option<(Person, Disclosure)> {
+        let (person, payload) = self.personal.take()?;
+        let disclosure = Disclosure { seq, salt, payload };
+        if let Some(Canon::Map(actor)) = self.members.get_mut("actor") {
+            let commitment = disclosure.commitment().to_string();
+            actor.insert("personal_commit".to_owned(), commitment.into());
+        }
+        Some((person, disclosure))
+    }
+
+    /// The person that it is about, who need not be the one who did it.
+    #[must_use]
+    pub fn person(self, person: Person) -> Self {
+        self.text("person", &person.to_string())
     }
 
     /// Under which policies it was decided, and how.
@@ -266,6 +323,8 @@ pub struct Entry {
     /// What happened.
     pub kind: Kind,
     body: Document,
+    /// What its commitment to a person says, if that was disclosed.
+    personal: Option<Document>,
 }
 
 impl Entry {
@@ -287,6 +346,7 @@ impl Entry {
             ts: said.text("ts")?.to_owned(),
             kind: said.parsed("kind")?,
             body,
+            personal: None,
         })
     }
 
@@ -296,10 +356,73 @@ impl Entry {
         self.body.root()
     }
 
+    /// The same entry, in which it is known who the person is; the disclosure must open its commitment.
+    ///
+    /// # Errors
+    /// [`PersonError`], which says what is wrong with the disclosure.
+    pub fn disclosed(mut self, disclosure: &Disclosure) -> Result<Self, PersonError> {
+        let committed = self.personal_commit().filter(|_| disclosure.seq == self.seq);
+        let Some(committed) = committed else {
+            let (disclosed, entry) = (disclosure.seq, self.seq);
+            return Err(PersonError::Misplaced { disclosed, entry, kind: self.kind.as_str() });
+        };
+        let found = disclosure.commitment();
+        if found != committed {
+            return Err(PersonError::Commitment { committed, found });
+        }
+        let place = self.actor_place();
+        let id = disclosure.id();
+        if place.is_none() || place.as_ref() != id.as_ref().map(SpiffeId::place) {
+            let place = place.map(|p| p.to_string()).unwrap_or_default();
+            let id = id.map_or_else(|| "nobody".to_owned(), |id| id.to_string());
+            return Err(PersonError::Place { place, id });
+        }
+        self.personal = Document::parse(&disclosure.payload.to_bytes()).ok();
+        Ok(self)
+    }
+
+    /// What it commits to about the person who did it, if it was one.
+    #[must_use]
+    pub fn personal_commit(&self) -> Option<Digest> {
+        self.body().member("actor")?.parsed("personal_commit").ok()
+    }
+
+    /// The actor's pseudonym, if it is a person.
+    #[must_use]
+    pub fn actor_person(&self) -> Option<Person> {
+        self.body().member("actor")?.parsed("person").ok()
+    }
+
+    /// The person that it is about.
+    #[must_use]
+    pub fn person(&self) -> Option<Person> {
+        self.body().parsed("person").ok()
+    }
+
+    /// Where the actor is, when that is known.
+    #[must_use]
+    pub fn actor_place(&self) -> Option<Place> {
+        self.body().member("actor")?.parsed("place").ok()
+    }
+
+    /// Where the actor's identity and certificate stand: in the entry, or in what was disclosed of a person.
+    fn actor(&self) -> Option<Node<'_>> {
+        match self.actor_person() {
+            Some(_) => self.personal.as_ref().map(Document::root),
+            None => self.body().member("actor"),
+        }
+    }
+
     /// The actor's identity, when it is known.
     #[must_use]
     pub fn actor_id(&self) -> Option<SpiffeId> {
-        self.body().member("actor")?.parsed("id").ok()
+        self.actor()?.parsed("id").ok()
+    }
+
+    /// The actor's certificate, when it is known.
+    #[must_use]
+    pub fn actor_cert(&self) -> Option<Digest> {
+        self.actor()?.parsed("cert_sha256").ok()
     }
 
     /// The study and round it is about.
@@ -336,8 +459,8 @@ pub fn policy_set(files: &[(String, Vec<u8>)]) -> Digest {
 /// under its digest.
 ///
 /// Order in the tar: [`bundle::ABOUT`], [`bundle::CHECKPOINT`], then everything that entries refer to, then
-/// for each 256 entries their level-0 tile (`tile/0/…`) followed by the entries themselves
-/// (`tile/entries/…`), so that a reader needs no more memory than one tile.
+/// for each 256 entries their level-0 tile (`tile/0/…`), what is disclosed of the people in them (`personal/…`, if anything
+/// is), and the entries themselves (`tile/entries/…`), so that a reader needs no more memory than one tile.
 pub mod bundle {
     use crate::id::Digest;
 
@@ -351,6 +474,8 @@ pub mod bundle {
     pub const STAMPED: &str = "stamped/";
     /// Level-0 tiles.
     pub const TILES: &str = "tile/0/";
+    /// What is disclosed of the people in the entries of a tile.
+    pub const PERSONAL: &str = "personal/";
     /// Entry bundles.
     pub const ENTRIES: &str = "tile/entries/";
     /// Certificates of issuers, DER, each by its digest.
@@ -386,6 +511,12 @@ pub mod bundle {
     #[must_use]
     pub fn study(study: &Digest) -> String {
         format!("studies/{study}.yaml")
+    }
+
+    /// What is disclosed of the people in the entries of tile `n`: one line for each, in order.
+    #[must_use]
+    pub fn personal(n: u64) -> String {
+        format!("{PERSONAL}{n}")
     }
 
     /// A policy file of a set, by the set's digest.
@@ -436,6 +567,7 @@ mod tests {
             id: Some(site.clone()),
             cert: Some(Digest::of(b"cert")),
             address: Some("127.0.0.1:1".into()),
+            person: None,
         };
         let round = RoundId { study: "s".parse().expect("valid"), number: 2 };
         let bytes = Draft::new(Kind::UpdateAccepted)

@@ -9,7 +9,7 @@ use cedar_policy::{
     Request, RestrictedExpression, Schema, ValidationMode, Validator,
 };
 use falaj_core::{
-    audit::policy_set,
+    audit::{person::is_person, policy_set},
     id::{Digest, Place, SpiffeId, StudyId},
 };
 use std::{
@@ -42,11 +42,21 @@ pub enum Action {
     LogRead,
     /// Export the log.
     LogExport,
+    /// See who the people in the log are.
+    PersonRead,
+    /// Erase a person.
+    PersonErase,
+    /// See the legal holds.
+    HoldRead,
+    /// Place a legal hold.
+    HoldPlace,
+    /// Release a legal hold.
+    HoldRelease,
 }
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
         Self::Connect,
         Self::StudyJoin,
         Self::TaskGet,
@@ -58,6 +68,11 @@ impl Action {
         Self::StatusRead,
         Self::LogRead,
         Self::LogExport,
+        Self::PersonRead,
+        Self::PersonErase,
+        Self::HoldRead,
+        Self::HoldPlace,
+        Self::HoldRelease,
     ];
 
     /// The word that policies use.
@@ -75,6 +90,36 @@ impl Action {
             Self::StatusRead => "status.read",
             Self::LogRead => "log.read",
             Self::LogExport => "log.export",
+            Self::PersonRead => "person.read",
+            Self::PersonErase => "person.erase",
+            Self::HoldRead => "hold.read",
+            Self::HoldPlace => "hold.place",
+            Self::HoldRelease => "hold.release",
+        }
+    }
+}
+
+impl Action {
+    /// Whether it is wanted of the coordinator itself, whatever study an entry about it names.
+    #[must_use]
+    pub const fn is_of_service(self) -> bool {
+        match self {
+            Self::StudyJoin
+            | Self::TaskGet
+            | Self::UpdateSend
+            | Self::ModelRead
+            | Self::StudySubmit
+            | Self::StudyRead
+            | Self::StudyStop => false,
+            Self::Connect
+            | Self::StatusRead
+            | Self::LogRead
+            | Self::LogExport
+            | Self::PersonRead
+            | Self::PersonErase
+            | Self::HoldRead
+            | Self::HoldPlace
+            | Self::HoldRelease => true,
         }
     }
 }
@@ -108,7 +153,7 @@ pub struct Decision {
     pub allow: bool,
     /// Ids of the policies that decided; none when nothing permits it.
     pub policies: Vec<String>,
-    /// For people: which policy said no, and why.
+    /// For people: which policy said no, and why. It stands in the log, so it names no natural person.
     pub reason: String,
     /// SHA-256 of the policy set.
     pub policy_set: Digest,
@@ -178,12 +223,17 @@ impl Policies {
         resource: &Resource<'_>,
     ) -> Decision {
         // An error means that the schema knows no such request: this kind of party never does this.
-        self.ask(here, who, action, resource).unwrap_or_else(|_| Decision {
+        let said = self.ask(here, who, action, resource).unwrap_or_else(|_| Decision {
             allow: false,
             policies: Vec::new(),
             reason: format!("`{}` is not for a {}", action.as_str(), who.role()),
             policy_set: self.digest,
-        })
+        });
+        if !is_person(who) {
+            return said;
+        }
+        let reason = said.reason.replace(&who.to_string(), "this operator");
+        Decision { reason, ..said }
     }
 
     fn ask(

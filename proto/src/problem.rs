@@ -71,6 +71,10 @@ catalog! {
     UnknownStudy = "unknown_study", "There is no such study", 404, NotFound;
     /// No such model.
     UnknownModel = "unknown_model", "There is no such model", 404, NotFound;
+    /// No such person, or one who was erased.
+    UnknownPerson = "unknown_person", "There is no such person", 404, NotFound;
+    /// No such hold, or one that was released.
+    UnknownHold = "unknown_hold", "There is no such hold", 404, NotFound;
     /// No such page.
     NotFound = "not_found", "There is nothing here", 404, NotFound;
     /// A study of that name exists.
@@ -87,6 +91,10 @@ catalog! {
     NotEnrolled = "not_enrolled", "The site is not in this round", 409, FailedPrecondition;
     /// The round takes no more updates.
     Late = "late", "The round takes no more updates", 409, FailedPrecondition;
+    /// A legal hold keeps it from being erased.
+    LegalHold = "legal_hold", "A legal hold stands", 409, FailedPrecondition;
+    /// A study's retention class keeps it from being erased.
+    Retained = "retained", "It must be kept for longer", 409, FailedPrecondition;
     /// Somebody else changed it first.
     Conflict = "conflict", "Somebody else changed it first", 409, Aborted;
     /// Too much at once.

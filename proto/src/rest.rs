@@ -161,6 +161,9 @@ pub struct LogEntry {
     pub index: u64,
     /// Its leaf hash.
     pub leaf_hash: String,
+    /// Who did it, if that was a person who has not been erased: what opens the entry's commitment, in canonical JSON.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub personal: Option<String>,
     /// The entry itself: canonical JSON, decoded.
     #[schema(value_type = Object)]
     pub entry: serde_json::Value,
@@ -173,6 +176,9 @@ pub struct ProvenEntry {
     pub index: u64,
     /// Its leaf hash.
     pub leaf_hash: String,
+    /// Who did it, if that was a person who has not been erased: what opens the entry's commitment, in canonical JSON.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub personal: Option<String>,
     /// The entry's bytes, which are canonical JSON: the leaf hash is SHA-256 over a zero byte and these.
     pub bytes: String,
     /// The hashes that lead from the leaf to the root of the answer's checkpoint (RFC 9162, 2.1.3), from below.
@@ -191,6 +197,59 @@ pub struct Accesses {
     /// Where the next page starts; absent on the last.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub next: Option<String>,
+}
+
+/// A person in the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Person {
+    /// The pseudonym, as the log has it: `person:` and 32 hexadecimal digits.
+    pub person: String,
+    /// Who it is.
+    pub id: String,
+}
+
+/// Whom to erase.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ErasureRequest {
+    /// A SPIFFE ID, or a pseudonym.
+    pub person: String,
+    /// The article of law by which it is asked for. It stays in the log: nothing about the person.
+    pub article: String,
+}
+
+/// Somebody was erased.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Erasure {
+    /// The pseudonym, which names nobody any more.
+    pub person: String,
+    /// The entry that says so.
+    pub index: u64,
+}
+
+/// What to place a legal hold on: a person or a study.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HoldRequest {
+    /// A SPIFFE ID, or a pseudonym.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub person: Option<String>,
+    /// A study: everybody who acted in it is held.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub study: Option<String>,
+    /// The article of law by which it is placed. It stays in the log: nothing about the person.
+    pub article: String,
+}
+
+/// A legal hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Hold {
+    /// Its name.
+    pub hold: String,
+    /// The person, by pseudonym, or the study that it is on.
+    pub object: String,
+    /// The article of law.
+    pub article: String,
 }
 
 /// A signed checkpoint.

@@ -599,7 +599,9 @@ impl Writer<'_> {
     fn code(&self, column: &str, text: &str) -> Option<Shown> {
         let find = |prefix: &str| self.words.find(&format!("{prefix}_{text}")).map(visible);
         match column {
-            "kind" | "finding" | "state" => find(column).map(|word| Shown::new(Look::Word, word)),
+            "kind" | "finding" | "state" | "kept_by" => {
+                find(column).map(|word| Shown::new(Look::Word, word))
+            }
             "decision" => {
                 let word = self.words.find(text).filter(|_| matches!(text, "allow" | "deny"))?;
                 Some(Shown::new(Look::Word, visible(word)))

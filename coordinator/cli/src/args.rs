@@ -86,6 +86,12 @@ pub(crate) enum Command {
     /// Work with the audit log.
     #[command(subcommand)]
     Log(LogCommand),
+    /// See who the people in the log are, and erase them.
+    #[command(subcommand)]
+    Person(PersonCommand),
+    /// Work with legal holds, which keep people from being erased.
+    #[command(subcommand)]
+    Hold(HoldCommand),
     /// Reckon with privacy; nothing is asked of a coordinator.
     #[command(subcommand)]
     Privacy(PrivacyCommand),
@@ -211,7 +217,8 @@ pub(crate) enum LogCommand {
         after_help = "Examples:\n  falaj log who-accessed heart\n  falaj log who-accessed heart/3 --since 2026-01-01 --until 2026-01-31\n  falaj log who-accessed spiffe://health.example/ae-on/ae-az/site/hospital-1\n  falaj log who-accessed 9f86d081 -o proofs"
     )]
     WhoAccessed {
-        /// A study, study/round, a site or operator by its SPIFFE ID, or a SHA-256 digest, at least its first 8 digits.
+        /// A study, study/round, a site or operator by its SPIFFE ID, `person:` and a pseudonym, or a SHA-256 digest, at
+        /// least its first 8 digits.
         object: String,
         #[command(flatten)]
         span: Span,
@@ -305,13 +312,69 @@ pub(crate) enum LogCommand {
     },
 }
 
+/// See who the people in the log are, and erase them.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PersonCommand {
+    /// List the people in the log: pseudonyms, and who they are.
+    #[command(after_help = "Example:\n  falaj person list")]
+    List,
+    /// Erase a person: afterwards nobody can tell whom the pseudonym in the log named. It cannot be undone.
+    ///
+    /// The log stays whole, and says that it was done, by which article and who asked. Refused while a legal hold stands, or
+    /// while records of a study in which they acted must be kept; the log has the refusal, the article and the day.
+    #[command(
+        after_help = "Examples:\n  falaj person erase spiffe://health.example/ae-on/ae-az/operator/sara --article \"Federal Decree-Law 45/2021, Article 15\"\n  falaj --json person erase person:00112233445566778899aabbccddeeff --article \"Federal Decree-Law 45/2021, Article 15\""
+    )]
+    Erase {
+        /// Who: a SPIFFE ID, or `person:` and the pseudonym.
+        person: String,
+        /// The article of law by which they ask. It stays in the log: write nothing about the person.
+        #[arg(long)]
+        article: String,
+    },
+}
+
+/// Work with legal holds, which keep people from being erased.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HoldCommand {
+    /// Place a hold on a person, or on everybody who acted in a study.
+    #[command(
+        after_help = "Examples:\n  falaj hold place --study heart --article \"Court order 12/2026\"\n  falaj hold place --person spiffe://health.example/ae-on/ae-az/operator/sara --article \"Court order 12/2026\""
+    )]
+    Place {
+        /// Who: a SPIFFE ID, or `person:` and the pseudonym.
+        #[arg(
+            long,
+            value_name = "WHO",
+            required_unless_present = "study",
+            conflicts_with = "study"
+        )]
+        person: Option<String>,
+        /// The study.
+        #[arg(long)]
+        study: Option<String>,
+        /// The article of law or the order by which it is placed. It stays in the log: write nothing about the person.
+        #[arg(long)]
+        article: String,
+    },
+    /// Release a hold.
+    #[command(after_help = "Example:\n  falaj hold release 0123456789abcdef")]
+    Release {
+        /// Its name, as `falaj hold list` shows it.
+        hold: String,
+    },
+    /// List the holds that stand.
+    #[command(after_help = "Example:\n  falaj hold list")]
+    List,
+}
+
 /// Which entries.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Filter {
     /// Only entries of this kind.
     #[arg(long)]
     pub(crate) kind: Option<String>,
-    /// Only what this party did, by its SPIFFE ID.
+    /// Only what this party or person did, by SPIFFE ID, or by `person:` and the pseudonym.
     #[arg(long, value_name = "ID")]
     pub(crate) actor: Option<String>,
     /// Only what is about this study.

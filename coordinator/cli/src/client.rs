@@ -10,8 +10,8 @@ use falaj_core::id::StudyId;
 use falaj_proto::{
     problem::ProblemJson,
     rest::{
-        Accesses, Checkpoint, LogEntry, LogShard, Model, Page, Round, Site, Status, Study,
-        Timestamp, Witness,
+        Accesses, Checkpoint, Erasure, ErasureRequest, Hold, HoldRequest, LogEntry, LogShard,
+        Model, Page, Person, Round, Site, Status, Study, Timestamp, Witness,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
@@ -224,6 +224,31 @@ impl Client {
         let stamp = timestamp.then(|| ("timestamp", "true".to_owned()));
         let of: Vec<_> = size.into_iter().chain(shard).chain(stamp).collect();
         self.send(self.request(Method::GET, "log/export").query(&of)).await
+    }
+
+    /// The people in the log.
+    pub(crate) async fn persons(&self) -> Answer<Page<Person>> {
+        self.pages("persons").await
+    }
+
+    /// Erases a person.
+    pub(crate) async fn erase(&self, asked: &ErasureRequest) -> Answer<Erasure> {
+        self.read(self.request(Method::POST, "erasures").json(asked)).await
+    }
+
+    /// The legal holds that stand.
+    pub(crate) async fn holds(&self) -> Answer<Page<Hold>> {
+        self.pages("holds").await
+    }
+
+    /// Places a legal hold.
+    pub(crate) async fn place_hold(&self, asked: &HoldRequest) -> Answer<Hold> {
+        self.read(self.request(Method::POST, "holds").json(asked)).await
+    }
+
+    /// Releases a legal hold.
+    pub(crate) async fn release_hold(&self, hold: &str) -> Answer<Hold> {
+        self.read(self.request(Method::POST, &format!("holds/{hold}/release"))).await
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {

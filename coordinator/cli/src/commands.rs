@@ -1,7 +1,7 @@
 //! What each command does: ask, then show.
 
 use crate::{
-    args::{Cli, Command, ModelCommand, StudyCommand},
+    args::{Cli, Command, HoldCommand, ModelCommand, PersonCommand, StudyCommand},
     client::Client,
     download::{ParamsHash, save},
     log, privacy,
@@ -48,6 +48,8 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Study(command) => return study(&connect()?, command, json).await,
         Command::Model(command) => model(&connect()?, command, json).await?,
         Command::Log(command) => log::run(&connect()?, command, json).await?,
+        Command::Person(command) => person(&connect()?, command, json).await?,
+        Command::Hold(command) => hold(&connect()?, command, json).await?,
         Command::Privacy(command) => return privacy::run(command, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "falaj", &mut std::io::stdout());
@@ -120,6 +122,45 @@ async fn model(client: &Client, command: ModelCommand, json: bool) -> Result<()>
                 )
             })
         }
+    }
+}
+
+async fn person(client: &Client, command: PersonCommand, json: bool) -> Result<()> {
+    match command {
+        PersonCommand::List => show::answer(json, &client.persons().await?, |page| {
+            let row = |p: &rest::Person| [p.person.clone(), p.id.clone()];
+            show::table(["PERSON", "WHO"], page.items.iter().map(row))
+        }),
+        PersonCommand::Erase { person, article } => {
+            let done = client.erase(&rest::ErasureRequest { person, article }).await?;
+            show::answer(json, &done, |done| {
+                format!("{} is erased, entry {} says so", done.person, done.index)
+            })
+        }
+    }
+}
+
+async fn hold(client: &Client, command: HoldCommand, json: bool) -> Result<()> {
+    match command {
+        HoldCommand::Place { person, study, article } => {
+            let hold = client.place_hold(&rest::HoldRequest { person, study, article }).await?;
+            show::answer(json, &hold, |hold| {
+                format!(
+                    "hold {} stands on {}; `falaj hold release` ends it",
+                    hold.hold, hold.object
+                )
+            })
+        }
+        HoldCommand::Release { hold } => {
+            let hold = client.release_hold(&hold).await?;
+            show::answer(json, &hold, |hold| {
+                format!("hold {} on {} is released", hold.hold, hold.object)
+            })
+        }
+        HoldCommand::List => show::answer(json, &client.holds().await?, |page| {
+            let row = |h: &rest::Hold| [h.hold.clone(), h.object.clone(), h.article.clone()];
+            show::table(["HOLD", "ON", "ARTICLE"], page.items.iter().map(row))
+        }),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use falaj_core::{
-    audit::{Entry, Kind, objects::objects},
+    audit::{Entry, Kind, objects::objects, person::Disclosure},
     id::Digest,
     merkle::leaf_hash,
     note::VerifierKey,
@@ -237,6 +237,12 @@ impl Shown {
             objects(&entry).iter().any(|touched| touched.to_string() == object),
             "entry {index} has not touched {object}: do not believe this answer"
         );
+        let entry = match &found.personal {
+            None => entry,
+            Some(personal) => Disclosure::parse(personal.as_bytes())
+                .and_then(|disclosure| entry.disclosed(&disclosure))
+                .with_context(|| format!("entry {index}: do not believe this answer"))?,
+        };
         Ok(Row { entry, proof })
     }
 
@@ -260,10 +266,19 @@ impl Shown {
         let cells = |row: &Row| {
             let body = row.entry.body();
             let actor = |name| body.member("actor").and_then(|a| a.text(name).ok()).unwrap_or("-");
-            let who = if actor("id") == "-" { actor("address") } else { actor("id") };
+            let person = row.entry.actor_person().map(|p| format!("person:{p}"));
+            let clear = || match actor("id") {
+                "-" => actor("address").to_owned(),
+                id => id.to_owned(),
+            };
+            let who = match (person, row.entry.actor_id()) {
+                (Some(person), Some(id)) => format!("{id} ({person})"),
+                (Some(person), None) => person,
+                (None, _) => clear(),
+            };
             [
                 row.entry.ts.clone(),
-                who.to_owned(),
+                who,
                 row.entry.kind.to_string(),
                 body.text("decision").unwrap_or("-").to_owned(),
                 actor("place").to_owned(),
@@ -386,17 +401,31 @@ fn entries_table(entries: &[LogEntry]) -> String {
     show::table(headings, entries.iter().map(cells))
 }
 
+/// Who the person is that an entry names, if what was sent of them opens the entry's commitment.
+fn disclosed(e: &LogEntry) -> Option<String> {
+    let disclosure = Disclosure::parse(e.personal.as_ref()?.as_bytes()).ok()?;
+    let committed = e.entry["actor"]["personal_commit"].as_str()?;
+    let opens = disclosure.seq == e.index && disclosure.commitment().to_string() == committed;
+    opens.then(|| disclosure.id().map(|id| id.to_string()))?
+}
+
 fn cells(e: &LogEntry) -> [String; 6] {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let entry = &e.entry;
-    let who = entry["actor"]["id"].as_str().or(entry["actor"]["address"].as_str()).unwrap_or("-");
+    let actor = &entry["actor"];
+    let clear = || actor["id"].as_str().or(actor["address"].as_str()).unwrap_or("-").to_owned();
+    let who = match (actor["person"].as_str(), disclosed(e)) {
+        (Some(_), Some(id)) => id,
+        (Some(person), None) => format!("person:{person}"),
+        (None, _) => clear(),
+    };
     let about = match (entry["study"].as_str(), &entry["round"]) {
         (Some(study), Value::Number(round)) => format!("{study} round {round}"),
         (Some(study), _) => study.to_owned(),
         (None, _) => text(&entry["action"]),
     };
     let why = text(&entry["reason"]);
-    [e.index.to_string(), text(&entry["ts"]), text(&entry["kind"]), who.to_owned(), about, why]
+    [e.index.to_string(), text(&entry["ts"]), text(&entry["kind"]), who, about, why]
 }
 
 #[cfg(test)]
@@ -420,6 +449,7 @@ mod tests {
         let found = ProvenEntry {
             index: 0,
             leaf_hash: head.root_hash.to_string(),
+            personal: None,
             bytes: String::from_utf8(bytes).expect("text"),
             proof: Vec::new(),
         };

@@ -13,6 +13,7 @@ use crate::{
     blob::Blobs,
     config::Limits,
     metrics::Metrics,
+    persons::Persons,
     policy::{Action, Decision, PolicyEngine, Resource},
     shards::Shards,
     store::{
@@ -62,6 +63,8 @@ pub struct Parts {
     pub updates: Blobs,
     /// Models.
     pub models: Blobs,
+    /// The people in the log, and their keys.
+    pub persons: Persons,
     /// Decides.
     pub policy: PolicyEngine,
     /// Counts.
@@ -219,6 +222,9 @@ pub fn problem_of(error: &CommitError) -> Problem {
         CommitError::Conflict => {
             Code::Conflict.because("the round was changed meanwhile; try again")
         }
+        CommitError::Erased => Code::Unidentified.because(
+            "whoever this connection belonged to has been erased: connect again",
+        ),
         CommitError::Slow => Code::LogUnavailable.because(
             "the audit log has not taken the entry in time, so nothing is served; a change that was asked for may still take effect: look before you ask again",
         ),
@@ -400,7 +406,7 @@ impl Engine {
             state: "running".into(),
             reason: None,
             submitted: crate::clock::now(),
-            submitted_by: who.spiffe.to_string(),
+            submitted_by: actor.name(),
         };
         let entry = draft(Kind::StudySubmitted)
             .digest("model_sha256", &model)

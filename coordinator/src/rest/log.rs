@@ -25,9 +25,13 @@ use axum::{
 use falaj_core::{
     audit::{
         Kind,
-        objects::{Object, PREFIX_DIGITS_MIN, actor_term, decision_term, is_prefix, policy_term},
+        objects::{
+            Object, PREFIX_DIGITS_MIN, actor_term, decision_term, is_prefix, names_person,
+            policy_term,
+        },
+        person::Disclosure,
     },
-    id::{RoundId, SpiffeId, StudyId},
+    id::{RoundId, StudyId},
     time::Timestamp,
 };
 use falaj_proto::{
@@ -35,7 +39,12 @@ use falaj_proto::{
     rest::{Accesses, LogEntry, Page, ProvenEntry},
 };
 use serde::Deserialize;
-use std::{collections::VecDeque, convert::Infallible, fmt::Display, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    convert::Infallible,
+    fmt::Display,
+    sync::Arc,
+};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::IntoParams;
 
@@ -47,6 +56,8 @@ const PAGE: u32 = 200;
 const POLICY_CHARS_MAX: usize = 256;
 /// Entries that a stream reads at once: what a slow reader holds in memory is at most so many.
 const TAIL_PAGE: u32 = 100;
+/// Entries that are so near to each other are looked up together.
+const NEAR: u64 = 64;
 /// A stream is recorded again, and asked of the policies again, after so many entries.
 const TAIL_RECORDED_EVERY: u64 = 1_000;
 
@@ -69,7 +80,7 @@ pub(super) struct EntriesQuery {
     limit: Option<u32>,
     /// Only this kind, for example `update.accepted`.
     kind: Option<String>,
-    /// Only what this party did, by its SPIFFE ID.
+    /// Only what this party did, by its SPIFFE ID; or this person, by that or by `person:` and the pseudonym.
     actor: Option<String>,
     /// Only what is about this study.
     study: Option<String>,
@@ -137,7 +148,7 @@ fn point(name: &str, text: &str, days: i64) -> Result<Timestamp, Problem> {
 impl EntriesQuery {
     /// What is wanted, and in what span of time. Texts are put into the log only once they have the form of what they
     /// should be.
-    fn read(&self) -> Result<(Wanted, Span, Asked), Problem> {
+    fn read(&self, app: &App) -> Result<(Wanted, Span, Asked), Problem> {
         let mut asked = Asked::new();
         let mut wanted = Wanted { from: self.from, ..Wanted::default() };
         let mut want = |name, value: String, term: String| {
@@ -145,7 +156,12 @@ impl EntriesQuery {
             asked.push((name, value));
         };
         if let Some(actor) = &self.actor {
-            let actor: SpiffeId = actor.parse().map_err(malformed)?;
+            let bad = || malformed("`actor` is a SPIFFE ID, or `person:` and a pseudonym");
+            let actor: Object = actor.parse().map_err(|_| bad())?;
+            if !matches!(actor, Object::Party(_) | Object::Person(_)) {
+                return Err(bad());
+            }
+            let actor = app.pseudonymous(actor)?;
             want("actor", actor.to_string(), actor_term(&actor));
         }
         match (&self.study, self.round) {
@@ -187,12 +203,46 @@ impl EntriesQuery {
     }
 }
 
-fn shown((index, bytes, leaf): Stored) -> Result<LogEntry, Problem> {
+fn shown(
+    (index, bytes, leaf): Stored,
+    personal: &BTreeMap<u64, Disclosure>,
+) -> Result<LogEntry, Problem> {
     let entry = serde_json::from_slice(&bytes).map_err(|e| Code::Internal.because(e))?;
-    Ok(LogEntry { index, leaf_hash: leaf.to_string(), entry })
+    let personal = text_of(personal, index);
+    Ok(LogEntry { index, leaf_hash: leaf.to_string(), personal, entry })
+}
+
+/// What is disclosed of the person in an entry, as it is sent.
+fn text_of(personal: &BTreeMap<u64, Disclosure>, index: u64) -> Option<String> {
+    String::from_utf8(personal.get(&index)?.to_bytes()).ok()
 }
 
 impl App {
+    /// What is logged and looked up for an object: people never stand in clear.
+    fn pseudonymous(&self, object: Object) -> Result<Object, Problem> {
+        if !names_person(&object) {
+            return Ok(object);
+        }
+        self.erasures.person(&object.to_string()).map(Object::Person)
+    }
+
+    /// What is known of the people in these entries, which are in order.
+    async fn disclosures(&self, entries: &[Stored]) -> Result<BTreeMap<u64, Disclosure>, Problem> {
+        let parts = self.engine.parts();
+        let mut found = BTreeMap::new();
+        for near in entries.chunk_by(|(a, ..), (b, ..)| b - a <= NEAR) {
+            let (Some((from, ..)), Some((last, ..))) = (near.first(), near.last()) else {
+                continue;
+            };
+            let rows = parts.store.personal(*from, last + 1).await.map_err(unreadable)?;
+            for (seq, person, sealed) in rows {
+                let disclosure = parts.persons.disclosure(person, seq, &sealed);
+                found.extend(disclosure.map(|d| (seq, d)));
+            }
+        }
+        Ok(found)
+    }
+
     /// Records a read of the log and what it asks for. What cannot be read is recorded without its words, and refused.
     async fn grant_read<T>(
         &self,
@@ -215,7 +265,7 @@ pub(super) async fn entries(
     Extension(peer): Who,
     Query(query): Query<EntriesQuery>,
 ) -> Answer<Json<Page<LogEntry>>> {
-    let read = query.read().map(|(wanted, span, asked)| ((wanted, span), asked));
+    let read = query.read(&app).map(|(wanted, span, asked)| ((wanted, span), asked));
     let (mut wanted, span) = app.grant_read(&peer, read).await?;
     let parts = app.engine.parts();
     let (from, below) = span.indices(&app, parts.writer.head().0).await?;
@@ -223,7 +273,9 @@ pub(super) async fn entries(
     wanted.below = below;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let found = parts.store.find(&wanted, limit).await.map_err(unreadable)?;
-    let items = found.entries.into_iter().map(shown).collect::<Result<_, Problem>>()?;
+    let personal = app.disclosures(&found.entries).await?;
+    let items = found.entries.into_iter().map(|e| shown(e, &personal));
+    let items = items.collect::<Result<_, Problem>>()?;
     Ok(Json(Page { items, next: found.next.map(|next| next.to_string()) }))
 }
 
@@ -232,7 +284,7 @@ pub(super) async fn entries(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct AccessesQuery {
-    /// A study, `study/round`, a SPIFFE ID, a SHA-256 digest, or at least the first 8 digits of one.
+    /// A study, `study/round`, a SPIFFE ID, `person:` and a pseudonym, a SHA-256 digest, or at least the first 8 digits of one.
     object: String,
     /// Not earlier than this: RFC 3339, or a date in UTC.
     since: Option<String>,
@@ -290,6 +342,7 @@ impl AccessesQuery {
                 return Err(malformed(why));
             }
         };
+        let object = app.pseudonymous(object)?;
         let mut asked = vec![("object", object.to_string())];
         let span = Span::read(self.since.as_ref(), self.until.as_ref(), &mut asked)?;
         let cursor = self.cursor.as_deref().map(Cursor::read).transpose()?;
@@ -338,10 +391,13 @@ pub(super) async fn accesses(
     let found = store.find(&wanted, limit).await.map_err(unreadable)?;
     let indices: Vec<u64> = found.entries.iter().map(|(index, ..)| *index).collect();
     let proofs = proofs::inclusions(store, &indices, size).await.map_err(unreadable)?;
+    let personal = app.disclosures(&found.entries).await?;
     let proven = |((index, bytes, leaf), proof): (Stored, Vec<_>)| {
         let bytes = String::from_utf8(bytes).map_err(|e| Code::Internal.because(e))?;
         let proof = proof.iter().map(ToString::to_string).collect();
-        Ok::<_, Problem>(ProvenEntry { index, leaf_hash: leaf.to_string(), bytes, proof })
+        let personal = text_of(&personal, index);
+        let leaf_hash = leaf.to_string();
+        Ok::<_, Problem>(ProvenEntry { index, leaf_hash, personal, bytes, proof })
     };
     let items = found.entries.into_iter().zip(proofs).map(proven).collect::<Result<_, _>>()?;
     let next = found.next.map(|from| Cursor { from, tree_size: size }.to_string());
@@ -400,7 +456,7 @@ struct Tail {
     next: u64,
     /// Where it ends, if it does.
     below: Option<u64>,
-    ready: VecDeque<Stored>,
+    ready: VecDeque<LogEntry>,
     /// Entries since the read was last recorded.
     served: u64,
     ended: bool,
@@ -437,7 +493,7 @@ impl Tail {
         loop {
             if let Some(entry) = self.ready.pop_front() {
                 self.served += 1;
-                return shown(entry).map(Some);
+                return Ok(Some(entry));
             }
             if self.app.shutdown.is_cancelled() || self.below.is_some_and(|b| self.next >= b) {
                 return Ok(None);
@@ -454,7 +510,9 @@ impl Tail {
                 let store = &self.app.engine.parts().store;
                 let found = store.find(&wanted, TAIL_PAGE).await.map_err(unreadable)?;
                 self.next = found.entries.last().map_or(below, |(index, ..)| index + 1);
-                self.ready = found.entries.into();
+                let personal = self.app.disclosures(&found.entries).await?;
+                let entries = found.entries.into_iter().map(|e| shown(e, &personal));
+                self.ready = entries.collect::<Result<_, Problem>>()?;
                 continue;
             }
             tokio::select! {

@@ -15,8 +15,9 @@ pub use postgres::{
     session::{UrlError, url},
 };
 
+use crate::persons::Persons;
 use falaj_core::{
-    audit::{Entry, Kind},
+    audit::{Entry, Kind, person::Person},
     id::{Digest, RoundId, SiteId, StudyId},
     merkle::TILE_WIDTH,
     round::AnyRound,
@@ -38,6 +39,8 @@ const COSIGNATURES_MAX: u32 = 60;
 type Entries = Vec<(u64, Vec<u8>, Digest)>;
 /// Entries as they lie there: index, bytes, and what should be the leaf hash.
 type RawEntries = Vec<(i64, Vec<u8>, Vec<u8>)>;
+/// What is sealed of people: entry, pseudonym, and what was sealed.
+type Personal = Vec<(i64, String, Vec<u8>)>;
 /// Checkpoints: tree size and note.
 type Checkpoints = Vec<(i64, String)>;
 /// Hashes of whole tiles as they lie there: level, number, and what should be a hash.
@@ -183,6 +186,7 @@ enum Pool {
 pub struct Writing {
     store: Store,
     connection: Connection,
+    persons: Persons,
 }
 
 impl Writing {
@@ -193,6 +197,12 @@ impl Writing {
             Connection::Sqlite(pool) => Some(pool.clone()),
             Connection::Postgres(_) => None,
         }
+    }
+
+    /// The same, which seals what entries commit to about these people. Without them the writer refuses entries of people.
+    #[must_use]
+    pub fn sealing(self, persons: Persons) -> Self {
+        Self { persons, ..self }
     }
 
     /// To read what is written by it.
@@ -249,7 +259,7 @@ impl Store {
             }
         };
         let store = store.newest_shard().await?;
-        Ok((store.clone(), Writing { store, connection }))
+        Ok((store.clone(), Writing { store, connection, persons: Persons::default() }))
     }
 
     /// Opens a database that is there, to read only; its schema must be that of this version.
@@ -601,6 +611,44 @@ impl Store {
     pub async fn certificates(&self) -> Result<Vec<(Digest, Vec<u8>)>, StoreError> {
         let certificates = ask!(self, certificates).into_iter();
         certificates.map(|(digest, der)| Ok((row::parsed(&digest)?, der))).collect()
+    }
+
+    /// What entries from one index to below another commit to about people, sealed: entry, person, and what was sealed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn personal(
+        &self,
+        from: u64,
+        below: u64,
+    ) -> Result<Vec<(u64, Person, Vec<u8>)>, StoreError> {
+        let (from, below) = (self.shard.place(from), self.shard.place(below));
+        let rows = ask!(self, personal, from, below).into_iter();
+        let index = |seq| self.shard.index(seq);
+        rows.map(|(seq, person, sealed)| Ok((index(seq), row::parsed(&person)?, sealed))).collect()
+    }
+
+    /// Every certificate of a person that an entry may commit to, sealed: person, tag, and what was sealed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn personal_certificates(
+        &self,
+    ) -> Result<Vec<(Person, Digest, Vec<u8>)>, StoreError> {
+        let rows = ask!(self, personal_certificates).into_iter();
+        rows.map(|(person, tag, sealed)| Ok((row::parsed(&person)?, row::parsed(&tag)?, sealed)))
+            .collect()
+    }
+
+    /// The newest entry that touches this, of any kind but these.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn newest_of(&self, term: &str, but: &[Kind]) -> Result<Option<u64>, StoreError> {
+        let Some(id) = self.term(term).await? else { return Ok(None) };
+        let but: Vec<&str> = but.iter().map(|kind| kind.as_str()).collect();
+        let (from, below) = (self.shard.place(0), self.shard.place(u64::MAX));
+        Ok(ask!(self, newest_of, id, from, below, &but).map(|seq| self.shard.index(seq)))
     }
 
     /// Every policy file that was ever in force: set, name and bytes.

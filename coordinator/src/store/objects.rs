@@ -91,7 +91,7 @@ impl Store {
         })
     }
 
-    async fn term(&self, name: &str) -> Result<Option<i64>, StoreError> {
+    pub(super) async fn term(&self, name: &str) -> Result<Option<i64>, StoreError> {
         Ok(ask!(self, term, name))
     }
 

@@ -1,13 +1,13 @@
 //! The store in one SQLite file: WAL mode, every commit synced. Its SQL, and nothing that it shares with another database.
 
 use super::{
-    COSIGNATURES_MAX, Checkpoints, Entries, LEVELS, RawEntries, Shard, StoreError, Tiles,
+    COSIGNATURES_MAX, Checkpoints, Entries, LEVELS, Personal, RawEntries, Shard, StoreError, Tiles,
     objects::touched,
     row::{
         ExchangeColumns, ModelColumns, StudyColumns, TimestampColumns, TimestampRow, UpdateColumns,
         digest_of,
     },
-    writer::{Change, Committed, Written},
+    writer::{Change, Committed, Sealed, Written},
 };
 use falaj_core::id::{Digest, RoundId, StudyId};
 use sqlx::{
@@ -413,6 +413,46 @@ pub(super) async fn certificates(pool: &SqlitePool) -> Result<Vec<(String, Vec<u
         .await?)
 }
 
+pub(super) async fn personal(
+    pool: &SqlitePool,
+    from: i64,
+    below: i64,
+) -> Result<Personal, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT seq, person, sealed FROM log_personal WHERE seq >= ? AND seq < ? ORDER BY seq",
+    )
+    .bind(from)
+    .bind(below)
+    .fetch_all(pool)
+    .await?)
+}
+
+pub(super) async fn personal_certificates(
+    pool: &SqlitePool,
+) -> Result<Vec<(String, String, Vec<u8>)>, StoreError> {
+    Ok(sqlx::query_as("SELECT person, tag, sealed FROM personal_certificates ORDER BY person, tag")
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn newest_of(
+    pool: &SqlitePool,
+    object: i64,
+    from: i64,
+    below: i64,
+    but: &[&str],
+) -> Result<Option<i64>, StoreError> {
+    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
+        "SELECT max(o.seq) FROM log_objects o JOIN log_entries e ON e.seq = o.seq WHERE o.object = ",
+    );
+    query.push_bind(object).push(" AND o.seq >= ").push_bind(from);
+    query.push(" AND o.seq < ").push_bind(below);
+    for kind in but {
+        query.push(" AND e.kind <> ").push_bind((*kind).to_owned());
+    }
+    Ok(query.build_query_scalar().fetch_one(pool).await?)
+}
+
 pub(super) async fn policies(
     pool: &SqlitePool,
 ) -> Result<Vec<(String, String, Vec<u8>)>, StoreError> {
@@ -530,6 +570,24 @@ pub(super) async fn put_entries(
     Ok(())
 }
 
+pub(super) async fn put_personal(
+    tx: &mut SqliteConnection,
+    shard: &Shard,
+    personal: &[Sealed],
+) -> Result<(), StoreError> {
+    for rows in personal.chunks(ROWS_PER_INSERT) {
+        let mut insert: QueryBuilder<Sqlite> =
+            QueryBuilder::new("INSERT INTO log_personal (seq, person, sealed) ");
+        insert.push_values(rows, |mut row, personal| {
+            row.push_bind(shard.place(personal.seq))
+                .push_bind(personal.person.to_string())
+                .push_bind(&personal.bytes[..]);
+        });
+        insert.build().execute(&mut *tx).await?;
+    }
+    Ok(())
+}
+
 pub(super) async fn put_tiles(
     tx: &mut SqliteConnection,
     shard: &Shard,
@@ -600,6 +658,7 @@ pub(super) async fn clear_tiles(
     Ok(())
 }
 
+#[expect(clippy::too_many_lines, reason = "one statement for each kind of row")]
 pub(super) async fn put(
     tx: &mut SqliteConnection,
     shard: &Shard,
@@ -667,6 +726,14 @@ pub(super) async fn put(
             sqlx::query("INSERT INTO certificates (sha256, der) VALUES (?, ?) ON CONFLICT DO NOTHING")
                 .bind(digest.to_string())
                 .bind(der)
+                .execute(tx)
+                .await?
+        }
+        Change::PersonalCertificate { person, tag, sealed } => {
+            sqlx::query("INSERT INTO personal_certificates (person, tag, sealed) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+                .bind(person.to_string())
+                .bind(tag.to_string())
+                .bind(sealed)
                 .execute(tx)
                 .await?
         }

@@ -8,10 +8,10 @@ use super::{
     row::{ExchangeRow, ModelRow, StudyRow, TimestampRow, UpdateRow, write_round},
     sqlite,
 };
-use crate::{clock, metrics::Metrics};
+use crate::{clock, metrics::Metrics, persons::Persons};
 use anyhow::Context as _;
 use falaj_core::{
-    audit::{Draft, Entry, Kind},
+    audit::{Draft, Entry, Kind, person::Person},
     id::{Digest, StudyId},
     merkle::{Frontier, TILE_HEIGHT, leaf_hash},
     note::{Checkpoint, NoteSigner},
@@ -61,6 +61,15 @@ pub enum Change {
     Model(ModelRow),
     /// A certificate that entries name.
     Certificate(Digest, Vec<u8>),
+    /// A person's certificate that entries commit to, as [`crate::persons`] seals it.
+    PersonalCertificate {
+        /// Whose.
+        person: Person,
+        /// Which.
+        tag: Digest,
+        /// It.
+        sealed: Vec<u8>,
+    },
     /// A policy file that is in force.
     Policy(Digest, String, Vec<u8>),
     /// A signed checkpoint.
@@ -93,6 +102,9 @@ pub enum CommitError {
     /// Somebody else changed the round first.
     #[error("the round was changed by somebody else")]
     Conflict,
+    /// The person who did it has been erased, so nothing of them is written any more.
+    #[error("the person who did it has been erased")]
+    Erased,
     /// It took too long. What was still waiting is not begun any more; what was under way may yet become durable, so an
     /// entry can be there of what was then refused, and never the other way round.
     #[error("it was not durable within {} seconds", COMMIT_WAIT.as_secs())]
@@ -322,10 +334,12 @@ impl Service {
 
     /// One transaction. The tip counts it in when it is durable.
     async fn write(&mut self, commits: Vec<Due>) -> Result<Results, StoreError> {
-        let Writing { store, connection } = &mut self.writing;
+        let Writing { store, connection, persons } = &mut self.writing;
         match connection {
-            Connection::Sqlite(pool) => write_sqlite(pool, &mut self.tip, commits).await,
-            Connection::Postgres(session) => session.write(store, &mut self.tip, commits).await,
+            Connection::Sqlite(pool) => write_sqlite(pool, &mut self.tip, persons, commits).await,
+            Connection::Postgres(session) => {
+                session.write(store, &mut self.tip, persons, commits).await
+            }
         }
     }
 }
@@ -333,12 +347,13 @@ impl Service {
 async fn write_sqlite(
     pool: &SqlitePool,
     tip: &mut Tip,
+    persons: &Persons,
     commits: Vec<Due>,
 ) -> Result<Results, StoreError> {
     let mut connection = pool.acquire().await?;
     let done = async {
         let mut tx = Tx::Sqlite(connection.begin_with("BEGIN IMMEDIATE").await?);
-        let (results, after) = fill(&mut tx, tip, commits).await?;
+        let (results, after) = fill(&mut tx, tip, persons, commits).await?;
         tx.commit().await?;
         *tip = after;
         Ok(results)
@@ -388,19 +403,37 @@ pub(super) struct Written {
     pub(super) leaf: Digest,
 }
 
+/// What an entry commits to about a person, sealed.
+pub(super) struct Sealed {
+    pub(super) seq: u64,
+    pub(super) person: Person,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Whether a draft may be written: not if it commits to a person who is not known any more, but for the one that says so.
+fn may_write(draft: &Draft, persons: &Persons) -> bool {
+    draft.kind() == Kind::ErasurePerformed
+        || draft.uncommitted().is_none_or(|person| persons.identity(person).is_some())
+}
+
 /// Puts commits into a transaction that goes on where the log ends. Gives what becomes of each, and where it ends then.
 pub(super) async fn fill(
     tx: &mut Tx<'_>,
     tip: &Tip,
+    persons: &Persons,
     commits: Vec<Due>,
 ) -> Result<(Results, Tip), StoreError> {
     let Tip { mut frontier, mut latest, shard } = tip.clone();
     let mut tiles = Tiles::default();
-    let mut entries = Vec::new();
+    let (mut entries, mut personal) = (Vec::new(), Vec::new());
     let mut results = Vec::with_capacity(commits.len());
     for (commit, until) in commits {
         if Instant::now() >= until {
             results.push(Err(CommitError::Slow));
+            continue;
+        }
+        if !commit.entries.iter().all(|draft| may_write(draft, persons)) {
+            results.push(Err(CommitError::Erased));
             continue;
         }
         if let Some((round, version)) = &commit.round {
@@ -414,8 +447,13 @@ pub(super) async fn fill(
         latest = latest.max(clock::now());
         let at = latest;
         let mut leaves = Vec::with_capacity(commit.entries.len());
-        for draft in commit.entries {
+        for mut draft in commit.entries {
             let (seq, kind) = (frontier.size(), draft.kind());
+            if let Some((person, disclosure)) = draft.commit_to_person(seq, clock::secret()) {
+                // Whoever is being erased leaves a commitment that nobody can open; the entry that says so comes after it.
+                let sealed = persons.seal_disclosure(person, &disclosure);
+                personal.extend(sealed.map(|bytes| Sealed { seq, person, bytes }));
+            }
             let bytes = draft.finish(seq, at, clock::nonce());
             let leaf = leaf_hash(&bytes);
             entries.push(Written { seq, kind, bytes, leaf });
@@ -429,6 +467,7 @@ pub(super) async fn fill(
         results.push(Ok(committed));
     }
     put!(tx, put_entries, &shard, &entries);
+    put!(tx, put_personal, &shard, &personal);
     let touched = objects::touched(entries.iter().map(|e| (shard.place(e.seq), &e.bytes[..])));
     put!(tx, put_objects, &touched);
     put!(tx, put_tiles, &shard, &tiles.0);

@@ -2,6 +2,7 @@
 
 mod asking;
 mod closed;
+mod erasing;
 mod following;
 mod reads;
 #[expect(dead_code, reason = "the conformance test of the store needs more of it")]

@@ -1,11 +1,12 @@
 //! AUD-14: every read of the log, and whatever else an operator asks for, is itself an entry before it is served.
 
-use super::world::{STUDY, World, text};
+use super::world::{OMAR, STUDY, World, text};
 use anyhow::{Context as _, Result, ensure};
 use axum::{
     body::Body,
     http::{Request, StatusCode},
 };
+use falaj_coordinator::erasure::Asker;
 use falaj_core::audit::Kind;
 use serde_json::Value;
 
@@ -14,7 +15,13 @@ use serde_json::Value;
 async fn every_route_is_an_entry_before_it_is_served() -> Result<()> {
     let world = World::new().await?;
     world.stamp().await?;
-    for request in World::every_route()? {
+    world.persons.meet(&OMAR.parse()?)?;
+    let sara = Asker {
+        id: world.operator.actor.id.as_ref().context("an operator")?,
+        actor: &world.operator.actor,
+    };
+    let hold = world.erasures.place(sara, (None, Some(STUDY)), "Article 1").await?;
+    for request in World::every_route(&hold.id)? {
         let shown = format!("{} {}", request.method(), request.uri());
         let path = request.uri().path().to_owned();
         let before = world.writer.head().0;
@@ -22,7 +29,7 @@ async fn every_route_is_an_entry_before_it_is_served() -> Result<()> {
         // The answer has begun and its body is not read yet: the entry is there all the same.
         ensure!(answer.status().is_success(), "{shown}: {}", text(answer).await?);
         let entries = world.entries(before).await?;
-        let entry = entries.iter().find(|e| e.actor_id() == world.operator.actor.id);
+        let entry = entries.iter().find(|e| e.actor_person() == world.operator.actor.person);
         let entry = entry.with_context(|| format!("{shown}: no entry"))?;
         ensure!(entry.body().text("decision") == Ok("allow"), "{shown}");
         if path.starts_with("/api/v1/log/") {

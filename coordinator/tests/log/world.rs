@@ -19,7 +19,9 @@ use falaj_coordinator::{
     clock,
     config::Limits,
     engine::{Engine, Parts},
+    erasure::Erasures,
     metrics::Metrics,
+    persons::Persons,
     policy::PolicyEngine,
     rest::{self, TAILS_MAX},
     rpc::Rpc,
@@ -52,6 +54,8 @@ use tower::ServiceExt as _;
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// The largest answer.
 const BYTES_MAX: usize = 64 << 20;
+/// Somebody who is erased when every route is asked.
+pub(crate) const OMAR: &str = "spiffe://falaj.test/ae-on/ae-az/operator/omar";
 /// The study that every world has.
 pub(crate) const STUDY: &str = "heart";
 
@@ -59,6 +63,8 @@ pub(crate) const STUDY: &str = "heart";
 pub(crate) struct World {
     pub(crate) dir: TempDir,
     pub(crate) engine: Engine,
+    pub(crate) erasures: Erasures,
+    pub(crate) persons: Persons,
     pub(crate) store: Store,
     pub(crate) writer: writer::Writer,
     pub(crate) operator: Arc<Peer>,
@@ -80,6 +86,10 @@ pub(crate) fn party(dir: &Path, role: Role, name: &str) -> Result<PathBuf> {
         authority.add_issuer(&place)?;
         authority
     };
+    let own = home.join(role.to_string()).join(name);
+    if own.exists() {
+        return Ok(own);
+    }
     authority.issue(&ca::Request { role, name: name.into(), place, days: 1, dns: Vec::new() })
 }
 
@@ -87,10 +97,12 @@ pub(crate) fn credentials(home: &Path) -> Result<Credentials> {
     Ok(Credentials::load(&home.join("cert.pem"), &home.join("key.pem"))?)
 }
 
-fn peer(dir: &Path, role: Role, name: &str) -> Result<Arc<Peer>> {
+pub(crate) fn peer(dir: &Path, persons: &Persons, role: Role, name: &str) -> Result<Arc<Peer>> {
     let credentials = credentials(&party(dir, role, name)?)?;
     let identity = credentials.identity()?;
+    let person = (role == Role::Operator).then(|| persons.meet(&identity.spiffe)).transpose()?;
     let actor = Actor {
+        person,
         id: Some(identity.spiffe.clone()),
         cert: Some(identity.cert_sha256),
         address: Some("127.0.0.1:1".into()),
@@ -174,11 +186,13 @@ impl World {
 
     async fn open(dir: TempDir, database: &Database) -> Result<Self> {
         let path = dir.path();
-        let operator = peer(path, Role::Operator, "sara")?;
-        let site = peer(path, Role::Site, "hospital-1")?;
+        let persons = Persons::open(&path.join("persons"))?;
+        let operator = peer(path, &persons, Role::Operator, "sara")?;
+        let site = peer(path, &persons, Role::Site, "hospital-1")?;
         let home = credentials(&party(path, Role::Coordinator, "main")?)?.identity()?.spiffe;
         let (signer, metrics) = (Arc::new(signer()), Arc::new(Metrics::default()));
         let (store, writing) = Store::open(database).await?;
+        let writing = writing.sealing(persons.clone());
         let pool = writing.sqlite();
         let (writer, service) = writer::open(writing, &signer, None, metrics.clone()).await?;
         tokio::spawn(service.run());
@@ -187,6 +201,7 @@ impl World {
             writer: writer.clone(),
             updates: Blobs::open(&path.join("updates"))?,
             models: Blobs::open(&path.join("models"))?,
+            persons: persons.clone(),
             policy: PolicyEngine::load(&policies(), home.place())?,
             metrics,
             shards: Shards::load(&store, signer.verifier()).await?,
@@ -195,9 +210,11 @@ impl World {
         };
         let shutdown = CancellationToken::new();
         let engine = Engine::open(parts, shutdown.clone()).await?;
+        let erasures = Erasures::open(engine.clone()).await?;
         let checkpointer = Checkpointer::new(writer.clone(), signer, None);
         let router = rest::router(Arc::new(rest::App {
             engine: engine.clone(),
+            erasures: erasures.clone(),
             checkpointer: checkpointer.clone(),
             timestamps: None,
             identity: home,
@@ -206,7 +223,19 @@ impl World {
             tails: Arc::new(Semaphore::new(TAILS_MAX)),
             shutdown,
         }));
-        Ok(Self { dir, engine, store, writer, operator, site, pool, checkpointer, router })
+        Ok(Self {
+            dir,
+            engine,
+            erasures,
+            persons,
+            store,
+            writer,
+            operator,
+            site,
+            pool,
+            checkpointer,
+            router,
+        })
     }
 
     /// What the router answers to somebody.
@@ -228,8 +257,8 @@ impl World {
         Ok(serde_json::from_str(&text(answer).await?)?)
     }
 
-    /// One request for every route that there is, by the operator.
-    pub(crate) fn every_route() -> Result<Vec<Request<Body>>> {
+    /// One request for every route that there is, by the operator, the release of this hold among them.
+    pub(crate) fn every_route(hold: &str) -> Result<Vec<Request<Body>>> {
         let (_, api) = rest::routes();
         let api = serde_json::to_value(api)?;
         let mut requests = Vec::new();
@@ -237,9 +266,15 @@ impl World {
             for method in methods.as_object().context("methods")?.keys() {
                 let (path, body) = match path.as_str() {
                     "/api/v1/studies" if method == "post" => (path.clone(), study("other")),
+                    "/api/v1/erasures" => (path.clone(), erasure(OMAR, "Article 14")),
+                    "/api/v1/holds" if method == "post" => (
+                        path.clone(),
+                        format!("{{\"study\":\"{STUDY}\",\"article\":\"Article 1\"}}"),
+                    ),
                     "/api/v1/log/accesses" => (format!("{path}?object={STUDY}"), String::new()),
                     _ => (path.replace("{id}", STUDY), String::new()),
                 };
+                let path = path.replace("{hold}", hold);
                 let path = path.replace("{round}", "latest").replace("{index}", "0");
                 let path = path.replace("{tree_size}", "1");
                 ensure!(!path.contains('{'), "{path}: say here what stands for this parameter");
@@ -247,7 +282,7 @@ impl World {
                 requests.push(Request::builder().method(&*method).uri(path).body(body.into())?);
             }
         }
-        ensure!(requests.len() >= 19, "{} routes", requests.len());
+        ensure!(requests.len() >= 24, "{} routes", requests.len());
         Ok(requests)
     }
 
@@ -269,6 +304,11 @@ impl World {
         let rows = self.store.entries(from, u64::MAX, 10_000, None).await?;
         Ok(rows.iter().map(|(_, bytes, _)| Entry::parse(bytes)).collect::<Result<_, _>>()?)
     }
+}
+
+/// A request's document that asks for an erasure.
+pub(crate) fn erasure(person: &str, article: &str) -> String {
+    serde_json::json!({ "person": person, "article": article }).to_string()
 }
 
 /// The whole body of an answer.

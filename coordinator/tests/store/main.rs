@@ -1,6 +1,7 @@
 //! Conformance: what the store promises, on each database that it can live in. What only a server has (roles, sessions,
 //! crashes) is in [`postgres`].
 
+mod people;
 mod postgres;
 mod server;
 mod shards;

@@ -2,7 +2,10 @@
 //!
 //! Decided from the entry's bytes and nothing else, so that whoever has the entries can make the same index anew.
 
-use super::Entry;
+use super::{
+    Entry,
+    person::{Person, is_person},
+};
 use crate::{
     canon::Node,
     id::{Digest, IdError, RoundId, SpiffeId, StudyId},
@@ -11,6 +14,8 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 
 /// The fewest digits by which a digest may be asked for.
 pub const PREFIX_DIGITS_MIN: usize = 8;
+/// How the object that is a person begins; no other begins so.
+const PERSON: &str = "person:";
 /// Digits of a whole digest.
 const DIGITS: usize = 64;
 
@@ -23,6 +28,8 @@ pub enum Object {
     Round(RoundId),
     /// A site, an operator, a coordinator or a witness, by its SPIFFE ID.
     Party(SpiffeId),
+    /// A person, by the pseudonym: `person:` and 32 hexadecimal digits.
+    Person(Person),
     /// A certificate, study file, model, payload or whatever else entries name by its SHA-256.
     Digest(Digest),
 }
@@ -33,6 +40,7 @@ impl fmt::Display for Object {
             Self::Study(id) => id.fmt(f),
             Self::Round(id) => write!(f, "{}/{}", id.study, id.number),
             Self::Party(id) => id.fmt(f),
+            Self::Person(person) => write!(f, "{PERSON}{person}"),
             Self::Digest(digest) => digest.fmt(f),
         }
     }
@@ -46,6 +54,11 @@ impl FromStr for Object {
         }
         if s.starts_with("spiffe://") {
             return s.parse().map(Self::Party);
+        }
+        if let Some(person) = s.strip_prefix(PERSON) {
+            // What is no pseudonym is no study's name either, and the error says so.
+            let person: Result<Person, _> = person.parse();
+            return person.map(Self::Person).or_else(|_| s.parse().map(Self::Study));
         }
         match s.split_once('/') {
             None => s.parse().map(Self::Study),
@@ -76,7 +89,7 @@ fn is_hex(text: &str) -> bool {
 /// The things that an entry touches, wherever they stand in it:
 ///
 /// - every text that is a SHA-256 digest, in members and in lists;
-/// - every text that is a SPIFFE ID: who did it, and about whom it is;
+/// - every text that is a SPIFFE ID, and every `person`: who did it, and about whom it is;
 /// - `study`, and with `round` beside it the round too;
 /// - `object` of what was `asked`: who asked about a thing has touched it.
 #[must_use]
@@ -100,6 +113,7 @@ fn collect(value: Node<'_>, found: &mut BTreeSet<Object>) {
         }
         found.insert(Object::Study(study));
     }
+    found.extend(value.parsed("person").map(Object::Person));
     if let Some(asked) = value.member("asked") {
         found.extend(asked.parsed::<Object>("object").ok());
     }
@@ -109,16 +123,32 @@ fn collect(value: Node<'_>, found: &mut BTreeSet<Object>) {
 #[must_use]
 pub fn terms(entry: &Entry) -> BTreeSet<String> {
     let mut terms: BTreeSet<String> = objects(entry).iter().map(Object::to_string).collect();
-    terms.extend(entry.actor_id().map(|id| actor_term(&id)));
+    terms.extend(actor(entry).map(|actor| actor_term(&actor)));
     terms.extend(entry.body().text("decision").ok().map(decision_term));
     let policies = entry.body().list("policy_ids").unwrap_or_default();
     terms.extend(policies.into_iter().filter_map(Node::as_text).map(policy_term));
     terms
 }
 
-/// The term for entries of what this party did, which are fewer than those that touch it. No object is spelled like it.
+/// Who did it, as the entry names them.
 #[must_use]
-pub fn actor_term(actor: &SpiffeId) -> String {
+pub fn actor(entry: &Entry) -> Option<Object> {
+    if let Some(person) = entry.actor_person() {
+        return Some(Object::Person(person));
+    }
+    entry.actor_id().map(Object::Party)
+}
+
+/// Whether an object names a natural person in clear, which nothing that is logged may do.
+#[must_use]
+pub fn names_person(object: &Object) -> bool {
+    matches!(object, Object::Party(id) if is_person(id))
+}
+
+/// The term for entries of what this party or person did, which are fewer than those that touch it. No object is spelled
+/// like it.
+#[must_use]
+pub fn actor_term(actor: &Object) -> String {
     format!("actor:{actor}")
 }
 
@@ -157,6 +187,7 @@ mod tests {
             id: Some("spiffe://t/ae-on/ae-az/operator/o".parse().expect("valid")),
             cert: Some(Digest::of(b"cert")),
             address: Some("127.0.0.1:1".into()),
+            person: None,
         };
         let round = RoundId { study: "heart".parse().expect("valid"), number: 2 };
         let draft = Draft::new(Kind::UpdateAccepted)
@@ -203,11 +234,21 @@ mod tests {
     #[test]
     fn every_object_reads_back_as_it_is_spelled_and_nothing_else_is_one() {
         let digest = Digest::of(b"x").to_string();
-        for text in ["heart", "heart/12", "spiffe://t/ae-on/ae-az/site/h", &digest] {
+        let person = format!("person:{}", Person([0xab; 16]));
+        for text in ["heart", "heart/12", "spiffe://t/ae-on/ae-az/site/h", &digest, &person] {
             assert_eq!(text.parse::<Object>().expect("an object").to_string(), text);
         }
-        for text in ["", "Heart", "heart/", "heart/0", "heart/012", "heart/+1", "spiffe://t", "a b"]
-        {
+        for text in [
+            "",
+            "Heart",
+            "heart/",
+            "heart/0",
+            "heart/012",
+            "heart/+1",
+            "spiffe://t",
+            "a b",
+            "person:",
+        ] {
             assert!(text.parse::<Object>().is_err(), "{text}");
         }
         assert!(is_prefix(&digest[..8]) && is_prefix(&digest[..63]));

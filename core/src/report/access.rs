@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 pub(super) struct Access {
     pub(super) accesses: u64,
     pub(super) refusals: u64,
-    /// Connections by whom and by which certificate.
-    admitted: BTreeMap<(String, Digest), Tally>,
+    /// Connections by whom and by which certificate, if that is known.
+    admitted: BTreeMap<(String, Option<Digest>), Tally>,
     places: Tally,
     /// Refusals by kind, policies or reason, and place.
     refused: BTreeMap<[String; 4], Tally>,
@@ -35,13 +35,13 @@ pub(super) struct Access {
 impl Access {
     pub(super) fn take(&mut self, seen: &Seen<'_>, about: &About) {
         let index = seen.index();
-        let place = || seen.place().map(ToString::to_string).unwrap_or_default();
+        let place = || seen.place().map(|p| p.to_string()).unwrap_or_default();
         self.kinds.entry(seen.kind().as_str()).or_default().add(index);
         if seen.kind() == Kind::ConnectionAdmitted
-            && let (Some(who), Some(cert)) = (&seen.who, seen.cert)
+            && (seen.person.is_some() || (seen.who.is_some() && seen.cert.is_some()))
         {
-            self.admitted.entry((who.to_string(), cert)).or_default().add(index);
-            if about.holders.contains_key(&cert) {
+            self.admitted.entry((seen.who(), seen.cert)).or_default().add(index);
+            if seen.cert.is_some_and(|cert| about.holders.contains_key(&cert)) {
                 self.places.add(index);
             }
         }
@@ -63,7 +63,7 @@ impl Access {
         if matches!(seen.kind(), Kind::ModelRead | Kind::LogExported | Kind::TaskSent) {
             let key =
                 [place(), seen.who(), seen.kind().as_str().to_owned(), seen.study().to_owned()];
-            let abroad = seen.place().is_some_and(|p| about.is_abroad(p));
+            let abroad = seen.place().is_some_and(|p| about.is_abroad(&p));
             self.transfers.entry((key, abroad)).or_default().add(index);
             self.transferred.add(index);
             if !seen.text("approval").is_empty() {
@@ -128,11 +128,12 @@ impl Access {
         e1.fact("E1.places", Level::CaAttested, self.places);
         e1.fact("E1.refusals", Level::Recorded, self.refused_in_all);
         let parties = self.admitted.iter().map(|((who, cert), tally)| {
-            let holder = about.holders.get(cert);
+            let holder = cert.and_then(|cert| about.holders.get(&cert));
             let place = holder.map(|h| h.id.place().to_string()).unwrap_or_default();
             let issuer = holder.map(|h| h.issuer.to_string()).unwrap_or_default();
             let [count, first, last] = tally.cells();
-            let texts = [who.clone(), place, issuer, cert.to_string()].map(Canon::Text);
+            let cert = cert.map(|cert| cert.to_string()).unwrap_or_default();
+            let texts = [who.clone(), place, issuer, cert].map(Canon::Text);
             texts.into_iter().chain([count, first, last]).collect()
         });
         e1.table(

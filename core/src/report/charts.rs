@@ -71,6 +71,10 @@ impl Charts {
             | Kind::ModelPublished
             | Kind::ModelRejected
             | Kind::RoundFailed
+            | Kind::ErasurePerformed
+            | Kind::ErasureRefused
+            | Kind::HoldPlaced
+            | Kind::HoldReleased
             | Kind::LogExported => None,
             Kind::ConnectionAdmitted => Some((true, seen.who())),
             Kind::ConnectionRefused | Kind::AccessDenied | Kind::UpdateRefused => {

@@ -2,7 +2,7 @@
 
 use super::{About, Seen, count_of, parts::ROWS_MAX};
 use crate::{
-    audit::Kind,
+    audit::{Kind, person::Person},
     canon::Canon,
     id::{Digest, RoundId, SiteId, StudyId},
     study::Mechanism,
@@ -27,6 +27,8 @@ pub(super) struct Findings {
     more: u64,
     /// Certificates by which somebody was let in.
     admitted: BTreeSet<Digest>,
+    /// People who were let in.
+    people: BTreeSet<Person>,
     /// Seats in rounds that are open.
     seats: BTreeSet<(RoundId, SiteId)>,
     /// Said once for each study, or each study and site.
@@ -47,7 +49,18 @@ impl Findings {
     /// Remembers what later entries are held against, in range or not.
     fn follow(&mut self, seen: &Seen<'_>) {
         match (seen.kind(), &seen.round, &seen.site) {
-            (Kind::ConnectionAdmitted, ..) => self.admitted.extend(seen.cert),
+            (Kind::ConnectionAdmitted, ..) => match seen.person {
+                Some(person) => {
+                    self.people.insert(person);
+                }
+                None => self.admitted.extend(seen.cert),
+            },
+            // Whoever comes again has another pseudonym.
+            (Kind::ErasurePerformed, ..) => {
+                if let Some(person) = seen.entry.person() {
+                    self.people.remove(&person);
+                }
+            }
             (Kind::SiteJoined, Some(round), Some(site)) => {
                 self.seats.insert((round.clone(), site.clone()));
             }
@@ -60,7 +73,7 @@ impl Findings {
 
     fn region(&mut self, seen: &Seen<'_>, about: &About) {
         let Some(place) = seen.place() else { return };
-        let abroad = about.is_abroad(place);
+        let abroad = about.is_abroad(&place);
         match seen.kind() {
             Kind::SiteJoined => {
                 let study = seen.study.as_ref().and_then(|s| about.study(s));
@@ -79,7 +92,10 @@ impl Findings {
 
     /// Whatever was served was allowed before: to somebody who was let in, by a policy, and in a round by a seat.
     fn grants(&mut self, seen: &Seen<'_>) {
-        let known = seen.cert.is_none_or(|cert| self.admitted.contains(&cert));
+        let known = match seen.person {
+            Some(person) => self.people.contains(&person),
+            None => seen.cert.is_none_or(|cert| self.admitted.contains(&cert)),
+        };
         let seated = match (&seen.round, &seen.site) {
             (Some(round), Some(site)) => self.seats.contains(&(round.clone(), site.clone())),
             _ => true,

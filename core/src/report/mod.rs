@@ -8,12 +8,13 @@ mod access;
 mod charts;
 mod findings;
 mod parts;
+mod people;
 mod security;
 mod stamps;
 mod studies;
 
 use crate::{
-    audit::{Entry, Kind},
+    audit::{Entry, Kind, person::Person},
     canon::{Canon, Node},
     id::{Digest, Place, RoundId, SiteId, SpiffeId, StudyId},
     study::Study,
@@ -51,6 +52,7 @@ impl Scope {
         let study = self.study.as_ref().is_none_or(|s| seen.study.as_ref() == Some(s));
         let subject = self.subject.as_ref().is_none_or(|subject| {
             seen.who.as_ref() == Some(subject)
+                || seen.entry.actor_id().as_ref() == Some(subject)
                 || seen.site.as_ref().is_some_and(|site| site.spiffe() == subject)
         });
         self.in_time(&seen.entry.ts) && study && subject
@@ -94,7 +96,11 @@ pub struct Holder {
 /// An entry as the sections see it.
 struct Seen<'a> {
     entry: &'a Entry,
+    /// Who did it; nobody if it was a person.
     who: Option<SpiffeId>,
+    /// The person who did it.
+    person: Option<Person>,
+    /// By which certificate; of a person only if that is disclosed.
     cert: Option<Digest>,
     study: Option<StudyId>,
     round: Option<RoundId>,
@@ -106,11 +112,12 @@ struct Seen<'a> {
 impl<'a> Seen<'a> {
     fn new(entry: &'a Entry, scope: &Scope) -> Self {
         let body = entry.body();
-        let actor = body.member("actor");
+        let person = entry.actor_person();
         let mut seen = Self {
             entry,
-            who: entry.actor_id(),
-            cert: actor.and_then(|a| a.parsed("cert_sha256").ok()),
+            who: entry.actor_id().filter(|_| person.is_none()),
+            person,
+            cert: entry.actor_cert(),
             study: body.parsed("study").ok(),
             round: entry.round().ok(),
             site: body.parsed("site").ok(),
@@ -132,7 +139,11 @@ impl<'a> Seen<'a> {
         self.entry.body().text(key).unwrap_or_default()
     }
 
+    /// Who it was, as tables say it: people by their pseudonyms, whether or not more is disclosed.
     fn who(&self) -> String {
+        if let Some(person) = self.person {
+            return people::name(person);
+        }
         let body = self.entry.body();
         // An identity has one spelling, so the entry has it already.
         let spelled = match (&self.who, &self.site) {
@@ -148,9 +159,12 @@ impl<'a> Seen<'a> {
     }
 
     /// Where the other side is.
-    fn place(&self) -> Option<&Place> {
-        let site = || self.site.as_ref().map(|s| s.spiffe().place());
-        self.who.as_ref().map(SpiffeId::place).or_else(site)
+    fn place(&self) -> Option<Place> {
+        if self.person.is_some() {
+            return self.entry.actor_place();
+        }
+        let site = || self.site.as_ref().map(|s| s.spiffe().place().clone());
+        self.who.as_ref().map(|who| who.place().clone()).or_else(site)
     }
 
     /// Policies that decided, joined.
@@ -219,6 +233,7 @@ pub struct Sections {
     security: security::Security,
     findings: findings::Findings,
     charts: charts::Charts,
+    people: people::People,
 }
 
 impl Sections {
@@ -281,6 +296,7 @@ impl Sections {
             self.security.take(&seen);
             self.charts.take(&seen);
         }
+        self.people.take(&seen);
     }
 
     /// The report over all entries of a log with this name and root.
@@ -296,6 +312,7 @@ impl Sections {
             security,
             mut findings,
             mut charts,
+            people,
         } = self;
         let (from, last, first_ts, last_ts) = range.unwrap_or_default();
         let to = if first_ts.is_empty() { from } else { last + 1 };
@@ -303,6 +320,7 @@ impl Sections {
         access.write(&mut sections, &about);
         studies.write(&mut sections, &about, &mut findings, &mut charts);
         security.write(&mut sections, &about, &mut charts, (tree_size, root_hash, &last_ts));
+        people.write(&mut sections);
         let summary = [
             ("entries", counted),
             ("accesses", access.accesses),
@@ -438,7 +456,7 @@ mod tests {
 
     fn actor(id: &str) -> Actor {
         let cert = Some(Digest::of(id.as_bytes()));
-        Actor { id: Some(id.parse().expect("an identity")), cert, address: None }
+        Actor { id: Some(id.parse().expect("an identity")), cert, ..Actor::default() }
     }
 
     fn allowed(draft: Draft) -> Draft {

@@ -5,10 +5,11 @@ use super::{
     charts::Charts,
     count_of,
     parts::{All, Level, Section, Tally},
+    people,
     stamps::Stamps,
 };
 use crate::{
-    audit::Kind,
+    audit::{Kind, person::Person},
     canon::Canon,
     id::Digest,
     succession::{SUCCESSIONS_MAX, Succession},
@@ -28,6 +29,8 @@ pub(super) struct Security {
     transported: Tally,
     /// Certificates by which somebody was let in.
     used: BTreeMap<Digest, Tally>,
+    /// The people whose certificates they are, where that is disclosed.
+    owners: BTreeMap<Digest, Person>,
     /// Files of a policy set: name, digest, bytes.
     files: BTreeMap<Digest, BTreeSet<(String, Digest, u64)>>,
     /// When each set came into force.
@@ -74,6 +77,7 @@ impl Security {
         if seen.kind() == Kind::ConnectionAdmitted {
             if let Some(cert) = seen.cert {
                 self.used.entry(cert).or_default().add(index);
+                self.owners.extend(seen.person.map(|person| (cert, person)));
             }
             let (version, group) = (seen.text("tls_version"), seen.text("tls_group"));
             if !version.is_empty() {
@@ -148,9 +152,11 @@ impl Security {
             let days = (holder.until.as_millis() - holder.from.as_millis()).div_euclid(DAY_MS);
             let (from, until) = (holder.from.to_string(), holder.until.to_string());
             let over = *until < *now;
-            bars.push((holder.id.name().to_owned(), vec![days.to_string()]));
+            let owner = self.owners.get(cert).map(|person| people::name(*person));
+            let label = owner.clone().unwrap_or_else(|| holder.id.name().to_owned());
+            bars.push((label, vec![days.to_string()]));
             rows.push(vec![
-                holder.id.to_string().into(),
+                owner.unwrap_or_else(|| holder.id.to_string()).into(),
                 cert.to_string().into(),
                 holder.issuer.to_string().into(),
                 from.into(),

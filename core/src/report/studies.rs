@@ -78,7 +78,7 @@ impl Studies {
             }
             Kind::ModelRejected => run.rounds[1] += 1,
             Kind::RoundFailed => run.rounds[2] += 1,
-            Kind::StudySubmitted | Kind::StudyStopped => {
+            Kind::StudySubmitted | Kind::StudyStopped | Kind::HoldPlaced | Kind::HoldReleased => {
                 let key = [seen.who(), seen.kind().as_str().to_owned(), id.as_str().to_owned()];
                 self.acts.entry(key).or_default().add(index);
             }
@@ -162,7 +162,6 @@ impl Studies {
             },
             about,
         );
-        e12.table("erasures", &[], []);
         let acts = self.acts.iter().map(|(key, tally)| {
             let cells = key.iter().map(|c| Canon::Text(c.clone()));
             cells.chain(tally.cells()).collect()
@@ -181,7 +180,6 @@ impl Studies {
             },
             about,
         );
-        e14.table("holds", &[], []);
         let rounds = self.in_range().map(|(id, run)| {
             (id.as_str().to_owned(), run.rounds.iter().map(ToString::to_string).collect())
         });

@@ -2,6 +2,7 @@
 
 mod audit;
 mod crash;
+mod erasure;
 mod ftrl;
 mod identity;
 mod journey;

@@ -196,7 +196,7 @@ fn read_past_the_policies(federation: &Federation) -> Result<()> {
     let credentials = federation.credentials("operator", "mallory")?;
     let identity = credentials.identity()?;
     let (id, cert) = (identity.spiffe, identity.cert_sha256);
-    let actor = Actor { id: Some(id), cert: Some(cert), address: None };
+    let actor = Actor { id: Some(id), cert: Some(cert), ..Actor::default() };
     let state = federation.coordinator_state();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

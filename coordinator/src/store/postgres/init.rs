@@ -12,7 +12,7 @@ use std::cmp::Ordering;
 pub(super) const SCHEMA: &str = "falaj";
 
 /// Tables to which rows are only added. Their triggers are in the migrations.
-pub(super) const APPEND_ONLY: [&str; 9] = [
+pub(super) const APPEND_ONLY: [&str; 11] = [
     "log_entries",
     "log_checkpoints",
     "log_cosignatures",
@@ -22,6 +22,8 @@ pub(super) const APPEND_ONLY: [&str; 9] = [
     "policies",
     "updates",
     "models",
+    "log_personal",
+    "personal_certificates",
 ];
 
 /// What else the writer's role may do, and where.

@@ -3,7 +3,9 @@
 
 use super::init::{APPEND_ONLY, SCHEMA, check_schema};
 use crate::{
-    clock, proofs,
+    clock,
+    persons::Persons,
+    proofs,
     store::{
         Store, StoreError,
         writer::{self, Due, Results, Tip, Tx},
@@ -195,10 +197,11 @@ impl Session {
         &mut self,
         store: &Store,
         tip: &mut Tip,
+        persons: &Persons,
         commits: Vec<Due>,
     ) -> Result<Results, StoreError> {
         self.ready(store, tip).await?;
-        match self.transact(tip, commits).await {
+        match self.transact(tip, persons, commits).await {
             Ok((results, after)) => {
                 *tip = after;
                 Ok(results)
@@ -235,7 +238,7 @@ impl Session {
         let durable = looked?;
         if durable {
             // What was found there may still be on its way to a standby; once the next commit is acknowledged it is not.
-            self.transact(tip, Vec::new()).await.map_err(|(e, _)| e)?;
+            self.transact(tip, &Persons::default(), Vec::new()).await.map_err(|(e, _)| e)?;
         }
         Ok(durable)
     }
@@ -282,6 +285,7 @@ impl Session {
     async fn transact(
         &mut self,
         tip: &Tip,
+        persons: &Persons,
         commits: Vec<Due>,
     ) -> Result<(Results, Tip), (StoreError, Option<Results>)> {
         let mark = clock::nonce().to_vec();
@@ -298,7 +302,7 @@ impl Session {
                 return Err(StoreError::Lost("somebody else wrote to the database".into()));
             }
             let mut tx = Tx::Postgres(tx);
-            sent = Some(writer::fill(&mut tx, tip, commits).await?);
+            sent = Some(writer::fill(&mut tx, tip, persons, commits).await?);
             tx.commit().await
         })
         .await;

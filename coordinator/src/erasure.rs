@@ -1,0 +1,373 @@
+//! Erasing people, and the legal holds that keep them from being erased. What is kept for how long is decided in
+//! `falaj_core::audit::erasure`.
+//!
+//! The log is the only memory: holds that stand, and erasures that a crash interrupted, are read from it at the start.
+
+use crate::{
+    engine::{Engine, problem_of, unreadable},
+    policy::{Action, Resource},
+    store::objects::Wanted,
+};
+use anyhow::{Context as _, Result, ensure};
+use falaj_core::{
+    audit::{
+        Actor, Draft, Entry, Kind,
+        erasure::{Acted, HeldObject, Hold, Kept, kept},
+        objects::{Object, actor_term},
+        person::Person,
+    },
+    id::{SpiffeId, StudyId},
+    time::Timestamp,
+};
+use falaj_proto::problem::{Code, Problem};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::Mutex;
+
+/// Holds that stand at once, at most.
+const HOLDS_MAX: usize = 10_000;
+/// The longest name of an article of law.
+const ARTICLE_CHARS_MAX: usize = 200;
+/// Entries that are read at once.
+const PAGE: u32 = 1_000;
+/// Entries that tell nothing of a study but that somebody looked, or asked whether it keeps them: its term does not begin
+/// anew with them.
+const LOOKS: [Kind; 7] = [
+    Kind::AdminRead,
+    Kind::ModelRead,
+    Kind::AccessDenied,
+    Kind::ErasureBegun,
+    Kind::ErasureRefused,
+    Kind::HoldPlaced,
+    Kind::HoldReleased,
+];
+
+/// Who asks, as whom the policies and the log see them.
+#[derive(Clone, Copy)]
+pub struct Asker<'a> {
+    /// For the policies.
+    pub id: &'a SpiffeId,
+    /// For the log.
+    pub actor: &'a Actor,
+}
+
+/// Erases people, and knows the holds. A cheap handle.
+#[derive(Clone)]
+pub struct Erasures {
+    engine: Engine,
+    /// The holds that stand, by name. Whoever has it is the only one who erases.
+    holds: Arc<Mutex<BTreeMap<String, Hold>>>,
+}
+
+impl Erasures {
+    /// Reads the holds that stand from the log, and finishes what a crash interrupted: whoever was about to be erased is, and
+    /// whoever was erased and came back with an old copy of the people's folder is so again.
+    ///
+    /// # Errors
+    /// When the log cannot be read, or somebody cannot be erased.
+    pub async fn open(engine: Engine) -> Result<Self> {
+        let mut holds = BTreeMap::new();
+        for entry in entries(&engine, Kind::HoldPlaced).await? {
+            let hold = hold(&entry)?;
+            holds.insert(hold.id.clone(), hold);
+        }
+        for entry in entries(&engine, Kind::HoldReleased).await? {
+            holds.remove(entry.body().text("hold")?);
+        }
+        let mut begun = BTreeMap::new();
+        for entry in entries(&engine, Kind::ErasureBegun).await? {
+            begun.insert(about(&entry)?, entry);
+        }
+        let this = Self { engine, holds: Arc::new(Mutex::new(holds)) };
+        for entry in entries(&this.engine, Kind::ErasurePerformed).await? {
+            let person = about(&entry)?;
+            begun.remove(&person);
+            if this.engine.parts().persons.identity(person).is_some() {
+                this.forget(person).await?;
+                tracing::warn!(%person, "an old copy of somebody who was erased is erased again");
+            }
+        }
+        for (person, entry) in begun {
+            let article = entry.body().text("article")?;
+            this.forget(person).await?;
+            let draft = performed(person, article);
+            this.engine.parts().writer.record(vec![draft]).await?;
+            tracing::info!(%person, begun = entry.seq, "an erasure that was interrupted is done");
+        }
+        Ok(this)
+    }
+
+    /// Erases a person; the entry that says so. The intent is durable before anything is erased.
+    ///
+    /// # Errors
+    /// [`Code::UnknownPerson`], [`Code::LegalHold`] or [`Code::Retained`] with the article and the day, which the log has
+    /// too, and why the log cannot take an entry: nothing is erased then.
+    pub async fn erase(
+        &self,
+        asker: Asker<'_>,
+        whom: &str,
+        article: &str,
+        now: Timestamp,
+    ) -> Result<(Person, u64), Problem> {
+        let holds = self.holds.lock().await;
+        let read = self.person(whom).and_then(|person| Ok((person, checked(article)?)));
+        let (person, article) = match read {
+            Ok(read) => read,
+            Err(problem) => {
+                return Err(self.refuse_unread(asker, Action::PersonErase, problem).await);
+            }
+        };
+        let acted = self.acted(person).await?;
+        if let Some(kept) = kept(person, now, holds.values(), &acted) {
+            let draft = Draft::new(Kind::ErasureRefused)
+                .actor(asker.actor)
+                .person(person)
+                .text("reason", kept.reason())
+                .text("article", kept.article());
+            let (draft, code) = match &kept {
+                Kept::Hold(hold) => (draft.text("hold", &hold.id), Code::LegalHold),
+                Kept::Term { study, retention, until } => {
+                    let draft = draft.study(study).text("retention", retention.as_str());
+                    let until = until.as_deref().unwrap_or("");
+                    (draft.text("until", until), Code::Retained)
+                }
+            };
+            self.grant(asker, Action::PersonErase, draft).await?;
+            return Err(code.because(kept));
+        }
+        let draft = Draft::new(Kind::ErasureBegun)
+            .actor(asker.actor)
+            .person(person)
+            .text("article", article);
+        self.grant(asker, Action::PersonErase, draft).await?;
+        self.forget(person).await.map_err(|e| {
+            tracing::error!(error = %format!("{e:#}"), %person, "a person cannot be erased");
+            Code::Internal.because("the erasure was begun, and the coordinator could not finish it: it goes on when it is started again")
+        })?;
+        let draft = performed(person, article).actor(asker.actor);
+        let done = self.engine.parts().writer.record(vec![draft]).await;
+        Ok((person, done.map_err(|e| problem_of(&e))?.first))
+    }
+
+    /// Places a hold on a person or on a study.
+    ///
+    /// # Errors
+    /// [`Code::UnknownPerson`], [`Code::UnknownStudy`], [`Code::Malformed`], or why the log cannot take an entry.
+    pub async fn place(
+        &self,
+        asker: Asker<'_>,
+        (person, study): (Option<&str>, Option<&str>),
+        article: &str,
+    ) -> Result<Hold, Problem> {
+        let mut holds = self.holds.lock().await;
+        let read = self.held_object(person, study).and_then(|o| Ok((o, checked(article)?)));
+        let read = match read {
+            Ok(_) if holds.len() >= HOLDS_MAX => {
+                Err(Code::Busy.because(format!("{HOLDS_MAX} holds stand already")))
+            }
+            read => read,
+        };
+        let (object, article) = match read {
+            Ok(read) => read,
+            Err(problem) => {
+                return Err(self.refuse_unread(asker, Action::HoldPlace, problem).await);
+            }
+        };
+        let draft = on(Draft::new(Kind::HoldPlaced).actor(asker.actor), &object);
+        let id = hex::encode(&crate::clock::nonce()[..8]);
+        let draft = draft.text("hold", &id).text("article", article);
+        self.grant(asker, Action::HoldPlace, draft).await?;
+        let hold = Hold { id: id.clone(), object, article: article.to_owned() };
+        holds.insert(id, hold.clone());
+        Ok(hold)
+    }
+
+    /// Releases a hold.
+    ///
+    /// # Errors
+    /// [`Code::UnknownHold`], or why the log cannot take an entry.
+    pub async fn release(&self, asker: Asker<'_>, id: &str) -> Result<Hold, Problem> {
+        let mut holds = self.holds.lock().await;
+        let Some(hold) = holds.get(id).cloned() else {
+            let problem = Code::UnknownHold
+                .because("no hold of this name stands; `falaj hold list` shows those that do");
+            return Err(self.refuse_unread(asker, Action::HoldRelease, problem).await);
+        };
+        let draft = on(Draft::new(Kind::HoldReleased).actor(asker.actor), &hold.object);
+        let draft = draft.text("hold", id).text("article", &hold.article);
+        self.grant(asker, Action::HoldRelease, draft).await?;
+        holds.remove(id);
+        Ok(hold)
+    }
+
+    /// The holds that stand.
+    pub async fn holds(&self) -> Vec<Hold> {
+        self.holds.lock().await.values().cloned().collect()
+    }
+
+    /// Whom a text names: a SPIFFE ID, or a pseudonym with `person:` before it or without.
+    ///
+    /// # Errors
+    /// [`Code::UnknownPerson`], and [`Code::Malformed`] for anything else. Neither repeats the text.
+    pub fn person(&self, text: &str) -> Result<Person, Problem> {
+        let persons = &self.engine.parts().persons;
+        let pseudonym = text.strip_prefix("person:").unwrap_or(text).parse::<Person>();
+        let found = match (pseudonym, text.parse::<SpiffeId>()) {
+            (Ok(person), _) => persons.identity(person).map(|_| person),
+            (_, Ok(id)) => persons.of(&id),
+            _ => {
+                return Err(Code::Malformed.because(
+                    "a person is named by a SPIFFE ID, or by `person:` and 32 hexadecimal digits",
+                ));
+            }
+        };
+        found.ok_or_else(|| {
+            Code::UnknownPerson
+                .because("nobody of this name is known; `falaj person list` shows who is")
+        })
+    }
+
+    fn held_object(
+        &self,
+        person: Option<&str>,
+        study: Option<&str>,
+    ) -> Result<HeldObject, Problem> {
+        match (person, study) {
+            (Some(person), None) => self.person(person).map(HeldObject::Person),
+            (None, Some(study)) => {
+                let id: StudyId = study.parse().map_err(|_| {
+                    Code::UnknownStudy
+                        .because("there is no such study; `falaj study list` shows those there are")
+                })?;
+                self.engine.study(&id)?;
+                Ok(HeldObject::Study(id))
+            }
+            _ => {
+                Err(Code::Malformed
+                    .because("a hold is on a `person` or on a `study`, one of the two"))
+            }
+        }
+    }
+
+    /// Asks the policies and records what is about to happen: the entry's place.
+    async fn grant(&self, asker: Asker<'_>, action: Action, draft: Draft) -> Result<u64, Problem> {
+        let granted = self.engine.grant(asker.id, action, &Resource::Service, draft).await?;
+        Ok(granted.1.first)
+    }
+
+    /// Records a request that cannot be carried out, without its words: why it is refused.
+    async fn refuse_unread(&self, asker: Asker<'_>, action: Action, problem: Problem) -> Problem {
+        let draft = Draft::new(Kind::AdminRead).actor(asker.actor);
+        self.grant(asker, action, draft).await.err().unwrap_or(problem)
+    }
+
+    /// The studies in which a person acted.
+    async fn acted(&self, person: Person) -> Result<Vec<Acted>, Problem> {
+        let mut acted = Vec::new();
+        for handle in self.engine.studies() {
+            let study = &handle.meta.study;
+            if !self.touches(person, &study.id).await? {
+                continue;
+            }
+            let over = handle.view().state != "running";
+            let last = if over { self.last(&study.id).await? } else { None };
+            let (study, retention) = (study.id.clone(), study.governance.retention);
+            acted.push(Acted { study, retention, last });
+        }
+        Ok(acted)
+    }
+
+    /// Whether any shard has an entry about a study that this person made.
+    async fn touches(&self, person: Person, study: &StudyId) -> Result<bool, Problem> {
+        let terms = [actor_term(&Object::Person(person)), study.to_string()];
+        for (shard, _) in self.engine.parts().shards.all() {
+            let terms = terms.clone().into();
+            let mut wanted = Wanted { terms, below: u64::MAX, ..Wanted::default() };
+            loop {
+                let found = shard.find(&wanted, 1).await.map_err(unreadable)?;
+                match found.next {
+                    _ if !found.entries.is_empty() => return Ok(true),
+                    Some(next) => wanted.from = next,
+                    None => break,
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// When the log last told of a study.
+    async fn last(&self, study: &StudyId) -> Result<Option<Timestamp>, Problem> {
+        for (shard, _) in self.engine.parts().shards.all().iter().rev() {
+            let newest = shard.newest_of(study.as_str(), &LOOKS).await.map_err(unreadable)?;
+            let Some(newest) = newest else { continue };
+            let rows = shard.entries(newest, newest + 1, 1, None).await.map_err(unreadable)?;
+            let entry = rows.first().and_then(|(_, bytes, _)| Entry::parse(bytes).ok());
+            let ts = entry.and_then(|entry| entry.ts.parse::<jiff::Timestamp>().ok());
+            return Ok(ts.map(|ts| Timestamp::from_millis(ts.as_millisecond())));
+        }
+        Ok(None)
+    }
+
+    async fn forget(&self, person: Person) -> Result<()> {
+        let persons = self.engine.parts().persons.clone();
+        tokio::task::spawn_blocking(move || persons.forget(person)).await??;
+        Ok(())
+    }
+}
+
+/// The entry that says that a person has been erased.
+fn performed(person: Person, article: &str) -> Draft {
+    Draft::new(Kind::ErasurePerformed).person(person).text("article", article)
+}
+
+/// An entry about what a hold is on.
+fn on(draft: Draft, object: &HeldObject) -> Draft {
+    match object {
+        HeldObject::Person(person) => draft.person(*person),
+        HeldObject::Study(study) => draft.study(study),
+    }
+}
+
+/// The name of an article of law, as it goes into the log.
+fn checked(article: &str) -> Result<&str, Problem> {
+    let chars = article.chars().count();
+    let fits = (1..=ARTICLE_CHARS_MAX).contains(&chars) && !article.chars().any(char::is_control);
+    if fits {
+        return Ok(article);
+    }
+    Err(Code::Malformed.because(format!(
+        "`article` names the article of law, in 1 to {ARTICLE_CHARS_MAX} characters and one line"
+    )))
+}
+
+/// The person that an entry is about.
+fn about(entry: &Entry) -> Result<Person> {
+    entry.person().with_context(|| format!("log entry {} names no person", entry.seq))
+}
+
+/// The hold that an entry placed.
+fn hold(entry: &Entry) -> Result<Hold> {
+    let object = match entry.person() {
+        Some(person) => HeldObject::Person(person),
+        None => HeldObject::Study(entry.body().parsed("study")?),
+    };
+    let article = entry.body().text("article")?.to_owned();
+    Ok(Hold { id: entry.body().text("hold")?.to_owned(), object, article })
+}
+
+/// Every entry of a kind, over all shards.
+async fn entries(engine: &Engine, kind: Kind) -> Result<Vec<Entry>> {
+    let mut all = Vec::new();
+    for (shard, _) in engine.parts().shards.all() {
+        let mut from = 0;
+        loop {
+            let rows = shard.entries(from, u64::MAX, PAGE, Some(kind.as_str())).await?;
+            let Some((last, ..)) = rows.last() else { break };
+            ensure!(*last >= from, "the database gives entries out of order");
+            from = last + 1;
+            for (_, bytes, _) in &rows {
+                all.push(Entry::parse(bytes)?);
+            }
+        }
+    }
+    Ok(all)
+}
