@@ -72,6 +72,7 @@ impl Scene {
             id: WHO.parse().ok(),
             cert: Some(Digest::of(&self.cert)),
             address: Some("192.0.2.7:50123".into()),
+            person: None,
         };
         let set = policy_set(&self.policies);
         let draft = match index {

@@ -291,7 +291,7 @@ mod tests {
     fn found(seq: u64) -> LogEntry {
         let bytes = Draft::new(Kind::AdminRead).finish(seq, Timestamp::from_millis(0), [0; 16]);
         let entry = serde_json::from_slice(&bytes).expect("JSON");
-        LogEntry { index: seq, leaf_hash: leaf_hash(&bytes).to_string(), entry }
+        LogEntry { index: seq, leaf_hash: leaf_hash(&bytes).to_string(), entry, personal: None }
     }
 
     /// Reads one message by its count of octets; gives its sequence number.

@@ -227,8 +227,7 @@ mod tests {
         let payload = Canon::map([("id", elsewhere.into())]);
         let lie = Disclosure { payload, ..disclosure };
         let text = String::from_utf8(bytes.clone()).expect("text");
-        let committed = read().body().member("actor").expect("there").clone();
-        let committed = committed.text("personal_commit").expect("there").to_owned();
+        let committed = read().personal_commit().expect("there").to_string();
         let lied = text.replace(&committed, &lie.commitment().to_string());
         let lied = Entry::parse(lied.as_bytes()).expect("an entry");
         assert!(matches!(lied.disclosed(&lie), Err(PersonError::Place { .. })));

@@ -98,6 +98,7 @@ pub const fn shape(kind: Kind) -> Shape {
     const READ: i64 = 2;
     const START: i64 = 3;
     const UPDATE: i64 = 3;
+    const DELETE: i64 = 4;
     const OTHER: i64 = 99;
     let (class, activity, severity, success) = match kind {
         Kind::CoordinatorStarted => (ApplicationLifecycle, START, Low, true),
@@ -105,7 +106,9 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::ConnectionAdmitted => (Authentication, LOGON, Informational, true),
         Kind::ConnectionRefused => (Authentication, LOGON, Medium, false),
         Kind::StudySubmitted => (ApiActivity, CREATE, Low, true),
-        Kind::StudyStopped => (ApiActivity, UPDATE, Low, true),
+        Kind::StudyStopped | Kind::HoldPlaced | Kind::HoldReleased => {
+            (ApiActivity, UPDATE, Low, true)
+        }
         Kind::SiteJoined | Kind::SiteDeclined => (ApiActivity, UPDATE, Informational, true),
         Kind::ExchangeAnswered | Kind::UpdateAccepted => (ApiActivity, CREATE, Informational, true),
         Kind::UpdateDuplicate => (ApiActivity, OTHER, Informational, true),
@@ -114,6 +117,8 @@ pub const fn shape(kind: Kind) -> Shape {
             (ApiActivity, READ, Informational, true)
         }
         Kind::LogExported => (ApiActivity, READ, Low, true),
+        Kind::ErasureBegun | Kind::ErasurePerformed => (ApiActivity, DELETE, Low, true),
+        Kind::ErasureRefused => (ApiActivity, DELETE, Medium, false),
         Kind::AccessDenied => (ApiActivity, OTHER, Medium, false),
         Kind::LogOpened
         | Kind::LogClosed
@@ -197,10 +202,15 @@ fn actor<'a>(entry: &'a Entry, member: &str) -> Option<&'a str> {
     entry.body().member("actor").and_then(|actor| actor.text(member).ok())
 }
 
-/// Who did it, by the certificate's identity.
+/// Who did it: by the certificate's identity, people by their pseudonyms.
+fn who(entry: &Entry) -> Option<&str> {
+    let of_actor = actor(entry, "id").or_else(|| actor(entry, "person"));
+    of_actor.or_else(|| entry.body().text("site").ok())
+}
+
 fn user(entry: &Entry) -> Canon {
     let cert = actor(entry, "cert_sha256").map(|cert| ("credential_uid", cert.into()));
-    let id = match actor(entry, "id").or_else(|| entry.body().text("site").ok()) {
+    let id = match who(entry) {
         Some(id) => ("uid", id.into()),
         None => ("name", "unknown".into()),
     };
@@ -234,10 +244,9 @@ pub fn syslog(entry: &Entry, bytes: &[u8], host: &str, limit: Option<usize>) -> 
     let host = if host.is_empty() { "-" } else { &host };
     let body = entry.body();
     let mut data = format!("[{SD_ID} seq=\"{}\" kind=\"{kind}\"", entry.seq);
-    let site = || body.text("site").ok();
     let params = [
         ("decision", body.text("decision").ok()),
-        ("actor", actor(entry, "id").or_else(site)),
+        ("actor", who(entry)),
         ("address", actor(entry, "address")),
         ("study", body.text("study").ok()),
     ];
@@ -282,6 +291,7 @@ mod tests {
             id: Some("spiffe://t/ae-on/ae-az/operator/sara".parse().expect("an id")),
             cert: Some(Digest::of(b"cert")),
             address: Some(format!("127.0.0.1:9{hostile}")),
+            person: None,
         };
         let draft = Draft::new(kind).actor(&actor).text("reason", hostile).text("decision", "deny");
         let bytes = draft.finish(7, Timestamp::from_millis(1_709_251_199_999), [1; 16]);

@@ -44,7 +44,7 @@ struct Log {
     /// A folder on the same disk as the database's files.
     folder: PathBuf,
     writer: Writer,
-    serving: JoinHandle<()>,
+    serving: JoinHandle<store::Writing>,
 }
 
 impl Log {
@@ -65,6 +65,7 @@ fn access() -> Result<Draft> {
         id: Some("spiffe://bench/ae-on/ae-az/operator/sara".parse()?),
         cert: Some(Digest::of(b"certificate")),
         address: Some("192.0.2.7:50123".into()),
+        person: None,
     };
     Ok(Draft::new(Kind::AdminRead).actor(&actor).text("action", "study.read").decided(
         true,

@@ -47,6 +47,7 @@ fn base() -> Base {
         id: Some(site.spiffe().clone()),
         cert: Some(Digest::of(cert)),
         address: Some("127.0.0.1:9".into()),
+        person: None,
     };
     let drafts = [
         Draft::new(Kind::CoordinatorStarted)
