@@ -240,6 +240,33 @@ pub fn verify_consistency(
         let empty_is_empty = old > 0 || *old_root == empty_root();
         return if old_root == new_root && empty_is_empty { Ok(()) } else { Err(ProofError::Root) };
     }
+    let (from_old, from_new) = led(old, new, proof, old_root)?;
+    if from_old == *old_root && from_new == *new_root { Ok(()) } else { Err(ProofError::Root) }
+}
+
+/// The other root that the first `old` leaves of the tree under `new_root` have by this proof, when they are not those
+/// under `old_root`: two heads that were both signed cannot both be true then. A proof that does not lead to `new_root`
+/// shows nothing, nor does one from a power of two, which leaves the old root out.
+#[must_use]
+pub fn other_prefix(
+    (old, old_root): (u64, &Digest),
+    (new, new_root): (u64, &Digest),
+    proof: &[Digest],
+) -> Option<Digest> {
+    if old == 0 || old >= new || old.is_power_of_two() {
+        return None;
+    }
+    let (from_old, from_new) = led(old, new, proof, old_root).ok()?;
+    (from_new == *new_root && from_old != *old_root).then_some(from_old)
+}
+
+/// The roots of the first `old` and of all `new` leaves to which a proof leads; `0 < old < new`.
+fn led(
+    old: u64,
+    new: u64,
+    proof: &[Digest],
+    old_root: &Digest,
+) -> Result<(Digest, Digest), ProofError> {
     let mut hashes = proof.iter();
     let (mut node, mut last) = (old - 1, new - 1);
     while node & 1 == 1 {
@@ -269,7 +296,7 @@ pub fn verify_consistency(
     if last != 0 {
         return Err(ProofError::Length);
     }
-    if from_old == *old_root && from_new == *new_root { Ok(()) } else { Err(ProofError::Root) }
+    Ok((from_old, from_new))
 }
 
 /// A tile's number as path segments of three digits: 1234067 is `x001/x234/067`.

@@ -20,6 +20,7 @@ const FLOORS: [(&str, &[&str]); 12] = [
     ("falaj-agent", &["falaj-core", "falaj-proto", "falaj-certs"]),
     ("falaj-verify", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
     ("falaj-report", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-verify"]),
+    ("falaj-witness", &["falaj-core", "falaj-certs"]),
     ("falaj-tests", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-coordinator"]),
     ("falaj-fuzz", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-verify"]),
     ("xtask", &[]),
@@ -160,6 +161,7 @@ fn clocks_and_chance_are_read_where_they_belong() -> Result<()> {
         "client/src/agent.rs",
         "client/src/clock.rs",
         "client/src/noise.rs",
+        "audit/witness/src/clock.rs",
         "certs/src/ca.rs",
         "certs/src/trust.rs",
     ];
