@@ -20,6 +20,7 @@ use crate::{
         writer::{self, Change, Commit},
     },
     timestamps::{Authority, Timestamps},
+    witnesses::{self, Outside},
 };
 use anyhow::{Context as _, Result, ensure};
 use arc_swap::ArcSwap;
@@ -90,6 +91,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     policy: PolicyEngine,
     writer: writer::Writer,
+    outside: Vec<Outside>,
 }
 
 impl App {
@@ -111,6 +113,7 @@ impl App {
         let place = identity.spiffe.place().clone();
         let policy = PolicyEngine::load(&config.policy.dir, &place)?;
         let authority = config.log.timestamps.as_ref().map(Authority::load).transpose()?;
+        let outside = witnesses::load(&config.log.witnesses, identity.spiffe.trust_domain())?;
         let dir = &config.state.dir;
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let persons = Persons::open(&dir.join("persons"))?;
@@ -183,6 +186,7 @@ impl App {
             metrics,
             policy,
             writer,
+            outside,
         })
     }
 
@@ -205,6 +209,7 @@ impl App {
             metrics,
             policy,
             writer,
+            outside,
         } = self;
         let listen = &config.listen;
         let bind = async |address: SocketAddr| {
@@ -223,6 +228,11 @@ impl App {
         let signing = checkpointer.clone();
         let checkpoints = tokio::spawn(checkpointer.run(shutdown.clone()));
         let stamping = timestamps.map(|t| tokio::spawn(t.run(shutdown.clone())));
+        let parts = engine.parts();
+        for witness in outside {
+            let (store, writer) = (parts.store.clone(), writer.clone());
+            tokio::spawn(witness.run(store, writer, metrics.clone(), shutdown.clone()));
+        }
         let [for_agents, for_operators] = acceptors;
         let most = config.limits.connections_max;
         let agents = for_agents.run(grpc_listener, most, shutdown.clone());

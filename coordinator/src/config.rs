@@ -108,6 +108,9 @@ pub struct LogConfig {
     pub high_water: Option<PathBuf>,
     /// An authority that stamps the log with the time. None when absent.
     pub timestamps: Option<TimestampConfig>,
+    /// Outside witnesses, which are asked to cosign new checkpoints.
+    #[serde(default)]
+    pub witnesses: Vec<WitnessConfig>,
 }
 
 /// An authority for time-stamps (RFC 3161). It sees digests only.
@@ -120,6 +123,18 @@ pub struct TimestampConfig {
     pub ca: PathBuf,
     /// The policy under which it is to stamp, an object identifier; its own choice when absent.
     pub policy: Option<Policy>,
+}
+
+/// A witness that is asked over HTTP (C2SP tlog-witness).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WitnessConfig {
+    /// Where it is, without `/add-checkpoint`: `http://` or `https://`.
+    pub url: String,
+    /// Its verifier key, as its operator gave it: `<name>+<8 hex digits>+<base64>`.
+    pub key: String,
+    /// With `https://`: the certificate of the authority that vouches for it, PEM.
+    pub ca: Option<PathBuf>,
 }
 
 /// A log key that is replaced.
@@ -211,6 +226,9 @@ impl Config {
         this.log.high_water = this.log.high_water.map(|path| base.join(path));
         if let Some(timestamps) = &mut this.log.timestamps {
             timestamps.ca = base.join(&timestamps.ca);
+        }
+        for ca in this.log.witnesses.iter_mut().filter_map(|w| w.ca.as_mut()) {
+            *ca = base.join(&*ca);
         }
         Ok(this)
     }

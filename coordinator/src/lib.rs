@@ -22,3 +22,4 @@ pub mod rpc;
 pub mod shards;
 pub mod store;
 pub mod timestamps;
+pub mod witnesses;

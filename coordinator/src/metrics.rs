@@ -25,6 +25,19 @@ pub struct Site {
     site: String,
 }
 
+/// An outside witness, and what became of a request to it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Asked {
+    witness: String,
+    outcome: String,
+}
+
+/// One label: an outside witness.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outside {
+    witness: String,
+}
+
 /// Every metric of the coordinator.
 pub struct Metrics {
     registry: Registry,
@@ -33,6 +46,8 @@ pub struct Metrics {
     connections: Family<Outcome, Counter>,
     timestamps: Family<Outcome, Counter>,
     epsilon: Family<Site, Gauge<f64, AtomicU64>>,
+    asked: Family<Asked, Counter>,
+    cosigned: Family<Outside, Gauge>,
     /// Bytes of update payloads received.
     pub bytes_in: Counter,
     /// Bytes of models sent to sites.
@@ -56,6 +71,8 @@ impl Default for Metrics {
             connections: Family::default(),
             timestamps: Family::default(),
             epsilon: Family::default(),
+            asked: Family::default(),
+            cosigned: Family::default(),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
             sites_connected: Gauge::default(),
@@ -77,6 +94,16 @@ impl Default for Metrics {
             "epsilon_spent",
             "Epsilon that a site states to have spent on a study",
             this.epsilon.clone(),
+        );
+        registry.register(
+            "witness_requests",
+            "Requests to outside witnesses by outcome",
+            this.asked.clone(),
+        );
+        registry.register(
+            "witness_log_entries",
+            "Entries in the newest checkpoint that an outside witness has cosigned",
+            this.cosigned.clone(),
         );
         registry.register("update_bytes", "Bytes of payloads received", this.bytes_in.clone());
         registry.register("model_bytes", "Bytes of models sent to sites", this.bytes_out.clone());
@@ -112,6 +139,19 @@ impl Metrics {
     /// The time-stamp authority was asked, and gave what was asked for or did not.
     pub fn timestamp(&self, outcome: &str) {
         self.timestamps.get_or_create(&Outcome { outcome: outcome.into() }).inc();
+    }
+
+    /// An outside witness was asked for a cosignature.
+    pub fn witness_asked(&self, witness: &str, outcome: &str) {
+        let labels = Asked { witness: witness.into(), outcome: outcome.into() };
+        self.asked.get_or_create(&labels).inc();
+    }
+
+    /// An outside witness stands behind so many entries.
+    pub fn witness_cosigned(&self, witness: &str, tree_size: u64) {
+        let labels = Outside { witness: witness.into() };
+        let tree_size = i64::try_from(tree_size).unwrap_or(i64::MAX);
+        self.cosigned.get_or_create(&labels).set(tree_size);
     }
 
     /// A site states its epsilon.

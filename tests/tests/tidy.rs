@@ -10,7 +10,7 @@ use std::{
 };
 
 /// What each room may import, tests aside.
-const FLOORS: [(&str, &[&str]); 12] = [
+const FLOORS: [(&str, &[&str]); 13] = [
     ("falaj-core", &[]),
     ("falaj-proto", &["falaj-core"]),
     ("falaj-certs", &["falaj-core"]),
@@ -21,7 +21,10 @@ const FLOORS: [(&str, &[&str]); 12] = [
     ("falaj-verify", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
     ("falaj-report", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-verify"]),
     ("falaj-witness", &["falaj-core", "falaj-certs"]),
-    ("falaj-tests", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-coordinator"]),
+    (
+        "falaj-tests",
+        &["falaj-core", "falaj-proto", "falaj-certs", "falaj-coordinator", "falaj-witness"],
+    ),
     ("falaj-fuzz", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-verify"]),
     ("xtask", &[]),
 ];

@@ -60,8 +60,14 @@ impl Setup {
         let retiring =
             self.retiring.map(|(_, until)| RetiringConfig { key: PathBuf::new(), until });
         let (key, high_water) = (None, self.high_water.clone());
-        let config =
-            LogConfig { origin: self.origin.into(), key, retiring, high_water, timestamps: None };
+        let config = LogConfig {
+            origin: self.origin.into(),
+            key,
+            retiring,
+            high_water,
+            timestamps: None,
+            witnesses: Vec::new(),
+        };
         let retiring = self.retiring.map(|(seed, _)| signer(self.origin, seed));
         let keys = Keys { signer: self.signer(), retiring };
         let kept = self.high_water.as_deref().filter(|path| path.exists());

@@ -1,0 +1,253 @@
+//! Asks outside witnesses to cosign checkpoints, by C2SP tlog-witness v1.0.0 over HTTP.
+//!
+//! Each witness is asked by a task of its own, one request at a time. What one of them does or fails to do is a line and a
+//! metric; it never stops a round. What it signs is checked under its key before it is kept.
+
+use crate::{
+    config::WitnessConfig,
+    metrics::Metrics,
+    proofs,
+    store::{
+        Store, StoreError,
+        writer::{Change, Commit, CommitError, Writer},
+    },
+};
+use anyhow::{Context as _, Result, ensure};
+use falaj_core::witness::{AddCheckpoint, WitnessKey};
+use reqwest::{Client, Response, StatusCode, Url, redirect};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// A witness is not asked more often than this.
+const CADENCE: Duration = Duration::from_secs(3);
+/// After failures, one upon the other, it is asked at least this often.
+const BACK_OFF_MAX: Duration = Duration::from_mins(5);
+/// A witness that has not answered by then is late.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest answer that is read: a size, or a few lines.
+const ANSWER_BYTES_MAX: usize = 16 << 10;
+/// Requests for one cosignature: a witness that teaches another size each time is not followed further.
+const REQUESTS_MAX: u32 = 3;
+
+/// A witness that is asked over HTTP.
+#[derive(Debug)]
+pub struct Outside {
+    url: Url,
+    key: WitnessKey,
+    http: Client,
+}
+
+/// Why there is no cosignature.
+#[derive(Debug, thiserror::Error)]
+enum NotCosigned {
+    #[error("it cannot be reached, or was too slow")]
+    Away(#[source] reqwest::Error),
+    #[error("it answered {0}: {1}")]
+    Refused(StatusCode, String),
+    #[error("its answer cannot be read: {0}")]
+    Garbled(&'static str),
+    #[error("its answer has no cosignature under its key")]
+    Unsigned,
+    #[error(
+        "it has {kept} entries of this log, which has {ours}: this log is an old copy, or another coordinator signs with its key; find out before you go on"
+    )]
+    Ahead { kept: u64, ours: u64 },
+    #[error(
+        "it has another history of this log's first {kept} entries: two were signed with its key; find out before you go on"
+    )]
+    Forked { kept: u64 },
+    #[error("what is needed to ask it cannot be read")]
+    Store(#[from] StoreError),
+    #[error("its cosignature cannot be kept")]
+    Commit(#[from] CommitError),
+}
+
+impl NotCosigned {
+    /// The metric's label.
+    const fn outcome(&self) -> &'static str {
+        match self {
+            Self::Away(_) => "away",
+            Self::Refused(..) => "refused",
+            Self::Garbled(_) => "garbled",
+            Self::Unsigned => "unsigned",
+            Self::Ahead { .. } => "ahead",
+            Self::Forked { .. } => "forked",
+            Self::Store(_) | Self::Commit(_) => "store",
+        }
+    }
+}
+
+/// The witnesses that a configuration names; `trust_domain` is the federation's.
+///
+/// # Errors
+/// Which entry is wrong, and what to do.
+pub fn load(configured: &[WitnessConfig], trust_domain: &str) -> Result<Vec<Outside>> {
+    let mut names = BTreeSet::new();
+    let one = |config: &WitnessConfig| {
+        let at = || format!("`[[log.witnesses]]` with url `{}`", config.url);
+        let key: WitnessKey = config.key.parse().with_context(at)?;
+        let name = key.name();
+        ensure!(
+            !name.starts_with(&format!("{trust_domain}/")),
+            "{}: `{name}` is a name in the federation itself, under which sites cosign",
+            at()
+        );
+        ensure!(names.insert(name.to_owned()), "{}: `{name}` is there twice", at());
+        let url = format!("{}/add-checkpoint", config.url.trim_end_matches('/'));
+        let url: Url = url.parse().with_context(at)?;
+        ensure!(["http", "https"].contains(&url.scheme()), "{}: neither http nor https", at());
+        let mut roots = rustls::RootCertStore::empty();
+        match &config.ca {
+            Some(ca) => {
+                let certificate = CertificateDer::from_pem_file(ca)
+                    .map_err(|e| anyhow::anyhow!("{}: {}: {e}", at(), ca.display()))?;
+                roots.add(certificate).with_context(at)?;
+            }
+            None => ensure!(url.scheme() == "http", "{}: https needs `ca`", at()),
+        }
+        let provider = Arc::new(falaj_certs::tls::provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let http = Client::builder()
+            .tls_backend_preconfigured(tls)
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .timeout(PATIENCE)
+            .user_agent(concat!("falaj-coordinator/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .with_context(at)?;
+        Ok(Outside { url, key, http })
+    };
+    configured.iter().map(one).collect()
+}
+
+impl Outside {
+    /// Has new checkpoints cosigned until shutdown.
+    pub async fn run(
+        self,
+        store: Store,
+        writer: Writer,
+        metrics: Arc<Metrics>,
+        shutdown: CancellationToken,
+    ) {
+        let name = self.key.name().to_owned();
+        let (mut kept, mut wait, mut failed) = (None, CADENCE, false);
+        let mut heads = writer.heads();
+        loop {
+            // After a failure the same checkpoint is due still; otherwise the log has to grow first.
+            if !failed {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    grown = heads.changed() => if grown.is_err() { return },
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            let asked = tokio::select! {
+                () = shutdown.cancelled() => return,
+                asked = self.ask(&store, &writer, &mut kept) => asked,
+            };
+            match asked {
+                Ok(size) => {
+                    metrics.witness_asked(&name, "cosigned");
+                    metrics.witness_cosigned(&name, size);
+                    // What has come since is due without a further entry.
+                    failed = size < writer.head().0;
+                    wait = CADENCE;
+                }
+                Err(e) => {
+                    metrics.witness_asked(&name, e.outcome());
+                    let why = format!("{:#}", anyhow::Error::from(e));
+                    tracing::error!(witness = name, why, "an outside witness has not cosigned");
+                    failed = true;
+                    wait = (wait * 2).min(BACK_OFF_MAX);
+                }
+            }
+        }
+    }
+
+    /// Has the newest checkpoint cosigned, and keeps that. `kept` is the size that the witness has, as far as is known.
+    async fn ask(
+        &self,
+        store: &Store,
+        writer: &Writer,
+        kept: &mut Option<u64>,
+    ) -> Result<u64, NotCosigned> {
+        let Some((size, note)) = store.newest_checkpoint().await? else { return Ok(0) };
+        let mut old = match *kept {
+            Some(old) => old,
+            None => {
+                let all = store.witnesses().await?;
+                let ours = all.into_iter().find(|(name, _)| name == self.key.name());
+                ours.map_or(0, |(_, newest)| newest)
+            }
+        };
+        for _ in 0..REQUESTS_MAX {
+            if old > size {
+                // It may have been shown a checkpoint that is newer than the one that was read.
+                let ours = writer.head().0.max(size);
+                return Err(NotCosigned::Ahead { kept: old, ours });
+            }
+            let proof = proofs::consistency(store, old, size).await?;
+            let request = AddCheckpoint { old, proof, note: note.clone() };
+            let answer = self.http.post(self.url.clone()).body(request.to_text()).send().await;
+            let answer = answer.map_err(NotCosigned::Away)?;
+            let status = answer.status();
+            let text = read(answer).await?;
+            match status {
+                StatusCode::OK => {
+                    let line = self.line(&note, &text).ok_or(NotCosigned::Unsigned)?;
+                    let rows = vec![Change::Cosignature(
+                        store.shard().clone(),
+                        size,
+                        self.key.name().to_owned(),
+                        line,
+                    )];
+                    writer.commit(Commit { rows, ..Commit::default() }).await?;
+                    *kept = Some(size);
+                    return Ok(size);
+                }
+                StatusCode::CONFLICT => {
+                    let garbled = NotCosigned::Garbled("a conflict without a size");
+                    let taught = text.trim().parse().map_err(|_| garbled)?;
+                    if taught == old {
+                        return Err(NotCosigned::Forked { kept: old });
+                    }
+                    *kept = Some(taught);
+                    old = taught;
+                }
+                StatusCode::UNPROCESSABLE_ENTITY => return Err(NotCosigned::Forked { kept: old }),
+                status => {
+                    let said = text.chars().filter(|c| !c.is_control()).take(200).collect();
+                    return Err(NotCosigned::Refused(status, said));
+                }
+            }
+        }
+        Err(NotCosigned::Garbled("it names another size each time"))
+    }
+
+    /// The line of an answer that is this witness's cosignature of the note.
+    fn line(&self, note: &str, answer: &str) -> Option<String> {
+        let lines = answer.lines().map(|line| format!("{line}\n"));
+        let signed =
+            |line: &String| matches!(self.key.cosigned(&format!("{note}{line}")), Ok(Some(_)));
+        lines.into_iter().find(signed)
+    }
+}
+
+/// The text of an answer, unless it is longer than any should be.
+async fn read(mut answer: Response) -> Result<String, NotCosigned> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(NotCosigned::Away)? {
+        if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
+            return Err(NotCosigned::Garbled("it is too long"));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    String::from_utf8(bytes).map_err(|_| NotCosigned::Garbled("it is not text"))
+}
