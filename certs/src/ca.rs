@@ -68,7 +68,11 @@ impl Authority {
         params.subject_alt_names.clear();
         let cert = params.self_signed(&key)?;
         Self::write_pair(&this.dir.join("root"), &cert.pem(), &key)?;
-        this.write_trust(&TrustFile { trust_domain: trust_domain.to_owned(), issuers: vec![] })?;
+        this.write_trust(&TrustFile {
+            trust_domain: trust_domain.to_owned(),
+            issuers: vec![],
+            witnesses: vec![],
+        })?;
         Ok(this)
     }
 

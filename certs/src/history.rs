@@ -26,6 +26,8 @@ pub struct History {
     /// Trust configurations by digest.
     trusts: BTreeMap<Digest, TrustStore>,
     certificates: BTreeMap<Digest, Certificate>,
+    /// Outside witnesses by their keys' text, and whether somebody known names them.
+    outside: BTreeMap<String, (WitnessKey, bool)>,
     /// The trust configuration under which the coordinator works.
     in_force: Option<Digest>,
 }
@@ -66,6 +68,13 @@ impl History {
             let missing = || format!("the issuer with key {spki} does not stand before it");
             self.issuers.get(&spki).cloned().ok_or_else(missing)
         };
+        for key in file.witness_keys(Path::new(path)).map_err(|e| chain(&e))? {
+            let text = key.to_string();
+            let known = self.pinned.as_ref().is_none_or(|trust| {
+                trust.witnesses.iter().any(|witness| witness.key.trim() == text)
+            });
+            self.outside.insert(text, (key, known));
+        }
         let store = TrustStore::of(Path::new(path), &file, issuer).map_err(|e| chain(&e))?;
         self.trusts.insert(Digest::of(bytes), store);
         Ok(())
@@ -109,7 +118,8 @@ impl History {
         VerifyingKey::from_bytes(&held.identity.public_key).ok()
     }
 
-    /// Who has cosigned a checkpoint, and when as each says: sites and witnesses for whom somebody vouches, in order.
+    /// Who has cosigned a checkpoint, and when as each says: sites and witnesses for whom somebody vouches,
+    /// and outside witnesses by name, in order.
     ///
     /// # Errors
     /// A cosignature under one of their names that does not verify, and one by somebody whom nobody known vouches for.
@@ -127,6 +137,16 @@ impl History {
                 return Err(format!("no issuer that you trust vouches for its witness {party}"));
             }
             let newest = found.entry(party.to_string()).or_default();
+            *newest = seconds.max(*newest);
+        }
+        for (key, known) in self.outside.values() {
+            let Some(seconds) = key.cosigned(note).map_err(|e| e.to_string())? else { continue };
+            if !known {
+                return Err(format!(
+                    "your trust configuration does not name its witness {key}: add it under [[witness]] if you know it"
+                ));
+            }
+            let newest = found.entry(key.name().to_owned()).or_default();
             *newest = seconds.max(*newest);
         }
         let text = |s: u64| time(i64::try_from(s).unwrap_or(i64::MAX)).to_string();

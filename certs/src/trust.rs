@@ -5,7 +5,10 @@
 //! rejects every chain that carries them; so the binding is checked here, by key.
 
 use crate::identity::{Identity, IdentityError};
-use falaj_core::id::{Digest, Place};
+use falaj_core::{
+    id::{Digest, Place},
+    witness::WitnessKey,
+};
 use rustls::{
     RootCertStore,
     client::verify_server_cert_signed_by_trust_anchor,
@@ -31,6 +34,17 @@ pub struct TrustFile {
     /// Issuers and the places that each may vouch for.
     #[serde(default, rename = "issuer")]
     pub issuers: Vec<IssuerEntry>,
+    /// Outside witnesses whose cosignatures of the log count, beside those of sites.
+    #[serde(default, rename = "witness", skip_serializing_if = "Vec::is_empty")]
+    pub witnesses: Vec<WitnessEntry>,
+}
+
+/// One outside witness in `trust.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WitnessEntry {
+    /// Its verifier key (C2SP tlog-cosignature): `<name>+<8 hex digits>+<base64>`.
+    pub key: String,
 }
 
 /// One issuer in `trust.toml`.
@@ -53,6 +67,26 @@ impl TrustFile {
     pub fn parse(path: &Path, text: &str) -> Result<Self, TrustError> {
         toml::from_str(text).map_err(|e| TrustError::Toml(path.to_owned(), Box::new(e)))
     }
+
+    /// The keys of its outside witnesses. `path` is what it is called in errors.
+    ///
+    /// # Errors
+    /// [`TrustError::Witness`] when one is no key, or speaks under a name of the federation's own.
+    pub fn witness_keys(&self, path: &Path) -> Result<Vec<WitnessKey>, TrustError> {
+        let key = |entry: &WitnessEntry| {
+            let wrong = |what: &str| TrustError::Witness {
+                file: path.to_owned(),
+                key: entry.key.clone(),
+                what: what.to_owned(),
+            };
+            let key: WitnessKey = entry.key.parse().map_err(|_| wrong("it is no witness's key"))?;
+            if key.name().starts_with(&format!("{}/", self.trust_domain)) {
+                return Err(wrong("its name is one of the federation, under which sites cosign"));
+            }
+            Ok(key)
+        };
+        self.witnesses.iter().map(key).collect()
+    }
 }
 
 /// Why a trust configuration cannot be used.
@@ -72,6 +106,16 @@ pub enum TrustError {
         /// The issuer's certificate.
         cert: PathBuf,
         /// What is wrong, and what to do.
+        what: String,
+    },
+    /// An outside witness is wrong.
+    #[error("{file}, witness {key}: {what}")]
+    Witness {
+        /// The trust configuration.
+        file: PathBuf,
+        /// The witness's key, as it stands there.
+        key: String,
+        /// What is wrong.
         what: String,
     },
     /// Nobody is trusted.
@@ -166,6 +210,7 @@ impl TrustStore {
                 by_place.entry(place).or_default().push(anchor.clone());
             }
         }
+        file.witness_keys(path)?;
         Ok(Self {
             trust_domain: file.trust_domain.clone(),
             by_place: Arc::new(by_place),

@@ -179,19 +179,16 @@ impl Outside {
         kept: &mut Option<u64>,
     ) -> Result<u64, NotCosigned> {
         let Some((size, note)) = store.newest_checkpoint().await? else { return Ok(0) };
-        let mut old = match *kept {
-            Some(old) => old,
-            None => {
-                let all = store.witnesses().await?;
-                let ours = all.into_iter().find(|(name, _)| name == self.key.name());
-                ours.map_or(0, |(_, newest)| newest)
-            }
+        let mut old = if let Some(old) = *kept {
+            old
+        } else {
+            let all = store.witnesses().await?;
+            let ours = all.into_iter().find(|(name, _)| name == self.key.name());
+            ours.map_or(0, |(_, newest)| newest)
         };
         for _ in 0..REQUESTS_MAX {
             if old > size {
-                // It may have been shown a checkpoint that is newer than the one that was read.
-                let ours = writer.head().0.max(size);
-                return Err(NotCosigned::Ahead { kept: old, ours });
+                return Err(NotCosigned::Ahead { kept: old, ours: size });
             }
             let proof = proofs::consistency(store, old, size).await?;
             let request = AddCheckpoint { old, proof, note: note.clone() };

@@ -411,7 +411,11 @@ impl Federation {
         self.spawn(&site.name, &words, &format!("sites/{}/log.txt", site.name))
     }
 
-    fn spawn(&self, name: &str, words: &[String], log: &str) -> Result<Process> {
+    /// Starts a program; what it says is kept in a file in the federation's folder.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, name: &str, words: &[String], log: &str) -> Result<Process> {
         let log = self.dir().join(log);
         let file = File::options().create(true).append(true).open(&log)?;
         let child = Command::new(&words[0])

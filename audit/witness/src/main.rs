@@ -134,7 +134,7 @@ fn show(config: &Config, json: bool) -> Result<ExitCode> {
         for log in &logs {
             match cosigned(log) {
                 Some((size, root, time)) => {
-                    println!("{}: {size} entries, root {root}, cosigned {time}", log.origin)
+                    println!("{}: {size} entries, root {root}, cosigned {time}", log.origin);
                 }
                 None => println!("{}: nothing cosigned yet", log.origin),
             }

@@ -8,6 +8,7 @@ mod identity;
 mod journey;
 mod ledger;
 mod masked;
+mod outside;
 mod report;
 mod shards;
 mod siem;
