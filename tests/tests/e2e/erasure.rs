@@ -6,7 +6,7 @@ use falaj_tests::federation::{Federation, run, study_yaml, text};
 use serde_json::Value;
 use std::{fs, path::PathBuf};
 
-const OMAR: &str = "spiffe://falaj.test/ae-on/ae-du/operator/omar";
+const LAILA: &str = "spiffe://falaj.test/ae-on/ae-du/operator/laila";
 const ARTICLE: &str = "Federal Decree-Law 45/2021, Article 15";
 
 /// Exports the log and verifies it with the auditor's own trust; gives the bundle's bytes and its report.
@@ -31,20 +31,20 @@ fn holds(bytes: &[u8], needle: &str) -> bool {
 fn a_person_is_erased_and_every_bundle_is_still_verified() -> Result<()> {
     let mut federation = Federation::new()?;
     let mut coordinator = federation.start_coordinator()?;
-    federation.issue("operator", "omar", "ae-on/ae-du")?;
-    ensure!(federation.falaj_as("omar", &["status"])?.status.success());
+    federation.issue("operator", "laila", "ae-on/ae-du")?;
+    ensure!(federation.falaj_as("laila", &["status"])?.status.success());
     let study = federation.dir().join("kidney.yaml");
     fs::write(&study, study_yaml("kidney", 1, 2) + "governance:\n  dpia: DPIA-7\n")?;
     let out =
-        federation.falaj_as("omar", &["study", "submit", study.to_str().context("UTF-8")?])?;
+        federation.falaj_as("laila", &["study", "submit", study.to_str().context("UTF-8")?])?;
     ensure!(out.status.success(), "{}", text(&out));
     let (before, bytes, report) = exported(&federation, "before.tar")?;
-    ensure!(holds(&bytes, OMAR) && report.to_string().contains(OMAR), "it is not disclosed");
+    ensure!(holds(&bytes, LAILA) && report.to_string().contains(LAILA), "it is not disclosed");
     ensure!(report["findings"] == Value::Array(Vec::new()), "{}", report["findings"]);
 
     let hold =
-        federation.falaj_json(&["hold", "place", "--person", OMAR, "--article", "Order 12"])?;
-    let refused = federation.falaj(&["person", "erase", OMAR, "--article", ARTICLE])?;
+        federation.falaj_json(&["hold", "place", "--person", LAILA, "--article", "Order 12"])?;
+    let refused = federation.falaj(&["person", "erase", LAILA, "--article", ARTICLE])?;
     ensure!(!refused.status.success() && text(&refused).contains("Order 12"), "{}", text(&refused));
     let on_study = ["hold", "place", "--study", "kidney", "--article", "Order 13"];
     let second = federation.falaj_json(&on_study)?;
@@ -52,16 +52,16 @@ fn a_person_is_erased_and_every_bundle_is_still_verified() -> Result<()> {
     // A restart forgets neither holds nor people.
     ensure!(coordinator.terminate()? == Some(0));
     let _coordinator = federation.start_coordinator()?;
-    let refused = federation.falaj(&["person", "erase", OMAR, "--article", ARTICLE])?;
+    let refused = federation.falaj(&["person", "erase", LAILA, "--article", ARTICLE])?;
     ensure!(!refused.status.success() && text(&refused).contains("Order 12"), "{}", text(&refused));
     federation.falaj_json(&["hold", "release", hold["hold"].as_str().context("a hold")?])?;
-    let done = federation.falaj_json(&["person", "erase", OMAR, "--article", ARTICLE])?;
+    let done = federation.falaj_json(&["person", "erase", LAILA, "--article", ARTICLE])?;
     let person = done["person"].as_str().context("a person")?.to_owned();
     let people = federation.falaj_json(&["person", "list"])?;
-    ensure!(!people.to_string().contains("omar"), "{people}");
+    ensure!(!people.to_string().contains("laila"), "{people}");
 
     let (_, bytes, report) = exported(&federation, "after.tar")?;
-    ensure!(!holds(&bytes, "omar"), "the bundle still names whoever was erased");
+    ensure!(!holds(&bytes, "laila"), "the bundle still names whoever was erased");
     ensure!(holds(&bytes, person.trim_start_matches("person:")), "the pseudonym is gone");
     ensure!(report["findings"] == Value::Array(Vec::new()), "{}", report["findings"]);
     let section = |n: usize| report["sections"][n].to_string();
@@ -82,17 +82,17 @@ fn a_person_is_erased_and_every_bundle_is_still_verified() -> Result<()> {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                ensure!(!holds(&fs::read(&path)?, "operator/omar"), "{}", path.display());
+                ensure!(!holds(&fs::read(&path)?, "operator/laila"), "{}", path.display());
             }
         }
     }
     // Whoever comes again is somebody new, and rows say who as long as that is known.
-    ensure!(federation.falaj_as("omar", &["status"])?.status.success());
-    let rows = federation.falaj(&["log", "who-accessed", OMAR])?;
-    ensure!(rows.status.success() && text(&rows).contains(OMAR), "{}", text(&rows));
+    ensure!(federation.falaj_as("laila", &["status"])?.status.success());
+    let rows = federation.falaj(&["log", "who-accessed", LAILA])?;
+    ensure!(rows.status.success() && text(&rows).contains(LAILA), "{}", text(&rows));
     ensure!(!text(&rows).contains(&person), "{}", text(&rows));
     let rows = federation.falaj(&["log", "who-accessed", &person])?;
     ensure!(rows.status.success() && text(&rows).contains(&person), "{}", text(&rows));
-    ensure!(!text(&rows).contains("omar"), "{}", text(&rows));
+    ensure!(!text(&rows).contains("laila"), "{}", text(&rows));
     Ok(())
 }
