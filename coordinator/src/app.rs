@@ -19,6 +19,7 @@ use crate::{
         Store,
         writer::{self, Change, Commit},
     },
+    tiles,
     timestamps::{Authority, Timestamps},
     witnesses::{self, Outside},
 };
@@ -78,6 +79,8 @@ pub struct Bound {
     pub rest: SocketAddr,
     /// For Prometheus.
     pub metrics: Option<SocketAddr>,
+    /// For whoever reads tiles.
+    pub tiles: Option<SocketAddr>,
 }
 
 /// A coordinator that is ready to run.
@@ -220,7 +223,12 @@ impl App {
             Some(address) => Some(bind(address).await?),
             None => None,
         };
+        let tiles_listener = match listen.tiles {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
         let bound = Bound {
+            tiles: tiles_listener.as_ref().map(TcpListener::local_addr).transpose()?,
             grpc: grpc_listener.local_addr()?,
             rest: rest_listener.local_addr()?,
             metrics: metrics_listener.as_ref().map(TcpListener::local_addr).transpose()?,
@@ -238,6 +246,9 @@ impl App {
         let agents = for_agents.run(grpc_listener, most, shutdown.clone());
         let operators = for_operators.run(rest_listener, most, shutdown.clone());
         let operators = tokio::spawn(serve_rest(operators, rest, shutdown.clone()));
+        if let Some(listener) = tiles_listener {
+            tokio::spawn(tiles::serve(listener, parts.shards.clone(), shutdown.clone()));
+        }
         if let Some(listener) = metrics_listener {
             tokio::spawn(serve_metrics(
                 listener,

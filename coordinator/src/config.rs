@@ -58,6 +58,9 @@ pub struct ListenConfig {
     pub rest: SocketAddr,
     /// For Prometheus, in plain text: keep it on loopback. Off when absent.
     pub metrics: Option<SocketAddr>,
+    /// For whoever reads the log's checkpoints and hash tiles (C2SP tlog-tiles), in plain HTTP: behind a reverse proxy, or on
+    /// loopback. Off when absent.
+    pub tiles: Option<SocketAddr>,
 }
 
 /// Where state lies.

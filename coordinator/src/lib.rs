@@ -21,5 +21,6 @@ pub mod rest;
 pub mod rpc;
 pub mod shards;
 pub mod store;
+pub mod tiles;
 pub mod timestamps;
 pub mod witnesses;

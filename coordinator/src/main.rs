@@ -229,6 +229,7 @@ fn ready(bound: Bound, file: Option<&Path>) -> Result<()> {
         "grpc": bound.grpc.to_string(),
         "rest": bound.rest.to_string(),
         "metrics": bound.metrics.map(|a| a.to_string()),
+        "tiles": bound.tiles.map(|a| a.to_string()),
     });
     let fresh = path.with_extension("new");
     fs::write(&fresh, text.to_string())?;

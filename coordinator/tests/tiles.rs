@@ -5,15 +5,18 @@ use falaj_coordinator::{
     checkpointer::Checkpointer,
     metrics::Metrics,
     proofs,
+    shards::Shards,
     store::{Database, Store, writer},
 };
 use falaj_core::{
     audit::{Draft, Kind},
-    merkle::{Frontier, verify_consistency, verify_inclusion},
+    merkle::{Frontier, TILE_WIDTH, tile_path, verify_consistency, verify_inclusion},
     note::{Checkpoint, NoteSigner},
     tiles::Tiles,
 };
 use std::{error::Error, fs, io, path::Path, process::Command, sync::Arc};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 /// Entries of the log: two levels of whole tiles, and a beginning of the third.
 const ENTRIES: u64 = 70_000;
@@ -89,7 +92,47 @@ async fn gos_own_tools_verify_every_tile_and_proofs_and_ours_come_from_the_store
         let old_root = if old == ENTRIES { head.root_hash } else { roots[at(old)] };
         verify_consistency(old, size, &proof, &old_root, &root)?;
     }
+    served(store, &folder).await?;
     go(&folder)
+}
+
+/// Every hash tile is the same over HTTP, and nothing else is there.
+async fn served(store: Store, folder: &Path) -> Outcome {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let base = format!("http://{}/falaj.test/log", listener.local_addr()?);
+    let shutdown = CancellationToken::new();
+    let shards = Shards::load(&store, signer().verifier()).await?;
+    let serving = tokio::spawn(falaj_coordinator::tiles::serve(listener, shards, shutdown.clone()));
+    // The client wants one though it speaks plain HTTP; another test may have been first.
+    let _ = falaj_certs::tls::provider().install_default();
+    let http = reqwest::Client::new();
+    let get = async |path: &str| -> Result<(u16, Vec<u8>), Box<dyn Error>> {
+        let answer = http.get(format!("{base}/{path}")).send().await?;
+        Ok((answer.status().as_u16(), answer.bytes().await?.to_vec()))
+    };
+    assert_eq!(get("checkpoint").await?, (200, fs::read(folder.join("checkpoint"))?));
+    let mut compared = 0;
+    for level in 0..3 {
+        let whole = ENTRIES >> (8 * (level + 1));
+        let left = (ENTRIES >> (8 * level)) % TILE_WIDTH;
+        let partial = (left > 0).then_some((whole, left));
+        for (n, width) in (0..whole).map(|n| (n, TILE_WIDTH)).chain(partial) {
+            let path = tile_path(u8::try_from(level)?, n, width);
+            assert_eq!(get(&path).await?, (200, fs::read(folder.join(&path))?), "{path}");
+            compared += 1;
+        }
+    }
+    // As many as there are tiles of 70,000 hashes, and of those of them.
+    assert_eq!(compared, 274 + 2 + 1);
+    let (_, first) = get("tile/0/000").await?;
+    assert_eq!(get("tile/0/000.p/9").await?, (200, first[..9 * 32].to_vec()));
+    let beyond = tile_path(0, ENTRIES / TILE_WIDTH, ENTRIES % TILE_WIDTH + 1);
+    for nothing in [&*beyond, "tile/3/000.p/1", "tile/entries/000", "tile/0/0", "", "../log.key"] {
+        assert_eq!(get(nothing).await?.0, 404, "{nothing}");
+    }
+    shutdown.cancel();
+    serving.await?;
+    Ok(())
 }
 
 /// Runs the few lines of Go beside this file.

@@ -207,7 +207,7 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
             key: home.join("key.pem"),
             trust: trust.clone(),
         },
-        listen: ListenConfig { grpc: local, rest: local, metrics: None },
+        listen: ListenConfig { grpc: local, rest: local, metrics: None, tiles: None },
         state: StateConfig { dir: state.clone(), database: None },
         log: LogConfig {
             origin: "falaj.test/log".into(),
