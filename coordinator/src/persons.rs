@@ -43,7 +43,7 @@ pub enum PersonsError {
     #[error("{0}")]
     File(PathBuf, #[source] io::Error),
     /// Others may read a file.
-    #[error("{0} can be read by others (mode {1:o}): run `chmod -R go= ` on its folder")]
+    #[error("{0} can be read by others (mode {1:o}): run `chmod -R go= {0}`")]
     Open(PathBuf, u32),
     /// A file is not what was written there.
     #[error("{0} is not a person's file: restore the folder from its newest backup")]

@@ -139,9 +139,10 @@ fn a_false_cosignature_is_refused_and_what_is_not_there_is_not_proven() -> Resul
     Ok(())
 }
 
-/// Copies a folder's files.
+/// Copies a folder's files, and who may read them.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
+    fs::set_permissions(to, fs::metadata(from)?.permissions())?;
     for entry in fs::read_dir(from)? {
         let (path, to) = {
             let e = entry?;
