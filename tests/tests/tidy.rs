@@ -10,11 +10,12 @@ use std::{
 };
 
 /// What each room may import, tests aside.
-const FLOORS: [(&str, &[&str]); 13] = [
+const FLOORS: [(&str, &[&str]); 14] = [
     ("falaj-core", &[]),
     ("falaj-proto", &["falaj-core"]),
     ("falaj-certs", &["falaj-core"]),
     ("falaj-policies", &["falaj-core"]),
+    ("falaj-prove", &["falaj-policies"]),
     ("falaj-coordinator", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
     ("falaj-cli", &["falaj-core", "falaj-proto", "falaj-certs"]),
     ("falaj-agent", &["falaj-core", "falaj-proto", "falaj-certs"]),

@@ -83,6 +83,7 @@ fn test(args: &[String]) -> Result<()> {
     setup::postgresql();
     setup::strace();
     setup::openssl();
+    setup::cvc5();
     // End-to-end tests run the very binaries, so all of them come first.
     tools::cargo(&["build", "--workspace", "--bins"])?;
     let mut words = vec!["test"];

@@ -85,6 +85,9 @@ const STRACE: [&str; 1] = ["strace"];
 /// Debian's package by which the log is stamped in tests, and by which stamps are checked.
 const OPENSSL: [&str; 1] = ["openssl"];
 
+/// Debian's package of the solver by which policies are proven.
+const CVC5: [&str; 1] = ["cvc5"];
+
 fn quiet(program: &str, args: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
@@ -118,6 +121,13 @@ pub(crate) fn strace() {
 pub(crate) fn openssl() {
     if !quiet("openssl", &["version"]) {
         packages(&OPENSSL);
+    }
+}
+
+/// Makes sure that cvc5 is there if this may install it; without it the tests that need it say that they are skipped.
+pub(crate) fn cvc5() {
+    if !quiet("cvc5", &["--version"]) {
+        packages(&CVC5);
     }
 }
 

@@ -1,0 +1,87 @@
+//! What is proven of the policies that are shipped. Without cvc5 it says that it is skipped.
+
+use cedar_policy::PolicySet;
+use falaj_policies::{POLICIES, SCHEMA};
+use falaj_prove::{PROPERTIES, ProveError, Prover};
+use std::{collections::BTreeMap, error::Error, fs, path::Path, str::FromStr as _};
+
+type Done = Result<(), Box<dyn Error>>;
+
+fn files() -> Result<BTreeMap<String, Vec<u8>>, Box<dyn Error>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |name: &str| Ok((name.to_owned(), fs::read(folder.join(name))?));
+    [POLICIES, SCHEMA, PROPERTIES].into_iter().map(read).collect()
+}
+
+/// A prover for these files, or none where there is no solver.
+fn prover(files: &BTreeMap<String, Vec<u8>>) -> Result<Option<Prover>, Box<dyn Error>> {
+    match Prover::new(files) {
+        Ok(prover) => Ok(Some(prover)),
+        Err(e @ ProveError::Solver(_)) => {
+            eprintln!("skipped: {e}");
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[tokio::test]
+async fn every_property_holds_no_rule_errs_and_every_changed_rule_is_refuted() -> Done {
+    let Some(mut prover) = prover(&files()?)? else { return Ok(()) };
+    let refutations = prover.refutations().await?;
+    assert!(refutations.is_empty(), "{refutations:#?}");
+    let mutants = prover.mutants(|_, _| {}).await?;
+    assert!(mutants.survivors.is_empty(), "{mutants:#?}");
+    let (_, rules, _) = prover.counts();
+    assert!(mutants.refuted > 3 * rules, "hardly anything was changed: {mutants:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_removed_rule_is_refuted_with_a_request_that_shows_it() -> Done {
+    let mut files = files()?;
+    let all = PolicySet::from_str(str::from_utf8(&files[POLICIES])?)?;
+    let others = all.policies().filter(|p| p.annotation("id") != Some("RES-001")).cloned();
+    let text: Vec<String> = others.map(|p| p.to_string()).collect();
+    files.insert(POLICIES.to_owned(), text.concat().into_bytes());
+    let Some(mut prover) = prover(&files)? else { return Ok(()) };
+    let refutations = prover.refutations().await?;
+    assert!(!refutations.is_empty());
+    for refutation in refutations {
+        assert_eq!(refutation.id, "nothing-for-whoever-is-abroad");
+        assert!(refutation.example.contains("jurisdiction"), "{refutation}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rule_of_which_no_property_speaks_is_named() -> Done {
+    let mut files = files()?;
+    let all = PolicySet::from_str(str::from_utf8(&files[PROPERTIES])?)?;
+    let others = all.policies().filter(|p| p.annotation("id") != Some("sites-onshore-connect"));
+    let text: Vec<String> = others.map(ToString::to_string).collect();
+    files.insert(PROPERTIES.to_owned(), text.concat().into_bytes());
+    let Some(mut prover) = prover(&files)? else { return Ok(()) };
+    let mutants = prover.mutants(|_, _| {}).await?;
+    assert_eq!(mutants.survivors, [("ACC-100".to_owned(), "removed".to_owned())]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rule_that_can_err_is_named() -> Done {
+    let mut files = files()?;
+    let rule = r#"@id("OVER") permit (principal is Falaj::Site, action == Falaj::Action::"connect", resource)
+        when { context.hops + 1 > 0 };"#;
+    let schema = String::from_utf8(files[SCHEMA].clone())?;
+    let with_hops =
+        schema.replacen("resource: [Service],", "resource: [Service], context: { hops: Long },", 1);
+    files.insert(SCHEMA.to_owned(), with_hops.into_bytes());
+    let text = [files[POLICIES].as_slice(), rule.as_bytes()].concat();
+    files.insert(POLICIES.to_owned(), text);
+    let Some(mut prover) = prover(&files)? else { return Ok(()) };
+    let refutations = prover.refutations().await?;
+    let erring: Vec<_> = refutations.iter().filter(|r| r.what == "the rule errs").collect();
+    assert_eq!(erring.len(), 1, "{refutations:#?}");
+    assert_eq!(erring[0].id, "OVER");
+    Ok(())
+}
