@@ -4,6 +4,12 @@
 //! The default is deny. Cedar skips a policy that errs, so any error in a decision denies. A decision carries
 //! the ids of the policies that made it and the digest of the whole set, for the log.
 
+mod cases;
+mod explain;
+
+pub use cases::{CASES, Cases, CasesError, Mismatch};
+pub use explain::Rule;
+
 use cedar_policy::{
     Authorizer, Context, Decision as CedarDecision, Entities, Entity, EntityUid, PolicySet,
     Request, RestrictedExpression, Schema, ValidationMode, Validator,
@@ -338,24 +344,8 @@ fn uid(kind: &str, id: &str) -> Result<EntityUid, Box<dyn std::error::Error + Se
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde::Deserialize;
 
-    #[derive(Deserialize)]
-    struct Cases {
-        case: Vec<Case>,
-    }
-
-    #[derive(Deserialize)]
-    struct Case {
-        name: String,
-        principal: String,
-        action: String,
-        mechanism: Option<String>,
-        allow: bool,
-        policies: Vec<String>,
-    }
-
-    fn shipped() -> Policies {
+    pub(crate) fn shipped() -> Policies {
         let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
         let files = [
             file(POLICIES, include_str!("../coordinator.cedar")),
@@ -370,18 +360,9 @@ mod tests {
 
     #[test]
     fn the_shipped_policies_decide_as_their_cases_say() {
-        let policies = shipped();
-        let cases: Cases = toml::from_str(include_str!("../coordinator_test.toml")).expect("cases");
-        assert!(cases.case.len() >= 20);
-        let study: StudyId = "s".parse().expect("valid");
-        for case in cases.case {
-            let action: Action = case.action.parse().expect("an action");
-            let resource =
-                case.mechanism.as_deref().map_or(Resource::Service, |m| Resource::Study(&study, m));
-            let who = case.principal.parse().expect("an identity");
-            let said = policies.decide(&here(), &who, action, &resource);
-            assert_eq!((said.allow, said.policies), (case.allow, case.policies), "{}", case.name);
-        }
+        let cases = Cases::parse(include_str!("../coordinator_test.toml")).expect("cases");
+        assert!(cases.count() >= 20);
+        assert_eq!(cases.mismatches(&shipped()), []);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The command line: what can be asked, and how.
 
-use crate::feed::{Format, Receiver};
+use crate::{
+    feed::{Format, Receiver},
+    policy::PolicyCommand,
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use serde::{Deserialize, Serialize};
@@ -92,6 +95,9 @@ pub(crate) enum Command {
     /// Work with legal holds, which keep people from being erased.
     #[command(subcommand)]
     Hold(HoldCommand),
+    /// Check, try and explain policies; nothing is asked of a coordinator.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Reckon with privacy; nothing is asked of a coordinator.
     #[command(subcommand)]
     Privacy(PrivacyCommand),

@@ -4,7 +4,7 @@ use crate::{
     args::{Cli, Command, HoldCommand, ModelCommand, PersonCommand, StudyCommand},
     client::Client,
     download::{ParamsHash, save},
-    log, privacy,
+    log, policy, privacy,
     settings::Settings,
     show,
     watch::watch,
@@ -50,6 +50,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Log(command) => log::run(&connect()?, command, json).await?,
         Command::Person(command) => person(&connect()?, command, json).await?,
         Command::Hold(command) => hold(&connect()?, command, json).await?,
+        Command::Policy(command) => return policy::run(command, json),
         Command::Privacy(command) => return privacy::run(command, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "falaj", &mut std::io::stdout());

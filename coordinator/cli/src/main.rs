@@ -7,6 +7,7 @@ mod download;
 mod feed;
 mod log;
 mod plot;
+mod policy;
 mod privacy;
 mod settings;
 mod show;

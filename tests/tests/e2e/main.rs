@@ -9,6 +9,7 @@ mod journey;
 mod ledger;
 mod masked;
 mod outside;
+mod policy;
 mod report;
 mod shards;
 mod siem;

@@ -1,0 +1,54 @@
+//! What a set says about one request, for whoever asks why.
+
+use crate::{Action, Decision, Policies, Resource, annotation};
+use cedar_policy::{Effect, PolicyId};
+use falaj_core::id::{Place, SpiffeId};
+
+/// A rule that decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Its `@id`.
+    pub id: String,
+    /// Whether it forbids.
+    pub forbids: bool,
+    /// The law that it serves.
+    pub law: Option<String>,
+    /// What whoever is refused reads.
+    pub reason: Option<String>,
+    /// Its text.
+    pub text: String,
+}
+
+impl Policies {
+    /// What is decided, and by which rules: those that forbid, or else those that permit.
+    #[must_use]
+    pub fn explain(
+        &self,
+        here: &Place,
+        who: &SpiffeId,
+        action: Action,
+        resource: &Resource<'_>,
+    ) -> (Decision, Vec<Rule>) {
+        let decision = self.decide(here, who, action, resource);
+        let mut rules: Vec<Rule> = self.rules();
+        rules.retain(|rule| decision.policies.contains(&rule.id));
+        (decision, rules)
+    }
+
+    /// Every rule, by its id.
+    #[must_use]
+    pub fn rules(&self) -> Vec<Rule> {
+        let rule = |id: &PolicyId, forbids: bool, text: String| Rule {
+            id: annotation(&self.set, id, "id").unwrap_or_else(|| id.to_string()),
+            forbids,
+            law: annotation(&self.set, id, "law"),
+            reason: annotation(&self.set, id, "reason"),
+            text,
+        };
+        let all = self.set.policies();
+        let mut rules: Vec<Rule> =
+            all.map(|p| rule(p.id(), p.effect() == Effect::Forbid, p.to_string())).collect();
+        rules.sort_by(|a, b| a.id.cmp(&b.id));
+        rules
+    }
+}
