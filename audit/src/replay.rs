@@ -159,7 +159,9 @@ impl Replay {
                 self.history.start(digest("trust_sha256")?)?;
                 self.check_policies(digest("policy_set_sha256")?)?;
             }
-            Kind::PolicyLoaded => self.check_policies(digest("policy_set_sha256")?)?,
+            Kind::PolicyLoaded | Kind::PolicyRefused => {
+                self.check_policies(digest("policy_set_sha256")?)?
+            }
             Kind::StudySubmitted => {
                 let study = digest("study_sha256")?;
                 if !self.studies.contains(&study) {

@@ -11,7 +11,7 @@ use crate::{
     export,
     metrics::Metrics,
     persons::Persons,
-    policy::PolicyEngine,
+    policy::{self, PolicyEngine},
     rest,
     rpc::Rpc,
     shards::{self, Begins, Keys, Opened, Shards},
@@ -32,7 +32,7 @@ use falaj_certs::{
     trust::TrustStore,
 };
 use falaj_core::{
-    audit::{Actor, Draft, Kind},
+    audit::{Draft, Kind},
     id::{Digest, Role},
     note::{NoteSigner, VerifierKey},
 };
@@ -257,7 +257,14 @@ impl App {
                 shutdown.clone(),
             ));
         }
-        tokio::spawn(reload_on_hangup(policy, writer.clone(), shutdown.clone()));
+        let persons = parts.persons.clone();
+        tokio::spawn(policy::follow(
+            policy,
+            persons,
+            writer.clone(),
+            metrics.clone(),
+            shutdown.clone(),
+        ));
         ready(bound)?;
         let service = FederationServer::new(Rpc::new(engine.clone(), signing))
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -362,7 +369,7 @@ async fn started(
         .text("version", env!("CARGO_PKG_VERSION"))
         .digest("trust_sha256", &trust)
         .digest("policy_set_sha256", &policy.digest());
-    let rows = policy_rows(policy).into_iter().chain(trust_rows).collect();
+    let rows = policy.rows().into_iter().chain(trust_rows).collect();
     let mut commit = Commit { rows, entries: vec![entry], round: None };
     if let Some(begins) = begins {
         begins.put(&mut commit);
@@ -379,43 +386,6 @@ fn trust_rows(trust: &TrustStore, bytes: Vec<u8>) -> (Digest, Vec<Change>) {
     let mut rows: Vec<Change> = trust.issuers().iter().map(|(der, _)| issuer(der)).collect();
     rows.push(Change::Policy(digest, export::TRUST_FILE.to_owned(), bytes));
     (digest, rows)
-}
-
-fn policy_rows(policy: &PolicyEngine) -> Vec<Change> {
-    let set = policy.digest();
-    policy.files().into_iter().map(|(file, bytes)| Change::Policy(set, file, bytes)).collect()
-}
-
-/// Reads the policies again on SIGHUP; what does not parse leaves the old ones in force.
-async fn reload_on_hangup(
-    policy: PolicyEngine,
-    writer: writer::Writer,
-    shutdown: CancellationToken,
-) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            heard = hangup.recv() => if heard.is_none() { return },
-        }
-        match policy.reload() {
-            Ok(set) => {
-                let entry = Draft::new(Kind::PolicyLoaded)
-                    .actor(&Actor::default())
-                    .digest("policy_set_sha256", &set);
-                let commit =
-                    Commit { rows: policy_rows(&policy), entries: vec![entry], round: None };
-                match writer.commit(commit).await {
-                    Ok(_) => tracing::info!(%set, "policies read again"),
-                    Err(e) => tracing::error!(error = %e, "the new policies could not be logged"),
-                }
-            }
-            Err(e) => {
-                tracing::error!(error = %format!("{:#}", anyhow::Error::from(e)), "the old policies stay in force");
-            }
-        }
-    }
 }
 
 async fn serve_rest(

@@ -45,6 +45,7 @@ pub struct Metrics {
     updates: Family<Outcome, Counter>,
     connections: Family<Outcome, Counter>,
     timestamps: Family<Outcome, Counter>,
+    policy_sets: Family<Outcome, Counter>,
     epsilon: Family<Site, Gauge<f64, AtomicU64>>,
     asked: Family<Asked, Counter>,
     cosigned: Family<Outside, Gauge>,
@@ -70,6 +71,7 @@ impl Default for Metrics {
             updates: Family::default(),
             connections: Family::default(),
             timestamps: Family::default(),
+            policy_sets: Family::default(),
             epsilon: Family::default(),
             asked: Family::default(),
             cosigned: Family::default(),
@@ -89,6 +91,11 @@ impl Default for Metrics {
             "timestamps",
             "Questions to the time-stamp authority by outcome",
             this.timestamps.clone(),
+        );
+        registry.register(
+            "policy_sets",
+            "Changed policies by outcome: loaded, or refused while the old ones stay in force",
+            this.policy_sets.clone(),
         );
         registry.register(
             "epsilon_spent",
@@ -139,6 +146,11 @@ impl Metrics {
     /// The time-stamp authority was asked, and gave what was asked for or did not.
     pub fn timestamp(&self, outcome: &str) {
         self.timestamps.get_or_create(&Outcome { outcome: outcome.into() }).inc();
+    }
+
+    /// Changed policies were put in force, or refused.
+    pub fn policy_set(&self, outcome: &str) {
+        self.policy_sets.get_or_create(&Outcome { outcome: outcome.into() }).inc();
     }
 
     /// An outside witness was asked for a cosignature.

@@ -1,14 +1,32 @@
-//! The policies in force: read from a folder, and again on request. What they say is decided in `falaj_policies`.
+//! The policies in force: read from a folder, and again when its files change. What they say is decided in
+//! `falaj_policies`.
 
+use crate::{
+    metrics::Metrics,
+    persons::Persons,
+    store::writer::{Change, Commit, CommitError, Writer},
+};
 use arc_swap::ArcSwap;
-use falaj_core::id::{Digest, Place, SpiffeId};
+use falaj_core::{
+    audit::{Draft, Kind, policy_set},
+    id::{Digest, Place, SpiffeId},
+};
 pub use falaj_policies::{Action, Decision, Resource};
 use falaj_policies::{POLICIES, Policies, PolicyError, SCHEMA};
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How often the files are looked at. They are read when two looks, one after the other, see the same.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Why policies cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -19,11 +37,27 @@ pub enum LoadError {
     /// A file does not parse, or does not fit the schema.
     #[error("{0}")]
     Invalid(PathBuf, #[source] PolicyError),
+    /// Nobody could put it right any more.
+    #[error(
+        "{0}: no operator who is known could connect any more; an operator could until now, so this is taken for a mistake"
+    )]
+    LockOut(PathBuf),
 }
+
+/// Why other policies were not put in force.
+#[derive(Debug, thiserror::Error)]
+enum NotInForce {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("the log takes no entry about it")]
+    Log(#[from] CommitError),
+}
+
+type Files = Vec<(String, Vec<u8>)>;
 
 struct Loaded {
     policies: Policies,
-    files: Vec<(String, Vec<u8>)>,
+    files: Files,
 }
 
 /// Decides. A cheap handle: clones share the set in force.
@@ -40,19 +74,8 @@ impl PolicyEngine {
     /// # Errors
     /// [`LoadError`], with the file and what is wrong in it.
     pub fn load(dir: &Path, place: &Place) -> Result<Self, LoadError> {
-        let loaded = Arc::new(ArcSwap::from_pointee(load(dir)?));
+        let loaded = Arc::new(ArcSwap::from_pointee(load(dir, read(dir)?)?));
         Ok(Self { dir: Arc::new(dir.to_owned()), place: Arc::new(place.clone()), loaded })
-    }
-
-    /// Reads the files again. What does not parse leaves the old set in force.
-    ///
-    /// # Errors
-    /// [`LoadError`], with the file and what is wrong in it.
-    pub fn reload(&self) -> Result<Digest, LoadError> {
-        let fresh = load(&self.dir)?;
-        let digest = fresh.policies.digest();
-        self.loaded.store(Arc::new(fresh));
-        Ok(digest)
     }
 
     /// SHA-256 of the policy set in force.
@@ -63,8 +86,14 @@ impl PolicyEngine {
 
     /// The files in force: names and bytes.
     #[must_use]
-    pub fn files(&self) -> Vec<(String, Vec<u8>)> {
+    pub fn files(&self) -> Files {
         self.loaded.load().files.clone()
+    }
+
+    /// The rows that keep the files in force for whoever reads the log later.
+    #[must_use]
+    pub fn rows(&self) -> Vec<Change> {
+        rows(&self.loaded.load())
     }
 
     /// Whether `who` may do `action`.
@@ -80,38 +109,110 @@ impl fmt::Debug for PolicyEngine {
     }
 }
 
-fn load(dir: &Path) -> Result<Loaded, LoadError> {
+/// Keeps the policies in force as their files are: a change is taken up within seconds, and at once on SIGHUP. What cannot
+/// be used leaves the old set in force, which is an entry, an error line and a metric.
+pub async fn follow(
+    engine: PolicyEngine,
+    persons: Persons,
+    writer: Writer,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // What was judged last, and what was seen last: nothing when the files could not be read.
+    let mut judged = Some(engine.digest());
+    let mut seen = judged;
+    loop {
+        let asked = tokio::select! {
+            () = shutdown.cancelled() => return,
+            heard = hangup.recv() => match heard {
+                Some(()) => true,
+                None => return,
+            },
+            _ = look.tick() => false,
+        };
+        let files = read(&engine.dir);
+        let now = files.as_ref().ok().map(|files| policy_set(files));
+        let settled = now == seen;
+        seen = now;
+        if !asked && (now == judged || !settled) {
+            continue;
+        }
+        judged = now;
+        let taken = match files {
+            Ok(files) => engine.take_up(files, &persons, &writer).await,
+            Err(e) => Err(e.into()),
+        };
+        match taken {
+            Ok(set) => {
+                metrics.policy_set("loaded");
+                tracing::info!(%set, "policies read again");
+            }
+            Err(NotInForce::Log(e)) => {
+                // They are tried again with the next look.
+                judged = None;
+                tracing::error!(error = %e, "the old policies stay in force: the new ones could not be logged");
+            }
+            Err(NotInForce::Load(e)) => {
+                metrics.policy_set("refused");
+                let why = format!("{:#}", anyhow::Error::from(e));
+                tracing::error!(error = why, "the old policies stay in force");
+                let entry = Draft::new(Kind::PolicyRefused)
+                    .digest("policy_set_sha256", &engine.digest())
+                    .text("reason", &why);
+                if let Err(e) = writer.record(vec![entry]).await {
+                    tracing::error!(error = %e, "that policies were refused could not be logged");
+                }
+            }
+        }
+    }
+}
+
+impl PolicyEngine {
+    /// Puts other policies in force, after their entry is durable.
+    async fn take_up(
+        &self,
+        files: Files,
+        persons: &Persons,
+        writer: &Writer,
+    ) -> Result<Digest, NotInForce> {
+        let fresh = load(&self.dir, files)?;
+        let connects = |policies: &Policies| {
+            let may = |who: &SpiffeId| {
+                policies.decide(&self.place, who, Action::Connect, &Resource::Service).allow
+            };
+            persons.all().iter().any(|(_, who)| may(who))
+        };
+        if connects(&self.loaded.load().policies) && !connects(&fresh.policies) {
+            return Err(LoadError::LockOut(self.dir.to_path_buf()).into());
+        }
+        let set = fresh.policies.digest();
+        let entry = Draft::new(Kind::PolicyLoaded).digest("policy_set_sha256", &set);
+        let commit = Commit { rows: rows(&fresh), entries: vec![entry], round: None };
+        writer.commit(commit).await?;
+        self.loaded.store(Arc::new(fresh));
+        Ok(set)
+    }
+}
+
+fn rows(loaded: &Loaded) -> Vec<Change> {
+    let set = loaded.policies.digest();
+    let row = |(file, bytes): &(String, Vec<u8>)| Change::Policy(set, file.clone(), bytes.clone());
+    loaded.files.iter().map(row).collect()
+}
+
+fn read(dir: &Path) -> Result<Files, LoadError> {
     let read = |name: &str| {
         let path = dir.join(name);
         let bytes = fs::read(&path).map_err(|e| LoadError::Read(path, e))?;
         Ok((name.to_owned(), bytes))
     };
-    let files = vec![read(POLICIES)?, read(SCHEMA)?];
-    let policies = Policies::parse(&files).map_err(|e| LoadError::Invalid(dir.to_owned(), e))?;
-    Ok(Loaded { policies, files })
+    [POLICIES, SCHEMA].into_iter().map(read).collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_that_does_not_fit_the_schema_leaves_the_old_set_in_force() {
-        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies");
-        let dir = tempfile::tempdir().expect("a folder");
-        for file in [POLICIES, SCHEMA] {
-            fs::copy(shipped.join(file), dir.path().join(file)).expect("copied");
-        }
-        let here = "ae-on/ae-az".parse().expect("valid");
-        let engine = PolicyEngine::load(dir.path(), &here).expect("policies load");
-        let before = engine.digest();
-        let misspelt =
-            "permit (principal is Falaj::Site, action, resource) when { principal.nmae == \"x\" };";
-        fs::write(dir.path().join(POLICIES), misspelt).expect("written");
-        let err = format!("{:#}", anyhow::Error::from(engine.reload().expect_err("refused")));
-        assert!(err.contains(POLICIES), "{err}");
-        assert_eq!(engine.digest(), before);
-        let abu_dhabi = "spiffe://t/ae-on/ae-az/site/h".parse().expect("valid");
-        assert!(engine.decide(&abu_dhabi, Action::Connect, &Resource::Service).allow);
-    }
+fn load(dir: &Path, files: Files) -> Result<Loaded, LoadError> {
+    let policies = Policies::parse(&files).map_err(|e| LoadError::Invalid(dir.to_owned(), e))?;
+    Ok(Loaded { policies, files })
 }

@@ -50,6 +50,8 @@ kinds! {
     CoordinatorStarted = "coordinator.started";
     /// The policy set was read afresh.
     PolicyLoaded = "policy.loaded";
+    /// Changed policies cannot be used; the old ones stay in force.
+    PolicyRefused = "policy.refused";
     /// A connection was let in.
     ConnectionAdmitted = "connection.admitted";
     /// A connection was refused: at the handshake, for its identity, or by policy.

@@ -103,6 +103,7 @@ pub const fn shape(kind: Kind) -> Shape {
     let (class, activity, severity, success) = match kind {
         Kind::CoordinatorStarted => (ApplicationLifecycle, START, Low, true),
         Kind::PolicyLoaded => (ApplicationLifecycle, OTHER, Low, true),
+        Kind::PolicyRefused => (ApplicationLifecycle, OTHER, Medium, false),
         Kind::ConnectionAdmitted => (Authentication, LOGON, Informational, true),
         Kind::ConnectionRefused => (Authentication, LOGON, Medium, false),
         Kind::StudySubmitted => (ApiActivity, CREATE, Low, true),

@@ -64,6 +64,7 @@ impl Charts {
             Kind::LogOpened
             | Kind::CoordinatorStarted
             | Kind::PolicyLoaded
+            | Kind::PolicyRefused
             | Kind::StudySubmitted
             | Kind::StudyFinished
             | Kind::StudyFailed

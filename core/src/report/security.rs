@@ -1,10 +1,10 @@
-//! The log itself, transport and certificates, policies, third parties: E5, E7, E8 and E15.
+//! The log itself, transport and certificates, policies, incidents, third parties: E5, E7, E8, E11 and E15.
 
 use super::{
     About, Seen,
     charts::Charts,
     count_of,
-    parts::{All, Level, Section, Tally},
+    parts::{All, Level, ROWS_MAX, Section, Tally},
     people,
     stamps::Stamps,
 };
@@ -41,6 +41,9 @@ pub(super) struct Security {
     rules: BTreeMap<String, [u64; 2]>,
     /// Keys of the log that followed one another, and the shard that it goes on from.
     keys: Vec<Vec<Canon>>,
+    /// What somebody has to look into: the first of them.
+    incidents: Vec<Vec<Canon>>,
+    incident: Tally,
     shard_before: Option<Vec<Canon>>,
 }
 
@@ -59,6 +62,14 @@ impl Security {
             && let Ok(set) = body.parsed("policy_set_sha256")
         {
             self.in_force.entry(set).or_default().add(index);
+        }
+        if seen.kind() == Kind::PolicyRefused {
+            self.incident.add(index);
+            if self.incidents.len() < ROWS_MAX {
+                let texts = [seen.kind().as_str(), seen.text("reason")].map(Canon::from);
+                let when = [count_of(index), seen.entry.ts.as_str().into()];
+                self.incidents.push(texts.into_iter().chain(when).collect());
+            }
         }
         if let Ok(step) = Succession::open(seen.text("succession")) {
             self.succeeded(step, index);
@@ -110,7 +121,7 @@ impl Security {
         log: (u64, &Digest, &str),
     ) {
         let (tree_size, root_hash, now) = log;
-        let [_, _, _, _, e5, _, e7, e8, .., e15] = sections;
+        let [_, _, _, _, e5, _, e7, e8, _, _, e11, .., e15] = sections;
         e5.fact("E5.integrity", Level::Proven, self.entries);
         let witnesses = || {
             about.witnesses.iter().map(|(id, (size, time))| {
@@ -138,6 +149,9 @@ impl Security {
         });
         e7.table("transport", &["tls", "key_exchange", "count", "first", "last"], transport);
         self.certificates(e7, about, charts, now);
+        e11.fact("E11.incidents", Level::Recorded, self.incident);
+        let columns = ["kind", "reason", "index", "ts"];
+        e11.first_of("incidents", &columns, self.incidents.clone(), self.incident.count);
         self.policies(e8);
     }
 

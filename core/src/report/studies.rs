@@ -133,7 +133,7 @@ impl Studies {
         findings: &mut Findings,
         charts: &mut Charts,
     ) {
-        let [_, _, e3, _, _, e6, _, _, e9, e10, e11, e12, e13, e14, _] = sections;
+        let [_, _, e3, _, _, e6, _, _, e9, e10, _, e12, e13, e14, _] = sections;
         self.processing(e3, about);
         self.privacy(e6, about, findings, charts);
         e9.fact("E9.lineage", Level::Proven, self.published);
@@ -150,7 +150,6 @@ impl Studies {
             },
             about,
         );
-        e11.table("incidents", &[], []);
         self.governance(
             e12,
             "E12.consent",

@@ -1,7 +1,8 @@
 //! Policies, asked by the command: the shipped ones, and a set that went wrong.
 
 use anyhow::{Context as _, Result, ensure};
-use falaj_tests::federation::{binary, repository, run, text};
+use falaj_tests::federation::{Federation, binary, repository, run, text, wait_for};
+use serde_json::Value;
 use std::{fs, process::Command};
 
 #[test]
@@ -38,5 +39,53 @@ fn a_rule_that_was_loosened_fails_its_cases_and_a_misspelt_one_its_schema() -> R
     fs::write(&rules, shipped.replace("principal.jurisdiction", "principal.juristiction"))?;
     let failed = run("falaj", &["policy", "check", path]).expect_err("refused").to_string();
     ensure!(failed.contains("coordinator.cedar") && failed.contains("juristiction"), "{failed}");
+    Ok(())
+}
+
+#[test]
+fn changed_policies_come_into_force_by_themselves_and_broken_ones_leave_the_old_in_force()
+-> Result<()> {
+    let mut federation = Federation::new()?;
+    let folder = federation.dir().join("policies");
+    fs::create_dir(&folder)?;
+    for file in ["coordinator.cedar", "coordinator.cedarschema"] {
+        fs::copy(federation.policies.join(file), folder.join(file))?;
+    }
+    let rules = folder.join("coordinator.cedar");
+    federation.policies = folder;
+    let _coordinator = federation.start_coordinator()?;
+    let shipped = fs::read_to_string(&rules)?;
+    let in_force = || -> Result<Value> {
+        Ok(federation.falaj_json(&["status"])?["policy_set_sha256"].clone())
+    };
+    let first = in_force()?;
+    let told = |kind: &str, count: usize| {
+        wait_for(&format!("{count} entries of {kind}"), || {
+            let entries = federation.entries(kind)?;
+            Ok((entries.len() >= count).then_some(entries))
+        })
+    };
+
+    fs::write(&rules, format!("{shipped}\n// Somebody was here.\n"))?;
+    let loaded = told("policy.loaded", 1)?;
+    let second = in_force()?;
+    ensure!(first != second);
+    ensure!(loaded[0]["entry"]["policy_set_sha256"] == second, "{loaded:?}");
+
+    fs::write(&rules, shipped.replace("principal.jurisdiction", "principal.juristiction"))?;
+    let refused = told("policy.refused", 1)?;
+    let refused = &refused[0]["entry"];
+    let why = refused["reason"].to_string();
+    ensure!(why.contains("juristiction") && refused["policy_set_sha256"] == second, "{why}");
+
+    fs::write(&rules, "forbid (principal, action, resource);")?;
+    let why = told("policy.refused", 2)?[1]["entry"]["reason"].to_string();
+    ensure!(why.contains("no operator who is known could connect"), "{why}");
+    ensure!(in_force()? == second);
+
+    fs::write(&rules, &shipped)?;
+    told("policy.loaded", 2)?;
+    ensure!(in_force()? == first);
+    federation.verified()?;
     Ok(())
 }
