@@ -36,6 +36,10 @@ pub(crate) struct Replay {
     pub(crate) folds: Vec<Sections>,
     /// The newest model of each study.
     newest: BTreeMap<String, Digest>,
+    /// The witnesses that each study wants behind a round.
+    quorums: BTreeMap<String, u32>,
+    /// Entries in the newest checkpoint that each witness has cosigned.
+    stood: BTreeMap<String, u64>,
     /// Rounds that are open, with their base and what was accepted into them.
     open: BTreeMap<RoundId, Open>,
     /// The ledger heads that each site's counted updates were paid from.
@@ -57,6 +61,8 @@ struct Claim {
 struct Open {
     base: Digest,
     accepted: BTreeMap<SiteId, Digest>,
+    /// The index of the last one.
+    last: u64,
     /// Whose masks are on them.
     cohorts: BTreeSet<Option<Digest>>,
 }
@@ -96,6 +102,8 @@ impl Replay {
             let study = str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
             let study = study::parse(study, path).map_err(|e| wrong(e.to_string()))?;
             self.decisions.study(&study);
+            let quorum = study.governance.witnesses.map(|wanted| wanted.quorum);
+            self.quorums.extend(quorum.map(|quorum| (study.id.to_string(), quorum)));
             self.folds.iter_mut().for_each(|f| f.study(digest, study.clone()));
             self.studies.insert(digest);
         } else if let Some((set, file)) = policy_file(path) {
@@ -140,6 +148,8 @@ impl Replay {
         let mut found = Vec::new();
         for (witness, time) in self.history.cosigned(note)? {
             self.folds.iter_mut().for_each(|f| f.witness(&witness, tree_size, &time));
+            let newest = self.stood.entry(witness.clone()).or_default();
+            *newest = tree_size.max(*newest);
             found.push(WitnessReport { witness, tree_size, time });
         }
         Ok(found)
@@ -160,7 +170,7 @@ impl Replay {
                 self.check_policies(digest("policy_set_sha256")?)?;
             }
             Kind::PolicyLoaded | Kind::PolicyRefused => {
-                self.check_policies(digest("policy_set_sha256")?)?
+                self.check_policies(digest("policy_set_sha256")?)?;
             }
             Kind::StudySubmitted => {
                 let study = digest("study_sha256")?;
@@ -180,7 +190,12 @@ impl Replay {
                 }
                 self.open.insert(
                     round,
-                    Open { base, accepted: BTreeMap::new(), cohorts: BTreeSet::new() },
+                    Open {
+                        base,
+                        accepted: BTreeMap::new(),
+                        last: entry.seq,
+                        cohorts: BTreeSet::new(),
+                    },
                 );
             }
             Kind::UpdateAccepted => self.accepted(entry)?,
@@ -198,6 +213,7 @@ impl Replay {
                         "the updates of round {round} carry the masks of different cohorts"
                     ));
                 }
+                self.check_witnesses(entry, &round, open.last)?;
                 let mut counted: Vec<Digest> = open.accepted.into_values().collect();
                 counted.sort_unstable();
                 if entry.digests("updates").map_err(|e| e.to_string())? != counted {
@@ -216,6 +232,35 @@ impl Replay {
                 self.refusals += 1;
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// As many witnesses as the study wants had cosigned the log with every update of the round in it, as far as `last`, before
+    /// its model was published. Each has cosigned at least as much in this bundle.
+    fn check_witnesses(&self, entry: &Entry, round: &RoundId, last: u64) -> Result<(), String> {
+        let body = entry.body();
+        let mut behind = BTreeSet::new();
+        for line in body.list("witnesses").unwrap_or_default() {
+            let line = line.as_text().unwrap_or_default();
+            let (entries, witness) = line.split_once(' ').unwrap_or_default();
+            let entries: u64 = entries.parse().map_err(|_| format!("`{line}` is no witness"))?;
+            let stood = |name: &str| self.stood.get(name).is_some_and(|newest| *newest >= entries);
+            if !stood(witness) && !stood(&format!("spiffe://{witness}")) {
+                return Err(format!(
+                    "it says that {witness} has cosigned {entries} entries, and no cosignature in the bundle shows so much"
+                ));
+            }
+            if entries > last && entries <= entry.seq {
+                behind.insert(witness);
+            }
+        }
+        let quorum = self.quorums.get(round.study.as_str()).copied().unwrap_or(0);
+        if behind.len() < quorum as usize {
+            return Err(format!(
+                "{} witnesses stood behind round {round} when its model was published, and the study wants {quorum}",
+                behind.len()
+            ));
         }
         Ok(())
     }
@@ -272,6 +317,7 @@ impl Replay {
         if open.accepted.insert(site.clone(), payload).is_some() {
             return Err(format!("round {round} counts two updates of {site}"));
         }
+        open.last = entry.seq;
         open.cohorts.insert(claim.cohort);
         self.heads.entry(site.clone()).or_default().push(claim.ledger);
         self.updates += 1;

@@ -100,10 +100,15 @@ fn pinned(key: &VerifierKey) -> Options<'_> {
 
 /// Entries as they come, over one round; `change` may alter them before they are hashed.
 fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
+    parts_of(STUDY, change)
+}
+
+/// As [`parts`], of this study.
+fn parts_of(study: &str, change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
     let (issuer_cert, spki, issuer) = issuer();
     let (cert, key) = site(&issuer);
     let trust = trust(&spki, "ae-on/ae-az").into_bytes();
-    let study = STUDY.as_bytes().to_vec();
+    let study = study.as_bytes().to_vec();
     let policies = policies();
     let set = policy_set(&policies);
     let id: SiteId = SITE.parse().expect("a site");
@@ -215,7 +220,8 @@ fn report(files: &[(String, Vec<u8>)], root: Digest, witnessed: Option<u64>) -> 
                 report.policy(policy_set(&policies()), name, bytes);
             }
             "studies" => {
-                report.study(Digest::of(bytes), study::parse(STUDY, "s").expect("a study"));
+                let text = str::from_utf8(bytes).expect("text");
+                report.study(Digest::of(bytes), study::parse(text, "s").expect("a study"));
             }
             "tile" if path.starts_with(bundle::ENTRIES) => {
                 if let Some(size) = witnessed {
@@ -435,6 +441,47 @@ fn witnesses_are_named_and_what_they_saw_is_held_against_the_tree() {
         format!("{own}\n{line}\n")
     });
     assert!(moved.expect_err("moved").to_string().contains("does not verify"));
+}
+
+#[test]
+fn a_model_before_enough_witnesses_stood_behind_its_round_is_named() {
+    let wanting = format!("{STUDY}governance: {{ witnesses: {{ quorum: 1 }} }}\n");
+    // What the entry says, and how many entries the cosignature in the bundle is of.
+    let with = |said: Option<&str>, cosigned: Option<usize>| {
+        let mut bundle = parts_of(&wanting, |drafts| {
+            let published = drafts.pop().expect("the model");
+            let line = said.map(str::to_owned);
+            drafts.push(if said.is_some() {
+                published.texts("witnesses", line)
+            } else {
+                published
+            });
+        });
+        if let Some(size) = cosigned {
+            let note = witnessed(&bundle, size, bundle.roots[size - 1]);
+            let seen = report(&bundle.files, bundle.roots[4], Some(size as u64));
+            *bundle.file(bundle::REPORT) = seen;
+            let at = bundle.files.len() - 3;
+            bundle.files.insert(at, (bundle::witnessed(size as u64), note.into_bytes()));
+        }
+        bundle.verify()
+    };
+    let named = "t/ae-on/ae-az/site/h-1";
+    let model = with(Some(&format!("4 {named}")), Some(4)).expect("verified");
+    assert_eq!(model.models, 1);
+    with(Some(&format!("4 {named}")), Some(5)).expect("verified: it has seen more since");
+    for (said, cosigned, why) in [
+        (None, Some(4), "0 witnesses stood behind round s/1"),
+        (Some(format!("3 {named}")), Some(4), "0 witnesses stood behind"),
+        (Some(format!("5 {named}")), Some(5), "0 witnesses stood behind"),
+        (Some(format!("4 {named}")), Some(3), "no cosignature in the bundle shows so much"),
+        (Some(format!("4 {named}")), None, "no cosignature in the bundle"),
+        (Some("4 t/ae-on/ae-az/site/other".into()), Some(4), "no cosignature in the bundle"),
+        (Some(named.to_owned()), Some(4), "is no witness"),
+    ] {
+        let wrong = with(said.as_deref(), cosigned).expect_err("refused").to_string();
+        assert!(wrong.contains(why) && wrong.contains("entry 4"), "{said:?}: {wrong}");
+    }
 }
 
 #[test]

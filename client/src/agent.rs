@@ -75,6 +75,8 @@ pub struct Agent {
     ledger: Ledger,
     journal: Journal,
     trust: TrustStore,
+    /// Held while this site looks at the log: two looks at once could keep the older of two heads.
+    watching: Mutex<()>,
     /// Masked rounds under way, one of a study at most.
     masked: Mutex<BTreeMap<StudyId, MaskedRound>>,
     options: Options,
@@ -153,6 +155,7 @@ impl Agent {
             ledger,
             journal,
             trust,
+            watching: Mutex::default(),
             masked: Mutex::default(),
             options,
         })
@@ -204,6 +207,7 @@ impl Agent {
         let (tasks, waiting) = mpsc::channel(TASKS);
         let mut worker = None;
         let mut waiting = Some(waiting);
+        let mut log = None;
         let result = loop {
             let next = tokio::select! {
                 () = shutdown.cancelled() => break Ok(()),
@@ -221,6 +225,7 @@ impl Agent {
                         if let Err(e) = self.watch(&mut coordinator, &key).await {
                             break Err(e);
                         }
+                        log = Some(key.clone());
                         if let Some(waiting) = waiting.take() {
                             let work = self.clone().work(waiting, coordinator.clone(), key);
                             worker = Some(tokio::spawn(work));
@@ -233,6 +238,13 @@ impl Agent {
                     Some(push::Push::Exchange(exchange)) => {
                         let waits = tasks.try_send(Work::Exchange(exchange)).is_ok();
                         tracing::debug!(waits, "a masked round goes on");
+                    }
+                    Some(push::Push::LookAtLog(_)) => {
+                        if let Some(key) = &log
+                            && let Err(e) = self.watch(&mut coordinator, key).await
+                        {
+                            break Err(e);
+                        }
                     }
                     Some(push::Push::StudyOver(over)) => {
                         self.forget(&over.study).await;
@@ -318,6 +330,7 @@ impl Agent {
         coordinator: &mut Coordinator,
         log: &VerifierKey,
     ) -> Result<(), TransportError> {
+        let _one_at_a_time = self.watching.lock().await;
         let head = self.as_witness(log).look(coordinator).await.map_err(unwatched)?;
         tracing::debug!(tree_size = head.tree_size, "the log goes on from what was seen");
         Ok(())

@@ -279,6 +279,12 @@ impl Draft {
         self.with(key, Canon::List(values.iter().map(|d| d.to_string().into()).collect()))
     }
 
+    /// A member that lists texts, each cut to a bound.
+    #[must_use]
+    pub fn texts(self, key: &str, values: impl IntoIterator<Item = String>) -> Self {
+        self.with(key, Canon::List(values.into_iter().map(|text| bounded(&text)).collect()))
+    }
+
     fn with(mut self, key: &str, value: Canon) -> Self {
         debug_assert!(!RESERVED.contains(&key), "{key} is set by the log");
         self.members.insert(key.to_owned(), value);

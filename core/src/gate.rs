@@ -2,7 +2,7 @@
 //!
 //! A figure that is missing fails its gate: nothing passes by silence.
 
-use crate::round::UpdateRef;
+use crate::{round::UpdateRef, study::WitnessQuorum};
 
 /// What is known of a candidate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,13 +13,19 @@ pub struct Metrics {
     pub examples: u64,
     /// Whether every parameter is a finite number.
     pub finite: bool,
+    /// Witnesses that have cosigned the log with every entry of the round in it.
+    pub witnesses: u32,
 }
 
 impl Metrics {
     /// What the counted updates say.
-    pub fn of<'a>(updates: impl Iterator<Item = &'a UpdateRef>, finite: bool) -> Self {
+    pub fn of<'a>(
+        updates: impl Iterator<Item = &'a UpdateRef>,
+        finite: bool,
+        witnesses: u32,
+    ) -> Self {
         let (sites, examples) = updates.fold((0, 0), |(n, w), u| (n + 1, w + u64::from(u.weight)));
-        Self { sites, examples, finite }
+        Self { sites, examples, finite, witnesses }
     }
 }
 
@@ -33,6 +39,8 @@ pub enum Gate {
     },
     /// Every parameter is a finite number.
     Finite,
+    /// At least so many witnesses stand behind the round.
+    Witnesses(WitnessQuorum),
 }
 
 /// What the gates say.
@@ -56,6 +64,12 @@ pub fn judge(metrics: &Metrics, gates: &[Gate]) -> Verdict {
             Gate::Finite if !metrics.finite => {
                 Some("finite: the candidate has parameters that are not numbers".to_owned())
             }
+            Gate::Witnesses(WitnessQuorum { quorum, within_s }) if metrics.witnesses < *quorum => {
+                Some(format!(
+                    "witnesses: {} stood behind the round within {within_s} s, at least {quorum} needed",
+                    metrics.witnesses
+                ))
+            }
             _ => None,
         })
         .collect();
@@ -68,11 +82,14 @@ mod tests {
 
     #[test]
     fn every_failed_gate_is_named_with_its_figure() {
-        let gates = [Gate::Participation { min_sites: 3 }, Gate::Finite];
-        let bad = judge(&Metrics { sites: 2, examples: 9, finite: false }, &gates);
+        let quorum = WitnessQuorum { quorum: 2, within_s: 60 };
+        let gates = [Gate::Participation { min_sites: 3 }, Gate::Finite, Gate::Witnesses(quorum)];
+        let bad = judge(&Metrics { sites: 2, examples: 9, finite: false, witnesses: 1 }, &gates);
         assert!(!bad.pass);
-        assert_eq!(bad.reasons.len(), 2);
+        assert_eq!(bad.reasons.len(), 3);
         assert!(bad.reasons[0].contains("2 sites, at least 3"));
-        assert!(judge(&Metrics { sites: 3, examples: 9, finite: true }, &gates).pass);
+        assert!(bad.reasons[2].contains("1 stood behind the round within 60 s, at least 2"));
+        let good = Metrics { sites: 3, examples: 9, finite: true, witnesses: 2 };
+        assert!(judge(&good, &gates).pass);
     }
 }

@@ -48,6 +48,11 @@ pub struct Study {
     pub governance: Governance,
 }
 
+/// Witnesses that can stand behind a log at once.
+const WITNESSES_MAX: u32 = 60;
+/// Seconds for which witnesses of a round can be waited for.
+const WITNESS_WAIT_MAX_S: u32 = 3_600;
+
 /// On what ground the data may be used: references to papers that are kept elsewhere, for the audit report. Nothing here
 /// is checked against those papers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,6 +65,18 @@ pub struct Governance {
     pub consent: Option<Consent>,
     /// How long records of the study are kept.
     pub retention: Option<Retention>,
+    /// Who must stand behind a round before its model is the study's.
+    pub witnesses: Option<WitnessQuorum>,
+}
+
+/// How many witnesses of the log must have cosigned it with every entry of a round in it before the round's model is the
+/// study's, and how long they are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WitnessQuorum {
+    /// At least so many, sites and outside witnesses together.
+    pub quorum: u32,
+    /// In seconds. A round for which there are fewer by then gives no model.
+    pub within_s: u32,
 }
 
 /// A consent or permission, and its end.
@@ -673,6 +690,16 @@ impl Study {
     }
 
     fn check_governance(&self, p: &mut Problems) {
+        if let Some(WitnessQuorum { quorum, within_s }) = self.governance.witnesses {
+            let at = "governance.witnesses";
+            let asked = format!("a quorum of {quorum} within {within_s} s");
+            p.when(!(1..=WITNESSES_MAX).contains(&quorum), at, &asked, || {
+                format!("at least 1 witness, and at most {WITNESSES_MAX}, so many a log has")
+            });
+            p.when(!(1..=WITNESS_WAIT_MAX_S).contains(&within_s), at, &asked, || {
+                format!("wait for at least 1 second, and at most {WITNESS_WAIT_MAX_S}")
+            });
+        }
         let Some(consent) = &self.governance.consent else { return };
         let digits = |at: std::ops::Range<usize>| {
             consent.expires.get(at).is_some_and(|s| s.bytes().all(|b| b.is_ascii_digit()))

@@ -10,7 +10,7 @@ use falaj_core::{
     study::{
         Algorithm, Bounds, Cohort, Consent, Data, Feature, FeatureKind, Governance, Label,
         Mechanism, Missing, Model, Optimizer, Privacy, Problem, Protects, Retention, Rounds,
-        Sealing, Study, TokenKind, Training, Weights,
+        Sealing, Study, TokenKind, Training, Weights, WitnessQuorum,
     },
 };
 use serde::Deserialize;
@@ -92,6 +92,21 @@ struct GovernanceYaml {
     dpia: Option<String>,
     consent: Option<Spanned<ConsentYaml>>,
     retention: Option<RetentionYaml>,
+    witnesses: Option<Spanned<WitnessesYaml>>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(deny_unknown_fields)]
+struct WitnessesYaml {
+    quorum: u32,
+    #[serde(default = "WitnessesYaml::within_s")]
+    within_s: u32,
+}
+
+impl WitnessesYaml {
+    const fn within_s() -> u32 {
+        60
+    }
 }
 
 #[derive(Deserialize, Clone)]
@@ -489,7 +504,14 @@ impl Reader<'_> {
         if let Some(consent) = &y.consent {
             self.note("governance.consent", consent);
         }
+        if let Some(witnesses) = &y.witnesses {
+            self.note("governance.witnesses", witnesses);
+        }
         Governance {
+            witnesses: y.witnesses.as_ref().map(|w| {
+                let WitnessesYaml { quorum, within_s } = w.value;
+                WitnessQuorum { quorum, within_s }
+            }),
             legal_basis: y.legal_basis.clone(),
             dpia: y.dpia.clone(),
             consent: y.consent.as_ref().map(|c| {

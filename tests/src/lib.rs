@@ -5,4 +5,5 @@
 //! protocol in one chosen way. Everything waits on conditions with a bound, never on the clock alone.
 
 pub mod federation;
+pub mod regulator;
 pub mod rogue;

@@ -34,7 +34,7 @@ use falaj_core::{
 use falaj_proto::{
     problem::{Code, Problem},
     rest::StudyEvent,
-    v1::{self, StudyOver, Task, push},
+    v1::{self, LookAtLog, StudyOver, Task, push},
 };
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -44,7 +44,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How long to wait before trying again what could not be made durable.
@@ -65,7 +68,19 @@ pub(super) struct Actor {
     folded: Folded,
     /// The masked round's messages; a cache that can always be made again from the store.
     exchange: Option<Exchange>,
+    /// What is waited for before the candidate is judged. It begins anew after a restart.
+    waiting: Option<Waiting>,
     seq: u64,
+}
+
+/// Witnesses that are waited for.
+#[derive(Clone, Copy)]
+struct Waiting {
+    /// Number and attempt of the round.
+    round: (u32, u32),
+    /// A log of so many entries has every entry of the round.
+    entries: u64,
+    until: Instant,
 }
 
 #[derive(Default)]
@@ -106,7 +121,18 @@ impl Actor {
     ) -> Self {
         let owed = round.as_ref().map(|(r, _)| r.owed()).unwrap_or_default().into();
         let folded = Folded::default();
-        Self { engine, meta, viewing, events, round, owed, folded, exchange: None, seq: 0 }
+        Self {
+            engine,
+            meta,
+            viewing,
+            events,
+            round,
+            owed,
+            folded,
+            exchange: None,
+            waiting: None,
+            seq: 0,
+        }
     }
 
     pub(super) async fn run(mut self, mut mail: mpsc::Receiver<Mail>, shutdown: CancellationToken) {
@@ -292,7 +318,11 @@ impl Actor {
                 Effect::SendTask(site) => self.send_task(site).await,
                 Effect::Ask(site) => self.ask(site).await,
                 Effect::Aggregate => self.aggregate().await,
-                Effect::Judge(candidate) => self.judge(*candidate).await,
+                Effect::Judge(candidate) => match self.witnesses().await {
+                    Ok(Some(stood)) => self.judge(*candidate, stood).await,
+                    Ok(None) => return Err(()),
+                    Err(e) => Err(e.into()),
+                },
                 Effect::Advance => self.advance().await,
             };
             match done {
@@ -624,18 +654,26 @@ impl Actor {
         self.apply(event).await.map(drop)
     }
 
-    async fn judge(&mut self, candidate: Digest) -> Result<(), Failed> {
+    /// `stood` are the witnesses that stand behind the round, and how many entries each has cosigned.
+    async fn judge(&mut self, candidate: Digest, stood: Vec<(String, u64)>) -> Result<(), Failed> {
         let Some((AnyRound::Gated(round), _)) = &self.round else { return Ok(()) };
+        let behind = u32::try_from(stood.len()).unwrap_or(u32::MAX);
         // Aggregation refuses a candidate with a parameter that is not finite.
-        let metrics = GateMetrics::of(round.stage.updates.values(), true);
-        let gates = [Gate::Participation { min_sites: round.spec.min_sites }, Gate::Finite];
+        let metrics = GateMetrics::of(round.stage.updates.values(), true, behind);
+        let mut gates = vec![Gate::Participation { min_sites: round.spec.min_sites }, Gate::Finite];
+        gates.extend(self.meta.study.governance.witnesses.map(Gate::Witnesses));
         let verdict = gate::judge(&metrics, &gates);
         let (study, number) = (round.id.study.clone(), round.id.number);
         let pass = verdict.pass;
         let model = ModelRow { study, number, sha256: candidate, published: clock::now() };
         let rows = if pass { vec![Change::Model(model)] } else { Vec::new() };
         let event = Event::Judged(verdict);
-        let committed = self.apply_with(event, &Who::default(), rows, |d| d).await?;
+        let named = |draft: Draft| {
+            let lines = stood.iter().map(|(witness, entries)| format!("{entries} {witness}"));
+            if stood.is_empty() { draft } else { draft.texts("witnesses", lines) }
+        };
+        let committed = self.apply_with(event, &Who::default(), rows, named).await?;
+        self.waiting = None;
         if committed.is_some() && pass {
             self.viewing.send_modify(|v| {
                 v.promoted += 1;
@@ -643,6 +681,34 @@ impl Actor {
             });
         }
         Ok(())
+    }
+
+    /// The witnesses that stand behind the round, and how many entries each has cosigned: as soon as there are as many as
+    /// the study wants, or when the wait is over. Until then there is no answer.
+    async fn witnesses(&mut self) -> Result<Option<Vec<(String, u64)>>, CommitError> {
+        let (Some(wanted), Some((round, _))) = (self.meta.study.governance.witnesses, &self.round)
+        else {
+            return Ok(Some(Vec::new()));
+        };
+        let round = (round.id().number, round.spec().attempt);
+        let waiting = match self.waiting {
+            Some(waiting) if waiting.round == round => waiting,
+            _ => {
+                let entries = self.engine.parts().writer.head().0;
+                let until = Instant::now() + Duration::from_secs(wanted.within_s.into());
+                // Whoever is away looks at the log when it comes back.
+                for (site, _) in self.engine.sites().all() {
+                    self.engine.sites().push(&site, push::Push::LookAtLog(LookAtLog {}));
+                }
+                self.send_event(None, format!("waiting for {} witnesses", wanted.quorum));
+                *self.waiting.insert(Waiting { round, entries, until })
+            }
+        };
+        let all = self.engine.parts().store.witnesses().await;
+        let all = all.map_err(|e| CommitError::Failed(format!("witnesses cannot be read: {e}")))?;
+        let stood: Vec<_> = all.into_iter().filter(|(_, size)| *size >= waiting.entries).collect();
+        let over = stood.len() >= wanted.quorum as usize || Instant::now() >= waiting.until;
+        Ok(over.then_some(stood))
     }
 
     /// After a round: the next one, the same one again, or the end.

@@ -450,6 +450,7 @@ mod tests {
             legal_basis: Some("permission 7".into()),
             dpia: Some("DPIA-1".into()),
             consent: Some(Consent { reference: "C-1".into(), expires: "2026-06-30".into() }),
+            witnesses: None,
             retention: None,
         }
     }

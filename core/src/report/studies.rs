@@ -101,6 +101,7 @@ impl Studies {
                 digest("model_sha256"),
                 count_of(updates),
                 count_of(body.int("total_weight").unwrap_or_default()),
+                count_of(body.list("witnesses").map_or(0, |witnesses| witnesses.len()) as u64),
                 count_of(seen.index()),
             ]);
         }
@@ -137,7 +138,8 @@ impl Studies {
         self.processing(e3, about);
         self.privacy(e6, about, findings, charts);
         e9.fact("E9.lineage", Level::Proven, self.published);
-        let columns = ["study", "round", "base_model", "model", "updates", "weight", "index"];
+        let columns =
+            ["study", "round", "base_model", "model", "updates", "weight", "witnesses", "index"];
         e9.first_of("models", &columns, self.models.clone(), self.published.count);
         self.governance(
             e10,

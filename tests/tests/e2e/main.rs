@@ -10,6 +10,7 @@ mod ledger;
 mod masked;
 mod outside;
 mod policy;
+mod quorum;
 mod report;
 mod shards;
 mod siem;
