@@ -18,6 +18,9 @@ use falaj_core::{
 use falaj_proto::study;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Accesses without an outcome that are remembered at once.
+const INTENTS_MAX: usize = 100_000;
+
 /// What is remembered between entries.
 #[derive(Default)]
 pub(crate) struct Replay {
@@ -38,6 +41,10 @@ pub(crate) struct Replay {
     newest: BTreeMap<String, Digest>,
     /// The witnesses that each study wants behind a round.
     quorums: BTreeMap<String, u32>,
+    /// Accesses whose outcome the log has not told yet, the newest of them.
+    intents: BTreeMap<u64, Kind>,
+    /// What lies before this may have been an access that is not remembered any more.
+    forgotten: u64,
     /// Entries in the newest checkpoint that each witness has cosigned.
     stood: BTreeMap<String, u64>,
     /// Rounds that are open, with their base and what was accepted into them.
@@ -230,6 +237,26 @@ impl Replay {
             }
             Kind::ConnectionRefused | Kind::UpdateRefused | Kind::AccessDenied => {
                 self.refusals += 1;
+            }
+            Kind::ModelRead | Kind::LogExported => {
+                self.intents.insert(entry.seq, entry.kind);
+                if self.intents.len() > INTENTS_MAX
+                    && let Some((oldest, _)) = self.intents.pop_first()
+                {
+                    self.forgotten = oldest + 1;
+                }
+            }
+            Kind::AccessServed => {
+                let intent: u64 = body.int("intent").map_err(|e| e.to_string())?;
+                let served = body.text("served").map_err(|e| e.to_string())?;
+                let told = self.intents.remove(&intent);
+                if told.is_none_or(|kind| kind.as_str() != served)
+                    && (told.is_some() || intent >= self.forgotten)
+                {
+                    return Err(format!(
+                        "it tells of entry {intent}, which is no {served} without an outcome"
+                    ));
+                }
             }
             _ => {}
         }

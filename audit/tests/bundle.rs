@@ -444,6 +444,28 @@ fn witnesses_are_named_and_what_they_saw_is_held_against_the_tree() {
 }
 
 #[test]
+fn an_outcome_tells_of_an_access_and_only_once() {
+    let with = |told: &[(u64, &str)]| {
+        let mut more = vec![Draft::new(Kind::ModelRead), Draft::new(Kind::LogExported)];
+        let outcome = |(intent, served): &(u64, &str)| {
+            Draft::new(Kind::AccessServed).count("intent", *intent).text("served", served)
+        };
+        more.extend(told.iter().map(outcome));
+        parts(|drafts| drafts.extend(more)).verify()
+    };
+    with(&[(5, "model.read"), (6, "log.exported")]).expect("verified");
+    for told in [
+        [(5, "model.read"), (5, "model.read")],
+        [(5, "log.exported"), (6, "log.exported")],
+        [(4, "model.published"), (6, "log.exported")],
+        [(99, "model.read"), (6, "log.exported")],
+    ] {
+        let wrong = with(&told).expect_err("refused").to_string();
+        assert!(wrong.contains("without an outcome"), "{told:?}: {wrong}");
+    }
+}
+
+#[test]
 fn a_model_before_enough_witnesses_stood_behind_its_round_is_named() {
     let wanting = format!("{STUDY}governance: {{ witnesses: {{ quorum: 1 }} }}\n");
     // What the entry says, and how many entries the cosignature in the bundle is of.

@@ -10,6 +10,7 @@ use crate::{
     erasure::Erasures,
     export,
     metrics::Metrics,
+    outcomes::{self, Outcomes},
     persons::Persons,
     policy::{self, PolicyEngine},
     rest,
@@ -135,12 +136,14 @@ impl App {
         let updates = Blobs::open(&dir.join("updates"))?;
         let models = Blobs::open(&dir.join("models"))?;
         started(&writer, begins, &policy, &me, trust_rows(&trust, trust_bytes)).await?;
+        outcomes::settle(&store, &writer).await?;
         let parts = Parts {
             store: store.clone(),
             writer: writer.clone(),
             updates,
             models,
             persons,
+            outcomes: Outcomes::new(writer.clone(), metrics.clone()),
             policy: policy.clone(),
             metrics: metrics.clone(),
             signer: keys.signer.clone(),
@@ -292,6 +295,7 @@ impl App {
         }
         engine.ended().await;
         operators.await?;
+        engine.parts().outcomes.drained().await;
         if let Some(stamping) = stamping {
             stamping.await?;
         }

@@ -14,6 +14,7 @@ pub mod erasure;
 pub mod export;
 pub mod fsck;
 pub mod metrics;
+pub mod outcomes;
 pub mod persons;
 pub mod policy;
 pub mod proofs;

@@ -45,6 +45,7 @@ pub struct Metrics {
     updates: Family<Outcome, Counter>,
     connections: Family<Outcome, Counter>,
     timestamps: Family<Outcome, Counter>,
+    outcomes: Family<Outcome, Counter>,
     policy_sets: Family<Outcome, Counter>,
     epsilon: Family<Site, Gauge<f64, AtomicU64>>,
     asked: Family<Asked, Counter>,
@@ -71,6 +72,7 @@ impl Default for Metrics {
             updates: Family::default(),
             connections: Family::default(),
             timestamps: Family::default(),
+            outcomes: Family::default(),
             policy_sets: Family::default(),
             epsilon: Family::default(),
             asked: Family::default(),
@@ -91,6 +93,11 @@ impl Default for Metrics {
             "timestamps",
             "Questions to the time-stamp authority by outcome",
             this.timestamps.clone(),
+        );
+        registry.register(
+            "outcomes",
+            "What became of models and exports that were served; those that could not be recorded are counted twice",
+            this.outcomes.clone(),
         );
         registry.register(
             "policy_sets",
@@ -146,6 +153,11 @@ impl Metrics {
     /// The time-stamp authority was asked, and gave what was asked for or did not.
     pub fn timestamp(&self, outcome: &str) {
         self.timestamps.get_or_create(&Outcome { outcome: outcome.into() }).inc();
+    }
+
+    /// What became of something that was served.
+    pub fn outcome(&self, outcome: &str) {
+        self.outcomes.get_or_create(&Outcome { outcome: outcome.into() }).inc();
     }
 
     /// Changed policies were put in force, or refused.

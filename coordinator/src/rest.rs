@@ -15,7 +15,8 @@ use crate::{
     engine::{Engine, Handle, View, problem_of, unreadable},
     erasure::{Asker, Erasures},
     export,
-    policy::{Action, Decision, Resource},
+    outcomes::Intent,
+    policy::{Action, Resource},
     proofs,
     store::Store,
     timestamps::{StampError, Timestamps},
@@ -155,7 +156,7 @@ impl App {
         peer: &Peer,
         action: Action,
         study: Option<&Handle>,
-    ) -> Result<Decision, Problem> {
+    ) -> Result<Intent, Problem> {
         self.grant_asked(peer, action, study, &[]).await
     }
 
@@ -166,7 +167,7 @@ impl App {
         action: Action,
         study: Option<&Handle>,
         asked: &[(&str, String)],
-    ) -> Result<Decision, Problem> {
+    ) -> Result<Intent, Problem> {
         let identity = peer.identity()?;
         let mechanism = study.map_or("none", |h| h.meta.study.privacy.mechanism.as_str());
         let resource =
@@ -181,8 +182,9 @@ impl App {
         if let Some(handle) = study {
             draft = draft.study(&handle.meta.study.id);
         }
-        let (decision, _) = self.engine.grant(&identity.spiffe, action, &resource, draft).await?;
-        Ok(decision)
+        let (_, committed) = self.engine.grant(&identity.spiffe, action, &resource, draft).await?;
+        let study = study.map(|handle| handle.meta.study.id.clone());
+        Ok(Intent { index: committed.first, kind, actor: peer.actor.clone(), study })
     }
 
     /// A signed checkpoint with the cosignatures that it has.
@@ -420,7 +422,7 @@ async fn download(
     let row = row.ok_or_else(|| {
         Code::UnknownModel.because(format!("study `{id}` has no model of round {round}"))
     })?;
-    app.grant(&peer, Action::ModelRead, Some(&handle)).await?;
+    let intent = app.grant(&peer, Action::ModelRead, Some(&handle)).await?;
     let head = safetensors_head(&handle, &row.sha256, row.number)?;
     let file = tokio::fs::File::open(parts.models.path(&row.sha256)).await.map_err(|e| {
         tracing::error!(error = %e, model = %row.sha256, "a model cannot be read");
@@ -429,6 +431,7 @@ async fn download(
     let bytes = head.len() + handle.meta.manifest.params() * 4;
     let body = futures_util::stream::iter([Ok::<_, io::Error>(Bytes::from(head))])
         .chain(ReaderStream::new(file));
+    let body = parts.outcomes.watch(intent, bytes as u64, body);
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::CONTENT_LENGTH, bytes.to_string()),
@@ -541,7 +544,7 @@ async fn log_export(
     let mut asked = wanted.asked(&shard);
     asked.extend(query.tree_size.map(|size| ("tree_size", size.to_string())));
     asked.extend(query.timestamp.then(|| ("timestamp", "true".to_owned())));
-    app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
+    let intent = app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
     let parts = app.engine.parts();
     let (store, keys) = shard?;
     let timestamps = app.timestamps.as_ref().filter(|_| query.timestamp);
@@ -598,5 +601,6 @@ async fn log_export(
         (header::CONTENT_LENGTH, bytes.to_string()),
         (header::CONTENT_DISPOSITION, name),
     ];
-    Ok((headers, Body::from_stream(ReaderStream::new(file))).into_response())
+    let body = parts.outcomes.watch(intent, bytes, ReaderStream::new(file));
+    Ok((headers, Body::from_stream(body)).into_response())
 }

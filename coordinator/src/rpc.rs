@@ -8,6 +8,7 @@ use crate::{
         Answer, Arrived, Engine, MESSAGES_MAX, SignedReceipt, problem_of, refusal, unreadable,
         update_ref,
     },
+    outcomes::Intent,
     policy::{Action, Resource},
     proofs,
     store::{
@@ -314,7 +315,14 @@ impl Federation for Rpc {
             .study(id)
             .digest("model_sha256", &digest);
         let resource = Resource::Study(id, handle.meta.study.privacy.mechanism.as_str());
-        self.engine.grant(&identity.spiffe, Action::ModelRead, &resource, draft).await?;
+        let granted =
+            self.engine.grant(&identity.spiffe, Action::ModelRead, &resource, draft).await?;
+        let intent = Intent {
+            index: granted.1.first,
+            kind: Kind::ModelRead,
+            actor: peer.actor.clone(),
+            study: Some(id.clone()),
+        };
         let mut file = tokio::fs::File::open(parts.models.path(&digest)).await.map_err(|e| {
             tracing::error!(error = %e, %digest, "a model cannot be read");
             Status::from(Code::Internal.because("the coordinator cannot read this model"))
@@ -322,13 +330,16 @@ impl Federation for Rpc {
         let payload_bytes = file.metadata().await.map_or(0, |m| m.len());
         let (chunks, parts_out) = mpsc::channel(CHUNKS);
         let metrics = parts.metrics.clone();
+        let mut serving = parts.outcomes.serving(intent, payload_bytes);
         tokio::spawn(async move {
             let open = ModelOpen { params: payload_bytes / 4, payload_bytes };
             let mut part = Ok(ModelPart { part: Some(model_part::Part::Open(open)) });
+            let mut handed = 0;
             loop {
                 if chunks.send(part).await.is_err() {
                     return;
                 }
+                serving.add(handed);
                 let mut chunk = bytes::BytesMut::with_capacity(CHUNK_BYTES_MAX);
                 while chunk.len() < CHUNK_BYTES_MAX {
                     match file.read_buf(&mut chunk).await {
@@ -347,6 +358,7 @@ impl Federation for Rpc {
                     return;
                 }
                 metrics.bytes_out.inc_by(chunk.len() as u64);
+                handed = chunk.len();
                 let chunk = chunk.freeze();
                 part = Ok(ModelPart { part: Some(model_part::Part::Chunk(chunk)) });
             }

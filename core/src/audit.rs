@@ -96,6 +96,8 @@ kinds! {
     AccessDenied = "access.denied";
     /// The log is about to be exported.
     LogExported = "log.exported";
+    /// What became of an access that carries data away.
+    AccessServed = "access.served";
     /// An authority has stamped a checkpoint with the time.
     CheckpointStamped = "checkpoint.stamped";
     /// An authority has stamped a report over the log with the time.

@@ -13,6 +13,7 @@ use crate::{
     blob::Blobs,
     config::Limits,
     metrics::Metrics,
+    outcomes::Outcomes,
     persons::Persons,
     policy::{Action, Decision, PolicyEngine, Resource},
     shards::Shards,
@@ -65,6 +66,8 @@ pub struct Parts {
     pub models: Blobs,
     /// The people in the log, and their keys.
     pub persons: Persons,
+    /// What became of what was let out.
+    pub outcomes: Outcomes,
     /// Decides.
     pub policy: PolicyEngine,
     /// Counts.

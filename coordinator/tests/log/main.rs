@@ -4,6 +4,7 @@ mod asking;
 mod closed;
 mod erasing;
 mod following;
+mod outcomes;
 mod reads;
 #[expect(dead_code, reason = "the conformance test of the store needs more of it")]
 #[path = "../store/server.rs"]

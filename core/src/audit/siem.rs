@@ -118,6 +118,7 @@ pub const fn shape(kind: Kind) -> Shape {
             (ApiActivity, READ, Informational, true)
         }
         Kind::LogExported => (ApiActivity, READ, Low, true),
+        Kind::AccessServed => (ApiActivity, READ, Informational, true),
         Kind::ErasureBegun | Kind::ErasurePerformed => (ApiActivity, DELETE, Low, true),
         Kind::ErasureRefused => (ApiActivity, DELETE, Medium, false),
         Kind::AccessDenied => (ApiActivity, OTHER, Medium, false),

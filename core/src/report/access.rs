@@ -26,6 +26,9 @@ pub(super) struct Access {
     transfers: BTreeMap<([String; 4], bool), Tally>,
     transferred: Tally,
     approved: Tally,
+    /// What became of models and exports that were served: to whom, kind, study and outcome; and how many bytes.
+    outcomes: BTreeMap<[String; 4], (Tally, u64)>,
+    outcome: Tally,
     /// By whom: served, and refused.
     actors: BTreeMap<String, (Tally, Tally)>,
     kinds: BTreeMap<&'static str, Tally>,
@@ -70,6 +73,16 @@ impl Access {
                 self.approved.add(index);
             }
         }
+        if seen.kind() == Kind::AccessServed {
+            let texts = ["served", "outcome"].map(|key| seen.text(key).to_owned());
+            let [served, outcome] = texts;
+            let key = [seen.who(), served, seen.study().to_owned(), outcome];
+            let (tally, bytes) = self.outcomes.entry(key).or_default();
+            tally.add(index);
+            let handed: u64 = seen.entry.body().int("bytes").unwrap_or_default();
+            *bytes = bytes.saturating_add(handed);
+            self.outcome.add(index);
+        }
         if seen.is_access() {
             self.accesses += 1;
             self.served.add(index);
@@ -105,6 +118,13 @@ impl Access {
         };
         e2.table("transfers_abroad", &columns, of(true).map(row));
         e2.table("transfers", &columns, of(false).map(row));
+        e2.fact("E2.outcomes", Level::Recorded, self.outcome);
+        let columns = ["party", "kind", "study", "outcome", "bytes", "count", "first", "last"];
+        let outcomes = self.outcomes.iter().map(|(key, (tally, bytes))| {
+            let cells = key.iter().map(|c| Canon::Text(c.clone()));
+            cells.chain([super::count_of(*bytes)]).chain(tally.cells()).collect()
+        });
+        e2.table("outcomes", &columns, outcomes);
         e4.fact("E4.accesses", Level::Recorded, self.served);
         e4.fact("E4.refusals", Level::Recorded, self.refused_in_all);
         let actors = self.actors.iter().map(|(who, (served, refused))| {

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 pub const ROWS_MAX: usize = 1_000;
 
 /// Every fact that the report may establish; clause catalogues name them.
-pub const FACTS: [&str; 27] = [
+pub const FACTS: [&str; 28] = [
     "E1.places",
     "E1.refusals",
     "E2.transfers",
     "E2.approvals",
+    "E2.outcomes",
     "E3.processing",
     "E3.purposes",
     "E3.legal_basis",
@@ -76,12 +77,11 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// In any order.
     pub(super) fn add(&mut self, index: u64) {
-        if self.count == 0 {
-            self.first = index;
-        }
+        self.first = if self.count == 0 { index } else { self.first.min(index) };
         self.count += 1;
-        self.last = index;
+        self.last = self.last.max(index);
     }
 
     /// Count, first and last as cells.

@@ -1,0 +1,75 @@
+//! AUD-04, its other half: the intent is an entry before, the outcome after.
+
+use super::world::World;
+use anyhow::{Context as _, Result, ensure};
+use axum::{body::to_bytes, http::Method};
+use falaj_coordinator::{
+    outcomes::settle,
+    store::writer::{CommitError, Committed},
+};
+use falaj_core::audit::{Draft, Entry, Kind};
+use futures_util::StreamExt as _;
+
+fn outcomes(entries: &[Entry]) -> Vec<(u64, String, Option<u64>)> {
+    let served = entries.iter().filter(|e| e.kind == Kind::AccessServed);
+    let told = served.map(|e| {
+        let body = e.body();
+        let outcome = body.text("outcome").unwrap_or_default().to_owned();
+        (body.int("intent").unwrap_or_default(), outcome, body.int("bytes").ok())
+    });
+    told.collect()
+}
+
+async fn index_of(world: &World, kind: Kind) -> Result<u64> {
+    let entries = world.entries(0).await?;
+    Ok(entries.iter().rfind(|e| e.kind == kind).context("an intent")?.seq)
+}
+
+#[tokio::test]
+async fn what_was_handed_over_is_told_afterwards_and_also_when_nobody_took_it_to_the_end()
+-> Result<()> {
+    let world = World::new().await?;
+    let path = "/api/v1/studies/heart/models/latest";
+    let answer = world.call(Method::GET, path).await?;
+    let bytes = to_bytes(answer.into_body(), usize::MAX).await?.len() as u64;
+    world.engine.parts().outcomes.drained().await;
+    let read = index_of(&world, Kind::ModelRead).await?;
+    ensure!(outcomes(&world.entries(0).await?) == [(read, "complete".to_owned(), Some(bytes))]);
+
+    let answer = world.call(Method::GET, path).await?;
+    let mut body = answer.into_body().into_data_stream();
+    let begun = body.next().await.context("a chunk")??;
+    drop(body);
+    let never_begun = world.call(Method::GET, "/api/v1/log/export").await?;
+    drop(never_begun);
+    world.engine.parts().outcomes.drained().await;
+    let told = outcomes(&world.entries(0).await?);
+    let (read, exported) =
+        (index_of(&world, Kind::ModelRead).await?, index_of(&world, Kind::LogExported).await?);
+    let broken = |index, bytes| (index, "broken_off".to_owned(), Some(bytes));
+    ensure!(told[1..] == [broken(read, begun.len() as u64), broken(exported, 0)], "{told:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_became_of_an_access_when_the_coordinator_died_is_said_to_be_unknown_once()
+-> Result<()> {
+    let world = World::new().await?;
+    let record = async |kind: Kind| -> Result<Committed, CommitError> {
+        world.writer.record(vec![Draft::new(kind)]).await
+    };
+    record(Kind::CoordinatorStarted).await?;
+    let told = record(Kind::ModelRead).await?.first;
+    let served = Draft::new(Kind::AccessServed).count("intent", told).text("served", "model.read");
+    world.writer.record(vec![served]).await?;
+    let lost = [record(Kind::ModelRead).await?.first, record(Kind::LogExported).await?.first];
+    record(Kind::CoordinatorStarted).await?;
+
+    let before = world.writer.head().0;
+    let store = &world.engine.parts().store;
+    ensure!(settle(store, &world.writer).await? == 2);
+    let told = outcomes(&world.entries(before).await?);
+    ensure!(told == lost.map(|index| (index, "unknown".to_owned(), None)), "{told:?}");
+    ensure!(settle(store, &world.writer).await? == 0, "they were told twice");
+    Ok(())
+}
