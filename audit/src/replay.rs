@@ -168,7 +168,7 @@ impl Replay {
         let body = entry.body();
         self.check_actor(entry)?;
         let files = |set: &Digest| self.policies.get(set).map(Vec::as_slice);
-        self.decisions.take(entry, entry.actor_id().as_ref(), files)?;
+        self.decisions.take(entry, entry.requester().as_ref(), files)?;
         let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
         let round = || entry.round().map_err(|e| e.to_string());
         match entry.kind {

@@ -429,6 +429,13 @@ impl Entry {
         self.actor()?.parsed("id").ok()
     }
 
+    /// About whose request it is: the actor's, or the site's where the coordinator acts for one. Of a person it is known if it
+    /// was disclosed.
+    #[must_use]
+    pub fn requester(&self) -> Option<SpiffeId> {
+        self.actor_id().or_else(|| self.body().parsed("site").ok())
+    }
+
     /// The actor's certificate, when it is known.
     #[must_use]
     pub fn actor_cert(&self) -> Option<Digest> {

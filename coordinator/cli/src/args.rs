@@ -95,7 +95,7 @@ pub(crate) enum Command {
     /// Work with legal holds, which keep people from being erased.
     #[command(subcommand)]
     Hold(HoldCommand),
-    /// Check, try and explain policies; nothing is asked of a coordinator.
+    /// Check, try, explain and compare policies; only the comparison asks a coordinator, for its log.
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Reckon with privacy; nothing is asked of a coordinator.

@@ -50,7 +50,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Log(command) => log::run(&connect()?, command, json).await?,
         Command::Person(command) => person(&connect()?, command, json).await?,
         Command::Hold(command) => hold(&connect()?, command, json).await?,
-        Command::Policy(command) => return policy::run(command, json),
+        Command::Policy(command) => return policy::run(command, connect, json).await,
         Command::Privacy(command) => return privacy::run(command, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "falaj", &mut std::io::stdout());

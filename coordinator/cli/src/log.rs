@@ -115,7 +115,7 @@ fn span_filters(span: &Span) -> Vec<(&'static str, String)> {
 
 /// Entries that pass a filter, page after page, handed on as they come. Asking is itself an entry, so the log grows by
 /// one for every page: this ends.
-async fn entries(
+pub(crate) async fn entries(
     client: &Client,
     filter: &Filter,
     mut from: u64,

@@ -1,7 +1,7 @@
 //! Policies, asked by the command: the shipped ones, and a set that went wrong.
 
 use anyhow::{Context as _, Result, ensure};
-use falaj_tests::federation::{Federation, binary, repository, run, text, wait_for};
+use falaj_tests::federation::{Federation, binary, repository, run, study_yaml, text, wait_for};
 use serde_json::Value;
 use std::{fs, process::Command};
 
@@ -87,5 +87,47 @@ fn changed_policies_come_into_force_by_themselves_and_broken_ones_leave_the_old_
     told("policy.loaded", 2)?;
     ensure!(in_force()? == first);
     federation.verified()?;
+    Ok(())
+}
+
+#[test]
+fn what_other_policies_would_have_decided_is_shown_from_the_log() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = federation.start_hospitals()?;
+    federation.submit(&study_yaml("compared", 1, 2))?;
+    federation.finishes("compared")?;
+    let old = federation.policies.display().to_string();
+    let new = federation.dir().join("new");
+    fs::create_dir(&new)?;
+    let files = ["coordinator.cedar", "coordinator.cedarschema"];
+    for file in files {
+        fs::copy(federation.policies.join(file), new.join(file))?;
+    }
+    let new_path = new.display().to_string();
+    let compare = || federation.falaj(&["--json", "policy", "diff", &old, &new_path]);
+    let same = compare()?;
+    ensure!(same.status.success(), "{}", text(&same));
+
+    let rules = new.join(files[0]);
+    let dubai = "forbid (principal is Falaj::Site, action == Falaj::Action::\"task.get\", resource) when { principal.region == \"ae-du\" };";
+    fs::write(&rules, format!("{}\n@id(\"NEW-1\")\n{dubai}", fs::read_to_string(&rules)?))?;
+    let other = compare()?;
+    ensure!(other.status.code() == Some(1), "{}", text(&other));
+    let answer: Value = serde_json::from_slice(&other.stdout)?;
+    let [change] = &answer["changes"].as_array().context("a list")?[..] else {
+        anyhow::bail!("{answer}");
+    };
+    for (name, value) in [
+        ("who", "spiffe://falaj.test/ae-on/ae-du/site/hospital-2"),
+        ("action", "task.get"),
+        ("study", "compared"),
+        ("old", "allow (ACC-101)"),
+        ("new", "deny (NEW-1)"),
+        ("count", "1"),
+    ] {
+        ensure!(change[name] == value, "{name}: {change}");
+    }
+    ensure!(answer["unknown"] == 0 && answer["requests"].as_u64() > Some(10), "{answer}");
     Ok(())
 }

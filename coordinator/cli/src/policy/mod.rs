@@ -1,6 +1,9 @@
-//! Policies before they are in force: whether they fit their schema, decide as their cases say, and why they decide so.
+//! Policies before they are in force: whether they fit their schema, decide as their cases say, and why they decide so;
+//! and what they would have decided.
 
-use crate::show;
+mod diff;
+
+use crate::{args::Span, client::Client, show};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use falaj_core::id::{Place, SpiffeId, StudyId};
@@ -12,7 +15,7 @@ use std::{
     process::ExitCode,
 };
 
-/// Check, try and explain policies; nothing is asked of a coordinator.
+/// Check, try, explain and compare policies; only the comparison asks a coordinator, for its log.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
     /// Check that the policies in a folder parse and fit their schema.
@@ -41,6 +44,21 @@ pub(crate) enum PolicyCommand {
         #[command(flatten)]
         request: Request,
     },
+    /// Show which of the logged requests other policies would decide otherwise.
+    ///
+    /// Every request in the log, in a span of time if one is given, is asked of both sets. Ends with code 1 when one would be
+    /// decided otherwise. Requests of people who were erased cannot be asked again, and are counted.
+    #[command(
+        after_help = "Examples:\n  falaj policy diff policies new-policies\n  falaj --json policy diff policies new-policies --since 2026-01-01"
+    )]
+    Diff {
+        /// The folder with the policies as they are.
+        old: PathBuf,
+        /// The folder with those that would come.
+        new: PathBuf,
+        #[command(flatten)]
+        span: Span,
+    },
 }
 
 /// What is asked.
@@ -67,8 +85,16 @@ pub(crate) struct Request {
 ///
 /// # Errors
 /// What is wrong, with the file.
-pub(crate) fn run(command: PolicyCommand, json: bool) -> Result<ExitCode> {
+pub(crate) async fn run(
+    command: PolicyCommand,
+    connect: impl FnOnce() -> Result<Client>,
+    json: bool,
+) -> Result<ExitCode> {
     match command {
+        PolicyCommand::Diff { old, new, span } => {
+            let sets = (load(&old)?, load(&new)?);
+            diff::run(&connect()?, (&sets.0, &sets.1), &span, json).await
+        }
         PolicyCommand::Check { policies } => {
             let set = load(&policies)?;
             let answer = json!({ "policy_set_sha256": set.digest().to_string(), "rules": set.rules().len() });

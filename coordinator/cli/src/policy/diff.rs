@@ -1,0 +1,160 @@
+//! What other policies would have decided: every logged request, asked of two sets.
+
+use crate::{
+    args::{Filter, Span},
+    client::Client,
+    log::entries,
+    show,
+};
+use anyhow::{Context as _, Result};
+use falaj_core::{
+    audit::{Entry, Kind, person::Disclosure},
+    id::{Place, SpiffeId, StudyId},
+};
+use falaj_policies::{Action, Policies, Resource};
+use falaj_proto::rest::LogEntry;
+use serde_json::json;
+use std::{
+    collections::{BTreeMap, HashMap},
+    process::ExitCode,
+};
+
+/// Who, what, of which study, and how it was and would be decided.
+type Change = [String; 5];
+
+/// The requests that were looked at.
+#[derive(Default)]
+struct Asked {
+    requests: u64,
+    /// People who were erased, and studies of which the log says nothing any more.
+    unknown: u64,
+    /// How often, and the first and the last entry.
+    changes: BTreeMap<Change, (u64, u64, u64)>,
+    /// Decisions by request: most are asked over and over.
+    known: HashMap<(String, String, String), Option<(String, String)>>,
+}
+
+/// Asks both sets about every logged request in a span of time, and shows where they differ. Ends with code 1 when they do.
+///
+/// # Errors
+/// When the log cannot be asked, or an entry cannot be read.
+pub(super) async fn run(
+    client: &Client,
+    (old, new): (&Policies, &Policies),
+    span: &Span,
+    json: bool,
+) -> Result<ExitCode> {
+    let identity = client.status().await?.identity;
+    let identity: SpiffeId = identity.parse().context("the coordinator's identity")?;
+    let mut mechanisms = BTreeMap::new();
+    let submitted = Some(Kind::StudySubmitted.as_str().to_owned());
+    let filter = Filter { kind: submitted, ..Filter::default() };
+    entries(client, &filter, 0, None, |page| {
+        for LogEntry { entry, .. } in page {
+            let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+            mechanisms.insert(text("study"), text("mechanism"));
+        }
+        Ok(())
+    })
+    .await?;
+    let mut asked = Asked::default();
+    for decision in ["allow", "deny"] {
+        let decision = Some(decision.to_owned());
+        let filter = Filter { decision, span: span.clone(), ..Filter::default() };
+        entries(client, &filter, 0, None, |page| {
+            page.iter()
+                .try_for_each(|found| asked.take(found, (old, new), identity.place(), &mechanisms))
+        })
+        .await?;
+    }
+    let row = |(change, (count, first, last)): (&Change, &(u64, u64, u64))| {
+        let [who, action, study, was, will] = change.clone();
+        [who, action, study, was, will, count.to_string(), first.to_string(), last.to_string()]
+    };
+    let rows: Vec<_> = asked.changes.iter().map(row).collect();
+    let names = ["who", "action", "study", "old", "new", "count", "first", "last"];
+    let object = |row: &[String; 8]| {
+        let members = names.iter().zip(row).map(|(name, cell)| ((*name).to_owned(), json!(cell)));
+        members.collect::<serde_json::Map<_, _>>()
+    };
+    let answer = json!({
+        "requests": asked.requests,
+        "unknown": asked.unknown,
+        "changes": rows.iter().map(object).collect::<Vec<_>>(),
+    });
+    show::answer(json, &answer, |_| {
+        let mut text = String::new();
+        if !rows.is_empty() {
+            text = show::table(
+                names.map(str::to_uppercase).each_ref().map(String::as_str),
+                rows.clone(),
+            );
+        }
+        text + &format!(
+            "{} logged requests, {} of which would be decided otherwise; {} could not be asked again\n",
+            asked.requests,
+            asked.changes.values().map(|(count, ..)| count).sum::<u64>(),
+            asked.unknown
+        )
+    })?;
+    Ok(if rows.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Asked {
+    fn take(
+        &mut self,
+        found: &LogEntry,
+        sets: (&Policies, &Policies),
+        here: &Place,
+        mechanisms: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let index = found.index;
+        let entry = Entry::parse(found.entry.to_string().as_bytes())
+            .with_context(|| format!("entry {index} cannot be read"))?;
+        let Ok(action) = entry.body().parsed::<Action>("action") else { return Ok(()) };
+        self.requests += 1;
+        let entry = match &found.personal {
+            None => entry,
+            Some(personal) => Disclosure::parse(personal.as_bytes())
+                .and_then(|disclosure| entry.disclosed(&disclosure))
+                .with_context(|| format!("entry {index}: do not believe this answer"))?,
+        };
+        let named = if action.is_of_service() { None } else { entry.body().text("study").ok() };
+        let study = named.unwrap_or_default();
+        let mechanism = mechanisms.get(study).map_or("", String::as_str);
+        let mechanism = entry.body().text("mechanism").unwrap_or(mechanism);
+        let Some(who) = entry.requester() else {
+            self.unknown += 1;
+            return Ok(());
+        };
+        let key = (who.to_string(), action.as_str().to_owned(), study.to_owned());
+        let decided = self.known.entry(key.clone()).or_insert_with(|| {
+            let study: Option<StudyId> = study.parse().ok();
+            let resource = match &study {
+                Some(study) => Resource::Study(study, mechanism),
+                None => Resource::Service,
+            };
+            let said = |set: &Policies| {
+                let said = set.decide(here, &who, action, &resource);
+                let word = if said.allow { "allow" } else { "deny" };
+                let by = if said.policies.is_empty() {
+                    "no rule".into()
+                } else {
+                    said.policies.join(", ")
+                };
+                (said.allow, format!("{word} ({by})"))
+            };
+            let (was, will) = (said(sets.0), said(sets.1));
+            (was.0 != will.0).then_some((was.1, will.1))
+        });
+        if let Some((was, will)) = decided {
+            let (who, action, study) = key;
+            let change = [who, action, study, was.clone(), will.clone()];
+            let (count, first, last) = self.changes.entry(change).or_insert((0, index, index));
+            *count += 1;
+            *first = index.min(*first);
+            *last = index.max(*last);
+        }
+        Ok(())
+    }
+}
