@@ -39,7 +39,7 @@ impl Policies {
     #[must_use]
     pub fn rules(&self) -> Vec<Rule> {
         let rule = |id: &PolicyId, forbids: bool, text: String| Rule {
-            id: annotation(&self.set, id, "id").unwrap_or_else(|| id.to_string()),
+            id: self.name(id),
             forbids,
             law: annotation(&self.set, id, "law"),
             reason: annotation(&self.set, id, "reason"),

@@ -6,18 +6,20 @@
 
 mod cases;
 mod explain;
+mod index;
 
 pub use cases::{CASES, Cases, CasesError, Mismatch};
 pub use explain::Rule;
 
 use cedar_policy::{
-    Authorizer, Context, Decision as CedarDecision, Entities, Entity, EntityUid, PolicySet,
-    Request, RestrictedExpression, Schema, ValidationMode, Validator,
+    Context, Entities, Entity, EntityUid, PolicyId, PolicySet, Request, RestrictedExpression,
+    Schema, ValidationMode, Validator,
 };
 use falaj_core::{
     audit::{person::is_person, policy_set},
     id::{Digest, Place, SpiffeId, StudyId},
 };
+use index::Index;
 use std::{
     collections::{HashMap, HashSet},
     str::FromStr,
@@ -183,6 +185,7 @@ pub const SCHEMA: &str = "coordinator.cedarschema";
 /// A set of policies that fits its schema.
 pub struct Policies {
     set: PolicySet,
+    index: Index,
     schema: Schema,
     digest: Digest,
 }
@@ -210,7 +213,8 @@ impl Policies {
         if let Some(problem) = verdict.validation_warnings().next() {
             return Err(invalid(POLICIES, problem.to_string()));
         }
-        Ok(Self { set: policies, schema, digest: policy_set(files) })
+        let index = Index::new(&policies, &schema).map_err(|e| invalid(POLICIES, e.to_string()))?;
+        Ok(Self { set: policies, index, schema, digest: policy_set(files) })
     }
 
     /// SHA-256 of the set's files.
@@ -242,13 +246,14 @@ impl Policies {
         Decision { reason, ..said }
     }
 
-    fn ask(
+    /// The request, what it speaks of, and its parties.
+    fn request(
         &self,
         here: &Place,
         who: &SpiffeId,
         action: Action,
         resource: &Resource<'_>,
-    ) -> Result<Decision, Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<(Request, Entities, [EntityUid; 3]), Box<dyn std::error::Error + Send + Sync>> {
         let text = |s: &str| RestrictedExpression::new_string(s.to_owned());
         let principal = uid(role_type(who), &who.to_string())?;
         let place = who.place();
@@ -280,24 +285,32 @@ impl Policies {
             ),
         };
         let resource_entity = Entity::new(resource_uid.clone(), attributes, HashSet::new())?;
+        let action = uid("Action", action.as_str())?;
         let request = Request::new(
-            principal,
-            uid("Action", action.as_str())?,
-            resource_uid,
+            principal.clone(),
+            action.clone(),
+            resource_uid.clone(),
             Context::empty(),
             Some(&self.schema),
         )?;
         let entities =
             Entities::from_entities([principal_entity, resource_entity], Some(&self.schema))?;
-        let answer = Authorizer::new().is_authorized(&request, &self.set, &entities);
-        let mut policies: Vec<String> = answer
-            .diagnostics()
-            .reason()
-            .map(|id| annotation(&self.set, id, "id").unwrap_or_else(|| id.to_string()))
-            .collect();
+        Ok((request, entities, [principal, action, resource_uid]))
+    }
+
+    fn ask(
+        &self,
+        here: &Place,
+        who: &SpiffeId,
+        action: Action,
+        resource: &Resource<'_>,
+    ) -> Result<Decision, Box<dyn std::error::Error + Send + Sync>> {
+        let (request, entities, [principal, named, of]) =
+            self.request(here, who, action, resource)?;
+        let said = self.index.ask((&principal, &named, &of), &request, &entities);
+        let mut policies: Vec<String> = said.decided().iter().map(|id| self.name(id)).collect();
         policies.sort();
-        let mut errors = answer.diagnostics().errors().peekable();
-        if let Some(error) = errors.peek() {
+        if let Some(error) = said.errors().first() {
             return Ok(Decision {
                 allow: false,
                 policies,
@@ -305,20 +318,26 @@ impl Policies {
                 policy_set: self.digest,
             });
         }
-        let allow = answer.decision() == CedarDecision::Allow;
-        let why: Vec<String> = answer
-            .diagnostics()
-            .reason()
-            .filter_map(|id| annotation(&self.set, id, "reason"))
-            .collect();
-        let reason = if allow {
+        let reason = if said.allow() {
             String::new()
         } else if policies.is_empty() {
             format!("nothing permits {who} to {}", action.as_str())
         } else {
-            format!("denied to {who} in {} by {}: {}", place, policies.join(", "), why.join("; "))
+            let why = said.decided().iter().filter_map(|id| annotation(&self.set, id, "reason"));
+            let why: Vec<String> = why.collect();
+            format!(
+                "denied to {who} in {} by {}: {}",
+                who.place(),
+                policies.join(", "),
+                why.join("; ")
+            )
         };
-        Ok(Decision { allow, policies, reason, policy_set: self.digest })
+        Ok(Decision { allow: said.allow(), policies, reason, policy_set: self.digest })
+    }
+
+    /// What a rule is called.
+    fn name(&self, id: &PolicyId) -> String {
+        annotation(&self.set, id, "id").unwrap_or_else(|| id.to_string())
     }
 }
 

@@ -17,7 +17,12 @@ pub(crate) fn run(parts: &[String]) -> Result<()> {
         parts.iter().map(String::as_str).partition(|p| *p == "privacy" || PRIVACY.contains(p));
     let (utility, others): (Vec<&str>, Vec<&str>) =
         others.into_iter().partition(|p| *p == "utility" || UTILITY.contains(p));
-    if (privacy.is_empty() && utility.is_empty()) || !others.is_empty() {
+    let (policy, others): (Vec<&str>, Vec<&str>) = others.into_iter().partition(|p| *p == "policy");
+    if !policy.is_empty() {
+        tools::cargo(&["bench", "-p", "falaj-policies", "--bench", "decide"])?;
+    }
+    let all = privacy.is_empty() && utility.is_empty() && policy.is_empty();
+    if all || !others.is_empty() {
         // The benchmark starts the programs that lie beside it, so they are built first.
         let programs = ["falaj-certs", "falaj-coordinator", "falaj-cli"];
         let mut words = vec!["build", "--release"];
