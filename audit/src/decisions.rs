@@ -4,7 +4,6 @@ use falaj_core::{
     audit::{Entry, Kind},
     canon::Node,
     id::{Digest, Place, SpiffeId, StudyId},
-    study::Study,
 };
 use falaj_policies::{Action, Policies, Resource};
 use std::{
@@ -34,9 +33,9 @@ pub(crate) struct Decisions {
 }
 
 impl Decisions {
-    pub(crate) fn study(&mut self, study: &Study) {
-        let mechanism = study.privacy.mechanism.as_str().to_owned();
-        self.mechanisms.insert(study.id.clone(), mechanism);
+    /// A study was submitted, in which updates are sealed so.
+    pub(crate) fn submitted(&mut self, study: StudyId, mechanism: String) {
+        self.mechanisms.insert(study, mechanism);
     }
 
     /// Holds an entry's decision against the policies, whose files `files` finds. Decisions that no policy made, and those

@@ -10,7 +10,8 @@ use ed25519_dalek::VerifyingKey;
 use falaj_certs::{history::History, trust::TrustFile};
 use falaj_core::{
     audit::{Entry, Kind, bundle, policy_set},
-    id::{Digest, RoundId, SiteId},
+    canon::CanonError,
+    id::{Digest, RoundId, SiteId, StudyId},
     note,
     report::Sections,
     update::{CONTEXT, UpdateHeader},
@@ -31,7 +32,8 @@ pub(crate) struct Replay {
     unsigned: Option<(Digest, Vec<u8>)>,
     /// Signed headers by digest: what each says about its update.
     headers: BTreeMap<Digest, Claim>,
-    studies: BTreeSet<Digest>,
+    /// What study files say, by their digest. It holds once one was submitted.
+    studies: BTreeMap<Digest, Said>,
     /// Policy files by the digest of their set.
     policies: BTreeMap<Digest, Vec<(String, Vec<u8>)>>,
     pub(crate) decisions: Decisions,
@@ -54,6 +56,13 @@ pub(crate) struct Replay {
     pub(crate) models: u64,
     pub(crate) updates: u64,
     pub(crate) refusals: u64,
+}
+
+/// What a study's file says of itself.
+struct Said {
+    /// The witnesses that it wants behind a round.
+    quorum: u32,
+    mechanism: String,
 }
 
 struct Claim {
@@ -108,11 +117,12 @@ impl Replay {
             matches(digest)?;
             let study = str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
             let study = study::parse(study, path).map_err(|e| wrong(e.to_string()))?;
-            self.decisions.study(&study);
-            let quorum = study.governance.witnesses.map(|wanted| wanted.quorum);
-            self.quorums.extend(quorum.map(|quorum| (study.id.to_string(), quorum)));
+            let said = Said {
+                quorum: study.governance.witnesses.map_or(0, |wanted| wanted.quorum),
+                mechanism: study.privacy.mechanism.as_str().to_owned(),
+            };
             self.folds.iter_mut().for_each(|f| f.study(digest, study.clone()));
-            self.studies.insert(digest);
+            self.studies.insert(digest, said);
         } else if let Some((set, file)) = policy_file(path) {
             self.folds.iter_mut().for_each(|f| f.policy(set, file, &bytes));
             self.policies.entry(set).or_default().push((file.to_owned(), bytes));
@@ -155,7 +165,9 @@ impl Replay {
         let mut found = Vec::new();
         for (witness, time) in self.history.cosigned(note)? {
             self.folds.iter_mut().for_each(|f| f.witness(&witness, tree_size, &time));
-            let newest = self.stood.entry(witness.clone()).or_default();
+            // As checkpoints and entries spell it: one witness has one name.
+            let name = witness.trim_start_matches("spiffe://").to_owned();
+            let newest = self.stood.entry(name).or_default();
             *newest = tree_size.max(*newest);
             found.push(WitnessReport { witness, tree_size, time });
         }
@@ -179,14 +191,7 @@ impl Replay {
             Kind::PolicyLoaded | Kind::PolicyRefused => {
                 self.check_policies(digest("policy_set_sha256")?)?;
             }
-            Kind::StudySubmitted => {
-                let study = digest("study_sha256")?;
-                if !self.studies.contains(&study) {
-                    return Err(format!("its study {study} is not in the bundle"));
-                }
-                let name = body.text("study").map_err(|e| e.to_string())?;
-                self.newest.insert(name.to_owned(), digest("model_sha256")?);
-            }
+            Kind::StudySubmitted => self.submitted(entry)?,
             Kind::RoundOpened => {
                 let (round, base) = (round()?, digest("base_sha256")?);
                 let newest = self.newest.get(round.study.as_str());
@@ -246,19 +251,42 @@ impl Replay {
                     self.forgotten = oldest + 1;
                 }
             }
-            Kind::AccessServed => {
-                let intent: u64 = body.int("intent").map_err(|e| e.to_string())?;
-                let served = body.text("served").map_err(|e| e.to_string())?;
-                let told = self.intents.remove(&intent);
-                if told.is_none_or(|kind| kind.as_str() != served)
-                    && (told.is_some() || intent >= self.forgotten)
-                {
-                    return Err(format!(
-                        "it tells of entry {intent}, which is no {served} without an outcome"
-                    ));
-                }
-            }
+            Kind::AccessServed => self.served(entry)?,
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// A study's file is what holds, once it was submitted.
+    fn submitted(&mut self, entry: &Entry) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let study: Digest = body.parsed("study_sha256").map_err(text)?;
+        let said = self.studies.get(&study);
+        let said = said.ok_or_else(|| format!("its study {study} is not in the bundle"))?;
+        let name: StudyId = body.parsed("study").map_err(text)?;
+        if body.text("mechanism").is_ok_and(|told| told != said.mechanism) {
+            return Err(format!("the file of its study has the mechanism `{}`", said.mechanism));
+        }
+        self.quorums.insert(name.to_string(), said.quorum);
+        self.newest.insert(name.to_string(), body.parsed("model_sha256").map_err(text)?);
+        self.decisions.submitted(name, said.mechanism.clone());
+        Ok(())
+    }
+
+    /// An outcome is of an access, and the only one.
+    fn served(&mut self, entry: &Entry) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let intent: u64 = body.int("intent").map_err(text)?;
+        let served = body.text("served").map_err(text)?;
+        let told = self.intents.remove(&intent);
+        if told.is_none_or(|kind| kind.as_str() != served)
+            && (told.is_some() || intent >= self.forgotten)
+        {
+            return Err(format!(
+                "it tells of entry {intent}, which is no {served} without an outcome"
+            ));
         }
         Ok(())
     }
@@ -272,8 +300,7 @@ impl Replay {
             let line = line.as_text().unwrap_or_default();
             let (entries, witness) = line.split_once(' ').unwrap_or_default();
             let entries: u64 = entries.parse().map_err(|_| format!("`{line}` is no witness"))?;
-            let stood = |name: &str| self.stood.get(name).is_some_and(|newest| *newest >= entries);
-            if !stood(witness) && !stood(&format!("spiffe://{witness}")) {
+            if self.stood.get(witness).is_none_or(|newest| *newest < entries) {
                 return Err(format!(
                     "it says that {witness} has cosigned {entries} entries, and no cosignature in the bundle shows so much"
                 ));
@@ -320,7 +347,7 @@ impl Replay {
 
     fn accepted(&mut self, entry: &Entry) -> Result<(), String> {
         let body = entry.body();
-        let text = |e: falaj_core::canon::CanonError| e.to_string();
+        let text = |e: CanonError| e.to_string();
         let round = entry.round().map_err(text)?;
         let site: SiteId = body.parsed("site").map_err(text)?;
         let header: Digest = body.parsed("header_sha256").map_err(text)?;

@@ -444,6 +444,16 @@ fn witnesses_are_named_and_what_they_saw_is_held_against_the_tree() {
 }
 
 #[test]
+fn a_study_is_as_its_file_says() {
+    let told = |mechanism: &str| {
+        parts(|drafts| drafts[1] = drafts[1].clone().text("mechanism", mechanism)).verify()
+    };
+    told("dp_sgd").expect("verified");
+    let wrong = told("none").expect_err("refused").to_string();
+    assert!(wrong.contains("entry 1") && wrong.contains("`dp_sgd`"), "{wrong}");
+}
+
+#[test]
 fn an_outcome_tells_of_an_access_and_only_once() {
     let with = |told: &[(u64, &str)]| {
         let mut more = vec![Draft::new(Kind::ModelRead), Draft::new(Kind::LogExported)];
@@ -652,4 +662,42 @@ fn a_decision_is_made_again_by_the_policies_that_were_in_force() {
         let wrong = deciding(action, allow, ids, None).expect_err("decided otherwise");
         assert!(matches!(wrong, Wrong::Content { index: 4, .. }), "{action} {ids:?}: {wrong}");
     }
+}
+
+/// A bundle whose model names these witnesses, and the site's cosignature of so many entries.
+fn naming(quorum: u32, said: &[&str], cosigned: usize) -> Parts {
+    let wanting = format!("{STUDY}governance: {{ witnesses: {{ quorum: {quorum} }} }}\n");
+    let mut bundle = parts_of(&wanting, |drafts| {
+        let published = drafts.pop().expect("the model");
+        drafts.push(published.texts("witnesses", said.iter().map(|s| (*s).to_owned())));
+    });
+    let note = witnessed(&bundle, cosigned, bundle.roots[cosigned - 1]);
+    *bundle.file(bundle::REPORT) = report(&bundle.files, bundle.roots[4], Some(cosigned as u64));
+    let at = bundle.files.len() - 3;
+    bundle.files.insert(at, (bundle::witnessed(cosigned as u64), note.into_bytes()));
+    bundle
+}
+
+#[test]
+fn one_site_under_two_spellings_is_one_witness() {
+    let said = ["4 t/ae-on/ae-az/site/h-1", "4 spiffe://t/ae-on/ae-az/site/h-1"];
+    assert!(naming(2, &said, 4).verify().is_err(), "one site made a quorum of two");
+}
+
+#[test]
+fn one_site_at_two_sizes_is_one_witness() {
+    let said = ["4 t/ae-on/ae-az/site/h-1", "04 t/ae-on/ae-az/site/h-1"];
+    assert!(naming(2, &said, 4).verify().is_err(), "one site made a quorum of two");
+}
+
+#[test]
+fn another_file_of_the_same_name_does_not_lower_the_quorum() {
+    let mut bundle = naming(2, &["4 t/ae-on/ae-az/site/h-1"], 4);
+    assert!(bundle.verify().is_err());
+    let other = format!("{STUDY}governance: {{ witnesses: {{ quorum: 1 }} }}\n").into_bytes();
+    let at = 1 + bundle.files.iter().position(|(p, _)| p.starts_with("studies/")).expect("one");
+    bundle.files.insert(at, (bundle::study(&Digest::of(&other)), other));
+    let root = bundle.roots[4];
+    *bundle.file(bundle::REPORT) = report(&bundle.files, root, Some(4));
+    assert!(bundle.verify().is_err(), "an unsubmitted file lowered the quorum");
 }

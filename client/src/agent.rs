@@ -243,7 +243,11 @@ impl Agent {
                         if let Some(key) = &log
                             && let Err(e) = self.watch(&mut coordinator, key).await
                         {
-                            break Err(e);
+                            if matches!(e, TransportError::Unwanted(_)) {
+                                break Err(e);
+                            }
+                            // The next look is before the next task; what is being trained goes on.
+                            tracing::warn!(error = %e, "the log could not be looked at");
                         }
                     }
                     Some(push::Push::StudyOver(over)) => {
