@@ -135,8 +135,10 @@ impl App {
         let Opened { store, writer, begins } = opened;
         let updates = Blobs::open(&dir.join("updates"))?;
         let models = Blobs::open(&dir.join("models"))?;
+        if begins.is_none() {
+            outcomes::settle(&store, &writer).await?;
+        }
         started(&writer, begins, &policy, &me, trust_rows(&trust, trust_bytes)).await?;
-        outcomes::settle(&store, &writer).await?;
         let parts = Parts {
             store: store.clone(),
             writer: writer.clone(),

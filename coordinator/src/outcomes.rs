@@ -53,7 +53,7 @@ enum Told {
 struct Served {
     intent: Intent,
     bytes: u64,
-    complete: bool,
+    outcome: &'static str,
 }
 
 /// What was let out, and to whom.
@@ -88,6 +88,7 @@ pub struct Serving {
     intent: Option<Intent>,
     bytes: u64,
     expected: u64,
+    failed: bool,
     outcomes: Outcomes,
 }
 
@@ -96,13 +97,23 @@ impl Serving {
     pub fn add(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
     }
+
+    /// What is served cannot be read any further.
+    pub const fn fail(&mut self) {
+        self.failed = true;
+    }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
         let Some(intent) = self.intent.take() else { return };
-        let served = Served { intent, bytes: self.bytes, complete: self.bytes == self.expected };
-        self.outcomes.metrics.outcome(if served.complete { "complete" } else { "broken_off" });
+        let outcome = match (self.failed, self.bytes == self.expected) {
+            (true, _) => "failed",
+            (false, true) => "complete",
+            (false, false) => "broken_off",
+        };
+        let served = Served { intent, bytes: self.bytes, outcome };
+        self.outcomes.metrics.outcome(outcome);
         if let Err(e) = self.outcomes.told.try_send(Told::Served(Box::new(served))) {
             self.outcomes.metrics.outcome("unrecorded");
             tracing::error!(error = %e, "an outcome will be unknown: too many wait to be recorded");
@@ -124,8 +135,10 @@ where
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let next = Pin::new(&mut self.body).poll_next(cx);
-        if let Poll::Ready(Some(Ok(chunk))) = &next {
-            self.serving.add(chunk.len());
+        match &next {
+            Poll::Ready(Some(Ok(chunk))) => self.serving.add(chunk.len()),
+            Poll::Ready(Some(Err(_))) => self.serving.fail(),
+            Poll::Ready(None) | Poll::Pending => {}
         }
         next
     }
@@ -143,7 +156,8 @@ impl Outcomes {
     /// Something of so many bytes is about to be served.
     #[must_use]
     pub fn serving(&self, intent: Intent, expected: u64) -> Serving {
-        Serving { intent: Some(intent), bytes: 0, expected, outcomes: self.clone() }
+        let outcomes = self.clone();
+        Serving { intent: Some(intent), bytes: 0, expected, failed: false, outcomes }
     }
 
     /// Serves a body of so many bytes.
@@ -168,8 +182,7 @@ async fn record(mut hears: mpsc::Receiver<Told>, writer: Writer, metrics: Arc<Me
         for told in group.drain(..) {
             match told {
                 Told::Served(served) => {
-                    let Served { intent, bytes, complete } = *served;
-                    let outcome = if complete { "complete" } else { "broken_off" };
+                    let Served { intent, bytes, outcome } = *served;
                     entries.push(intent.outcome(outcome).count("bytes", bytes));
                 }
                 Told::Drain(reply) => drained.push(reply),
@@ -200,15 +213,14 @@ pub enum OutcomesError {
     Commit(#[from] CommitError),
 }
 
-/// Records as unknown what became of each access that has no outcome: since the start before this one, for at each start all
-/// that came before is settled. Gives how many there were.
+/// Records as unknown what became of each access that has no outcome: since the newest start, for at each start all that
+/// came before is settled before the start itself is an entry. Gives how many there were.
 ///
 /// # Errors
 /// [`OutcomesError`].
 pub async fn settle(store: &Store, writer: &Writer) -> Result<usize, OutcomesError> {
     let below = writer.head().0;
-    let mut starts = each(store, 0, below, Kind::CoordinatorStarted).await?;
-    starts.pop_last();
+    let starts = each(store, 0, below, Kind::CoordinatorStarted).await?;
     let since = starts.last().copied().unwrap_or(0);
     let mut open = BTreeMap::new();
     for kind in KINDS {

@@ -347,6 +347,7 @@ impl Federation for Rpc {
                         Ok(_) => {}
                         Err(e) => {
                             tracing::error!(error = %e, "a model cannot be read to its end");
+                            serving.fail();
                             let _ = chunks
                                 .send(Err(Code::Internal.because("the model ended early").into()))
                                 .await;

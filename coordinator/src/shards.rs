@@ -6,6 +6,7 @@ use crate::{
     checkpointer::Checkpointer,
     config::LogConfig,
     metrics::Metrics,
+    outcomes,
     store::{
         Store, Writing,
         writer::{self, Change, Commit, Writer},
@@ -279,6 +280,7 @@ async fn roll(
     write_down(&store, &writer, there).await?;
     match closed_for(&store).await? {
         None => {
+            outcomes::settle(&store, &writer).await?;
             writer.record(vec![Draft::new(Kind::LogClosed).text("next", next)]).await?;
         }
         Some(named) if named == *next => {}

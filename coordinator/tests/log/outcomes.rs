@@ -1,14 +1,21 @@
 //! AUD-04, its other half: the intent is an entry before, the outcome after.
 
-use super::world::World;
+use super::{server::Server, world::World};
 use anyhow::{Context as _, Result, ensure};
-use axum::{body::to_bytes, http::Method};
-use falaj_coordinator::{
-    outcomes::settle,
-    store::writer::{CommitError, Committed},
+use axum::{
+    body::{Bytes, to_bytes},
+    http::Method,
 };
-use falaj_core::audit::{Draft, Entry, Kind};
-use futures_util::StreamExt as _;
+use falaj_coordinator::{
+    outcomes::{Intent, settle},
+    store::{
+        self, Database,
+        writer::{CommitError, Committed},
+    },
+};
+use falaj_core::audit::{Actor, Draft, Entry, Kind};
+use futures_util::{StreamExt as _, stream};
+use std::io;
 
 fn outcomes(entries: &[Entry]) -> Vec<(u64, String, Option<u64>)> {
     let served = entries.iter().filter(|e| e.kind == Kind::AccessServed);
@@ -54,7 +61,20 @@ async fn what_was_handed_over_is_told_afterwards_and_also_when_nobody_took_it_to
 #[tokio::test]
 async fn what_became_of_an_access_when_the_coordinator_died_is_said_to_be_unknown_once()
 -> Result<()> {
-    let world = World::new().await?;
+    unknown_once(&World::new().await?).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_postgresql_too_it_is_said_once() -> Result<()> {
+    let Some(server) = Server::shared()? else { return Ok(()) };
+    let n = server.database().await?;
+    let (name, writer) = (format!("falaj_{n}"), format!("writer_{n}"));
+    store::init(&server.options(&format!("owner_{n}"), &name), &writer).await?;
+    let database = Database::Postgres(Box::new(server.options(&writer, &name)));
+    unknown_once(&World::on(&database).await?).await
+}
+
+async fn unknown_once(world: &World) -> Result<()> {
     let record = async |kind: Kind| -> Result<Committed, CommitError> {
         world.writer.record(vec![Draft::new(kind)]).await
     };
@@ -63,7 +83,6 @@ async fn what_became_of_an_access_when_the_coordinator_died_is_said_to_be_unknow
     let served = Draft::new(Kind::AccessServed).count("intent", told).text("served", "model.read");
     world.writer.record(vec![served]).await?;
     let lost = [record(Kind::ModelRead).await?.first, record(Kind::LogExported).await?.first];
-    record(Kind::CoordinatorStarted).await?;
 
     let before = world.writer.head().0;
     let store = &world.engine.parts().store;
@@ -71,5 +90,24 @@ async fn what_became_of_an_access_when_the_coordinator_died_is_said_to_be_unknow
     let told = outcomes(&world.entries(before).await?);
     ensure!(told == lost.map(|index| (index, "unknown".to_owned(), None)), "{told:?}");
     ensure!(settle(store, &world.writer).await? == 0, "they were told twice");
+    record(Kind::CoordinatorStarted).await?;
+    ensure!(settle(store, &world.writer).await? == 0, "they were told again after a start");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_to_its_end_has_failed() -> Result<()> {
+    let world = World::new().await?;
+    let kind = Kind::ModelRead;
+    let index = world.writer.record(vec![Draft::new(kind)]).await?.first;
+    let outcomes_of = &world.engine.parts().outcomes;
+    let intent = Intent { index, kind, actor: Actor::default(), study: None };
+    let read = [Ok(Bytes::from_static(b"half")), Err(io::Error::other("a disk that fails"))];
+    let mut body = outcomes_of.watch(intent, 8, stream::iter(read));
+    while body.next().await.is_some() {}
+    drop(body);
+    outcomes_of.drained().await;
+    let told = outcomes(&world.entries(index).await?);
+    ensure!(told == [(index, "failed".to_owned(), Some(4))], "{told:?}");
     Ok(())
 }

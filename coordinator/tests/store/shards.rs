@@ -350,3 +350,25 @@ async fn time_stamps_lie_in_the_shard_that_they_are_of() -> Result<()> {
     }
     Ok(())
 }
+
+/// AUD-04: an access of which nothing is told yet when its shard is closed is unknown in that shard, and no other speaks of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_shard_owes_is_told_before_it_is_closed() -> Result<()> {
+    for home in Home::each().await? {
+        let opened = Setup::new(OLD, 1).start(&home).await?;
+        let exported = opened.writer.record(vec![Draft::new(Kind::LogExported)]).await?.first;
+        drop(opened);
+        let opened = Setup::new(NEW, 1).start(&home).await?;
+        let shards = opened.store.shards().await?;
+        let [old, new] = &shards[..] else { anyhow::bail!("{} shards", shards.len()) };
+        let told = [Kind::LogOpened, Kind::CoordinatorStarted, Kind::LogExported];
+        let told = [&told[..], &[Kind::AccessServed, Kind::LogClosed]].concat();
+        ensure!(kinds(old).await? == told, "{:?}", kinds(old).await?);
+        let owed = old.entries(0, u64::MAX, 1, Some(Kind::AccessServed.as_str())).await?;
+        let entry = Entry::parse(&owed.first().context("an outcome")?.1)?;
+        ensure!(entry.body().int("intent") == Ok(exported));
+        ensure!(entry.body().text("outcome") == Ok("unknown"));
+        ensure!(kinds(new).await? == [Kind::LogOpened, Kind::CoordinatorStarted]);
+    }
+    Ok(())
+}
