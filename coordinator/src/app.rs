@@ -13,6 +13,7 @@ use crate::{
     outcomes::{self, Outcomes},
     persons::Persons,
     policy::{self, PolicyEngine},
+    reports::Reports,
     rest,
     rpc::Rpc,
     shards::{self, Begins, Keys, Opened, Shards},
@@ -90,6 +91,7 @@ pub struct App {
     engine: Engine,
     checkpointer: Checkpointer,
     timestamps: Option<Timestamps>,
+    reports: Option<Reports>,
     acceptors: [Acceptor; 2],
     rest: Router,
     metrics: Arc<Metrics>,
@@ -163,6 +165,11 @@ impl App {
             let (writer, checkpointer) = (writer.clone(), checkpointer.clone());
             Timestamps::new(authority, store, writer, checkpointer, metrics.clone())
         });
+        let reporting = |config| {
+            let (engine, checkpointer) = (engine.clone(), checkpointer.clone());
+            Reports::new(config, engine, checkpointer, timestamps.clone(), me)
+        };
+        let reports = config.log.reports.clone().map(reporting).transpose()?;
         let trust_now = Arc::new(ArcSwap::from_pointee(trust.clone()));
         let acceptor = |alpn: &[&str]| -> Result<Acceptor> {
             let tls = server_config(&credentials, &trust, alpn)?;
@@ -189,6 +196,7 @@ impl App {
             engine,
             checkpointer,
             timestamps,
+            reports,
             acceptors,
             rest,
             metrics,
@@ -196,6 +204,12 @@ impl App {
             writer,
             outside,
         })
+    }
+
+    /// The reports that it makes by itself, if some are configured.
+    #[must_use]
+    pub const fn reports(&self) -> Option<&Reports> {
+        self.reports.as_ref()
     }
 
     /// Serves until shutdown. `ready` hears of the bound addresses once everything listens.
@@ -212,6 +226,7 @@ impl App {
             engine,
             checkpointer,
             timestamps,
+            reports,
             acceptors,
             rest,
             metrics,
@@ -241,6 +256,7 @@ impl App {
         let signing = checkpointer.clone();
         let checkpoints = tokio::spawn(checkpointer.run(shutdown.clone()));
         let stamping = timestamps.map(|t| tokio::spawn(t.run(shutdown.clone())));
+        let reporting = reports.map(|r| tokio::spawn(r.run(shutdown.clone())));
         let parts = engine.parts();
         for witness in outside {
             let (store, writer) = (parts.store.clone(), writer.clone());
@@ -298,8 +314,8 @@ impl App {
         engine.ended().await;
         operators.await?;
         engine.parts().outcomes.drained().await;
-        if let Some(stamping) = stamping {
-            stamping.await?;
+        for background in [stamping, reporting].into_iter().flatten() {
+            background.await?;
         }
         checkpoints.await?;
         Ok(())

@@ -111,6 +111,8 @@ pub struct LogConfig {
     pub high_water: Option<PathBuf>,
     /// An authority that stamps the log with the time. None when absent.
     pub timestamps: Option<TimestampConfig>,
+    /// A folder into which bundles and reports are written whenever a period is over. None when absent.
+    pub reports: Option<ReportsConfig>,
     /// Outside witnesses, which are asked to cosign new checkpoints.
     #[serde(default)]
     pub witnesses: Vec<WitnessConfig>,
@@ -126,6 +128,37 @@ pub struct TimestampConfig {
     pub ca: PathBuf,
     /// The policy under which it is to stamp, an object identifier; its own choice when absent.
     pub policy: Option<Policy>,
+}
+
+/// Reports that are made without being asked for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportsConfig {
+    /// An existing folder; what is written there is for nobody else to read (mode 0600).
+    pub folder: PathBuf,
+    /// How long a period is, in UTC.
+    pub every: Every,
+    /// Studies of which a report of their own is made too.
+    #[serde(default)]
+    pub studies: Vec<String>,
+    /// Parties, by their SPIFFE IDs, of which a report of their own is made too.
+    #[serde(default)]
+    pub subjects: Vec<String>,
+    /// Whether the authority in `log.timestamps` stamps the reports with the time.
+    #[serde(default)]
+    pub timestamp: bool,
+}
+
+/// How long a period is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Every {
+    /// From midnight to midnight.
+    Day,
+    /// From Monday to Sunday (ISO 8601).
+    Week,
+    /// A month of the calendar.
+    Month,
 }
 
 /// A witness that is asked over HTTP (C2SP tlog-witness).
@@ -229,6 +262,9 @@ impl Config {
         this.log.high_water = this.log.high_water.map(|path| base.join(path));
         if let Some(timestamps) = &mut this.log.timestamps {
             timestamps.ca = base.join(&timestamps.ca);
+        }
+        if let Some(reports) = &mut this.log.reports {
+            reports.folder = base.join(&reports.folder);
         }
         for ca in this.log.witnesses.iter_mut().filter_map(|w| w.ca.as_mut()) {
             *ca = base.join(&*ca);

@@ -23,7 +23,7 @@ use falaj_core::{
     id::Digest,
     merkle::{TILE_WIDTH, entries_path, put_entry, tile_path},
     note::Checkpoint,
-    report::Sections,
+    report::{Scope, Sections},
     succession::LogKeys,
 };
 use rustls_pki_types::CertificateDer;
@@ -43,7 +43,8 @@ const STAMPS_PER_PAGE: u32 = 100;
 
 /// Writes a bundle of everything up to the checkpoint of `tree_size` entries, with what is known of the people in it, and
 /// with a time-stamp of its report if one is to be had. The same checkpoint gives the same bytes, whatever came after it, as
-/// long as no further witness cosigns one of those before it and nobody in it is erased.
+/// long as no further witness cosigns one of those before it and nobody in it is erased. Gives the report over each of
+/// `scopes`, as the verifier makes it of this bundle.
 ///
 /// # Errors
 /// When the store cannot be read, the file cannot be written, or there is no time-stamp to be had.
@@ -53,8 +54,9 @@ pub async fn write(
     note: &str,
     tree_size: u64,
     timestamps: Option<&Timestamps>,
+    scopes: &[Scope],
     to: &Path,
-) -> Result<()> {
+) -> Result<Vec<Vec<u8>>> {
     // Whoever is erased meanwhile was not when this was asked for.
     let persons = &persons.now();
     let file = std::fs::File::create(to).with_context(|| format!("writing {}", to.display()))?;
@@ -74,12 +76,13 @@ pub async fn write(
     put(&mut tar, bundle::ABOUT, &about.to_bytes())?;
     put(&mut tar, bundle::CHECKPOINT, note.as_bytes())?;
     let named = named((store, persons), tree_size).await?;
-    let mut report = Sections::default();
-    let holders = parties((store, persons), &named, &mut tar, &mut report).await?;
+    let scoped = scopes.iter().map(|scope| Sections::new(scope.clone()));
+    let mut folds: Vec<Sections> = [Sections::default()].into_iter().chain(scoped).collect();
+    let holders = parties((store, persons), &named, &mut tar, &mut folds).await?;
     for (set, name, bytes) in store.policies().await? {
         if name != TRUST_FILE && named.contains(&set) {
             put(&mut tar, &bundle::policy(&set, &name), &bytes)?;
-            report.policy(set, &name, &bytes);
+            folds.iter_mut().for_each(|fold| fold.policy(set, &name, &bytes));
         }
     }
     for study in store.studies().await? {
@@ -88,7 +91,8 @@ pub async fn write(
         }
         put(&mut tar, &bundle::study(&study.sha256), &study.yaml)?;
         let text = str::from_utf8(&study.yaml)?;
-        report.study(study.sha256, falaj_proto::study::parse(text, study.id.as_str())?);
+        let parsed = falaj_proto::study::parse(text, study.id.as_str())?;
+        folds.iter_mut().for_each(|fold| fold.study(study.sha256, parsed.clone()));
         for update in store.updates(&study.id).await? {
             put_update(&mut tar, &update, tree_size)?;
         }
@@ -98,21 +102,23 @@ pub async fn write(
         let note = note + &store.cosignatures(size).await?.concat();
         put(&mut tar, &bundle::witnessed(size), note.as_bytes())?;
         for (witness, time) in holders.cosigned(&note).map_err(anyhow::Error::msg)? {
-            report.witness(&witness, size, &time);
+            folds.iter_mut().for_each(|fold| fold.witness(&witness, size, &time));
         }
     }
     stamps(store, tree_size, &mut tar).await?;
-    entries((store, persons), tree_size, &mut tar, &mut report).await?;
+    entries((store, persons), tree_size, &mut tar, &mut folds).await?;
     let head = Checkpoint::open(note, key)?;
-    let report = report.finish(key.name(), tree_size, &head.root_hash);
-    let report = report.to_bytes();
+    let mut reports = folds
+        .into_iter()
+        .map(|fold| fold.finish(key.name(), tree_size, &head.root_hash).to_bytes());
+    let report = reports.next().context("invariant: the report over the whole log is the first")?;
     put(&mut tar, bundle::REPORT, &report)?;
     if let Some(timestamps) = timestamps {
         let stamp = timestamps.report(&report, tree_size).await?;
         put(&mut tar, bundle::REPORT_STAMP, &stamp)?;
     }
     tar.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-    Ok(())
+    Ok(reports.collect())
 }
 
 /// Checkpoints that were stamped, with their time-stamps: those whose entries are in the bundle.
@@ -184,7 +190,7 @@ async fn parties<W: Write>(
     (store, persons): (&Store, &Persons),
     named: &BTreeSet<Digest>,
     tar: &mut tar::Builder<W>,
-    report: &mut Sections,
+    folds: &mut [Sections],
 ) -> Result<History> {
     let (issuers, mut certificates): (Vec<_>, Vec<_>) =
         store.certificates().await?.into_iter().partition(|(_, der)| is_authority(der));
@@ -221,7 +227,7 @@ async fn parties<W: Write>(
         if named.contains(&digest) {
             put(tar, &bundle::certificate(&digest), &der)?;
             if let Some(holder) = history.take_certificate(digest, der) {
-                report.certificate(digest, holder);
+                folds.iter_mut().for_each(|fold| fold.certificate(digest, holder.clone()));
             }
         }
     }
@@ -250,7 +256,7 @@ async fn entries<W: Write>(
     from: (&Store, &Persons),
     tree_size: u64,
     tar: &mut tar::Builder<W>,
-    report: &mut Sections,
+    folds: &mut [Sections],
 ) -> Result<()> {
     each_tile(from, tree_size, |rows, disclosed| {
         let (mut tile, mut packed, mut personal) = (Vec::new(), Vec::new(), Vec::new());
@@ -264,7 +270,7 @@ async fn entries<W: Write>(
                 personal.push(b'\n');
                 entry = entry.disclosed(disclosure)?;
             }
-            report.take(&entry);
+            folds.iter_mut().for_each(|fold| fold.take(&entry));
         }
         let (width, at) = (rows.len() as u64, rows.first().map_or(0, |(seq, ..)| *seq));
         put(tar, &tile_path(0, at / TILE_WIDTH, width), &tile)?;

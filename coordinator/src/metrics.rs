@@ -46,6 +46,7 @@ pub struct Metrics {
     connections: Family<Outcome, Counter>,
     timestamps: Family<Outcome, Counter>,
     outcomes: Family<Outcome, Counter>,
+    reports: Family<Outcome, Counter>,
     policy_sets: Family<Outcome, Counter>,
     epsilon: Family<Site, Gauge<f64, AtomicU64>>,
     asked: Family<Asked, Counter>,
@@ -73,6 +74,7 @@ impl Default for Metrics {
             connections: Family::default(),
             timestamps: Family::default(),
             outcomes: Family::default(),
+            reports: Family::default(),
             policy_sets: Family::default(),
             epsilon: Family::default(),
             asked: Family::default(),
@@ -98,6 +100,11 @@ impl Default for Metrics {
             "outcomes",
             "What became of models and exports that were served; those that could not be recorded are counted twice",
             this.outcomes.clone(),
+        );
+        registry.register(
+            "reports",
+            "Reports of a period that were due, by outcome: made, or failed",
+            this.reports.clone(),
         );
         registry.register(
             "policy_sets",
@@ -158,6 +165,11 @@ impl Metrics {
     /// What became of something that was served.
     pub fn outcome(&self, outcome: &str) {
         self.outcomes.get_or_create(&Outcome { outcome: outcome.into() }).inc();
+    }
+
+    /// A report of a period was due, and was made or failed.
+    pub fn report(&self, outcome: &str) {
+        self.reports.get_or_create(&Outcome { outcome: outcome.into() }).inc();
     }
 
     /// Changed policies were put in force, or refused.

@@ -589,8 +589,8 @@ async fn log_export(
         .prefix("export-")
         .tempfile_in(&app.scratch)
         .map_err(|e| failed(e.into()))?;
-    let written =
-        export::write((store, &parts.persons), keys, &note, tree_size, timestamps, named.path());
+    let from = (store, &parts.persons);
+    let written = export::write(from, keys, &note, tree_size, timestamps, &[], named.path());
     written.await.map_err(failed)?;
     // The file has no name any more once it is open: it goes when it has been sent, or cannot be.
     let file = tokio::fs::File::from_std(named.reopen().map_err(|e| failed(e.into()))?);

@@ -291,14 +291,14 @@ impl Timestamps {
 
 /// How often a day was tried.
 #[derive(Default)]
-struct Day {
+pub(crate) struct Day {
     number: i64,
     tries: u32,
 }
 
 impl Day {
     /// How long to wait should the try that begins now fail; none when the day needs no further one.
-    fn pause(&mut self, now: Timestamp, done: bool) -> Option<Duration> {
+    pub(crate) fn pause(&mut self, now: Timestamp, done: bool) -> Option<Duration> {
         if self.number != day_of(now) {
             *self = Self { number: day_of(now), tries: 0 };
         }
@@ -316,7 +316,7 @@ const fn day_of(time: Timestamp) -> i64 {
 }
 
 /// When to look whether a day has begun: then, or earlier, because clocks are set.
-fn until_tomorrow(now: Timestamp) -> Duration {
+pub(crate) fn until_tomorrow(now: Timestamp) -> Duration {
     let left = DAY_MS - now.as_millis().rem_euclid(DAY_MS);
     Duration::from_millis(left.unsigned_abs()).min(PAUSE_MAX)
 }

@@ -96,6 +96,8 @@ kinds! {
     AccessDenied = "access.denied";
     /// The log is about to be exported.
     LogExported = "log.exported";
+    /// The coordinator is about to put the report of a period, and the bundle under it, into the operator's folder.
+    ReportExported = "report.exported";
     /// What became of an access that carries data away.
     AccessServed = "access.served";
     /// An authority has stamped a checkpoint with the time.

@@ -215,6 +215,7 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
             retiring: None,
             high_water: None,
             timestamps: None,
+            reports: None,
             witnesses: Vec::new(),
         },
         policy: PolicyConfig { dir: policies() },

@@ -17,13 +17,14 @@ use falaj_coordinator::{
     blob::Blobs,
     checkpointer::Checkpointer,
     clock,
-    config::Limits,
+    config::{Limits, ReportsConfig},
     engine::{Engine, Parts},
     erasure::Erasures,
     metrics::Metrics,
     outcomes::Outcomes,
     persons::Persons,
     policy::PolicyEngine,
+    reports::Reports,
     rest::{self, TAILS_MAX},
     rpc::Rpc,
     shards::Shards,
@@ -160,6 +161,13 @@ impl World {
     pub(crate) async fn over(dir: TempDir) -> Result<Self> {
         let database = Database::Sqlite(dir.path().join("coordinator.sqlite"));
         Self::open(dir, &database).await
+    }
+
+    /// Reports over this log.
+    pub(crate) fn reports(&self, config: ReportsConfig) -> Result<Reports> {
+        let (engine, checkpointer) = (self.engine.clone(), self.checkpointer.clone());
+        let me = "spiffe://falaj.test/ae-on/ae-az/coordinator/main".to_owned();
+        Reports::new(config, engine, checkpointer, None, me)
     }
 
     /// Puts a time-stamp into the store, of a checkpoint of one entry: what is in it is for other tests.

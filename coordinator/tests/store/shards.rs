@@ -66,6 +66,7 @@ impl Setup {
             retiring,
             high_water,
             timestamps: None,
+            reports: None,
             witnesses: Vec::new(),
         };
         let retiring = self.retiring.map(|(seed, _)| signer(self.origin, seed));

@@ -125,6 +125,7 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::LogOpened
         | Kind::LogClosed
         | Kind::KeyRotated
+        | Kind::ReportExported
         | Kind::StudyFinished
         | Kind::ModelPublished => (Base, OTHER, Low, true),
         Kind::RoundOpened | Kind::RoundClosed | Kind::CheckpointStamped | Kind::ReportStamped => {
