@@ -297,3 +297,33 @@ fn yesterday(database: &Path) -> Result<()> {
         Ok(connection.close().await?)
     })
 }
+
+/// AUD-13: with `timestamp` a report that the coordinator makes by itself has a stamp of its own, and so has its bundle's.
+#[test]
+fn the_report_of_a_month_is_stamped_and_openssl_accepts_it() -> Result<()> {
+    if !openssl_is_there() {
+        return Ok(());
+    }
+    let mut stamped = Stamped::new()?;
+    let reports = stamped.folder.join("reports");
+    fs::create_dir(&reports)?;
+    stamped.federation.log_extra += &format!(
+        "reports = {{ folder = \"{}\", every = \"month\", timestamp = true }}\n",
+        reports.display()
+    );
+    let mut coordinator = stamped.federation.start_coordinator()?;
+    stamped.stamps(1)?;
+    coordinator.terminate()?;
+    super::reports::make_due(&stamped.federation)?;
+    let made = fs::read_dir(&reports)?.next().context("no report is made")??.path();
+    let (report, stamp) =
+        (fs::read(made.join("report.json"))?, fs::read(made.join("report.json.tsr"))?);
+    ensure!(stamped.files.accepts(&stamp, &report)?);
+    ensure!(!stamped.files.accepts(&stamp, b"another report")?);
+    let [bundle, ca, trust] =
+        [made.join("bundle.tar"), stamped.files.root(), stamped.federation.ca().join("trust.toml")]
+            .map(|path| path.display().to_string());
+    let said = run("falaj-verify", &[&bundle, "--tsa-ca", &ca, "--trust", &trust])?;
+    ensure!(said.contains("time-stamp the report, at "), "{said}");
+    Ok(())
+}
