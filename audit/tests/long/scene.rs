@@ -2,7 +2,11 @@
 
 use falaj_certs::{history::History, trust::spki_sha256};
 use falaj_core::{
-    audit::{Actor, Draft, Entry, Kind, bundle, policy_set},
+    audit::{
+        Actor, Draft, Entry, Kind, bundle,
+        person::{Disclosure, Person},
+        policy_set,
+    },
     canon::Canon,
     id::Digest,
     merkle::{self, Frontier, TILE_WIDTH},
@@ -32,6 +36,8 @@ pub(crate) struct Scene {
     trust: Vec<u8>,
     cert: Vec<u8>,
     policies: Vec<(String, Vec<u8>)>,
+    /// Whether each second entry is of a person, whose identity is disclosed beside it.
+    pub(crate) people: bool,
 }
 
 impl Scene {
@@ -63,16 +69,17 @@ impl Scene {
                     include_str!("../../../policies/coordinator.cedarschema"),
                 ),
             ],
+            people: false,
         })
     }
 
-    /// The entry at an index: an operator who reads, with all that a coordinator says about it.
-    pub(crate) fn entry(&self, index: u64) -> Vec<u8> {
+    /// The entry at an index: an operator who reads, with all that a coordinator says about it; and what is disclosed of them.
+    pub(crate) fn entry(&self, index: u64) -> (Vec<u8>, Option<Disclosure>) {
         let actor = Actor {
             id: WHO.parse().ok(),
             cert: Some(Digest::of(&self.cert)),
             address: Some("192.0.2.7:50123".into()),
-            person: None,
+            person: (self.people && index.is_multiple_of(2)).then_some(Person([7; 16])),
         };
         let set = policy_set(&self.policies);
         let draft = match index {
@@ -80,21 +87,23 @@ impl Scene {
                 .text("coordinator", "spiffe://t/ae-on/ae-az/coordinator/main")
                 .digest("trust_sha256", &Digest::of(&self.trust))
                 .digest("policy_set_sha256", &set),
-            1 => Draft::new(Kind::ConnectionAdmitted).actor(&actor),
+            1..=2 => Draft::new(Kind::ConnectionAdmitted).actor(&actor),
             _ => Draft::new(Kind::AdminRead).actor(&actor).text("action", "status.read"),
         };
-        let draft = if index == 0 { draft } else { draft.decided(true, &["ACC-202".into()], &set) };
+        let mut draft =
+            if index == 0 { draft } else { draft.decided(true, &["ACC-202".into()], &set) };
         let at = 1_772_323_200_000 + i64::try_from(index).unwrap_or_default();
         let mut nonce = [0; 16];
         nonce[..8].copy_from_slice(&index.to_le_bytes());
-        draft.finish(index, Timestamp::from_millis(at), nonce)
+        let disclosed = draft.commit_to_person(index, [9; 32]).map(|(_, disclosure)| disclosure);
+        (draft.finish(index, Timestamp::from_millis(at), nonce), disclosed)
     }
 
     /// Writes a bundle of so many entries as it goes; `tick` is called for each tile.
     pub(crate) fn bundle(&self, size: u64, out: impl Write, mut tick: impl FnMut()) -> Done<()> {
         let mut frontier = Frontier::new();
         for index in 0..size {
-            frontier.push(merkle::leaf_hash(&self.entry(index)));
+            frontier.push(merkle::leaf_hash(&self.entry(index).0));
         }
         let root = frontier.root();
         let key = self.signer.verifier();
@@ -123,14 +132,23 @@ impl Scene {
         }
         for n in 0..size.div_ceil(TILE_WIDTH) {
             let width = TILE_WIDTH.min(size - n * TILE_WIDTH);
-            let (mut tile, mut entries) = (Vec::new(), Vec::new());
+            let (mut tile, mut entries, mut personal) = (Vec::new(), Vec::new(), Vec::new());
             for index in n * TILE_WIDTH..n * TILE_WIDTH + width {
-                let bytes = self.entry(index);
+                let (bytes, disclosed) = self.entry(index);
                 tile.extend_from_slice(&merkle::leaf_hash(&bytes).0);
                 merkle::put_entry(&bytes, &mut entries);
-                report.take(&Entry::parse(&bytes)?);
+                let mut entry = Entry::parse(&bytes)?;
+                if let Some(disclosed) = disclosed {
+                    entry = entry.disclosed(&disclosed)?;
+                    personal.extend(disclosed.to_bytes());
+                    personal.push(b'\n');
+                }
+                report.take(&entry);
             }
             put(&mut tar, &merkle::tile_path(0, n, width), &tile)?;
+            if !personal.is_empty() {
+                put(&mut tar, &bundle::personal(n), &personal)?;
+            }
             put(&mut tar, &merkle::entries_path(n, width), &entries)?;
             tick();
         }
