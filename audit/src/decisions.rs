@@ -51,15 +51,23 @@ impl Decisions {
             let id: SpiffeId = body.parsed("coordinator").map_err(|e| e.to_string())?;
             self.here = Some(id.place().clone());
         }
-        let (Ok(set), Ok(action), Some(who)) =
-            (body.parsed::<Digest>("policy_set_sha256"), body.text("action"), who)
-        else {
-            return Ok(());
-        };
-        let of_service = action.parse::<Action>().is_ok_and(Action::is_of_service);
-        let study = body.text("study").ok().filter(|_| !of_service);
+        let (mut action, mut study, mut mechanism, mut set) = (None, None, None, None);
+        // One walk over the members is quicker than one for each of them.
+        for (name, value) in body.members() {
+            match name {
+                "action" => action = value.as_text(),
+                "mechanism" => mechanism = value.as_text(),
+                "policy_set_sha256" => set = value.as_text(),
+                "study" => study = value.as_text(),
+                _ => {}
+            }
+        }
+        let set: Option<Digest> = set.and_then(|set| set.parse().ok());
+        let (Some(set), Some(action), Some(who)) = (set, action, who) else { return Ok(()) };
+        let of_service = || action.parse::<Action>().is_ok_and(Action::is_of_service);
+        let study = study.filter(|_| !of_service());
         let mechanism = match study {
-            Some(name) => match body.text("mechanism").ok().or_else(|| self.mechanism(name)) {
+            Some(name) => match mechanism.or_else(|| self.mechanism(name)) {
                 Some(mechanism) => Some(mechanism.to_owned()),
                 None => return Ok(()),
             },

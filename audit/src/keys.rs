@@ -74,11 +74,11 @@ impl Keys {
         if self.closed {
             return Err("it comes after the log was closed".into());
         }
-        let said = entry.body().text("succession").ok();
+        let said = || entry.body().find_text("succession");
         match entry.kind {
             Kind::LogOpened => {
                 let expected = self.opened.as_ref().map(|(text, _)| text.as_str());
-                if said != expected || (entry.seq != 0 && said.is_some()) {
+                if said() != expected || (entry.seq != 0 && said().is_some()) {
                     return Err(format!("it does not open the log as `{}` says", bundle::ABOUT));
                 }
                 if let Some((_, step)) = &self.opened {
@@ -91,7 +91,7 @@ impl Keys {
             }
             Kind::KeyRotated => {
                 let due = self.rotated.pop_front();
-                let due = due.filter(|due| said == Some(due));
+                let due = due.filter(|due| said() == Some(due));
                 due.ok_or_else(|| format!("it names another key than `{}` says", bundle::ABOUT))?;
             }
             Kind::LogClosed => self.closed = true,

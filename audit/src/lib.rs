@@ -201,7 +201,7 @@ pub fn verify(
                 what: format!("{declared} bytes is more than any file of a bundle has"),
             });
         }
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(usize::try_from(declared).unwrap_or_default());
         file.read_to_end(&mut bytes).map_err(unreadable)?;
         if bytes.len() as u64 != declared {
             return Err(Wrong::Unreadable(format!("`{path}` ends early")));

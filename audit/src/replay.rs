@@ -180,7 +180,7 @@ impl Replay {
         let body = entry.body();
         self.check_actor(entry)?;
         let files = |set: &Digest| self.policies.get(set).map(Vec::as_slice);
-        self.decisions.take(entry, entry.requester().as_ref(), files)?;
+        self.decisions.take(entry, entry.requester().as_deref(), files)?;
         let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
         let round = || entry.round().map_err(|e| e.to_string());
         match entry.kind {
@@ -338,7 +338,7 @@ impl Replay {
         let Some(who) = entry.actor_id().filter(|_| !refused) else { return Ok(()) };
         let cert = entry.actor_cert();
         let cert = cert.ok_or_else(|| format!("it names no certificate of {who}"))?;
-        self.history.check(&who, &cert)?;
+        self.history.check(who, &cert)?;
         if entry.kind == Kind::ConnectionAdmitted {
             self.history.check_valid(&cert, &entry.ts)?;
         }
@@ -352,7 +352,7 @@ impl Replay {
         let site: SiteId = body.parsed("site").map_err(text)?;
         let header: Digest = body.parsed("header_sha256").map_err(text)?;
         let payload: Digest = body.parsed("payload_sha256").map_err(text)?;
-        if entry.actor_id().as_ref() != Some(site.spiffe()) {
+        if entry.actor_id() != Some(site.spiffe()) {
             return Err(format!("it counts an update of {site}, but somebody else sent it"));
         }
         let Some(open) = self.open.get_mut(&round) else {

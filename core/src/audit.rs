@@ -15,7 +15,7 @@ use crate::{
     time::Timestamp,
 };
 use person::{Disclosure, Person, PersonError};
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{borrow::Cow, collections::BTreeMap, fmt, str::FromStr};
 
 /// Foreign text in an entry is cut to this many characters.
 const TEXT_CHARS_MAX: usize = 1_000;
@@ -335,8 +335,28 @@ pub struct Entry {
     /// What happened.
     pub kind: Kind,
     body: Document,
-    /// What its commitment to a person says, if that was disclosed.
-    personal: Option<Document>,
+    actor: Acting,
+}
+
+/// Who did an entry, as far as it says so. Everybody asks for that, so it is read once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Acting {
+    person: Option<Person>,
+    commit: Option<Digest>,
+    /// Of a person only if it was disclosed, as the certificate.
+    id: Option<SpiffeId>,
+    cert: Option<Digest>,
+}
+
+impl Acting {
+    fn read(said: Node<'_>) -> Self {
+        let person = said.find("person");
+        let commit = said.find("personal_commit");
+        if person.is_some() {
+            return Self { person, commit, ..Self::default() };
+        }
+        Self { person, commit, id: said.find("id"), cert: said.find("cert_sha256") }
+    }
 }
 
 impl Entry {
@@ -357,8 +377,8 @@ impl Entry {
             seq: said.int("seq")?,
             ts: said.text("ts")?.to_owned(),
             kind: said.parsed("kind")?,
+            actor: said.member("actor").map(Acting::read).unwrap_or_default(),
             body,
-            personal: None,
         })
     }
 
@@ -373,7 +393,7 @@ impl Entry {
     /// # Errors
     /// [`PersonError`], which says what is wrong with the disclosure.
     pub fn disclosed(mut self, disclosure: &Disclosure) -> Result<Self, PersonError> {
-        let committed = self.personal_commit().filter(|_| disclosure.seq == self.seq);
+        let committed = self.actor.commit.filter(|_| disclosure.seq == self.seq);
         let Some(committed) = committed else {
             let (disclosed, entry) = (disclosure.seq, self.seq);
             return Err(PersonError::Misplaced { disclosed, entry, kind: self.kind.as_str() });
@@ -389,59 +409,55 @@ impl Entry {
             let id = id.map_or_else(|| "nobody".to_owned(), |id| id.to_string());
             return Err(PersonError::Place { place, id });
         }
-        self.personal = Document::parse(&disclosure.payload.to_bytes()).ok();
+        // Who names no person, but commits to one, is refused for that elsewhere.
+        if self.actor.person.is_some() {
+            (self.actor.id, self.actor.cert) = (id, disclosure.cert());
+        }
         Ok(self)
     }
 
     /// What it commits to about the person who did it, if it was one.
     #[must_use]
-    pub fn personal_commit(&self) -> Option<Digest> {
-        self.body().member("actor")?.parsed("personal_commit").ok()
+    pub const fn personal_commit(&self) -> Option<Digest> {
+        self.actor.commit
     }
 
     /// The actor's pseudonym, if it is a person.
     #[must_use]
-    pub fn actor_person(&self) -> Option<Person> {
-        self.body().member("actor")?.parsed("person").ok()
+    pub const fn actor_person(&self) -> Option<Person> {
+        self.actor.person
     }
 
     /// The person that it is about.
     #[must_use]
     pub fn person(&self) -> Option<Person> {
-        self.body().parsed("person").ok()
+        self.body().find("person")
     }
 
     /// Where the actor is, when that is known.
     #[must_use]
     pub fn actor_place(&self) -> Option<Place> {
-        self.body().member("actor")?.parsed("place").ok()
-    }
-
-    /// Where the actor's identity and certificate stand: in the entry, or in what was disclosed of a person.
-    fn actor(&self) -> Option<Node<'_>> {
-        match self.actor_person() {
-            Some(_) => self.personal.as_ref().map(Document::root),
-            None => self.body().member("actor"),
-        }
+        self.body().member("actor")?.find("place")
     }
 
     /// The actor's identity, when it is known.
     #[must_use]
-    pub fn actor_id(&self) -> Option<SpiffeId> {
-        self.actor()?.parsed("id").ok()
+    pub const fn actor_id(&self) -> Option<&SpiffeId> {
+        self.actor.id.as_ref()
     }
 
     /// About whose request it is: the actor's, or the site's where the coordinator acts for one. Of a person it is known if it
     /// was disclosed.
     #[must_use]
-    pub fn requester(&self) -> Option<SpiffeId> {
-        self.actor_id().or_else(|| self.body().parsed("site").ok())
+    pub fn requester(&self) -> Option<Cow<'_, SpiffeId>> {
+        let site = || self.body().find("site").map(Cow::Owned);
+        self.actor_id().map(Cow::Borrowed).or_else(site)
     }
 
     /// The actor's certificate, when it is known.
     #[must_use]
-    pub fn actor_cert(&self) -> Option<Digest> {
-        self.actor()?.parsed("cert_sha256").ok()
+    pub const fn actor_cert(&self) -> Option<Digest> {
+        self.actor.cert
     }
 
     /// The study and round it is about.
@@ -596,7 +612,7 @@ mod tests {
             .finish(7, Timestamp::from_millis(0), [1; 16]);
         let entry = Entry::parse(&bytes).expect("an entry");
         assert_eq!((entry.seq, entry.kind), (7, Kind::UpdateAccepted));
-        assert_eq!((entry.actor_id(), entry.round()), (Some(site), Ok(round)));
+        assert_eq!((entry.actor_id(), entry.round()), (Some(&site), Ok(round)));
         assert_eq!(entry.digests("updates"), Ok(vec![Digest::of(b"u")]));
         assert_eq!(entry.ts, "1970-01-01T00:00:00.000Z");
     }

@@ -175,22 +175,34 @@ impl From<u32> for Canon {
 /// Escapes as RFC 8785, section 3.2.2.2 (ECMAScript's `JSON.stringify`).
 fn write_text(s: &str, out: &mut String) {
     out.push('"');
-    for c in s.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\u{8}' => out.push_str("\\b"),
-            '\t' => out.push_str("\\t"),
-            '\n' => out.push_str("\\n"),
-            '\u{c}' => out.push_str("\\f"),
-            '\r' => out.push_str("\\r"),
-            c if (c as u32) < 0x20 => {
-                let _ = write!(out, "\\u{:04x}", c as u32);
-            }
-            c => out.push(c),
+    let mut rest = s;
+    loop {
+        let (plain, special) = rest.split_at(plain(rest.as_bytes()).unwrap_or(rest.len()));
+        out.push_str(plain);
+        let mut special = special.chars();
+        match special.next() {
+            None => break,
+            Some(c) => escape(c, out),
         }
+        rest = special.as_str();
     }
     out.push('"');
+}
+
+/// A character that does not stand in text as it is.
+fn escape(c: char, out: &mut String) {
+    match c {
+        '"' => out.push_str("\\\""),
+        '\\' => out.push_str("\\\\"),
+        '\u{8}' => out.push_str("\\b"),
+        '\t' => out.push_str("\\t"),
+        '\n' => out.push_str("\\n"),
+        '\u{c}' => out.push_str("\\f"),
+        '\r' => out.push_str("\\r"),
+        c => {
+            let _ = write!(out, "\\u{:04x}", c as u32);
+        }
+    }
 }
 
 /// Reads bytes that must already be canonical.
@@ -326,7 +338,41 @@ impl<'a> Node<'a> {
     /// The member `key` of an object, if this is an object that has it.
     #[must_use]
     pub fn member(self, key: &str) -> Option<Self> {
-        self.members().find(|(name, _)| *name == key).map(|(_, value)| value)
+        let Item::Map(end) = self.item() else { return None };
+        let (text, mut at) = (self.document.text.as_bytes(), self.at + 1);
+        while at < end as usize {
+            let value = self.other(at + 1);
+            // Most names differ in length, which is seen without a look at the text.
+            if let Item::Text(from, to) = self.document.items[at]
+                && (to - from) as usize == key.len()
+                && text[from as usize..to as usize] == *key.as_bytes()
+            {
+                return Some(value);
+            }
+            at = value.end();
+        }
+        None
+    }
+
+    /// The text member `key`, if there is one.
+    #[must_use]
+    pub fn find_text(self, key: &str) -> Option<&'a str> {
+        self.member(key)?.as_text()
+    }
+
+    /// The text member `key`, parsed, if there is one that can be.
+    #[must_use]
+    pub fn find<T: std::str::FromStr>(self, key: &str) -> Option<T> {
+        self.find_text(key)?.parse().ok()
+    }
+
+    /// The whole number, if it is one within `T`.
+    #[must_use]
+    pub fn as_int<T: TryFrom<i64>>(self) -> Option<T> {
+        match self.item() {
+            Item::Int(n) => T::try_from(n).ok(),
+            _ => None,
+        }
     }
 
     /// The text member `key`.
@@ -334,7 +380,7 @@ impl<'a> Node<'a> {
     /// # Errors
     /// [`CanonError::Member`] when it is missing or not text.
     pub fn text(self, key: &str) -> Result<&'a str, CanonError> {
-        self.member(key).and_then(Self::as_text).ok_or_else(|| CanonError::Member(key.to_owned()))
+        self.find_text(key).ok_or_else(|| CanonError::Member(key.to_owned()))
     }
 
     /// The whole-number member `key`.
@@ -342,11 +388,7 @@ impl<'a> Node<'a> {
     /// # Errors
     /// [`CanonError::Member`] when it is missing, not a number, or outside `T`.
     pub fn int<T: TryFrom<i64>>(self, key: &str) -> Result<T, CanonError> {
-        match self.member(key).map(Self::item) {
-            Some(Item::Int(n)) => T::try_from(n).ok(),
-            _ => None,
-        }
-        .ok_or_else(|| CanonError::Member(key.to_owned()))
+        self.member(key).and_then(Self::as_int).ok_or_else(|| CanonError::Member(key.to_owned()))
     }
 
     /// The list member `key`.
@@ -394,6 +436,17 @@ impl<'a> Node<'a> {
 const ITEMS: usize = 48;
 /// Whole numbers are smaller than this, for every JSON reader keeps these exactly.
 const INT_MAX: i64 = 1 << 53;
+
+/// How many bytes stand before the first that is not text as it is: a quote, a backslash, a control character. Inside valid
+/// UTF-8 no byte of a longer character is one of these. Whole chunks are looked at at once, for digests are long.
+fn plain(bytes: &[u8]) -> Option<usize> {
+    let is_plain = |b: &u8| *b >= 0x20 && *b != b'"' && *b != b'\\';
+    let (chunks, _) = bytes.as_chunks::<16>();
+    // Without a way out in the middle this becomes a few wide instructions.
+    let whole = |chunk: &&[u8; 16]| chunk.iter().fold(true, |all, b| all & is_plain(b));
+    let from = chunks.iter().take_while(whole).count() * 16;
+    Some(from + bytes[from..].iter().position(|b| !is_plain(b))?)
+}
 
 /// Reads canonical JSON and nothing else, in one pass.
 struct Reader<'a> {
@@ -482,9 +535,7 @@ impl Reader<'_> {
         self.take(b'"')?;
         let bytes = self.text.as_bytes();
         let from = self.at;
-        // Inside valid UTF-8 no byte of a longer character is one of these.
-        let plain = |b: &u8| *b >= 0x20 && *b != b'"' && *b != b'\\';
-        self.at += bytes[from..].iter().position(|b| !plain(b))?;
+        self.at += plain(&bytes[from..])?;
         if bytes[self.at] == b'"' {
             self.at += 1;
             return Some(Item::Text(u32::try_from(from).ok()?, u32::try_from(self.at - 1).ok()?));
@@ -500,8 +551,7 @@ impl Reader<'_> {
                 }
                 0..0x20 => return None,
                 _ => {
-                    let rest = &bytes[self.at..];
-                    let length = rest.iter().position(|b| !plain(b))?;
+                    let length = plain(&bytes[self.at..])?;
                     self.unescaped.push_str(&self.text[self.at..self.at + length]);
                     self.at += length;
                 }
@@ -640,6 +690,18 @@ mod tests {
         assert_eq!(parse(deep(40).as_bytes()), Err(CanonError::Depth));
         assert_eq!(parse(deep(DEPTH_MAX + 2).as_bytes()), Err(CanonError::Depth));
         assert!(parse(deep(DEPTH_MAX + 1).as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn what_must_be_escaped_is_found_wherever_it_stands() {
+        for (length, c) in (0..40).flat_map(|n| ['"', '\\', '\n', '\u{1}', 'é'].map(|c| (n, c))) {
+            let text = Canon::Text(format!("{}{c}{}", "a".repeat(length), "b".repeat(20)));
+            assert_eq!(parse(&text.to_bytes()), Ok(text));
+            if c.is_ascii() && c != '\\' {
+                let bare = format!("\"{}{c}{}\"", "a".repeat(length), "b".repeat(20));
+                assert!(parse(bare.as_bytes()).is_err(), "{bare}");
+            }
+        }
     }
 
     #[test]

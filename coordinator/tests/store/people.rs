@@ -54,7 +54,7 @@ async fn what_is_sealed_of_people_lies_beside_its_entry_and_opens_only_with_thei
             let (_, bytes, _) =
                 store.entries(*seq, seq + 1, 1, None).await?.into_iter().next().context("there")?;
             let entry = Entry::parse(&bytes)?.disclosed(&disclosure)?;
-            ensure!(entry.actor_id() == actor.id && entry.actor_cert() == actor.cert);
+            ensure!(entry.actor_id() == actor.id.as_ref() && entry.actor_cert() == actor.cert);
         }
         let certificates = store.personal_certificates().await?;
         let [(whose, tag, sealed)] = &certificates[..] else {

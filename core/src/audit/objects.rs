@@ -136,7 +136,7 @@ pub fn actor(entry: &Entry) -> Option<Object> {
     if let Some(person) = entry.actor_person() {
         return Some(Object::Person(person));
     }
-    entry.actor_id().map(Object::Party)
+    entry.actor_id().cloned().map(Object::Party)
 }
 
 /// Whether an object names a natural person in clear, which nothing that is logged may do.

@@ -5,8 +5,8 @@
 
 use super::Actor;
 use crate::{
-    canon::{self, Canon, CanonError},
-    id::{Digest, Role, SpiffeId},
+    canon::{Canon, CanonError, Document, Node},
+    id::{Digest, Role, SpiffeId, hex_lower},
 };
 use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, fmt, str::FromStr};
@@ -20,7 +20,9 @@ pub struct Person(pub [u8; 16]);
 
 impl fmt::Display for Person {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        let mut digits = [0; 32];
+        hex::encode_to_slice(self.0, &mut digits).map_err(|_| fmt::Error)?;
+        f.write_str(str::from_utf8(&digits).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -72,10 +74,7 @@ pub enum PersonError {
 impl FromStr for Person {
     type Err = PersonError;
     fn from_str(s: &str) -> Result<Self, PersonError> {
-        let mut bytes = [0; 16];
-        let lower = s.bytes().all(|b| !b.is_ascii_uppercase());
-        let read = lower && hex::decode_to_slice(s, &mut bytes).is_ok();
-        if read { Ok(Self(bytes)) } else { Err(PersonError::Pseudonym) }
+        hex_lower(s).map(Self).ok_or(PersonError::Pseudonym)
     }
 }
 
@@ -133,19 +132,22 @@ impl Disclosure {
     /// # Errors
     /// [`PersonError::Unreadable`].
     pub fn parse(bytes: &[u8]) -> Result<Self, PersonError> {
-        let read = canon::parse(bytes)?;
+        let read = Document::parse(bytes)?;
+        let read = read.root();
         let bad = |member: &str| CanonError::Member(member.into());
-        let mut salt = [0; 32];
-        hex::decode_to_slice(read.text("salt")?, &mut salt).map_err(|_| bad("salt"))?;
-        let payload = read.member("payload").cloned().unwrap_or(Canon::Bool(false));
+        let salt = hex_lower(read.text("salt")?).ok_or_else(|| bad("salt"))?;
+        let payload = read.member("payload").map(Node::to_canon);
         let known = ["address", "cert_sha256", "id"];
-        match &payload {
-            Canon::Map(m) if m.keys().all(|k| known.contains(&&**k)) => {}
-            _ => return Err(bad("payload").into()),
+        let payload = payload.filter(|payload| match payload {
+            Canon::Map(m) => m.keys().all(|k| known.contains(&&**k)),
+            _ => false,
+        });
+        let payload = payload.ok_or_else(|| bad("payload"))?;
+        // Nothing else stands in it, and a document has one spelling.
+        if read.members().count() != 3 {
+            return Err(CanonError::NotCanonical.into());
         }
-        let this = Self { seq: read.int("seq")?, salt, payload };
-        // Nothing else stands in it, and nothing is spelled in another way.
-        if this.to_bytes() == bytes { Ok(this) } else { Err(CanonError::NotCanonical.into()) }
+        Ok(Self { seq: read.int("seq")?, salt, payload })
     }
 
     /// Who it is, when that was known.
@@ -203,7 +205,7 @@ mod tests {
         assert_eq!(read.actor_person(), Some(Person([7; 16])));
         assert_eq!(read.actor_place().map(|p| p.to_string()).as_deref(), Some("ae-on/ae-az"));
         let open = read.disclosed(&disclosure).expect("it opens");
-        assert_eq!((open.actor_id(), open.actor_cert()), (sara().id, sara().cert));
+        assert_eq!((open.actor_id(), open.actor_cert()), (sara().id.as_ref(), sara().cert));
         let line = disclosure.to_bytes();
         assert_eq!(Disclosure::parse(&line), Ok(disclosure));
     }

@@ -55,7 +55,7 @@ impl Access {
                 "" => seen.text("reason").to_owned(),
                 code => code.to_owned(),
             };
-            let policies = seen.policies();
+            let policies = seen.policies().collect::<Vec<_>>().join(", ");
             let reason = if policies.is_empty() { code() } else { String::new() };
             let key = [seen.kind().as_str().to_owned(), policies, reason, place()];
             // Reasons can be foreign text: beyond a bound they are counted together.
@@ -88,7 +88,11 @@ impl Access {
             self.served.add(index);
         }
         if seen.is_access() || seen.is_refusal() {
-            let (served, refused) = self.actors.entry(seen.who()).or_default();
+            // Most are known already, and need no name of their own.
+            let (served, refused) = match self.actors.get_mut(&*seen.name) {
+                Some(known) => known,
+                None => self.actors.entry(seen.who()).or_default(),
+            };
             if seen.is_access() { served } else { refused }.add(index);
         }
     }

@@ -72,6 +72,9 @@ impl Findings {
     }
 
     fn region(&mut self, seen: &Seen<'_>, about: &About) {
+        if !matches!(seen.kind(), Kind::SiteJoined | Kind::ModelRead | Kind::LogExported) {
+            return;
+        }
         let Some(place) = seen.place() else { return };
         let abroad = about.is_abroad(&place);
         match seen.kind() {
@@ -92,25 +95,24 @@ impl Findings {
 
     /// Whatever was served was allowed before: to somebody who was let in, by a policy, and in a round by a seat.
     fn grants(&mut self, seen: &Seen<'_>) {
-        let known = match seen.person {
+        let known = || match seen.person {
             Some(person) => self.people.contains(&person),
             None => seen.cert.is_none_or(|cert| self.admitted.contains(&cert)),
         };
-        let seated = match (&seen.round, &seen.site) {
+        let seated = || match (&seen.round, &seen.site) {
             (Some(round), Some(site)) => self.seats.contains(&(round.clone(), site.clone())),
             _ => true,
         };
         let wrong = match seen.kind() {
             Kind::ModelRead | Kind::AdminRead | Kind::LogExported => {
-                let allowed = seen.text("decision") == "allow" && !seen.policies().is_empty();
-                (!known || !allowed).then(|| seen.text("action"))
+                let ruled = seen.policies().any(|policy| !policy.is_empty());
+                (!known() || seen.decision != "allow" || !ruled).then(|| seen.text("action"))
             }
-            Kind::TaskSent | Kind::UpdateAccepted => (!known || !seated).then_some("round"),
+            Kind::TaskSent | Kind::UpdateAccepted => (!known() || !seated()).then_some("round"),
             _ => None,
         };
         if let Some(what) = wrong {
-            let what = what.to_owned();
-            self.add("read_without_grant", seen, &what);
+            self.add("read_without_grant", seen, what);
         }
     }
 
@@ -166,7 +168,7 @@ impl Findings {
     }
 
     fn add(&mut self, finding: &'static str, seen: &Seen<'_>, detail: &str) {
-        self.push(finding, seen.index(), &seen.entry.ts, &seen.who(), seen.study(), detail);
+        self.push(finding, seen.index(), &seen.entry.ts, &seen.name, seen.study(), detail);
     }
 
     fn push(

@@ -20,7 +20,7 @@ use crate::{
     study::Study,
     time::Timestamp,
 };
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 pub use findings::FINDINGS;
 pub use parts::{FACTS, Level, ROWS_MAX};
@@ -51,8 +51,7 @@ impl Scope {
     fn covers(&self, seen: &Seen<'_>) -> bool {
         let study = self.study.as_ref().is_none_or(|s| seen.study.as_ref() == Some(s));
         let subject = self.subject.as_ref().is_none_or(|subject| {
-            seen.who.as_ref() == Some(subject)
-                || seen.entry.actor_id().as_ref() == Some(subject)
+            seen.entry.actor_id() == Some(subject)
                 || seen.site.as_ref().is_some_and(|site| site.spiffe() == subject)
         });
         self.in_time(&seen.entry.ts) && study && subject
@@ -97,7 +96,9 @@ pub struct Holder {
 struct Seen<'a> {
     entry: &'a Entry,
     /// Who did it; nobody if it was a person.
-    who: Option<SpiffeId>,
+    who: Option<&'a SpiffeId>,
+    /// How tables name who it was: people by their pseudonyms, whether or not more is disclosed.
+    name: Cow<'a, str>,
     /// The person who did it.
     person: Option<Person>,
     /// By which certificate; of a person only if that is disclosed.
@@ -105,23 +106,53 @@ struct Seen<'a> {
     study: Option<StudyId>,
     round: Option<RoundId>,
     site: Option<SiteId>,
+    decision: &'a str,
+    /// The list of policies that decided.
+    decided_by: Option<Node<'a>>,
+    succession: Option<&'a str>,
     /// Whether it is within the scope.
     counts: bool,
 }
 
 impl<'a> Seen<'a> {
     fn new(entry: &'a Entry, scope: &Scope) -> Self {
-        let body = entry.body();
         let person = entry.actor_person();
         let mut seen = Self {
             entry,
             who: entry.actor_id().filter(|_| person.is_none()),
+            name: Cow::default(),
             person,
             cert: entry.actor_cert(),
-            study: body.parsed("study").ok(),
-            round: entry.round().ok(),
-            site: body.parsed("site").ok(),
+            study: None,
+            round: None,
+            site: None,
+            decision: "",
+            decided_by: None,
+            succession: None,
             counts: false,
+        };
+        let (mut actor, mut number) = (None, None);
+        // One walk over the members is quicker than one for each of them.
+        for (name, value) in entry.body().members() {
+            match name {
+                "actor" => actor = value.find_text("id"),
+                "decision" => seen.decision = value.as_text().unwrap_or_default(),
+                "policy_ids" => seen.decided_by = Some(value),
+                "round" => number = value.as_int(),
+                "site" => seen.site = value.as_text().and_then(|site| site.parse().ok()),
+                "study" => seen.study = value.as_text().and_then(|study| study.parse().ok()),
+                "succession" => seen.succession = value.as_text(),
+                _ => {}
+            }
+        }
+        seen.round =
+            seen.study.clone().zip(number).map(|(study, number)| RoundId { study, number });
+        // An identity has one spelling, so the entry has it already.
+        seen.name = match (person, seen.who, &seen.site) {
+            (Some(person), ..) => people::name(person).into(),
+            (None, Some(_), _) => actor.unwrap_or_default().into(),
+            (None, None, Some(_)) => seen.text("site").into(),
+            (None, None, None) => Cow::default(),
         };
         seen.counts = scope.covers(&seen);
         seen
@@ -135,23 +166,13 @@ impl<'a> Seen<'a> {
         self.entry.seq
     }
 
-    fn text(&self, key: &str) -> &str {
-        self.entry.body().text(key).unwrap_or_default()
+    fn text(&self, key: &str) -> &'a str {
+        self.entry.body().find_text(key).unwrap_or_default()
     }
 
-    /// Who it was, as tables say it: people by their pseudonyms, whether or not more is disclosed.
+    /// As `name`, to be kept.
     fn who(&self) -> String {
-        if let Some(person) = self.person {
-            return people::name(person);
-        }
-        let body = self.entry.body();
-        // An identity has one spelling, so the entry has it already.
-        let spelled = match (&self.who, &self.site) {
-            (Some(_), _) => body.member("actor").and_then(|a| a.text("id").ok()),
-            (None, Some(_)) => body.text("site").ok(),
-            (None, None) => None,
-        };
-        spelled.unwrap_or_default().to_owned()
+        self.name.clone().into_owned()
     }
 
     fn study(&self) -> &str {
@@ -164,13 +185,12 @@ impl<'a> Seen<'a> {
             return self.entry.actor_place();
         }
         let site = || self.site.as_ref().map(|s| s.spiffe().place().clone());
-        self.who.as_ref().map(|who| who.place().clone()).or_else(site)
+        self.who.map(|who| who.place().clone()).or_else(site)
     }
 
-    /// Policies that decided, joined.
-    fn policies(&self) -> String {
-        let ids = self.entry.body().list("policy_ids").unwrap_or_default();
-        ids.into_iter().filter_map(Node::as_text).collect::<Vec<_>>().join(", ")
+    /// Policies that decided.
+    fn policies(&self) -> impl Iterator<Item = &'a str> {
+        self.decided_by.into_iter().flat_map(Node::items).filter_map(Node::as_text)
     }
 
     const fn is_refusal(&self) -> bool {

@@ -45,7 +45,9 @@ impl People {
         }
         if let (Some(person), Some(id)) = (seen.person, seen.entry.actor_id()) {
             let key = (person, id.to_string());
-            if self.met.len() < ROWS_MAX || self.met.contains_key(&key) {
+            if let Some(known) = self.met.get_mut(&key) {
+                known.add(index);
+            } else if self.met.len() < ROWS_MAX {
                 self.met.entry(key).or_default().add(index);
             } else {
                 self.more += 1;

@@ -71,18 +71,15 @@ impl Security {
                 self.incidents.push(texts.into_iter().chain(when).collect());
             }
         }
-        if let Ok(step) = Succession::open(seen.text("succession")) {
+        if let Some(Ok(step)) = seen.succession.map(Succession::open) {
             self.succeeded(step, index);
         }
-        if let Ok(ids) = body.list("policy_ids") {
-            let allowed = seen.text("decision") == "allow";
-            for id in ids {
-                let Some(id) = id.as_text() else { continue };
-                if let Some(counts) = self.rules.get_mut(id) {
-                    counts[usize::from(!allowed)] += 1;
-                } else {
-                    self.rules.entry(id.to_owned()).or_default()[usize::from(!allowed)] += 1;
-                }
+        let refused = usize::from(seen.decision != "allow");
+        for id in seen.policies() {
+            if let Some(counts) = self.rules.get_mut(id) {
+                counts[refused] += 1;
+            } else {
+                self.rules.entry(id.to_owned()).or_default()[refused] += 1;
             }
         }
         if seen.kind() == Kind::ConnectionAdmitted {

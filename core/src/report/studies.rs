@@ -52,7 +52,10 @@ impl Studies {
     pub(super) fn take(&mut self, seen: &Seen<'_>) {
         let Some(id) = &seen.study else { return };
         let index = seen.index();
-        let run = self.runs.entry(id.clone()).or_default();
+        let run = match self.runs.get_mut(id) {
+            Some(run) => run,
+            None => self.runs.entry(id.clone()).or_default(),
+        };
         if seen.kind() == Kind::StudySubmitted {
             run.submitted_by = seen.who();
         }
