@@ -4,6 +4,7 @@ use clap::Args;
 use falaj_certs::{timestamp::Issuers, trust::TrustFile};
 use falaj_core::{
     id::{SpiffeId, StudyId},
+    ml_dsa::MlDsaKey,
     note::VerifierKey,
     report::{Scope, moment},
 };
@@ -20,6 +21,10 @@ pub struct Pins {
     /// shows that the bundle is whole, not whose it is.
     #[arg(long)]
     pub log_key: Option<VerifierKey>,
+    /// The log's second verifier key, of ML-DSA-44, as you know it from elsewhere: the checkpoint has to be signed by it as
+    /// well. Refused by a build without the feature `ml-dsa`.
+    #[arg(long, value_name = "KEY")]
+    pub ml_dsa_key: Option<MlDsaKey>,
     /// Whom you trust to vouch for sites, witnesses and operators: a `trust.toml`, as you know it from elsewhere.
     /// Without it issuers are those that the coordinator trusted.
     #[arg(long, value_name = "FILE")]

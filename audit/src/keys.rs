@@ -1,14 +1,14 @@
 //! Who speaks for the log of a bundle, how that follows from a key that is known, and that the log itself says so.
 
-use crate::{About, Wrong};
+use crate::{About, Options, Wrong};
 use falaj_core::{
     audit::{Entry, Kind, bundle},
     id::Digest,
-    note::{Checkpoint, VerifierKey},
+    note::Checkpoint,
     succession::{LogKeys, Succession, follow},
 };
 use serde::Serialize;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// The shard before, where this one goes on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,21 +34,23 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// The keys of a bundle, as what it says of itself has them.
-    pub(crate) fn of(about: &About, pinned: Option<&VerifierKey>) -> Result<Self, Wrong> {
+    /// The keys of a bundle, as what it says of itself has them, and as the caller knows them.
+    pub(crate) fn of(about: &About, options: Options<'_>) -> Result<Self, Wrong> {
         let wrong = |what: String| Wrong::File { path: bundle::ABOUT.into(), what };
         let statements = &about.successions;
         let keys =
             LogKeys::of(&about.origin, &about.key, statements).map_err(|e| wrong(e.to_string()))?;
-        let followed = match pinned {
+        let followed = match options.log_key {
             Some(pinned) => follow(pinned, &about.key, statements)
                 .map_err(|e| Wrong::Checkpoint(e.to_string()))?
                 .len(),
             None => 0,
         };
         let (mut opened, mut rotated) = (None, VecDeque::new());
+        let mut shards = BTreeSet::from([about.origin.clone()]);
         for text in statements {
             let step = Succession::open(text).map_err(|e| wrong(e.to_string()))?;
+            shards.insert(step.from.name().to_owned());
             if !keys.has(&step.to) {
                 continue;
             }
@@ -58,6 +60,24 @@ impl Keys {
                 rotated.push_back(text.clone());
             }
         }
+        // One second key serves all shards; who pinned it under the name of an earlier one has it.
+        let second = match options.ml_dsa_key {
+            None => about.ml_dsa.clone(),
+            Some(pinned) if shards.contains(pinned.name()) => {
+                Some(pinned.renamed(&about.origin).map_err(|e| wrong(e.to_string()))?)
+            }
+            Some(pinned) => {
+                let (named, origin) = (pinned.name(), &about.origin);
+                let what = format!(
+                    "the second key that you gave is of {named}, and the bundle of {origin}"
+                );
+                return Err(Wrong::Checkpoint(what));
+            }
+        };
+        if second.as_ref().is_some_and(|second| second.name() != about.origin) {
+            return Err(wrong("its second key is another log's".into()));
+        }
+        let keys = keys.beside(second);
         Ok(Self { of_log: keys, followed, opened, rotated, closed: false })
     }
 

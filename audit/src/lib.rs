@@ -19,6 +19,7 @@ use falaj_core::{
     canon::{self, Canon},
     id::Digest,
     merkle::{self, Frontier, TILE_WIDTH},
+    ml_dsa::{self, MlDsaKey},
     note::{Checkpoint, VerifierKey},
     report::{Scope, Sections},
     succession::SUCCESSIONS_MAX,
@@ -118,6 +119,10 @@ pub struct Report {
     pub log_verifier_key: String,
     /// Whether the caller pinned that key; otherwise it was taken from the bundle itself.
     pub key_pinned: bool,
+    /// Its second verifier key, of ML-DSA-44, if it has one.
+    pub log_ml_dsa_key: Option<String>,
+    /// Whether the checkpoint's signature by that one was checked; a build without the feature `ml-dsa` ignores it.
+    pub ml_dsa_checked: bool,
     /// Statements that lead from the key that the caller pinned to this one.
     pub successions: usize,
     /// Where the log goes on from, if it is not the first shard.
@@ -165,6 +170,8 @@ pub struct WitnessReport {
 pub struct Options<'a> {
     /// The log's key as known from elsewhere.
     pub log_key: Option<&'a VerifierKey>,
+    /// The log's second key, of ML-DSA-44, as known from elsewhere: the checkpoint has to be signed by it as well.
+    pub ml_dsa_key: Option<&'a MlDsaKey>,
     /// Whom the auditor trusts to vouch for whom, as known from elsewhere.
     pub trust: Option<&'a TrustFile>,
     /// Who may have issued the certificates of time-stamp authorities, as known from elsewhere.
@@ -241,9 +248,14 @@ struct Verifier<'a> {
 
 impl<'a> Verifier<'a> {
     fn begin(about: &'a About, note: &[u8], options: Options<'a>) -> Result<Self, Wrong> {
-        let (key, keys) = (&about.key, Keys::of(about, options.log_key)?);
+        let (key, keys) = (&about.key, Keys::of(about, options)?);
         let note = str::from_utf8(note).map_err(|e| Wrong::Checkpoint(e.to_string()))?;
         let head = Checkpoint::open(note, key).map_err(|e| Wrong::Checkpoint(e.to_string()))?;
+        if let Some(second) = keys.of_log.ml_dsa()
+            && (ml_dsa::BUILT || options.ml_dsa_key.is_some())
+        {
+            second.require(note).map_err(|e| Wrong::Checkpoint(e.to_string()))?;
+        }
         if head.origin != about.origin || head.tree_size != about.tree_size {
             return Err(Wrong::Checkpoint(format!(
                 "`{}` speaks of {} entries of {}, the checkpoint of {} of {}",
@@ -373,6 +385,8 @@ impl<'a> Verifier<'a> {
             origin: self.head.origin,
             log_verifier_key: self.key.to_string(),
             key_pinned: self.options.log_key.is_some(),
+            log_ml_dsa_key: self.keys.of_log.ml_dsa().map(ToString::to_string),
+            ml_dsa_checked: ml_dsa::BUILT && self.keys.of_log.ml_dsa().is_some(),
             successions: self.keys.followed,
             before: self.keys.before(),
             issuers_pinned: self.options.trust.is_some(),
@@ -407,6 +421,7 @@ pub(crate) struct About {
     origin: String,
     tree_size: u64,
     key: VerifierKey,
+    ml_dsa: Option<MlDsaKey>,
     /// Who followed whom as the log's key, oldest first.
     successions: Vec<String>,
 }
@@ -434,6 +449,11 @@ impl About {
             origin: c.text("origin").map_err(|e| wrong(e.to_string()))?.to_owned(),
             tree_size: c.int("tree_size").map_err(|e| wrong(e.to_string()))?,
             key: c.parsed("log_verifier_key").map_err(|e| wrong(e.to_string()))?,
+            ml_dsa: c
+                .member("log_ml_dsa_key")
+                .map(|_| c.parsed("log_ml_dsa_key"))
+                .transpose()
+                .map_err(|e| wrong(e.to_string()))?,
         })
     }
 }

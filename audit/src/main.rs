@@ -111,6 +111,7 @@ fn main() -> ExitCode {
     };
     let options = Options {
         log_key: cli.pins.log_key.as_ref(),
+        ml_dsa_key: cli.pins.ml_dsa_key.as_ref(),
         trust: trust.as_ref(),
         tsa: tsa.as_ref(),
         scope: Some(&scope),
@@ -156,7 +157,13 @@ fn one_entry(cli: &Cli, path: &Path, leaf: &Digest, key: &VerifierKey) -> ExitCo
         }
     };
     let proof = InclusionProof::parse(&text);
-    match proof.and_then(|proof| Ok((proof.index, proof.verify(leaf, key)?))) {
+    let second = cli.pins.ml_dsa_key.as_ref();
+    let checked = proof.and_then(|proof| {
+        let head = proof.verify(leaf, key)?;
+        second.map(|second| second.require(&proof.note)).transpose()?;
+        Ok((proof.index, head))
+    });
+    match checked {
         Ok((index, head)) => {
             if cli.json {
                 let (size, root) = (head.tree_size, head.root_hash.to_string());
@@ -205,6 +212,16 @@ fn say(cli: &Cli, report: &Report) {
         };
         println!("log        {}", report.origin);
         println!("key        {} ({key})", report.log_verifier_key);
+        if let Some(second) = &report.log_ml_dsa_key {
+            let known = if !report.ml_dsa_checked {
+                "not checked: this build does not know ML-DSA-44"
+            } else if cli.pins.ml_dsa_key.is_some() {
+                "as you gave it"
+            } else {
+                "taken from the bundle; pin it with --ml-dsa-key"
+            };
+            println!("second key {second} ({known})");
+        }
         if let Some(before) = &report.before {
             println!(
                 "goes on    from {}: {} entries under root {}",

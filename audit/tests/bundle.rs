@@ -1,5 +1,7 @@
 //! A real bundle, made with core's own functions, and every way in which it can be wrong.
 
+#[path = "bundle/ml_dsa.rs"]
+mod ml_dsa;
 #[path = "bundle/people.rs"]
 mod people;
 

@@ -151,7 +151,9 @@ impl App {
             policy: policy.clone(),
             metrics: metrics.clone(),
             signer: keys.signer.clone(),
-            shards: Shards::load(&store, keys.signer.verifier()).await?,
+            shards: Shards::load(&store, keys.signer.verifier())
+                .await?
+                .beside(keys.signer.ml_dsa())?,
             limits: config.limits.clone(),
         };
         let engine = Engine::open(parts, shutdown.clone()).await?;
@@ -322,21 +324,25 @@ impl App {
     }
 }
 
-/// The log's keys; the one that signs is made on the first start.
+/// The log's keys; those that sign are made on the first start.
 fn log_keys(config: &Config) -> Result<Keys> {
-    let signer = |path: &Path| -> Result<Arc<NoteSigner>> {
-        Ok(Arc::new(NoteSigner::new(&config.log.origin, log_key(path)?)?))
-    };
+    let signer =
+        |path: &Path| Ok::<_, anyhow::Error>(NoteSigner::new(&config.log.origin, log_key(path)?)?);
     let retiring = config.log.retiring.as_ref().map(|retiring| {
         ensure!(
             retiring.key.exists(),
             "`log.retiring.key`: {} is not there",
             retiring.key.display()
         );
-        signer(&retiring.key)
+        signer(&retiring.key).map(Arc::new)
     });
     let path = config.log.key.clone().unwrap_or_else(|| config.state.dir.join("log.key"));
-    Ok(Keys { signer: signer(&path)?, retiring: retiring.transpose()? })
+    let mut signer = signer(&path)?;
+    if let Some(path) = &config.log.ml_dsa_key {
+        let why = "`log.origin` has more than 255 bytes: `log.ml_dsa_key` cannot sign for it";
+        signer = signer.with_ml_dsa(&secret(path)?).context(why)?;
+    }
+    Ok(Keys { signer: Arc::new(signer), retiring: retiring.transpose()? })
 }
 
 /// The public key of the log that a configuration names; its secret half is made on the first start.
@@ -350,8 +356,12 @@ pub fn log_verifier_key(config: &Config) -> Result<VerifierKey> {
     Ok(VerifierKey::new(&config.log.origin, key)?)
 }
 
-/// The log key, made on the first start with mode 0600.
 fn log_key(path: &Path) -> Result<SigningKey> {
+    Ok(SigningKey::from_bytes(&secret(path)?))
+}
+
+/// The secret behind a log key, made on the first start with mode 0600.
+fn secret(path: &Path) -> Result<[u8; 32]> {
     if !path.exists() {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
@@ -375,7 +385,7 @@ fn log_key(path: &Path) -> Result<SigningKey> {
     hex::decode_to_slice(text.trim(), &mut secret).with_context(|| {
         format!("{} is not a log key: restore it from a backup", path.display())
     })?;
-    Ok(SigningKey::from_bytes(&secret))
+    Ok(secret)
 }
 
 /// The first entries of a run: under which certificate, trust and policies the coordinator works.

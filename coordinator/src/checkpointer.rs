@@ -31,6 +31,8 @@ pub struct Checkpointer {
     signer: Arc<NoteSigner>,
     retiring: Option<(Arc<NoteSigner>, Timestamp)>,
     high_water: Option<Arc<HighWater>>,
+    /// The newest that was signed: a second signature has other bytes each time, and one size has one note.
+    made: Arc<Mutex<Option<(u64, String)>>>,
 }
 
 /// The newest checkpoint, kept a second time elsewhere.
@@ -83,7 +85,7 @@ impl Checkpointer {
     #[must_use]
     pub fn new(writer: Writer, signer: Arc<NoteSigner>, high_water: Option<PathBuf>) -> Self {
         let high_water = high_water.map(|path| Arc::new(HighWater { path, size: Mutex::new(0) }));
-        Self { writer, signer, retiring: None, high_water }
+        Self { writer, signer, retiring: None, high_water, made: Arc::default() }
     }
 
     /// Signs with the key before as well, until then: who knows only that one can still open what is signed.
@@ -98,14 +100,7 @@ impl Checkpointer {
     /// # Errors
     /// When it cannot be stored.
     pub async fn sign(&self) -> Result<(u64, String), CommitError> {
-        let (tree_size, root_hash): Head = self.writer.head();
-        let origin = self.signer.verifier().name().to_owned();
-        let body = Checkpoint { origin, tree_size, root_hash }.body();
-        let mut note = self.signer.sign(&body);
-        if let Some((before, _)) = self.retiring.as_ref().filter(|(_, until)| clock::now() < *until)
-        {
-            note += &before.line(&body);
-        }
+        let (tree_size, note) = self.make()?;
         let rows = vec![Change::Checkpoint(tree_size, note.clone())];
         self.writer.commit(Commit { rows, ..Commit::default() }).await?;
         if let Some(high_water) = self.high_water.clone() {
@@ -120,6 +115,27 @@ impl Checkpointer {
                 .map_err(|e| failed(&e))?;
         }
         Ok((tree_size, note))
+    }
+
+    /// The newest durable head, signed: by the same bytes for as long as it is the newest.
+    fn make(&self) -> Result<(u64, String), CommitError> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tree_size, root_hash): Head = self.writer.head();
+        if let Some(same) = made.as_ref().filter(|(size, _)| *size == tree_size) {
+            return Ok(same.clone());
+        }
+        let origin = self.signer.verifier().name().to_owned();
+        let head = Checkpoint { origin, tree_size, root_hash };
+        let now = clock::now();
+        let time = u64::try_from(now.as_millis() / 1_000).unwrap_or_default();
+        let mut note = self
+            .signer
+            .checkpoint(&head, time)
+            .map_err(|e| CommitError::Failed(format!("the second key cannot sign: {e}")))?;
+        if let Some((before, _)) = self.retiring.as_ref().filter(|(_, until)| now < *until) {
+            note += &before.line(&head.body());
+        }
+        Ok(made.insert((tree_size, note)).clone())
     }
 
     /// The newest checkpoint: the head, signed now unless it was before.

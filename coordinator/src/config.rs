@@ -2,7 +2,7 @@
 
 use crate::store::{self, Database, UrlError};
 use falaj_certs::timestamp::Policy;
-use falaj_core::time::Timestamp;
+use falaj_core::{ml_dsa, time::Timestamp};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
     fs,
@@ -104,6 +104,9 @@ pub struct LogConfig {
     pub origin: String,
     /// Its Ed25519 key; `log.key` in the state folder when absent. Made on the first start.
     pub key: Option<PathBuf>,
+    /// A second key, of ML-DSA-44, which signs checkpoints too. Made on the first start; it serves as long as the log does.
+    /// None when absent.
+    pub ml_dsa_key: Option<PathBuf>,
     /// The key before, while `key` replaces it.
     pub retiring: Option<RetiringConfig>,
     /// A file on another disk than the state folder, where the newest checkpoint is kept a second time: with it an
@@ -233,6 +236,11 @@ pub enum ConfigError {
     /// The TOML is wrong.
     #[error("{0}: {1}")]
     Toml(PathBuf, Box<toml::de::Error>),
+    /// A second key for the log, and no code for it.
+    #[error(
+        "{0}: `log.ml_dsa_key` is set, and this build does not sign with ML-DSA-44: use one that was built with `--features ml-dsa`"
+    )]
+    MlDsa(PathBuf),
 }
 
 impl Config {
@@ -256,6 +264,10 @@ impl Config {
         this.policy.dir = base.join(&this.policy.dir);
         this.log.key =
             Some(this.log.key.map_or_else(|| this.state.dir.join("log.key"), |key| base.join(key)));
+        this.log.ml_dsa_key = this.log.ml_dsa_key.map(|key| base.join(key));
+        if this.log.ml_dsa_key.is_some() && !ml_dsa::BUILT {
+            return Err(ConfigError::MlDsa(path.to_owned()));
+        }
         if let Some(retiring) = &mut this.log.retiring {
             retiring.key = base.join(&retiring.key);
         }

@@ -72,6 +72,9 @@ pub async fn write(
     if !statements.is_empty() {
         about.push(("successions", Canon::List(statements.into_iter().map(Canon::from).collect())));
     }
+    if let Some(second) = keys.ml_dsa().filter(|key| matches!(key.signed(note), Ok(Some(_)))) {
+        about.push(("log_ml_dsa_key", second.to_string().into()));
+    }
     let about = Canon::map(about);
     put(&mut tar, bundle::ABOUT, &about.to_bytes())?;
     put(&mut tar, bundle::CHECKPOINT, note.as_bytes())?;

@@ -256,6 +256,7 @@ async fn status(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Status>> {
         log_size: parts.writer.head().0,
         policy_set_sha256: parts.policy.digest().to_string(),
         log_verifier_key: parts.signer.verifier().to_string(),
+        log_ml_dsa_key: parts.signer.ml_dsa().map(ToString::to_string),
     }))
 }
 

@@ -15,6 +15,7 @@ use crate::{
 use anyhow::{Context as _, Result, bail, ensure};
 use falaj_core::{
     audit::{Draft, Entry, Kind},
+    ml_dsa::{self, MlDsaKey},
     note::{Checkpoint, NoteSigner, VerifierKey},
     succession::{LogKeys, ORIGIN_CHARS_MAX, Succession},
 };
@@ -42,6 +43,20 @@ impl Shards {
             shards.push((shard, keys));
         }
         Ok(Self { shards: shards.into(), statements: statements.into() })
+    }
+
+    /// The same, each with a second key.
+    ///
+    /// # Errors
+    /// When a shard's origin is too long for it.
+    pub fn beside(self, ml_dsa: Option<&MlDsaKey>) -> Result<Self> {
+        let Some(ml_dsa) = ml_dsa else { return Ok(self) };
+        let beside = |(store, keys): &(Store, LogKeys)| {
+            let second = ml_dsa.renamed(keys.newest().name())?;
+            Ok((store.clone(), keys.clone().beside(Some(second))))
+        };
+        let shards = self.shards.iter().map(beside).collect::<Result<Vec<_>>>()?;
+        Ok(Self { shards: shards.into(), ..self })
     }
 
     /// Each shard and its keys, oldest first.
@@ -127,6 +142,9 @@ pub async fn open(
         }
         None => store.shard().origin.clone(),
     };
+    if let Some((_, note)) = &newest {
+        check_second(note, &keys.signer)?;
+    }
     let kept = check_kept(&store, there.as_deref(), kept).await?;
     let Some(there) = there else {
         ensure!(
@@ -171,6 +189,22 @@ fn begun(
     }
     let row = Change::Shard(origin.to_owned());
     Opened { store, writer, begins: Some(Begins { row, entry }) }
+}
+
+/// A second key stays for as long as the log does: whoever pinned it would otherwise take what comes for a forgery.
+fn check_second(newest: &str, signer: &NoteSigner) -> Result<()> {
+    if !ml_dsa::stands_under(newest)? {
+        return Ok(());
+    }
+    let key = signer.ml_dsa().context(
+        "the newest checkpoint has a second signature, by ML-DSA-44, and the configuration has no `log.ml_dsa_key`: name the key that was there before",
+    )?;
+    let key = key.renamed(&Checkpoint::of_kept(newest)?.origin)?;
+    ensure!(
+        key.signed(newest)?.is_some(),
+        "`log.ml_dsa_key` is another key than the one that signed the newest checkpoint: restore it from a backup; a second key is not replaced while its log goes on"
+    );
+    Ok(())
 }
 
 /// What was kept elsewhere, if it is of the shard that is there. One of a shard before was the last that was kept of it.
@@ -218,7 +252,9 @@ async fn resume(
     };
     let statements = writing.store().successions(None).await?;
     let key = signer.verifier();
-    let replaced = LogKeys::of(key.name(), key, &statements)?.has(before.verifier());
+    // The newest statement says who speaks now; the key before may have done so under the name of an earlier shard alone.
+    let newest = statements.last().map(|text| Succession::open(text)).transpose()?;
+    let replaced = before.verifier() == key || newest.is_some_and(|step| step.to == *key);
     let opening = if replaced { signer } else { before };
     let store = &writing.store().clone();
     let (writer, service) = writer::open(writing, opening, kept, metrics.clone()).await?;
@@ -293,6 +329,8 @@ async fn roll(
     let mut writing = serving.await?;
     let head = Checkpoint::of_kept(&note)?;
     let statement = Succession::sign(&before.signer, &keys.signer, Some(&head));
+    // A second signature does not fit into an entry; the bundle of the shard that ended has it.
+    let note = before.signer.sign(&head.body());
     let store = writing.enter(store.shard().next(size, next));
     let (writer, service) = writer::open(writing, &keys.signer, None, metrics.clone()).await?;
     tokio::spawn(service.run());

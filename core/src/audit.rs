@@ -499,7 +499,8 @@ pub fn policy_set(files: &[(String, Vec<u8>)]) -> Digest {
 pub mod bundle {
     use crate::id::Digest;
 
-    /// What the bundle is, in canonical JSON: `v`, `origin`, `tree_size`, `log_verifier_key`.
+    /// What the bundle is, in canonical JSON: `v`, `origin`, `tree_size`, `log_verifier_key`; `successions` and
+    /// `log_ml_dsa_key` if there are any.
     pub const ABOUT: &str = "bundle.json";
     /// The signed checkpoint.
     pub const CHECKPOINT: &str = "checkpoint";

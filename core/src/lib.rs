@@ -14,6 +14,7 @@ pub mod id;
 pub mod ledger;
 pub mod manifest;
 pub mod merkle;
+pub mod ml_dsa;
 pub mod model;
 pub mod note;
 pub mod receipt;

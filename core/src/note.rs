@@ -1,8 +1,12 @@
 //! Ed25519 signatures: C2SP signed notes for checkpoints, and domain-separated signatures for the rest.
 //!
-//! Sources: C2SP signed-note v1.0.0 and tlog-checkpoint v1.0.0; RFC 8032.
+//! Sources: C2SP signed-note v1.0.0 and tlog-checkpoint v1.0.0; RFC 8032. The second signature of a checkpoint is in
+//! [`crate::ml_dsa`].
 
-use crate::id::Digest;
+use crate::{
+    id::Digest,
+    ml_dsa::{MlDsaKey, MlDsaSigner},
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
@@ -54,6 +58,9 @@ pub enum NoteError {
     /// The body is not a checkpoint.
     #[error("not a checkpoint: {0}")]
     Checkpoint(&'static str),
+    /// A key that this build cannot use.
+    #[error("this build does not check ML-DSA-44: use one that was built with `--features ml-dsa`")]
+    NotBuilt,
 }
 
 /// A named public key: who may sign notes.
@@ -85,13 +92,13 @@ impl VerifierKey {
     }
 
     fn id(&self) -> [u8; 4] {
-        key_id(&self.name, ED25519, &self.key)
+        key_id(&self.name, ED25519, self.key.as_bytes())
     }
 }
 
 impl fmt::Display for VerifierKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&key_text(&self.name, ED25519, &self.key))
+        f.write_str(&key_text(&self.name, ED25519, self.key.as_bytes()))
     }
 }
 
@@ -109,40 +116,46 @@ pub(crate) fn is_name(name: &str) -> bool {
 }
 
 /// What signature lines call a key of this type: SHA-256(name ‖ 0x0A ‖ type ‖ key), its first four bytes.
-pub(crate) fn key_id(name: &str, kind: u8, key: &VerifyingKey) -> [u8; 4] {
+pub(crate) fn key_id(name: &str, kind: u8, key: &[u8]) -> [u8; 4] {
     let mut hash = Sha256::new();
     hash.update(name.as_bytes());
     hash.update([b'\n', kind]);
-    hash.update(key.as_bytes());
+    hash.update(key);
     let digest: [u8; 32] = hash.finalize().into();
     [digest[0], digest[1], digest[2], digest[3]]
 }
 
 /// A key of this type as text.
-pub(crate) fn key_text(name: &str, kind: u8, key: &VerifyingKey) -> String {
+pub(crate) fn key_text(name: &str, kind: u8, key: &[u8]) -> String {
     let mut bytes = vec![kind];
-    bytes.extend_from_slice(key.as_bytes());
+    bytes.extend_from_slice(key);
     format!("{name}+{}+{}", hex::encode(key_id(name, kind, key)), BASE64.encode(bytes))
 }
 
-/// Reads [`key_text`].
+/// Reads [`key_text`] of an Ed25519 key.
 pub(crate) fn parse_key(text: &str, kind: u8) -> Result<(String, VerifyingKey), NoteError> {
+    let (name, key) = parse_key_bytes(text, kind)?;
+    let key: [u8; 32] = key.try_into().map_err(|_| NoteError::Key)?;
+    Ok((name, VerifyingKey::from_bytes(&key).map_err(|_| NoteError::Key)?))
+}
+
+/// Reads [`key_text`], whatever the key is.
+pub(crate) fn parse_key_bytes(text: &str, kind: u8) -> Result<(String, Vec<u8>), NoteError> {
     let mut parts = text.trim().splitn(3, '+');
     let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
         return Err(NoteError::Key);
     };
     let bytes = BASE64.decode(key).map_err(|_| NoteError::Key)?;
     let (found, key) = bytes.split_first().ok_or(NoteError::Key)?;
-    let key: &[u8; 32] = key.try_into().map_err(|_| NoteError::Key)?;
-    let key = VerifyingKey::from_bytes(key).map_err(|_| NoteError::Key)?;
-    let good = *found == kind && is_name(name) && hex::encode(key_id(name, kind, &key)) == id;
-    if good { Ok((name.to_owned(), key)) } else { Err(NoteError::Key) }
+    let good = *found == kind && is_name(name) && hex::encode(key_id(name, kind, key)) == id;
+    if good { Ok((name.to_owned(), key.to_vec())) } else { Err(NoteError::Key) }
 }
 
-/// Signs notes under a name.
+/// Signs notes under a name; checkpoints also by a second key, if it has one.
 pub struct NoteSigner {
     key: SigningKey,
     verifier: VerifierKey,
+    ml_dsa: Option<MlDsaSigner>,
 }
 
 impl NoteSigner {
@@ -152,15 +165,40 @@ impl NoteSigner {
     /// [`NoteError::Key`] when the name is not one.
     pub fn new(name: &str, key: SigningKey) -> Result<Self, NoteError> {
         let verifier = VerifierKey::new(name, key.verifying_key())?;
-        Ok(Self { key, verifier })
+        Ok(Self { key, verifier, ml_dsa: None })
     }
 
-    /// A signer with the same key under another name.
+    /// The same, with a second key from this seed.
+    ///
+    /// # Errors
+    /// [`NoteError::Key`] when the name is too long for it; [`NoteError::NotBuilt`].
+    pub fn with_ml_dsa(self, seed: &[u8; 32]) -> Result<Self, NoteError> {
+        let ml_dsa = Some(MlDsaSigner::new(self.verifier.name(), seed)?);
+        Ok(Self { ml_dsa, ..self })
+    }
+
+    /// A signer with the same keys under another name.
     ///
     /// # Errors
     /// [`NoteError::Key`] when the name is not one.
     pub fn renamed(&self, name: &str) -> Result<Self, NoteError> {
-        Self::new(name, self.key.clone())
+        let ml_dsa = self.ml_dsa.as_ref().map(|second| second.renamed(name)).transpose()?;
+        Ok(Self { ml_dsa, ..Self::new(name, self.key.clone())? })
+    }
+
+    /// The public half of the second key, if there is one.
+    #[must_use]
+    pub fn ml_dsa(&self) -> Option<&MlDsaKey> {
+        self.ml_dsa.as_ref().map(MlDsaSigner::key)
+    }
+
+    /// Signs a head with all keys, at `time`, in seconds since 1970. With a second key each call gives other bytes.
+    ///
+    /// # Errors
+    /// [`NoteError::Key`] when the second key cannot sign.
+    pub fn checkpoint(&self, head: &Checkpoint, time: u64) -> Result<String, NoteError> {
+        let second = self.ml_dsa.as_ref().map(|second| second.line(time, head)).transpose()?;
+        Ok(self.sign(&head.body()) + second.as_deref().unwrap_or_default())
     }
 
     /// The public half.

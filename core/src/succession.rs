@@ -6,6 +6,7 @@
 
 use crate::{
     id::Digest,
+    ml_dsa::MlDsaKey,
     note::{self, Checkpoint, NoteError, NoteSigner, VerifierKey},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -96,13 +97,17 @@ impl Succession {
     }
 }
 
-/// The keys that spoke for one log, the newest last. Each note of it is signed by one of them at least.
+/// The keys that spoke for one log, the newest last. Each note of it is signed by one of them at least; of its checkpoints
+/// also by a second key, if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogKeys(Vec<VerifierKey>);
+pub struct LogKeys {
+    keys: Vec<VerifierKey>,
+    ml_dsa: Option<MlDsaKey>,
+}
 
 impl From<VerifierKey> for LogKeys {
     fn from(key: VerifierKey) -> Self {
-        Self(vec![key])
+        Self { keys: vec![key], ml_dsa: None }
     }
 }
 
@@ -129,19 +134,31 @@ impl LogKeys {
             let (from, to) = (origin.to_owned(), now.to_string());
             return Err(SuccessionError::Unreachable { from, to });
         }
-        Ok(Self(chain))
+        Ok(Self { keys: chain, ml_dsa: None })
+    }
+
+    /// The same, with a second key.
+    #[must_use]
+    pub fn beside(self, ml_dsa: Option<MlDsaKey>) -> Self {
+        Self { ml_dsa, ..self }
+    }
+
+    /// The second key, if there is one. Checkpoints from before it have no signature by it.
+    #[must_use]
+    pub const fn ml_dsa(&self) -> Option<&MlDsaKey> {
+        self.ml_dsa.as_ref()
     }
 
     /// The newest of them that has signed this note.
     #[must_use]
     pub fn who_signed(&self, note: &str) -> Option<&VerifierKey> {
-        self.0.iter().rev().find(|key| note::open(note, key).is_ok())
+        self.keys.iter().rev().find(|key| note::open(note, key).is_ok())
     }
 
     /// Whether this key is one of them.
     #[must_use]
     pub fn has(&self, key: &VerifierKey) -> bool {
-        self.0.contains(key)
+        self.keys.contains(key)
     }
 
     /// The key that signs now.
@@ -150,7 +167,7 @@ impl LogKeys {
     /// Never: there is always one.
     #[must_use]
     pub fn newest(&self) -> &VerifierKey {
-        self.0.last().expect("invariant: a log has a key")
+        self.keys.last().expect("invariant: a log has a key")
     }
 
     /// Opens a checkpoint that one of them has signed; a signature that claims to be by any of them has to verify.
@@ -159,12 +176,15 @@ impl LogKeys {
     /// [`NoteError`].
     pub fn open(&self, note: &str) -> Result<Checkpoint, NoteError> {
         let mut opened = Err(NoteError::Unsigned(self.newest().to_string()));
-        for key in &self.0 {
+        for key in &self.keys {
             match Checkpoint::open(note, key) {
                 Ok(head) => opened = Ok(head),
                 Err(NoteError::Unsigned(_)) => {}
                 Err(e) => return Err(e),
             }
+        }
+        if let Some(key) = &self.ml_dsa {
+            key.signed(note)?;
         }
         opened
     }
@@ -226,7 +246,9 @@ mod tests {
         assert_eq!(follow(c.verifier(), d.verifier(), &chain).expect("a chain").len(), 1);
         assert_eq!(follow(d.verifier(), d.verifier(), &[]), Ok(Vec::new()));
         // Another shard's keys do not speak for this one.
-        let keys = |of: [&NoteSigner; 2]| Ok(LogKeys(of.map(|s| s.verifier().clone()).to_vec()));
+        let keys = |of: [&NoteSigner; 2]| {
+            Ok(LogKeys { keys: of.map(|s| s.verifier().clone()).to_vec(), ml_dsa: None })
+        };
         assert_eq!(LogKeys::of("t/2027", d.verifier(), &chain), keys([&c, &d]));
         assert_eq!(LogKeys::of("t/2026", d.verifier(), &chain), keys([&a, &b]));
         assert!(LogKeys::of("t/2025", d.verifier(), &chain).is_err());

@@ -63,7 +63,7 @@ impl WitnessKey {
     /// [`NoteError`] when the note is malformed, or a cosignature that claims to be this witness's does not verify.
     pub fn cosigned(&self, note: &str) -> Result<Option<u64>, NoteError> {
         let (body, signatures) = note::split(note)?;
-        let id = note::key_id(&self.name, COSIGNATURE, &self.key);
+        let id = note::key_id(&self.name, COSIGNATURE, self.key.as_bytes());
         let mut latest = None;
         for (name, bytes) in signatures {
             if name != self.name || bytes[..4] != id {
@@ -83,7 +83,7 @@ impl WitnessKey {
 
 impl fmt::Display for WitnessKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&note::key_text(&self.name, COSIGNATURE, &self.key))
+        f.write_str(&note::key_text(&self.name, COSIGNATURE, self.key.as_bytes()))
     }
 }
 
@@ -119,7 +119,7 @@ pub fn cosign(
     if !note::is_name(name) {
         return Err(NoteError::Key);
     }
-    let mut bytes = note::key_id(name, COSIGNATURE, &key.verifying_key()).to_vec();
+    let mut bytes = note::key_id(name, COSIGNATURE, key.verifying_key().as_bytes()).to_vec();
     bytes.extend_from_slice(&time.to_be_bytes());
     bytes.extend_from_slice(&key.sign(message(time, &head.body()).as_bytes()).to_bytes());
     Ok(format!("\u{2014} {name} {}\n", BASE64.encode(bytes)))

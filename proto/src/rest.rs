@@ -26,6 +26,9 @@ pub struct Status {
     pub policy_set_sha256: String,
     /// The log's verifier key (C2SP signed-note text form).
     pub log_verifier_key: String,
+    /// Its second key, of ML-DSA-44, if checkpoints are signed by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_ml_dsa_key: Option<String>,
 }
 
 /// A connected site.
@@ -287,6 +290,9 @@ pub struct LogShard {
     pub ended: bool,
     /// The key that signed it last.
     pub log_verifier_key: String,
+    /// Its second key, of ML-DSA-44, if checkpoints are signed by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_ml_dsa_key: Option<String>,
 }
 
 /// A checkpoint that an authority has stamped with the time.

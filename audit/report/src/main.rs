@@ -191,6 +191,7 @@ fn verified(make: &Make) -> Result<Vec<u8>> {
     let scope = make.scoped.scope();
     let options = Options {
         log_key: make.pins.log_key.as_ref(),
+        ml_dsa_key: make.pins.ml_dsa_key.as_ref(),
         trust: trust.as_ref(),
         tsa: tsa.as_ref(),
         scope: Some(&scope),

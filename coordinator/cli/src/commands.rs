@@ -212,7 +212,7 @@ fn plan_text(file: &Path, plan: &Value) -> String {
 }
 
 fn status_facts(s: &rest::Status) -> String {
-    show::facts(&[
+    let mut facts = vec![
         ("coordinator", s.identity.clone()),
         ("version", s.version.clone()),
         ("started", s.started.clone()),
@@ -221,7 +221,9 @@ fn status_facts(s: &rest::Status) -> String {
         ("log entries", s.log_size.to_string()),
         ("policy set", s.policy_set_sha256.clone()),
         ("log key", s.log_verifier_key.clone()),
-    ])
+    ];
+    facts.extend(s.log_ml_dsa_key.clone().map(|key| ("second log key", key)));
+    show::facts(&facts)
 }
 
 fn sites_table(page: &Page<rest::Site>) -> String {

@@ -53,6 +53,7 @@ pub(super) async fn shards(State(app): Ctx, Extension(peer): Who) -> Answer<Json
             entries: store.size().await.map_err(unreadable)?,
             ended: store.ended(),
             log_verifier_key: keys.newest().to_string(),
+            log_ml_dsa_key: keys.ml_dsa().map(ToString::to_string),
         });
     }
     Ok(Json(Page { items, next: None }))

@@ -227,7 +227,8 @@ pub async fn open(
     let statements = store.successions(None).await?;
     let (key, shard) = (signer.verifier(), store.shard().clone());
     let keys = LogKeys::of(key.name(), key, &statements)
-        .context("an entry that says which key follows which cannot be read")?;
+        .context("an entry that says which key follows which cannot be read")?
+        .beside(signer.ml_dsa().cloned());
     let stored = store.newest_checkpoint().await?.map(|(_, note)| note);
     let signed = stored.as_deref().into_iter().chain(elsewhere);
     let signed: Vec<Checkpoint> = signed

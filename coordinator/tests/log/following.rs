@@ -214,6 +214,7 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
             key: None,
             retiring: None,
             high_water: None,
+            ml_dsa_key: None,
             timestamps: None,
             reports: None,
             witnesses: Vec::new(),

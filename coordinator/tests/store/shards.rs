@@ -42,17 +42,22 @@ fn signer(origin: &str, seed: u8) -> Arc<NoteSigner> {
 struct Setup {
     origin: &'static str,
     key: u8,
+    /// The seed of the second key, of ML-DSA-44.
+    second: Option<u8>,
     retiring: Option<(u8, Timestamp)>,
     high_water: Option<PathBuf>,
 }
 
 impl Setup {
     fn new(origin: &'static str, key: u8) -> Self {
-        Self { origin, key, retiring: None, high_water: None }
+        Self { origin, key, second: None, retiring: None, high_water: None }
     }
 
     fn signer(&self) -> Arc<NoteSigner> {
-        signer(self.origin, self.key)
+        let signer = signer(self.origin, self.key);
+        let Some(second) = self.second else { return signer };
+        let renamed = signer.renamed(self.origin).expect("a name");
+        Arc::new(renamed.with_ml_dsa(&[second; 32]).expect("built with the feature"))
     }
 
     /// Starts as the coordinator does, up to its first entry.
@@ -65,6 +70,7 @@ impl Setup {
             key,
             retiring,
             high_water,
+            ml_dsa_key: None,
             timestamps: None,
             reports: None,
             witnesses: Vec::new(),
@@ -370,6 +376,86 @@ async fn what_a_shard_owes_is_told_before_it_is_closed() -> Result<()> {
         ensure!(entry.body().int("intent") == Ok(exported));
         ensure!(entry.body().text("outcome") == Ok("unknown"));
         ensure!(kinds(new).await? == [Kind::LogOpened, Kind::CoordinatorStarted]);
+    }
+    Ok(())
+}
+
+/// AUD-11.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_replaced_and_the_next_shard_begins_in_one_start() -> Result<()> {
+    for home in Home::each().await? {
+        Setup::new(OLD, 1).work(&home, 3).await?;
+        let both = Setup { retiring: Some((1, later())), ..Setup::new(NEW, 2) };
+        let note = both.work(&home, 3).await?;
+        let (before, after) = (signer(OLD, 1), signer(NEW, 2));
+        Checkpoint::open(&note, after.verifier())?;
+        ensure!(both.whole(&home).await? == [7, 5]);
+        // The old shard says which key follows which, and is closed by the new one.
+        let store = Store::read(&home.database()).await?;
+        let shards = Shards::load(&store, after.verifier()).await?;
+        let (old, keys) = shards.find(OLD).context("the old shard")?;
+        let expected =
+            [Kind::LogOpened, Kind::CoordinatorStarted, Kind::KeyRotated, Kind::LogClosed];
+        ensure!(kinds(old).await? == expected);
+        let (_, last) = old.newest_checkpoint().await?.context("a checkpoint")?;
+        Checkpoint::open(&last, signer(OLD, 2).verifier())?;
+        ensure!(keys.open(&last)?.tree_size == 7);
+        ensure!(follow(before.verifier(), after.verifier(), shards.statements())?.len() == 2);
+        // The next start, which still names the old key, replaces nothing again.
+        both.work(&home, 1).await?;
+        let sizes = both.whole(&home).await?;
+        ensure!(sizes == [7, 7], "{sizes:?}");
+        let store = Store::read(&home.database()).await?.shards().await?.remove(1);
+        let kinds = kinds(&store).await?;
+        ensure!(!kinds.contains(&Kind::KeyRotated), "{kinds:?}");
+    }
+    Ok(())
+}
+
+/// Every checkpoint is signed by both keys, in each shard; a second key that changes is refused, as is one that is gone.
+#[cfg(feature = "ml-dsa")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_key_signs_every_checkpoint_and_stays_as_long_as_the_log() -> Result<()> {
+    for home in Home::each().await? {
+        let first = Setup::new(OLD, 1).work(&home, 3).await?;
+        let with = |origin| Setup { second: Some(9), ..Setup::new(origin, 1) };
+        let (old, new) = (with(OLD).signer(), with(NEW).signer());
+        let (old, new) = (old.ml_dsa().context("a key")?, new.ml_dsa().context("a key")?);
+        ensure!(old.signed(&first)?.is_none(), "it was not there yet");
+        let opened = with(OLD).start(&home).await?;
+        let checkpointer = with(OLD).checkpointer(&opened);
+        let (size, note) = checkpointer.sign().await?;
+        old.require(&note)?;
+        // One size has one note: what is given out is what is kept, however often it is asked for.
+        ensure!(checkpointer.clone().sign().await? == (size, note.clone()));
+        ensure!(opened.store.checkpoint(size).await?.as_ref() == Some(&note));
+        let keys = Shards::load(&opened.store, with(OLD).signer().verifier()).await?;
+        ensure!(keys.beside(Some(old))?.newest().1.open(&note)?.tree_size == size);
+        drop((opened, checkpointer));
+        for (setup, why) in [
+            (Setup { second: Some(8), ..with(OLD) }, "another key than the one that signed"),
+            (Setup { second: Some(8), ..with(NEW) }, "another key than the one that signed"),
+            (Setup::new(OLD, 1), "has no `log.ml_dsa_key`"),
+            (Setup::new(NEW, 1), "has no `log.ml_dsa_key`"),
+        ] {
+            let refused = refusal(&setup, &home).await;
+            ensure!(refused.contains(why), "{refused}");
+        }
+        let note = with(NEW).work(&home, 3).await?;
+        new.require(&note)?;
+        let store = Store::read(&home.database()).await?;
+        let now = with(NEW).signer();
+        let shards = Shards::load(&store, now.verifier()).await?.beside(Some(new))?;
+        let (ended, keys) = shards.find(OLD).context("the old shard")?;
+        let (_, last) = ended.newest_checkpoint().await?.context("a checkpoint")?;
+        old.require(&last)?;
+        ensure!(keys.ml_dsa() == Some(old));
+        // What the new shard begins with is the old one's end, short enough for an entry.
+        let (_, bytes, _) = shards.newest().0.entries(0, 1, 1, None).await?.remove(0);
+        let opening = Entry::parse(&bytes)?;
+        let said = Checkpoint::open(opening.body().text("checkpoint")?, signer(OLD, 1).verifier())?;
+        ensure!(said == Checkpoint::open(&last, signer(OLD, 1).verifier())?);
+        with(NEW).whole(&home).await?;
     }
     Ok(())
 }
