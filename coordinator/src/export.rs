@@ -124,6 +124,34 @@ pub async fn write(
     Ok(reports.collect())
 }
 
+/// Writes what somebody lacks who has the first entries of a shard: the checkpoint of so many, and the bundles of entries
+/// from the one on that theirs end in.
+///
+/// # Errors
+/// When the store cannot be read, or the file cannot be written.
+pub async fn mirror(
+    store: &Store,
+    note: &str,
+    (from, tree_size): (u64, u64),
+    to: &Path,
+) -> Result<()> {
+    let file = std::fs::File::create(to).with_context(|| format!("writing {}", to.display()))?;
+    let mut tar = tar::Builder::new(std::io::BufWriter::new(file));
+    put(&mut tar, bundle::CHECKPOINT, note.as_bytes())?;
+    let mut at = if from < tree_size { from - from % TILE_WIDTH } else { tree_size };
+    while at < tree_size {
+        let width = TILE_WIDTH.min(tree_size - at);
+        let rows = store.entries(at, at + width, u32::try_from(width)?, None).await?;
+        ensure!(rows.len() as u64 == width, "log entries are missing after {at}");
+        let mut packed = Vec::new();
+        rows.iter().for_each(|(_, bytes, _)| put_entry(bytes, &mut packed));
+        put(&mut tar, &entries_path(at / TILE_WIDTH, width), &packed)?;
+        at += width;
+    }
+    tar.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    Ok(())
+}
+
 /// Checkpoints that were stamped, with their time-stamps: those whose entries are in the bundle.
 async fn stamps<W: Write>(store: &Store, tree_size: u64, tar: &mut tar::Builder<W>) -> Result<()> {
     let mut after = 0;

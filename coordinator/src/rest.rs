@@ -4,6 +4,7 @@
 //! the handlers.
 
 mod log;
+mod mirror;
 mod people;
 mod shards;
 mod stamps;
@@ -46,6 +47,7 @@ use futures_util::StreamExt as _;
 use serde::Deserialize;
 use shards::ShardQuery;
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
+use tempfile::NamedTempFile;
 use tokio::sync::Semaphore;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
@@ -130,6 +132,7 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(log::tail))
         .routes(routes!(prove))
         .routes(routes!(log_export))
+        .routes(routes!(mirror::mirror))
         .routes(routes!(people::list))
         .routes(routes!(people::erase))
         .routes(routes!(people::holds, people::hold))
@@ -197,6 +200,12 @@ impl App {
         let root_hash = opened.root_hash.to_string();
         let witnesses = u32::try_from(lines.len()).unwrap_or(u32::MAX);
         Ok(Checkpoint { note: note + &lines.concat(), tree_size, root_hash, witnesses })
+    }
+
+    /// Where an export is written before it is sent.
+    fn scratch_file(&self) -> Result<NamedTempFile, Problem> {
+        let made = tempfile::Builder::new().prefix("export-").tempfile_in(&self.scratch);
+        made.map_err(|e| export_failed(&e.into()))
     }
 
     /// The last checkpoint of a shard that has ended.
@@ -553,22 +562,7 @@ async fn log_export(
         let why = "this coordinator asks no time-stamp authority: export without a time-stamp, or set `log.timestamps` in its configuration";
         return Err(Code::NotFound.because(why).into());
     }
-    let failed = |e: anyhow::Error| {
-        tracing::error!(error = %format!("{e:#}"), "an export failed");
-        if let Some(stamp) = e.downcast_ref::<StampError>() {
-            return match stamp {
-                StampError::Commit(e) => problem_of(e),
-                StampError::Store(_) => Code::Internal.because("the export failed"),
-                _ => Code::Unavailable.because(format!("{e:#}")),
-            };
-        }
-        match e.downcast_ref::<io::Error>() {
-            Some(io) if crate::blob::is_full(io) => {
-                Code::StorageFull.because("there is no room to write the export")
-            }
-            _ => Code::Internal.because("the export failed"),
-        }
-    };
+    let failed = |e: anyhow::Error| export_failed(&e);
     let (tree_size, note) = match query.tree_size {
         None if store.ended() => app.last_checkpoint(store).await?,
         None => app.checkpointer.sign().await.map_err(|e| problem_of(&e))?,
@@ -586,15 +580,36 @@ async fn log_export(
         );
         return Err(Code::NotFound.because(why).into());
     }
-    let named = tempfile::Builder::new()
-        .prefix("export-")
-        .tempfile_in(&app.scratch)
-        .map_err(|e| failed(e.into()))?;
+    let named = app.scratch_file()?;
     let from = (store, &parts.persons);
     let written = export::write(from, keys, &note, tree_size, timestamps, &[], named.path());
     written.await.map_err(failed)?;
+    send_file(&app, intent, &named).await
+}
+
+/// Why an export cannot be had.
+fn export_failed(e: &anyhow::Error) -> Problem {
+    tracing::error!(error = %format!("{e:#}"), "an export failed");
+    if let Some(stamp) = e.downcast_ref::<StampError>() {
+        return match stamp {
+            StampError::Commit(e) => problem_of(e),
+            StampError::Store(_) => Code::Internal.because("the export failed"),
+            _ => Code::Unavailable.because(format!("{e:#}")),
+        };
+    }
+    match e.downcast_ref::<io::Error>() {
+        Some(io) if crate::blob::is_full(io) => {
+            Code::StorageFull.because("there is no room to write the export")
+        }
+        _ => Code::Internal.because("the export failed"),
+    }
+}
+
+/// Sends a tar that was written, and tells the log what became of it.
+async fn send_file(app: &App, intent: Intent, written: &NamedTempFile) -> Answer<Response> {
     // The file has no name any more once it is open: it goes when it has been sent, or cannot be.
-    let file = tokio::fs::File::from_std(named.reopen().map_err(|e| failed(e.into()))?);
+    let file = written.reopen().map_err(|e| export_failed(&e.into()))?;
+    let file = tokio::fs::File::from_std(file);
     let bytes = file.metadata().await.map_or(0, |m| m.len());
     let name = format!("attachment; filename=\"falaj-{}.tar\"", clock::now().as_millis());
     let headers = [
@@ -602,6 +617,6 @@ async fn log_export(
         (header::CONTENT_LENGTH, bytes.to_string()),
         (header::CONTENT_DISPOSITION, name),
     ];
-    let body = parts.outcomes.watch(intent, bytes, ReaderStream::new(file));
+    let body = app.engine.parts().outcomes.watch(intent, bytes, ReaderStream::new(file));
     Ok((headers, Body::from_stream(body)).into_response())
 }

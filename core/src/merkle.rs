@@ -82,6 +82,13 @@ impl Frontier {
         self.size += 1;
     }
 
+    /// Puts a tree to the right of this one, each of whose leaves stands for a complete subtree of `1 << height` leaves: no
+    /// more of them than make this tree's smallest subtree.
+    pub(crate) fn join(&mut self, height: u32, right: &Self) {
+        self.subtrees.extend(&right.subtrees);
+        self.size += right.size << height;
+    }
+
     /// The tree's root.
     #[must_use]
     pub fn root(&self) -> Digest {

@@ -2,7 +2,9 @@
 
 use crate::{
     id::Digest,
-    merkle::{Frontier, TILE_WIDTH, entries_path, leaf_hash, put_entry, tile_path},
+    merkle::{
+        Frontier, TILE_HEIGHT, TILE_WIDTH, entries, entries_path, leaf_hash, put_entry, tile_path,
+    },
 };
 
 /// Makes the files while entries come in their order: one tile of hashes for each level, and one bundle of entries, are
@@ -15,6 +17,62 @@ pub struct Tiles {
 }
 
 impl Tiles {
+    /// The files that a log of so many entries has and that are not whole: what [`Self::resume`] needs, in this order.
+    #[must_use]
+    pub fn unfinished(size: u64) -> Vec<String> {
+        let levels =
+            (0_u8..).map(|level| (level, size.checked_shr(u32::from(level) * TILE_HEIGHT)));
+        let levels = levels.map_while(|(level, n)| n.filter(|n| *n > 0).map(|n| (level, n)));
+        let tiles = levels.filter(|(_, n)| n % TILE_WIDTH > 0);
+        let mut paths: Vec<_> =
+            tiles.map(|(level, n)| tile_path(level, n / TILE_WIDTH, n % TILE_WIDTH)).collect();
+        if !size.is_multiple_of(TILE_WIDTH) {
+            paths.push(entries_path(size / TILE_WIDTH, size % TILE_WIDTH));
+        }
+        paths
+    }
+
+    /// Goes on after so many entries, from the bytes of the files that were not whole. `None` when they are not those files.
+    /// Whether they are those of a log, [`Self::tree`] tells.
+    #[must_use]
+    pub fn resume(size: u64, files: Vec<Vec<u8>>) -> Option<Self> {
+        let mut files = files.into_iter();
+        let mut levels = Vec::new();
+        while let Some(n) = size.checked_shr(u32::try_from(levels.len()).ok()? * TILE_HEIGHT)
+            && n > 0
+        {
+            let mut tile = Vec::new();
+            if n % TILE_WIDTH > 0 {
+                let bytes = files.next()?;
+                let (hashes, rest) = bytes.as_chunks::<32>();
+                if !rest.is_empty() || hashes.len() as u64 != n % TILE_WIDTH {
+                    return None;
+                }
+                tile.extend(hashes.iter().map(|hash| Digest(*hash)));
+            }
+            levels.push((n / TILE_WIDTH, tile));
+        }
+        let bundle = if size.is_multiple_of(TILE_WIDTH) { Vec::new() } else { files.next()? };
+        let hashes = levels.first().map_or(&[][..], |(_, tile)| tile).iter().copied().map(Some);
+        let leaves = entries(&bundle).map(|entry| entry.map(leaf_hash));
+        let whole = leaves.eq(hashes) && files.next().is_none();
+        whole.then_some(Self { levels, bundle })
+    }
+
+    /// The tree so far.
+    #[must_use]
+    pub fn tree(&self) -> Frontier {
+        let mut tree = Frontier::new();
+        let mut height = TILE_HEIGHT * u32::try_from(self.levels.len()).unwrap_or_default();
+        for (_, tile) in self.levels.iter().rev() {
+            height -= TILE_HEIGHT;
+            let mut right = Frontier::new();
+            tile.iter().for_each(|hash| right.push(*hash));
+            tree.join(height, &right);
+        }
+        tree
+    }
+
     /// Takes the next entry; `put` gets each file that is whole by it: its path, and its bytes.
     ///
     /// # Errors
@@ -113,6 +171,51 @@ mod tests {
         assert_eq!(of_level("tile/1/", false), counts["L1_full"]);
         assert_eq!(of_level("tile/1/", true), counts["L1_partial_w17"]);
         assert_eq!(of_level("tile/2/", true), counts["L2_partial_w1"]);
+    }
+
+    #[test]
+    fn whoever_goes_on_from_any_size_writes_the_same_files() {
+        let entry = |i: u64| format!("leaf-{i}");
+        let whole = files((0..66_000).map(entry));
+        for size in [0, 1, 255, 256, 257, 65_535, 65_536, 65_537, 65_793] {
+            let before = files((0..size).map(entry));
+            let read = Tiles::unfinished(size).iter().map(|path| before[path].clone()).collect();
+            let mut tiles = Tiles::resume(size, read).expect("those files");
+            let mut tree = Frontier::new();
+            (0..size).for_each(|i| tree.push(leaf_hash(entry(i).as_bytes())));
+            assert_eq!(tiles.tree(), tree, "{size}");
+            let mut after = before.clone();
+            let mut put = |path: &str, bytes: &[u8]| -> Result<(), Infallible> {
+                after.insert(path.to_owned(), bytes.to_vec());
+                Ok(())
+            };
+            for i in size..66_000 {
+                let Ok(()) = tiles.push(entry(i).as_bytes(), &mut put);
+            }
+            let Ok(()) = tiles.finish(&mut put);
+            assert!(whole.iter().all(|(path, bytes)| after[path] == *bytes), "{size}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_what_was_left_unfinished_is_not_gone_on_from() {
+        let before = files((0..300).map(|i| i.to_string()));
+        let read = || -> Vec<Vec<u8>> {
+            Tiles::unfinished(300).iter().map(|path| before[path].clone()).collect()
+        };
+        assert!(Tiles::resume(300, read()).is_some());
+        assert!(Tiles::resume(301, read()).is_none() && Tiles::resume(44, read()).is_none());
+        for file in 0..read().len() {
+            let (mut fewer, mut shorter) = (read(), read());
+            fewer.remove(file);
+            shorter[file].pop();
+            assert!(Tiles::resume(300, fewer).is_none() && Tiles::resume(300, shorter).is_none());
+        }
+        // Entries that are not those of the hashes.
+        let mut other = read();
+        other[2][2] ^= 1;
+        assert!(Tiles::resume(300, other).is_none());
+        assert!(Tiles::resume(0, Vec::new()).is_some() && Tiles::resume(0, read()).is_none());
     }
 
     #[test]

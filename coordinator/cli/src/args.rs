@@ -6,6 +6,7 @@ use crate::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use falaj_core::{id::Place, note::VerifierKey};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -297,6 +298,35 @@ pub(crate) enum LogCommand {
         /// Write each checkpoint and its time-stamp into this folder.
         #[arg(short, long, value_name = "FOLDER")]
         output: Option<PathBuf>,
+    },
+    /// Write the log as static files (C2SP tlog-tiles) into a folder or a bucket, for any tool that reads them.
+    ///
+    /// Only what is new is asked for, and it is written once it leads from what is there to the newest signed checkpoint.
+    /// Files that are there are never changed, but for `checkpoint`, which comes last. A destination with more entries than
+    /// the log, or with another history, is refused. It is an export: policy decides, and each time is an entry. People are in it
+    /// under their pseudonyms.
+    #[command(
+        after_help = "Examples:\n  falaj log mirror public/log --to-place ae-on/ae-az\n  falaj log mirror s3://audit/2026 --to-place ae-on/ae-az --follow\n  falaj log mirror public/2026 --to-place ae-on/ae-az --shard health.example/audit/2026"
+    )]
+    Mirror {
+        /// Of each shard one of its own: a folder, `file:///folder`, or `s3://bucket/prefix` with credentials, region and
+        /// endpoint in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL.
+        destination: String,
+        /// Where it lies: jurisdiction and region, as in SPIFFE IDs. It is part of the entry.
+        #[arg(long, value_name = "PLACE")]
+        to_place: Place,
+        /// A shard that has ended, by its origin.
+        #[arg(long, value_name = "ORIGIN", conflicts_with = "follow")]
+        shard: Option<String>,
+        /// The log's public key; what the coordinator says it is otherwise.
+        #[arg(long, value_name = "KEY")]
+        log_key: Option<VerifierKey>,
+        /// Go on with what comes, until Ctrl-C.
+        #[arg(short, long)]
+        follow: bool,
+        /// With --follow: seconds between two looks. Each look is an entry of the log.
+        #[arg(long, value_name = "SECONDS", default_value_t = 300, requires = "follow", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        every: u64,
     },
     /// Export the log as one tar, for `falaj-verify`.
     #[command(

@@ -6,7 +6,7 @@ use falaj_certs::{
     tls::{Credentials, ServerExpectation, client_config},
     trust::TrustStore,
 };
-use falaj_core::id::StudyId;
+use falaj_core::id::{Place, StudyId};
 use falaj_proto::{
     problem::ProblemJson,
     rest::{
@@ -224,6 +224,18 @@ impl Client {
         let stamp = timestamp.then(|| ("timestamp", "true".to_owned()));
         let of: Vec<_> = size.into_iter().chain(shard).chain(stamp).collect();
         self.send(self.request(Method::GET, "log/export").query(&of)).await
+    }
+
+    /// What a mirror of so many entries in this place lacks.
+    pub(crate) async fn mirror(
+        &self,
+        from: u64,
+        place: &Place,
+        shard: Option<&str>,
+    ) -> Answer<Response> {
+        let mut of = vec![("from", from.to_string()), ("place", place.to_string())];
+        of.extend(shard.map(|shard| ("shard", shard.to_owned())));
+        self.send(self.request(Method::GET, "log/mirror").query(&of)).await
     }
 
     /// The people in the log.

@@ -5,6 +5,7 @@ use crate::{
     client::{Client, ClientError},
     download::save_as_is,
     feed::{Feed, Format, Receiver},
+    mirror::Mirror,
     show, stamps,
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -96,6 +97,11 @@ pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Res
             })
         }
         LogCommand::Timestamps { output } => stamps::run(client, output.as_deref(), json).await,
+        LogCommand::Mirror { destination, to_place, shard, log_key, follow, every } => {
+            let every = follow.then(|| Duration::from_secs(every));
+            let mirror = Mirror { client, place: to_place, shard, log_key, json };
+            mirror.run(&destination, every).await
+        }
         LogCommand::Export { output, tree_size, shard, timestamp } => {
             let answer = client.export(tree_size, shard, timestamp).await?;
             let bytes = save_as_is(answer, &output, json).await?;

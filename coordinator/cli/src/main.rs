@@ -3,9 +3,11 @@
 mod args;
 mod client;
 mod commands;
+mod destination;
 mod download;
 mod feed;
 mod log;
+mod mirror;
 mod plot;
 mod policy;
 mod privacy;

@@ -64,7 +64,7 @@ const TAIL_RECORDED_EVERY: u64 = 1_000;
 /// What a request asks for, by name: for the entry that says so.
 type Asked = Vec<(&'static str, String)>;
 
-fn malformed(why: impl Display) -> Problem {
+pub(super) fn malformed(why: impl Display) -> Problem {
     Code::Malformed.because(why)
 }
 

@@ -4,6 +4,7 @@ mod asking;
 mod closed;
 mod erasing;
 mod following;
+mod mirrored;
 mod outcomes;
 mod reads;
 mod reporting;

@@ -281,6 +281,9 @@ impl World {
                         path.clone(),
                         format!("{{\"study\":\"{STUDY}\",\"article\":\"Article 1\"}}"),
                     ),
+                    "/api/v1/log/mirror" => {
+                        (format!("{path}?from=0&place=ae-on/ae-az"), String::new())
+                    }
                     "/api/v1/log/accesses" => (format!("{path}?object={STUDY}"), String::new()),
                     _ => (path.replace("{id}", STUDY), String::new()),
                 };

@@ -86,8 +86,12 @@ impl Findings {
                     self.add("out_of_region_join", seen, &place.to_string());
                 }
             }
-            Kind::ModelRead | Kind::LogExported if abroad && seen.text("approval").is_empty() => {
-                self.add("export_without_approval", seen, &place.to_string());
+            // A mirror of the log lies elsewhere than who asked for it.
+            Kind::ModelRead | Kind::LogExported if seen.text("approval").is_empty() => {
+                let mirror = seen.destination().filter(|place| about.is_abroad(place));
+                if let Some(place) = mirror.or(Some(place).filter(|_| abroad)) {
+                    self.add("export_without_approval", seen, &place.to_string());
+                }
             }
             _ => {}
         }

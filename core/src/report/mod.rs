@@ -188,6 +188,11 @@ impl<'a> Seen<'a> {
         self.who.map(|who| who.place().clone()).or_else(site)
     }
 
+    /// Where a mirror of the log lies, by its owner's word.
+    fn destination(&self) -> Option<Place> {
+        self.entry.body().member("asked")?.text("place").ok()?.parse().ok()
+    }
+
     /// Policies that decided.
     fn policies(&self) -> impl Iterator<Item = &'a str> {
         self.decided_by.into_iter().flat_map(Node::items).filter_map(Node::as_text)
@@ -583,14 +588,20 @@ mod tests {
         let mut stranger = clean();
         stranger.insert(5, clean()[1].clone().actor(&actor(abroad)));
         stranger.push(clean()[10].clone().actor(&actor(abroad)));
+        let mut mirrored = clean();
+        mirrored.push(
+            allowed(Draft::new(Kind::LogExported).actor(&actor(SARA)))
+                .asked([("from", "0"), ("place", "gb/gb-lnd")]),
+        );
         let joined = |d: Draft| d.text("site", "spiffe://t/ae-difc/ae-du/site/bank");
         let mut elsewhere = clean();
         elsewhere.insert(6, joined(clean()[5].clone()));
         let mut unseated = clean();
         unseated.remove(5);
-        let cases: [(&str, i64, Vec<Draft>, Governance); 8] = [
+        let cases: [(&str, i64, Vec<Draft>, Governance); 9] = [
             ("out_of_region_join", 6, elsewhere, governed()),
             ("export_without_approval", 12, stranger, governed()),
+            ("export_without_approval", 11, mirrored, governed()),
             ("epsilon_overrun", 7, changed(7, &|d| d.text("epsilon", "2.0001")), governed()),
             ("epsilon_understated", 7, changed(7, &|d| d.text("epsilon", "0.1000")), governed()),
             ("missing_dpia", 4, clean(), Governance { dpia: None, ..governed() }),

@@ -8,6 +8,7 @@ mod identity;
 mod journey;
 mod ledger;
 mod masked;
+mod mirror;
 mod outcomes;
 mod outside;
 mod policy;

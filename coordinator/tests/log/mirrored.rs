@@ -1,0 +1,79 @@
+//! What a mirror of the log is given: an export like any other, which leads from what it has to the newest checkpoint.
+
+use super::world::{World, signer, text};
+use anyhow::{Context as _, Result, ensure};
+use axum::{
+    body::{Body, to_bytes},
+    http::{Method, Request, StatusCode},
+};
+use falaj_core::{
+    audit::Kind,
+    merkle::{Frontier, entries, leaf_hash},
+    note::Checkpoint,
+};
+use std::io::Read as _;
+
+/// The checkpoint, the files by their paths, and all bytes.
+async fn given(world: &World, from: u64) -> Result<(Checkpoint, Vec<(String, Vec<u8>)>, Vec<u8>)> {
+    let path = format!("/api/v1/log/mirror?from={from}&place=ae-on/ae-du");
+    let answer = world.call(Method::GET, &path).await?;
+    ensure!(answer.status() == StatusCode::OK, "{}", text(answer).await?);
+    let bytes = to_bytes(answer.into_body(), usize::MAX).await?.to_vec();
+    let mut files = Vec::new();
+    for file in tar::Archive::new(&bytes[..]).entries()? {
+        let (mut file, mut content) = (file?, Vec::new());
+        file.read_to_end(&mut content)?;
+        files.push((String::from_utf8(file.path_bytes().into_owned())?, content));
+    }
+    let (path, note) = files.remove(0);
+    ensure!(path == "checkpoint", "{path}");
+    let head = Checkpoint::open(str::from_utf8(&note)?, signer().verifier())?;
+    Ok((head, files, bytes))
+}
+
+/// AUD-04 and AUD-08, for mirrors.
+#[tokio::test]
+async fn a_mirror_gets_what_it_lacks_and_the_log_says_where_it_lies() -> Result<()> {
+    let world = World::new().await?;
+    let mut tree = Frontier::new();
+    for round in 0..2 {
+        let from = tree.size();
+        let (head, files, bytes) = given(&world, from).await?;
+        let paths: Vec<&str> = files.iter().map(|(path, _)| path.as_str()).collect();
+        ensure!(paths == [format!("tile/entries/000.p/{}", head.tree_size)], "{paths:?}");
+        let had = usize::try_from(from)?;
+        for entry in entries(&files[0].1).skip(had) {
+            tree.push(leaf_hash(entry.context("an entry")?));
+        }
+        ensure!((tree.size(), tree.root()) == (head.tree_size, head.root_hash), "round {round}");
+        let exported = world.entries(from).await?;
+        let exported = exported.iter().find(|e| e.kind == Kind::LogExported).context("an entry")?;
+        let asked = exported.body().member("asked").context("what was asked")?;
+        ensure!(asked.text("place")? == "ae-on/ae-du" && asked.text("from")? == from.to_string());
+        ensure!(exported.seq < head.tree_size, "it covers itself");
+        // Who asked is in it, by a pseudonym alone.
+        let has = |what: &str| bytes.windows(what.len()).any(|w| w == what.as_bytes());
+        let person = exported.actor_person().context("a person")?;
+        ensure!(has(&person.to_string()) && !has("operator/sara"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_mirror_with_more_than_the_log_or_nowhere_gets_nothing_and_neither_does_a_site()
+-> Result<()> {
+    let world = World::new().await?;
+    let more = world.call(Method::GET, "/api/v1/log/mirror?from=999&place=ae-on/ae-az").await?;
+    ensure!(more.status() == StatusCode::NOT_FOUND);
+    let why = text(more).await?;
+    let size = world.writer.head().0;
+    ensure!(why.contains(&format!("{size} entries, and the mirror 999")), "{why}");
+    let nowhere = world.refusal("log/mirror?from=0&place=somewhere").await?;
+    ensure!(nowhere == (StatusCode::BAD_REQUEST, "malformed".into()), "{nowhere:?}");
+    let request = Request::get("/api/v1/log/mirror?from=0&place=ae-on/ae-az").body(Body::empty())?;
+    let site = world.ask(request, &world.site).await?;
+    ensure!(site.status() == StatusCode::FORBIDDEN, "{}", text(site).await?);
+    let last = world.entries(0).await?.pop().context("an entry")?;
+    ensure!(last.kind == Kind::AccessDenied, "{}", last.kind);
+    Ok(())
+}
