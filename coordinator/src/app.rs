@@ -36,6 +36,7 @@ use falaj_certs::{
 use falaj_core::{
     audit::{Draft, Kind},
     id::{Digest, Role},
+    ml_dsa::{MlDsaKey, MlDsaSigner},
     note::{NoteSigner, VerifierKey},
 };
 use falaj_proto::v1::federation_server::FederationServer;
@@ -354,6 +355,16 @@ pub fn log_verifier_key(config: &Config) -> Result<VerifierKey> {
     ensure!(path.exists(), "{} is not there: this coordinator has never started", path.display());
     let key = log_key(&path)?.verifying_key();
     Ok(VerifierKey::new(&config.log.origin, key)?)
+}
+
+/// The log's second public key, if a configuration names one; its secret half is made on the first start.
+///
+/// # Errors
+/// As [`log_verifier_key`].
+pub fn log_ml_dsa_key(config: &Config) -> Result<Option<MlDsaKey>> {
+    let Some(path) = &config.log.ml_dsa_key else { return Ok(None) };
+    ensure!(path.exists(), "{} is not there: no start has made it yet", path.display());
+    Ok(Some(MlDsaSigner::new(&config.log.origin, &secret(path)?)?.key().clone()))
 }
 
 fn log_key(path: &Path) -> Result<SigningKey> {

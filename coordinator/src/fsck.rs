@@ -7,6 +7,7 @@ use falaj_core::{
     audit::Entry,
     id::Digest,
     merkle::{Frontier, TILE_HEIGHT, leaf_hash},
+    ml_dsa::MlDsaKey,
     note::{Checkpoint, VerifierKey},
     succession::LogKeys,
 };
@@ -64,18 +65,20 @@ impl Findings {
     }
 }
 
-/// Checks one shard of the log in a database against the key that signs now, for it or for a later shard. `progress` hears of entries done.
+/// Checks one shard of the log in a database against the key that signs now, for it or for a later shard, and against the second
+/// key, if it has one. `progress` hears of entries done.
 ///
 /// # Errors
 /// When the database cannot be read at all; what is wrong inside it is in the findings.
 pub async fn check(
     store: &Store,
-    key: &VerifierKey,
+    (key, ml_dsa): (&VerifierKey, Option<&MlDsaKey>),
     kept_elsewhere: Option<&Path>,
     mut progress: impl FnMut(u64),
 ) -> Result<Findings> {
     let origin = store.shard().origin.as_deref().unwrap_or(key.name()).to_owned();
-    let keys = LogKeys::of(&origin, key, &store.successions(None).await?)?;
+    let ml_dsa = ml_dsa.map(|second| second.renamed(&origin)).transpose()?;
+    let keys = LogKeys::of(&origin, key, &store.successions(None).await?)?.beside(ml_dsa);
     let (root_hash, faults) = (String::new(), Vec::new());
     let mut found = Findings { origin, entries: 0, root_hash, checkpoints: 0, faults };
     let elsewhere = match kept_elsewhere.map(high_water).transpose()?.flatten() {

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use falaj_coordinator::{
-    app::{App, Bound, log_verifier_key},
+    app::{App, Bound, log_ml_dsa_key, log_verifier_key},
     config::Config,
     fsck,
     policy::PolicyEngine,
@@ -174,7 +174,7 @@ async fn database_init(config: &Config, owner_url_file: &Path) -> Result<ExitCod
 }
 
 async fn fsck(config: &Config, json: bool) -> Result<ExitCode> {
-    let key = log_verifier_key(config)?;
+    let (key, second) = (log_verifier_key(config)?, log_ml_dsa_key(config)?);
     let elsewhere = config.log.high_water.as_deref();
     let shown = std::io::stderr().is_terminal() && !json;
     let progress = |entries| {
@@ -186,7 +186,7 @@ async fn fsck(config: &Config, json: bool) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for shard in store.shards().await? {
         let elsewhere = elsewhere.filter(|_| !shard.ended());
-        let found = fsck::check(&shard, &key, elsewhere, progress).await?;
+        let found = fsck::check(&shard, (&key, second.as_ref()), elsewhere, progress).await?;
         if shown {
             eprint!("\r");
         }

@@ -52,7 +52,7 @@ async fn after(statement: &str) -> Result<Findings, Box<dyn Error>> {
     pool.close().await;
     let elsewhere = dir.path().join("high-water");
     let store = Store::read(&Database::Sqlite(dir.path().join("coordinator.sqlite"))).await?;
-    Ok(check(&store, signer().verifier(), Some(&elsewhere), |_| {}).await?)
+    Ok(check(&store, (signer().verifier(), None), Some(&elsewhere), |_| {}).await?)
 }
 
 /// The index and words of the first fault.

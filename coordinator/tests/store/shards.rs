@@ -116,7 +116,9 @@ impl Setup {
         let store = Store::read(&home.database()).await?;
         let mut sizes = Vec::new();
         for shard in store.shards().await? {
-            let found = fsck::check(&shard, self.signer().verifier(), None, |_| {}).await?;
+            let signer = self.signer();
+            let keys = (signer.verifier(), signer.ml_dsa());
+            let found = fsck::check(&shard, keys, None, |_| {}).await?;
             ensure!(found.faults.is_empty(), "{:?}", found.faults);
             ensure!(found.checkpoints > 0, "nothing was signed");
             sizes.push(found.entries);
