@@ -1,6 +1,7 @@
 //! The agent itself: connects, takes tasks as they are pushed, trains, seals, sends.
 
 use crate::{
+    clock,
     config::Config,
     guard::ResidencyGuard,
     journal::{Journal, JournalError},
@@ -8,6 +9,7 @@ use crate::{
     local::{self, LocalError, Paid, Site},
     masked::{self, MaskedError, MaskedRound},
     noise::{NoiseSource, OpenDp},
+    policy::{Asked, PolicyFile, PolicyRefusal, Sources},
     streams,
     train::{self, Chance, Outcome},
     transport::{Coordinator, Dialer, TransportError},
@@ -77,6 +79,7 @@ pub struct Agent {
     trust: TrustStore,
     /// Held while this site looks at the log: two looks at once could keep the older of two heads.
     watching: Mutex<()>,
+    policy: PolicyFile,
     /// Masked rounds under way, one of a study at most.
     masked: Mutex<BTreeMap<StudyId, MaskedRound>>,
     options: Options,
@@ -110,6 +113,8 @@ enum TaskError {
     Masked(#[from] MaskedError),
     #[error(transparent)]
     Distributed(#[from] DistributedError),
+    #[error(transparent)]
+    Policy(#[from] PolicyRefusal),
     #[error("the task cannot be trusted: {0}")]
     Untrusted(String),
     #[error("the study cannot be read: {0}")]
@@ -121,6 +126,7 @@ impl TaskError {
     fn declined(&self) -> Option<(&'static str, String)> {
         match self {
             Self::Local(e) => Some((e.code(), e.disclosed())),
+            Self::Policy(e) => Some(("policy", e.disclosed())),
             Self::Seal(_) => Some(("trainer", "the update could not be sealed".into())),
             Self::Study(_) => Some(("study", "this agent cannot read the study".into())),
             Self::Masked(e @ MaskedError::Restarted) => Some(("internal", e.to_string())),
@@ -146,6 +152,7 @@ impl Agent {
         let trust = TrustStore::load(&config.identity.trust)?;
         let places = &config.policy.coordinator_places;
         let dialer = Dialer::new(&config.coordinator.address, &credentials, &trust, places)?;
+        let policy = PolicyFile::open(&config.site_policy)?;
         let (ledger, journal) = state(&config.state.dir, &site).await?;
         Ok(Self {
             config: Arc::new(config),
@@ -156,6 +163,7 @@ impl Agent {
             journal,
             trust,
             watching: Mutex::default(),
+            policy,
             masked: Mutex::default(),
             options,
         })
@@ -404,6 +412,7 @@ impl Agent {
         let study = falaj_proto::study::parse(text, "study")
             .map_err(|e| TaskError::Study(e.to_string()))?;
         ResidencyGuard::new(&self.config).permits(&study).map_err(LocalError::from)?;
+        self.permit(&study, &header, coordinator).await?;
         if study.manifest().map_err(LocalError::from)?.digest() != header.manifest {
             return untrusted("it is about another model");
         }
@@ -422,6 +431,35 @@ impl Agent {
         };
         let base = header.base;
         self.send(&header, &base, &update, reservation, coordinator, key).await
+    }
+
+    /// Asks the site's own policy, before anything is read or paid. What is sent again was paid before.
+    async fn permit(
+        &self,
+        study: &Study,
+        header: &TaskHeader,
+        coordinator: &Coordinator,
+    ) -> Result<(), TaskError> {
+        let key = self.credentials.signing_key().verifying_key();
+        let live =
+            self.masked.lock().await.get(&study.id).is_some_and(|r| r.header.round == header.round);
+        let paid = live || self.journal.find(&header.round, &header.base, &key).await?.is_some();
+        let sources = Sources {
+            config: &self.config,
+            ledger: &self.ledger,
+            journal: &self.journal,
+            site: &self.site,
+            key: &key,
+        };
+        let asked = Asked {
+            coordinator: coordinator.identity(),
+            study,
+            study_sha256: header.study_sha256,
+            round: header.round.number,
+            paid,
+            now: clock::now(),
+        };
+        Ok(sources.permit(&self.policy, asked).await?)
     }
 
     /// Takes up a masked round: checks its members, pays, and advertises keys.

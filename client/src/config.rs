@@ -1,6 +1,7 @@
-//! The agent's configuration: TOML, read once. The site's own policy is part of it and final here.
+//! The agent's configuration: TOML, read once. What it permits is final here; `site.cedar` beside it can narrow that.
 
 use falaj_core::id::Place;
+use falaj_policies::SITE_POLICIES;
 use serde::Deserialize;
 use std::{
     fs,
@@ -28,6 +29,9 @@ pub struct Config {
     pub train: TrainConfig,
     /// Where its state lies.
     pub state: StateConfig,
+    /// The site's own policy, beside this file; there need not be one.
+    #[serde(skip)]
+    pub site_policy: PathBuf,
 }
 
 /// Who the site is.
@@ -162,6 +166,7 @@ impl Config {
         for p in [&mut id.cert, &mut id.key, &mut id.trust, &mut this.state.dir] {
             *p = base.join(&*p);
         }
+        this.site_policy = base.join(SITE_POLICIES);
         for d in &mut this.datasets {
             d.path = base.join(&d.path);
         }

@@ -7,6 +7,7 @@ use falaj_core::{
     id::{Digest, RoundId},
     update::{RestoreError, SignedUpdate},
 };
+use serde::Serialize;
 use sqlx::{
     Row as _, SqlitePool,
     sqlite::{
@@ -38,10 +39,36 @@ CREATE TABLE IF NOT EXISTS pins (name TEXT PRIMARY KEY, value TEXT NOT NULL) STR
 CREATE TABLE IF NOT EXISTS seen (only INTEGER PRIMARY KEY CHECK (only = 1), note TEXT NOT NULL) STRICT;
 -- Receipts that need no proof any more.
 CREATE TABLE IF NOT EXISTS proven (study TEXT NOT NULL, round INTEGER NOT NULL, base TEXT NOT NULL, PRIMARY KEY (study, round, base)) STRICT;
+-- What stewards said about study files, and what the site's policy refused.
+CREATE TABLE IF NOT EXISTS approvals (seq INTEGER PRIMARY KEY, study_sha256 TEXT NOT NULL, body BLOB NOT NULL, signature BLOB NOT NULL) STRICT;
+CREATE INDEX IF NOT EXISTS approvals_by_study ON approvals (study_sha256, seq);
+CREATE TABLE IF NOT EXISTS refusals (seq INTEGER PRIMARY KEY, at TEXT NOT NULL, study TEXT NOT NULL, study_sha256 TEXT NOT NULL, round INTEGER NOT NULL, policy_sha256 TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
 ";
 
 /// Receipts that are looked at together.
 const PROMISES: u32 = 64;
+
+/// Refusals that are kept; older ones make room.
+const REFUSALS_MAX: i64 = 10_000;
+/// Approvals that are listed, the newest ones.
+const APPROVALS_MAX: i64 = 10_000;
+
+/// A study that the site's policy refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// When, in RFC 3339.
+    pub at: String,
+    /// Its name.
+    pub study: String,
+    /// SHA-256 of its file.
+    pub study_sha256: String,
+    /// The round that was refused.
+    pub round: u32,
+    /// SHA-256 of the policy that refused.
+    pub policy_sha256: String,
+    /// The rules, and their reasons.
+    pub reason: String,
+}
 
 /// A receipt: the coordinator's promise that an entry is in its log.
 #[derive(Clone, Debug)]
@@ -264,6 +291,92 @@ impl Journal {
         }
         tx.commit().await?;
         Ok(())
+    }
+
+    /// Keeps a signed word about a study file.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn approve(
+        &self,
+        study: &Digest,
+        body: &[u8],
+        signature: &[u8],
+    ) -> Result<(), JournalError> {
+        sqlx::query("INSERT INTO approvals (study_sha256, body, signature) VALUES (?, ?, ?)")
+            .bind(study.to_string())
+            .bind(body)
+            .bind(signature)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// The newest word about a study file, with its signature.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn approval(
+        &self,
+        study: &Digest,
+    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, JournalError> {
+        let row = sqlx::query("SELECT body, signature FROM approvals WHERE study_sha256 = ? ORDER BY seq DESC LIMIT 1")
+            .bind(study.to_string())
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row.map(|r| (r.get("body"), r.get("signature"))))
+    }
+
+    /// The newest words about study files, oldest first, with their signatures.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn approvals(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, JournalError> {
+        let rows = sqlx::query("SELECT body, signature FROM (SELECT * FROM approvals ORDER BY seq DESC LIMIT ?) ORDER BY seq")
+            .bind(APPROVALS_MAX)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows.iter().map(|r| (r.get("body"), r.get("signature"))).collect())
+    }
+
+    /// Keeps a refusal; the oldest make room.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn refused(&self, refused: &Refused) -> Result<(), JournalError> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("INSERT INTO refusals (at, study, study_sha256, round, policy_sha256, reason) VALUES (?, ?, ?, ?, ?, ?)")
+            .bind(&refused.at)
+            .bind(&refused.study)
+            .bind(&refused.study_sha256)
+            .bind(refused.round)
+            .bind(&refused.policy_sha256)
+            .bind(&refused.reason)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM refusals WHERE seq <= (SELECT MAX(seq) FROM refusals) - ?")
+            .bind(REFUSALS_MAX)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// The refusals that are kept, oldest first.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn refusals(&self) -> Result<Vec<Refused>, JournalError> {
+        let rows = sqlx::query("SELECT * FROM refusals ORDER BY seq").fetch_all(&self.pool).await?;
+        let refused = |r: &SqliteRow| Refused {
+            at: r.get("at"),
+            study: r.get("study"),
+            study_sha256: r.get("study_sha256"),
+            round: r.get("round"),
+            policy_sha256: r.get("policy_sha256"),
+            reason: r.get("reason"),
+        };
+        Ok(rows.iter().map(refused).collect())
     }
 
     /// The value pinned under a name, if there is one.

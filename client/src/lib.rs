@@ -17,6 +17,7 @@ pub mod local;
 pub mod masked;
 pub mod model_file;
 pub mod noise;
+pub mod policy;
 pub mod streams;
 pub mod train;
 pub mod transport;

@@ -1,23 +1,24 @@
 //! `falaj-agent`: the program that runs at a site, next to the records.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use falaj_agent::{
     agent::{self, Agent, Ended, Options},
     audit::{self, Audit, Sabotage},
-    budget,
+    budget, clock,
     config::{Config, TrainConfig},
     data, evaluate,
     guard::ResidencyGuard,
     ledger::Ledger,
     local::{self, Alone},
     model_file,
+    policy::{Approval, Approvals, Asked, PolicyFile, Sources},
     train::{self, Chance},
     watch,
 };
 use falaj_certs::tls::Credentials;
 use falaj_core::{
-    id::{Digest, SiteId},
+    id::{Digest, Role, SiteId, SpiffeId},
     note::VerifierKey,
     study::Study,
 };
@@ -34,6 +35,10 @@ use tokio_util::sync::CancellationToken;
 
 /// The exit code when the coordinator refuses this site, or this site the coordinator.
 const EXIT_REFUSED: u8 = 3;
+/// A steward's name is at most this long.
+const STEWARD_BYTES_MAX: usize = 64;
+/// What is said where there is no policy file.
+const NO_POLICY: &str = "none: the configuration alone decides";
 
 /// The agent of a Falaj federation: trains beside the records and lets only sealed updates out.
 #[derive(Parser)]
@@ -75,6 +80,33 @@ enum Command {
     Explain {
         /// The study file.
         study: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Who would ask, as `spiffe://…/coordinator/…`: one where `policy.coordinator_places` expects it
+        /// otherwise.
+        #[arg(long)]
+        coordinator: Option<SpiffeId>,
+    },
+    /// Approve a study file, as a steward of this site: its own policy (`site.cedar`) can demand that.
+    #[command(
+        after_help = "Example:\n  falaj-agent approve study.yaml --steward dpo --config agent.toml"
+    )]
+    Approve {
+        /// The study file; a changed one has to be approved again.
+        study: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Who approves it: a role's name, which policies can ask for.
+        #[arg(long, value_parser = steward)]
+        steward: String,
+    },
+    /// Which studies stewards have approved, and take that back.
+    Approvals {
+        #[command(subcommand)]
+        command: ApprovalsCommand,
+    },
+    /// Show what the site's own policy refused.
+    Refusals {
         #[command(flatten)]
         config: ConfigArg,
     },
@@ -192,6 +224,25 @@ enum BudgetCommand {
 }
 
 #[derive(Subcommand)]
+enum ApprovalsCommand {
+    /// Show every approval and revocation, oldest first.
+    List {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Revoke a study's approval: from its next round on it does not run.
+    Revoke {
+        /// The study file that was approved.
+        study: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Who revokes it.
+        #[arg(long, value_parser = steward)]
+        steward: String,
+    },
+}
+
+#[derive(Subcommand)]
 enum EvidenceCommand {
     /// Show what the log did, and the signed statements that prove it.
     Show {
@@ -295,9 +346,24 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let credentials = Credentials::load(&config.identity.cert, &config.identity.key)?;
             let identity = credentials.identity()?;
             falaj_certs::trust::TrustStore::load(&config.identity.trust)?;
-            say(cli.json, &json!({ "identity": identity.spiffe.to_string(), "ok": true }));
+            let policy = PolicyFile::open(&config.site_policy)?.current();
+            let policy = policy.map_or_else(|| NO_POLICY.into(), |p| p.digest().to_string());
+            let identity = identity.spiffe.to_string();
+            say(cli.json, &json!({ "identity": identity, "site_policy": policy, "ok": true }));
         }
-        Command::Explain { study, config } => explain(&study, &config.config, cli.json).await?,
+        Command::Explain { study, config, coordinator } => {
+            return explain(&study, &config.config, coordinator, cli.json).await;
+        }
+        Command::Approve { study, config, steward } => {
+            approve(&study, &config.config, steward, true, cli.json).await?;
+        }
+        Command::Approvals { command } => match command {
+            ApprovalsCommand::List { config } => approvals(&config.config, cli.json).await?,
+            ApprovalsCommand::Revoke { study, config, steward } => {
+                approve(&study, &config.config, steward, false, cli.json).await?;
+            }
+        },
+        Command::Refusals { config } => refusals(&config.config, cli.json).await?,
         Command::Data { command: DataCommand::Check { study, config } } => {
             let (study, _) = read_study(&study)?;
             let config = Config::load(&config.config)?;
@@ -383,28 +449,172 @@ fn say(json: bool, value: &serde_json::Value) {
     }
 }
 
-async fn explain(study: &Path, config: &Path, json: bool) -> Result<()> {
+/// A steward's name: it stands in policies and in the journal.
+fn steward(text: &str) -> Result<String, String> {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if text.is_empty() || text.len() > STEWARD_BYTES_MAX || !text.bytes().all(fits) {
+        return Err("use up to 64 of a-z, 0-9 and -".into());
+    }
+    Ok(text.to_owned())
+}
+
+/// Keeps a steward's word about a study file.
+async fn approve(
+    study: &Path,
+    config: &Path,
+    steward: String,
+    approved: bool,
+    json: bool,
+) -> Result<()> {
+    let (study, study_sha256) = read_study(study)?;
+    let config = Config::load(config)?;
+    let (credentials, site, _) = opened(&config).await?;
+    let (_, journal) = agent::state(&config.state.dir, &site).await?;
+    let key = credentials.signing_key().verifying_key();
+    let approvals = Approvals { journal: &journal, site: &site, key: &key };
+    let standing = approvals.steward(&study_sha256).await?;
+    ensure!(
+        approved || standing.is_some(),
+        "this study file has no approval to revoke; `falaj-agent approvals list` shows what was approved"
+    );
+    let at = clock::now();
+    let word = Approval { study: study.id.to_string(), study_sha256, steward, at, approved };
+    approvals.keep(credentials.signing_key(), &word).await?;
+    say(json, &shown(&word));
+    Ok(())
+}
+
+fn shown(word: &Approval) -> serde_json::Value {
+    json!({
+        "study": word.study,
+        "study_sha256": word.study_sha256.to_string(),
+        "steward": word.steward,
+        "at": word.at.to_string(),
+        "word": if word.approved { "approved" } else { "revoked" },
+    })
+}
+
+async fn approvals(config: &Path, json: bool) -> Result<()> {
+    let config = Config::load(config)?;
+    let (credentials, site, _) = opened(&config).await?;
+    let (_, journal) = agent::state(&config.state.dir, &site).await?;
+    let key = credentials.signing_key().verifying_key();
+    let words = Approvals { journal: &journal, site: &site, key: &key }.all().await?;
+    let unsigned = words.iter().filter(|word| word.is_none()).count();
+    let words: Vec<Approval> = words.into_iter().flatten().collect();
+    if json {
+        let words: Vec<_> = words.iter().map(shown).collect();
+        println!("{}", json!({ "approvals": words, "not_signed_by_this_key": unsigned }));
+        return Ok(());
+    }
+    for word in &words {
+        let said = if word.approved { "approved" } else { "revoked" };
+        println!("{} {said} by {}: {} {}", word.at, word.steward, word.study, word.study_sha256);
+    }
+    if words.is_empty() {
+        println!("no study has been approved here");
+    }
+    if unsigned > 0 {
+        println!("{unsigned} more are not signed by this site's key and do not count");
+    }
+    Ok(())
+}
+
+async fn refusals(config: &Path, json: bool) -> Result<()> {
+    let config = Config::load(config)?;
+    let (_, site, _) = opened(&config).await?;
+    let (_, journal) = agent::state(&config.state.dir, &site).await?;
+    let refusals = journal.refusals().await?;
+    if json {
+        println!("{}", json!({ "refusals": refusals }));
+        return Ok(());
+    }
+    for r in &refusals {
+        println!("{} {}/{}: {} (policy {})", r.at, r.study, r.round, r.reason, r.policy_sha256);
+    }
+    if refusals.is_empty() {
+        println!("the site's own policy has refused nothing");
+    }
+    Ok(())
+}
+
+/// A coordinator where the configuration expects one: in this site's own region, if only the jurisdiction is said.
+fn expected(config: &Config, site: &SiteId) -> Result<SpiffeId> {
+    let site = site.spiffe();
+    let pattern = config.policy.coordinator_places.first().context("no place of a coordinator")?;
+    let place = pattern.replace("/*", &format!("/{}", site.place().region())).parse()?;
+    Ok(SpiffeId::new(site.trust_domain(), &place, Role::Coordinator, "coordinator")?)
+}
+
+async fn explain(
+    study: &Path,
+    config: &Path,
+    coordinator: Option<SpiffeId>,
+    json: bool,
+) -> Result<ExitCode> {
     let (study, digest) = read_study(study)?;
     let config = Config::load(config)?;
     let permitted = ResidencyGuard::new(&config).permits(&study);
+    let file = PolicyFile::open(&config.site_policy)?;
     let dataset = config
         .dataset(&study.data.dataset)
         .with_context(|| format!("this site offers no data set `{}`", study.data.dataset))?;
-    let (_, _, ledger) = opened(&config).await?;
+    let (credentials, site, ledger) = opened(&config).await?;
+    let (_, journal) = agent::state(&config.state.dir, &site).await?;
+    let coordinator = coordinator.map_or_else(|| expected(&config, &site), Ok)?;
+    let permitted = permitted.map_err(|e| e.to_string()).and_then(|()| {
+        let places = &config.policy.coordinator_places;
+        let spoken_to = places.iter().any(|p| coordinator.place().matches(p));
+        spoken_to.then_some(()).ok_or_else(|| {
+            let (place, places) = (coordinator.place(), places.join(" or "));
+            format!("this site speaks with coordinators in {places} only, not in {place}")
+        })
+    });
+    let key = credentials.signing_key().verifying_key();
+    let sources =
+        Sources { config: &config, ledger: &ledger, journal: &journal, site: &site, key: &key };
+    let asked = Asked {
+        coordinator: &coordinator,
+        study: &study,
+        study_sha256: digest,
+        round: 1,
+        paid: false,
+        now: clock::now(),
+    };
+    let answer = sources.ask(&file, asked).await?;
+    let decided = answer.as_ref().map(|a| &a.decision);
+    let permitted = permitted.and_then(|()| match decided {
+        Some(d) if !d.allow => Err(d.reason.clone()),
+        _ => Ok(()),
+    });
     let delta = if study.privacy.delta > 0.0 { study.privacy.delta } else { dataset.delta };
     let cost = study.cost_of_rounds(study.rounds.count)?.compose(&study.cost_of_joining()?);
     let spent = ledger.spent(&dataset.name, None).await?;
-    let batch = data::load(&dataset.path, &study.data, &data::declared_bounds(&study.data));
+    // What may not run is not looked at either.
+    let batch = permitted
+        .as_ref()
+        .ok()
+        .map(|()| data::load(&dataset.path, &study.data, &data::declared_bounds(&study.data)));
+    let rows = batch.as_ref().map_or_else(
+        || "not looked at".into(),
+        |b| b.as_ref().map_or_else(ToString::to_string, |b| b.rows().to_string()),
+    );
     let columns: Vec<&str> = study.data.features.iter().map(|f| f.name.as_str()).collect();
     let params = study.manifest()?.params();
     let told = json!({
         "study": study.id.as_str(),
         "study_sha256": digest.to_string(),
         "purpose": study.purpose,
-        "permitted": permitted.as_ref().map_or_else(ToString::to_string, |()| "yes".into()),
+        "permitted": permitted.as_ref().map_or_else(Clone::clone, |()| "yes".into()),
+        "asked_as_if_by": coordinator.to_string(),
+        "site_policy": decided.map_or_else(|| NO_POLICY.into(), |d| d.digest.to_string()),
+        "rules_that_decided": decided.map(|d| d.rules.join(", ")),
+        "approved_by": answer.as_ref().and_then(|a| a.steward.clone()),
+        "epsilon_study_after_next_round": answer.as_ref().map(|a| a.epsilon_study.to_string()),
+        "epsilon_month_after_next_round": answer.as_ref().map(|a| a.epsilon_month.to_string()),
         "columns_read": columns.join(", "),
         "label": study.data.label.column,
-        "rows_found": batch.as_ref().map_or_else(ToString::to_string, |b| b.rows().to_string()),
+        "rows_found": rows,
         "leaves_per_round": format!("{} bytes: {params} values of {} bits{}", params * study.encoding().bytes_per_value(), study.sealing.bits, if study.sealing.rotated { ", rotated" } else { "" }),
         "rounds": study.rounds.count,
         "mechanism": study.privacy.mechanism.as_str(),
@@ -414,11 +624,16 @@ async fn explain(study: &Path, config: &Path, json: bool) -> Result<()> {
         "recipient": format!("coordinator at {}, in {}", config.coordinator.address, config.policy.coordinator_places.join(" or ")),
     });
     say(json, &told);
-    if let Some(why) = batch.ok().and_then(|b| local::delta_too_large(&study, b.rows())) {
+    if let Some(why) =
+        batch.and_then(Result::ok).and_then(|b| local::delta_too_large(&study, b.rows()))
+    {
         eprintln!("warning: {why}");
     }
-    permitted?;
-    Ok(())
+    if let Err(why) = permitted {
+        eprintln!("falaj-agent: it would not run here: {why}");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn audited(study: &Path, trials: u32, sabotage: Option<Sabotage>, json: bool) -> Result<ExitCode> {

@@ -1,10 +1,11 @@
 //! Speaking with the coordinator: outbound only, over mutual TLS, models and updates in chunks.
 
+use falaj_certs::identity::Identity;
 use falaj_certs::tls::{self, Credentials, CredentialsError, ServerExpectation};
 use falaj_certs::trust::TrustStore;
 use falaj_core::{
     aggregate::params_from_bytes,
-    id::Digest,
+    id::{Digest, SpiffeId},
     note,
     note::VerifierKey,
     receipt::{self, Receipt},
@@ -127,6 +128,11 @@ impl Dialer {
                 return Err(TransportError::Connect(what));
             }
         };
+        // The handshake has checked the certificate; it is read once more for who it names.
+        let peer = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let identity = peer.map(Identity::parse).and_then(Result::ok).map(|i| i.spiffe);
+        let identity = identity
+            .ok_or_else(|| TransportError::Broken("no certificate that names it".into()))?;
         let mut first = Some(stream);
         let endpoint = Endpoint::from_static("http://coordinator")
             .http2_keep_alive_interval(KEEPALIVE)
@@ -143,7 +149,7 @@ impl Dialer {
             .await
             .map_err(|e| TransportError::Connect(format!("{}: {e}", self.address)))?;
         let client = FederationClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Coordinator { client })
+        Ok(Coordinator { client, identity })
     }
 
     fn explain(&self, error: &io::Error) -> TransportError {
@@ -165,6 +171,7 @@ impl Dialer {
 #[derive(Clone)]
 pub struct Coordinator {
     client: FederationClient<Channel>,
+    identity: SpiffeId,
 }
 
 /// What came of sending an update.
@@ -181,6 +188,12 @@ pub struct Acknowledged {
 }
 
 impl Coordinator {
+    /// Who it is, by its certificate.
+    #[must_use]
+    pub const fn identity(&self) -> &SpiffeId {
+        &self.identity
+    }
+
     /// Opens the stream on which tasks are pushed.
     ///
     /// # Errors

@@ -7,9 +7,11 @@
 mod cases;
 mod explain;
 mod index;
+mod site;
 
 pub use cases::{CASES, Cases, CasesError, Mismatch};
 pub use explain::Rule;
+pub use site::{SITE_POLICIES, SITE_SHIPPED, SiteDecision, SitePolicies, SiteRequest};
 
 use cedar_policy::{
     Context, Entities, Entity, EntityUid, PolicyId, PolicySet, Request, RestrictedExpression,

@@ -18,7 +18,7 @@ const FLOORS: [(&str, &[&str]); 14] = [
     ("falaj-prove", &["falaj-policies"]),
     ("falaj-coordinator", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
     ("falaj-cli", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
-    ("falaj-agent", &["falaj-core", "falaj-proto", "falaj-certs"]),
+    ("falaj-agent", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
     ("falaj-verify", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
     ("falaj-report", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-verify"]),
     ("falaj-witness", &["falaj-core", "falaj-certs"]),

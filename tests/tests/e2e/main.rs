@@ -17,6 +17,7 @@ mod report;
 mod reports;
 mod shards;
 mod siem;
+mod site_policy;
 mod study_file;
 mod timestamps;
 mod update;
