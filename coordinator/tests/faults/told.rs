@@ -98,7 +98,8 @@ impl Told {
         let store = Store::read(&place.database()?).await?;
         let signer = signer();
         // Every stored checkpoint, and the one kept elsewhere, are looked at there.
-        let found = fsck::check(&store, signer.verifier(), Some(&place.high_water), |_| {}).await?;
+        let found =
+            fsck::check(&store, (signer.verifier(), None), Some(&place.high_water), |_| {}).await?;
         ensure!(found.faults.is_empty(), "{:?}", found.faults);
         let (mut tree, mut there, mut right) = (Frontier::new(), 0, 0);
         loop {
