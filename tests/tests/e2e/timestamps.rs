@@ -307,10 +307,11 @@ fn the_report_of_a_month_is_stamped_and_openssl_accepts_it() -> Result<()> {
     let mut stamped = Stamped::new()?;
     let reports = stamped.folder.join("reports");
     fs::create_dir(&reports)?;
-    stamped.federation.log_extra += &format!(
+    let more = format!(
         "reports = {{ folder = \"{}\", every = \"month\", timestamp = true }}\n",
         reports.display()
     );
+    stamped.federation.log_extra.push_str(&more);
     let mut coordinator = stamped.federation.start_coordinator()?;
     stamped.stamps(1)?;
     coordinator.terminate()?;
