@@ -124,9 +124,7 @@ impl App {
         let dir = &config.state.dir;
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let persons = Persons::open(&dir.join("persons"))?;
-        let scratch = dir.join("scratch");
-        let _ = fs::remove_dir_all(&scratch);
-        fs::create_dir_all(&scratch)?;
+        let scratch = emptied(&dir.join("scratch"))?;
         let keys = log_keys(&config)?;
         let metrics = Arc::new(Metrics::default());
         let (store, writing) = Store::open(&config.state.database()?).await?;
