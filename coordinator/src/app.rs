@@ -50,7 +50,7 @@ use std::{
     io::Write as _,
     net::SocketAddr,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -321,6 +321,14 @@ impl App {
         checkpoints.await?;
         Ok(())
     }
+}
+
+/// A folder for what need not outlive a run, without what the last one left.
+fn emptied(folder: &Path) -> Result<PathBuf> {
+    // What cannot be removed does no harm.
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    Ok(folder.to_owned())
 }
 
 /// The log's keys; those that sign are made on the first start.

@@ -310,7 +310,7 @@ pub(crate) enum LogCommand {
     )]
     Mirror {
         /// Of each shard one of its own: a folder, `file:///folder`, or `s3://bucket/prefix` with credentials, region and
-        /// endpoint in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL.
+        /// endpoint in `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION` and `AWS_ENDPOINT_URL`.
         destination: String,
         /// Where it lies: jurisdiction and region, as in SPIFFE IDs. It is part of the entry.
         #[arg(long, value_name = "PLACE")]

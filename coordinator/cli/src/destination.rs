@@ -115,13 +115,14 @@ impl Destination {
     /// When it is there with other bytes, or cannot be written.
     pub(crate) async fn put(&mut self, path: &str, bytes: &[u8]) -> Result<bool> {
         let there = match self {
-            Self::Folder(folder) => match folder.read(path)? {
-                Some(there) => there,
-                None => {
+            Self::Folder(folder) => {
+                if let Some(there) = folder.read(path)? {
+                    there
+                } else {
                     folder.write(path, bytes)?;
                     return Ok(true);
                 }
-            },
+            }
             Self::Bucket(bucket) => {
                 if bucket.create(path, bytes).await? {
                     return Ok(true);
