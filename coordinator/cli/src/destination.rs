@@ -228,7 +228,7 @@ pub(crate) struct Bucket {
 
 impl Bucket {
     fn key(&self, path: &str) -> Key {
-        path.split('/').fold(self.prefix.clone(), |key, part| key.join(part))
+        path.split('/').fold(self.prefix.clone(), Key::join)
     }
 
     async fn read(&self, path: &str) -> Result<Option<(Vec<u8>, UpdateVersion)>> {

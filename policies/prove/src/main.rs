@@ -63,9 +63,10 @@ async fn run(cli: &Cli) -> Result<bool> {
             );
         }
     };
-    let mutants = match refutations.is_empty() && !cli.no_mutants {
-        true => Some(prover.mutants(progress).await?),
-        false => None,
+    let mutants = if refutations.is_empty() && !cli.no_mutants {
+        Some(prover.mutants(progress).await?)
+    } else {
+        None
     };
     let (properties, rules, kinds) = prover.counts();
     let survivors = mutants.as_ref().map_or(0, |m| m.survivors.len());
