@@ -3,7 +3,7 @@
 //!
 //! What a set must come to are its *properties*, policies themselves: what a `forbid` of them describes is never allowed,
 //! what a `permit` of them describes is always allowed. A property that no change of a rule could break would say nothing
-//! of that rule, so each rule is changed ([`mutate`]), and each change that makes a difference must be refuted.
+//! of that rule, so each rule is changed in every small way, and each change that makes a difference must be refuted.
 
 mod mutate;
 
