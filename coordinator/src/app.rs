@@ -13,6 +13,7 @@ use crate::{
     outcomes::{self, Outcomes},
     persons::Persons,
     policy::{self, PolicyEngine},
+    pruning::Prunings,
     reports::Reports,
     rest,
     rpc::Rpc,
@@ -116,7 +117,6 @@ impl App {
             identity.spiffe.role()
         );
         let trust = TrustStore::load(&config.identity.trust)?;
-        let trust_bytes = fs::read(&config.identity.trust)?;
         let place = identity.spiffe.place().clone();
         let policy = PolicyEngine::load(&config.policy.dir, &place)?;
         let authority = config.log.timestamps.as_ref().map(Authority::load).transpose()?;
@@ -139,7 +139,14 @@ impl App {
         if begins.is_none() {
             outcomes::settle(&store, &writer).await?;
         }
-        started(&writer, begins, &policy, &me, trust_rows(&trust, trust_bytes)).await?;
+        started(
+            &writer,
+            begins,
+            &policy,
+            &me,
+            trust_rows(&trust, fs::read(&config.identity.trust)?),
+        )
+        .await?;
         let parts = Parts {
             store: store.clone(),
             writer: writer.clone(),
@@ -182,6 +189,7 @@ impl App {
         };
         let rest = rest::router(Arc::new(rest::App {
             engine: engine.clone(),
+            prunings: Prunings::open(erasures.clone(), config.log.retention.clone()).await?,
             erasures,
             checkpointer: checkpointer.clone(),
             timestamps: timestamps.clone(),

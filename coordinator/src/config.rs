@@ -116,6 +116,8 @@ pub struct LogConfig {
     pub timestamps: Option<TimestampConfig>,
     /// A folder into which bundles and reports are written whenever a period is over. None when absent.
     pub reports: Option<ReportsConfig>,
+    /// A written policy by which shards that have ended may be pruned. None when absent, and everything is kept.
+    pub retention: Option<PathBuf>,
     /// Outside witnesses, which are asked to cosign new checkpoints.
     #[serde(default)]
     pub witnesses: Vec<WitnessConfig>,
@@ -278,6 +280,7 @@ impl Config {
         if let Some(reports) = &mut this.log.reports {
             reports.folder = base.join(&reports.folder);
         }
+        this.log.retention = this.log.retention.map(|path| base.join(path));
         for ca in this.log.witnesses.iter_mut().filter_map(|w| w.ca.as_mut()) {
             *ca = base.join(&*ca);
         }

@@ -6,7 +6,7 @@
 use crate::{
     engine::{Engine, problem_of, unreadable},
     policy::{Action, Resource},
-    store::objects::Wanted,
+    store::{Store, objects::Wanted},
 };
 use anyhow::{Context as _, Result, ensure};
 use falaj_core::{
@@ -20,8 +20,11 @@ use falaj_core::{
     time::Timestamp,
 };
 use falaj_proto::problem::{Code, Problem};
-use std::{collections::BTreeMap, sync::Arc};
-use tokio::sync::Mutex;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Holds that stand at once, at most.
 const HOLDS_MAX: usize = 10_000;
@@ -130,6 +133,7 @@ impl Erasures {
                     let until = until.as_deref().unwrap_or("");
                     (draft.text("until", until), Code::Retained)
                 }
+                Kept::Shard { until, .. } => (draft.text("until", until), Code::Retained),
             };
             self.grant(asker, Action::PersonErase, draft).await?;
             return Err(code.because(kept));
@@ -199,6 +203,16 @@ impl Erasures {
         Ok(hold)
     }
 
+    /// The engine whose people these are.
+    pub(crate) const fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The holds that stand, and nobody changes them meanwhile.
+    pub(crate) async fn standing(&self) -> MutexGuard<'_, BTreeMap<String, Hold>> {
+        self.holds.lock().await
+    }
+
     /// The holds that stand.
     pub async fn holds(&self) -> Vec<Hold> {
         self.holds.lock().await.values().cloned().collect()
@@ -249,13 +263,23 @@ impl Erasures {
     }
 
     /// Asks the policies and records what is about to happen: the entry's place.
-    async fn grant(&self, asker: Asker<'_>, action: Action, draft: Draft) -> Result<u64, Problem> {
+    pub(crate) async fn grant(
+        &self,
+        asker: Asker<'_>,
+        action: Action,
+        draft: Draft,
+    ) -> Result<u64, Problem> {
         let granted = self.engine.grant(asker.id, action, &Resource::Service, draft).await?;
         Ok(granted.1.first)
     }
 
     /// Records a request that cannot be carried out, without its words: why it is refused.
-    async fn refuse_unread(&self, asker: Asker<'_>, action: Action, problem: Problem) -> Problem {
+    pub(crate) async fn refuse_unread(
+        &self,
+        asker: Asker<'_>,
+        action: Action,
+        problem: Problem,
+    ) -> Problem {
         let draft = Draft::new(Kind::AdminRead).actor(asker.actor);
         self.grant(asker, action, draft).await.err().unwrap_or(problem)
     }
@@ -270,6 +294,10 @@ impl Erasures {
             }
             let over = handle.view().state != "running";
             let last = if over { self.last(&study.id).await? } else { None };
+            if over && last.is_none() {
+                // Its records were pruned, when its term was over.
+                continue;
+            }
             let (study, retention) = (study.id.clone(), study.governance.retention);
             acted.push(Acted { study, retention, last });
         }
@@ -280,29 +308,21 @@ impl Erasures {
     async fn touches(&self, person: Person, study: &StudyId) -> Result<bool, Problem> {
         let terms = [actor_term(&Object::Person(person)), study.to_string()];
         for (shard, _) in self.engine.parts().shards.all() {
-            let terms = terms.clone().into();
-            let mut wanted = Wanted { terms, below: u64::MAX, ..Wanted::default() };
-            loop {
-                let found = shard.find(&wanted, 1).await.map_err(unreadable)?;
-                match found.next {
-                    _ if !found.entries.is_empty() => return Ok(true),
-                    Some(next) => wanted.from = next,
-                    None => break,
-                }
+            if touches(shard, terms.clone().into()).await? {
+                return Ok(true);
             }
         }
         Ok(false)
     }
 
     /// When the log last told of a study.
-    async fn last(&self, study: &StudyId) -> Result<Option<Timestamp>, Problem> {
+    pub(crate) async fn last(&self, study: &StudyId) -> Result<Option<Timestamp>, Problem> {
         for (shard, _) in self.engine.parts().shards.all().iter().rev() {
             let newest = shard.newest_of(study.as_str(), &LOOKS).await.map_err(unreadable)?;
             let Some(newest) = newest else { continue };
             let rows = shard.entries(newest, newest + 1, 1, None).await.map_err(unreadable)?;
             let entry = rows.first().and_then(|(_, bytes, _)| Entry::parse(bytes).ok());
-            let ts = entry.and_then(|entry| entry.ts.parse::<jiff::Timestamp>().ok());
-            return Ok(ts.map(|ts| Timestamp::from_millis(ts.as_millisecond())));
+            return Ok(entry.and_then(|entry| time_of(&entry)));
         }
         Ok(None)
     }
@@ -354,8 +374,30 @@ fn hold(entry: &Entry) -> Result<Hold> {
     Ok(Hold { id: entry.body().text("hold")?.to_owned(), object, article })
 }
 
+/// When an entry was made.
+pub(crate) fn time_of(entry: &Entry) -> Option<Timestamp> {
+    let ts = entry.ts.parse::<jiff::Timestamp>().ok()?;
+    Some(Timestamp::from_millis(ts.as_millisecond()))
+}
+
+/// Whether a shard has an entry that touches all of these; one that was pruned has none.
+pub(crate) async fn touches(shard: &Store, terms: BTreeSet<String>) -> Result<bool, Problem> {
+    if shard.pruned().await.map_err(unreadable)? {
+        return Ok(false);
+    }
+    let mut wanted = Wanted { terms, below: u64::MAX, ..Wanted::default() };
+    loop {
+        let found = shard.find(&wanted, 1).await.map_err(unreadable)?;
+        match found.next {
+            _ if !found.entries.is_empty() => return Ok(true),
+            Some(next) => wanted.from = next,
+            None => return Ok(false),
+        }
+    }
+}
+
 /// Every entry of a kind, over all shards.
-async fn entries(engine: &Engine, kind: Kind) -> Result<Vec<Entry>> {
+pub(crate) async fn entries(engine: &Engine, kind: Kind) -> Result<Vec<Entry>> {
     let mut all = Vec::new();
     for (shard, _) in engine.parts().shards.all() {
         let mut from = 0;

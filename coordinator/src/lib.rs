@@ -18,6 +18,7 @@ pub mod outcomes;
 pub mod persons;
 pub mod policy;
 pub mod proofs;
+pub mod pruning;
 pub mod reports;
 pub mod rest;
 pub mod rpc;

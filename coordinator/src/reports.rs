@@ -223,6 +223,9 @@ impl Reports {
         let over = Period::over(self.config.every, now)?;
         for shard in self.engine.parts().shards.all() {
             let (store, keys) = shard;
+            if store.pruned().await? {
+                continue;
+            }
             let Some(first) = ts(store, 0).await? else { continue };
             let last = if store.ended() {
                 ts(store, store.size().await?.saturating_sub(1)).await?
@@ -387,7 +390,7 @@ fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// A file's digest, and how many bytes it has.
-async fn hashed(path: &Path) -> Result<(Digest, u64)> {
+pub(crate) async fn hashed(path: &Path) -> Result<(Digest, u64)> {
     let path = path.to_owned();
     let hash = move || -> Result<(Digest, u64)> {
         let mut file = File::open(&path).with_context(|| format!("reading {}", path.display()))?;

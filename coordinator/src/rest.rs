@@ -19,6 +19,7 @@ use crate::{
     outcomes::Intent,
     policy::{Action, Resource},
     proofs,
+    pruning::Prunings,
     store::Store,
     timestamps::{StampError, Timestamps},
 };
@@ -63,6 +64,8 @@ pub struct App {
     pub engine: Engine,
     /// Erases people.
     pub erasures: Erasures,
+    /// Prunes shards that have ended.
+    pub prunings: Prunings,
     /// Signs checkpoints.
     pub checkpointer: Checkpointer,
     /// Has an authority stamp reports, if there is one.
@@ -125,6 +128,7 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(checkpoint))
         .routes(routes!(witnesses))
         .routes(routes!(shards::shards))
+        .routes(routes!(shards::prune))
         .routes(routes!(stamps::timestamps))
         .routes(routes!(stamps::timestamp))
         .routes(routes!(log::entries))
@@ -557,6 +561,7 @@ async fn log_export(
     let intent = app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
     let parts = app.engine.parts();
     let (store, keys) = shard?;
+    store.check_whole().await.map_err(unreadable)?;
     let timestamps = app.timestamps.as_ref().filter(|_| query.timestamp);
     if query.timestamp && timestamps.is_none() {
         let why = "this coordinator asks no time-stamp authority: export without a time-stamp, or set `log.timestamps` in its configuration";

@@ -114,6 +114,28 @@ kinds! {
     HoldPlaced = "hold.placed";
     /// A hold has ended.
     HoldReleased = "hold.released";
+    /// The contents of a shard that has ended are about to be deleted.
+    PruningBegun = "pruning.begun";
+    /// They have been deleted; hashes stay.
+    PruningPerformed = "pruning.performed";
+    /// A shard was not pruned, for something keeps it.
+    PruningRefused = "pruning.refused";
+}
+
+impl Kind {
+    /// What stays of a shard that is pruned: who speaks for the log after whom, and whatever binds those who come later.
+    pub const KEPT: [Self; 10] = [
+        Self::LogOpened,
+        Self::LogClosed,
+        Self::KeyRotated,
+        Self::ErasureBegun,
+        Self::ErasurePerformed,
+        Self::HoldPlaced,
+        Self::HoldReleased,
+        Self::PruningBegun,
+        Self::PruningPerformed,
+        Self::ReportExported,
+    ];
 }
 
 impl fmt::Display for Kind {

@@ -120,6 +120,17 @@ impl Retention {
             Self::Years25 => "25y",
         }
     }
+
+    /// How many months that is.
+    #[must_use]
+    pub const fn months(self) -> u32 {
+        match self {
+            Self::Months6 => 6,
+            Self::Years5 => 60,
+            Self::Years10 => 120,
+            Self::Years25 => 300,
+        }
+    }
 }
 
 /// Which records, and what is read from them.

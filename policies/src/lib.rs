@@ -52,6 +52,8 @@ pub enum Action {
     LogRead,
     /// Export the log.
     LogExport,
+    /// Delete the contents of a shard of the log that has ended.
+    LogPrune,
     /// See who the people in the log are.
     PersonRead,
     /// Erase a person.
@@ -66,7 +68,7 @@ pub enum Action {
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Connect,
         Self::StudyJoin,
         Self::TaskGet,
@@ -78,6 +80,7 @@ impl Action {
         Self::StatusRead,
         Self::LogRead,
         Self::LogExport,
+        Self::LogPrune,
         Self::PersonRead,
         Self::PersonErase,
         Self::HoldRead,
@@ -100,6 +103,7 @@ impl Action {
             Self::StatusRead => "status.read",
             Self::LogRead => "log.read",
             Self::LogExport => "log.export",
+            Self::LogPrune => "log.prune",
             Self::PersonRead => "person.read",
             Self::PersonErase => "person.erase",
             Self::HoldRead => "hold.read",
@@ -125,6 +129,7 @@ impl Action {
             | Self::StatusRead
             | Self::LogRead
             | Self::LogExport
+            | Self::LogPrune
             | Self::PersonRead
             | Self::PersonErase
             | Self::HoldRead

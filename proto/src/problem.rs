@@ -95,6 +95,8 @@ catalog! {
     LegalHold = "legal_hold", "A legal hold stands", 409, FailedPrecondition;
     /// A study's retention class keeps it from being erased.
     Retained = "retained", "It must be kept for longer", 409, FailedPrecondition;
+    /// What was there has been deleted under the policy of retention.
+    Pruned = "pruned", "It was deleted when its term was over", 410, FailedPrecondition;
     /// Somebody else changed it first.
     Conflict = "conflict", "Somebody else changed it first", 409, Aborted;
     /// Too much at once.

@@ -230,6 +230,28 @@ pub struct Erasure {
     pub index: u64,
 }
 
+/// Which shard to prune.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PruningRequest {
+    /// Its origin.
+    pub shard: String,
+    /// SHA-256 of the bundle that was exported of it, without a time-stamp of its report; what would be exported now has to
+    /// be the same.
+    pub bundle_sha256: String,
+}
+
+/// A shard was pruned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Pruning {
+    /// Its origin.
+    pub shard: String,
+    /// Entries of it; those that bind whoever comes later kept their contents.
+    pub entries: u64,
+    /// The entry, of the shard that is written, that says so.
+    pub index: u64,
+}
+
 /// What to place a legal hold on: a person or a study.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -288,6 +310,9 @@ pub struct LogShard {
     pub entries: u64,
     /// Whether the next shard goes on from it.
     pub ended: bool,
+    /// Whether its contents were deleted, or are being so; hashes stay.
+    #[serde(default)]
+    pub pruned: bool,
     /// The key that signed it last.
     pub log_verifier_key: String,
     /// Its second key, of ML-DSA-44, if checkpoints are signed by one.

@@ -288,6 +288,22 @@ pub(crate) enum LogCommand {
     },
     /// List the shards of the log: each goes on where the one before ended.
     Shards,
+    /// Delete the contents of a shard that has ended, under the coordinator's written policy. It cannot be undone.
+    ///
+    /// Hashes stay, so that checkpoints and proofs still verify, and so do the entries by which keys, holds and erasures are
+    /// known. You show that you hold everything: the bundle has to be what is exported of the shard now. Refused while a
+    /// legal hold covers something in it, or a term is not over; the log has the refusal, the article and the day. Should the
+    /// connection break, the coordinator goes on: `falaj log shards` tells.
+    #[command(
+        after_help = "Examples:\n  falaj log export 2026.tar --shard health.example/audit/2026\n  falaj-verify 2026.tar\n  falaj log prune health.example/audit/2026 --bundle 2026.tar"
+    )]
+    Prune {
+        /// The shard, by its origin.
+        origin: String,
+        /// The bundle that was exported of it, without a time-stamp; keep it.
+        #[arg(long, value_name = "FILE")]
+        bundle: PathBuf,
+    },
     /// List the checkpoints that an authority has stamped with the time (RFC 3161).
     ///
     /// With --output each is written with its time-stamp, and the command is printed by which OpenSSL checks it.

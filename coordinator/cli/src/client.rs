@@ -11,7 +11,8 @@ use falaj_proto::{
     problem::ProblemJson,
     rest::{
         Accesses, Checkpoint, Erasure, ErasureRequest, Hold, HoldRequest, LogEntry, LogShard,
-        Model, Page, Person, Round, Site, Status, Study, Timestamp, Witness,
+        Model, Page, Person, Pruning, PruningRequest, Round, Site, Status, Study, Timestamp,
+        Witness,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
@@ -246,6 +247,11 @@ impl Client {
     /// Erases a person.
     pub(crate) async fn erase(&self, asked: &ErasureRequest) -> Answer<Erasure> {
         self.read(self.request(Method::POST, "erasures").json(asked)).await
+    }
+
+    /// Prunes a shard that has ended.
+    pub(crate) async fn prune(&self, asked: &PruningRequest) -> Answer<Pruning> {
+        self.read(self.request(Method::POST, "log/prunings").json(asked)).await
     }
 
     /// The legal holds that stand.

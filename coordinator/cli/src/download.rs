@@ -12,9 +12,11 @@ use std::{
 };
 use tokio::{
     fs::{self, File},
-    io::AsyncWriteExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
 };
 
+/// What is read at once.
+const CHUNK_BYTES: usize = 1 << 20;
 /// The length that a safetensors file begins with, in bytes.
 const HEAD_LENGTH_BYTES: usize = 8;
 
@@ -106,6 +108,26 @@ pub(crate) async fn save<T: Default>(
 /// As [`save`].
 pub(crate) async fn save_as_is(answer: Response, to: &Path, quiet: bool) -> Result<u64> {
     save(answer, to, quiet, |(), _| {}, |()| Ok(())).await
+}
+
+/// SHA-256 of a file.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) async fn digest_of(path: &Path, quiet: bool) -> Result<Digest> {
+    let reading = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).await.with_context(reading)?;
+    let bar = bar(Some(file.metadata().await.with_context(reading)?.len()), quiet);
+    let (mut hash, mut chunk) = (Sha256::new(), vec![0; CHUNK_BYTES]);
+    loop {
+        let read = file.read(&mut chunk).await.with_context(reading)?;
+        if read == 0 {
+            bar.finish_and_clear();
+            return Ok(Digest(hash.finalize().into()));
+        }
+        hash.update(&chunk[..read]);
+        bar.inc(read as u64);
+    }
 }
 
 fn bar(length: Option<u64>, quiet: bool) -> ProgressBar {

@@ -3,7 +3,7 @@
 use crate::{
     args::{Filter, LogCommand, Span},
     client::{Client, ClientError},
-    download::save_as_is,
+    download::{digest_of, save_as_is},
     feed::{Feed, Format, Receiver},
     mirror::Mirror,
     show, stamps,
@@ -18,7 +18,7 @@ use falaj_core::{
 };
 use falaj_proto::{
     problem::ProblemJson,
-    rest::{LogEntry, LogShard, Page, ProvenEntry, Witness},
+    rest::{LogEntry, LogShard, Page, ProvenEntry, PruningRequest, Witness},
 };
 use serde_json::{Value, json};
 use std::{
@@ -79,11 +79,28 @@ pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Res
         }
         LogCommand::Shards => show::answer(json, &client.shards().await?, |page| {
             let row = |s: &LogShard| {
-                let state = if s.ended { "ended" } else { "written" };
+                let state = match (s.pruned, s.ended) {
+                    (true, _) => "pruned",
+                    (_, true) => "ended",
+                    _ => "written",
+                };
                 [s.origin.clone(), s.entries.to_string(), state.to_owned()]
             };
             show::table(["SHARD", "ENTRIES", "STATE"], page.items.iter().map(row))
         }),
+        LogCommand::Prune { origin: shard, bundle } => {
+            let bundle_sha256 = digest_of(&bundle, json).await?.to_string();
+            let done = client.prune(&PruningRequest { shard, bundle_sha256 }).await?;
+            show::answer(json, &done, |done| {
+                format!(
+                    "the contents of {} entries of {} are deleted, entry {} says so; keep {}",
+                    done.entries,
+                    done.shard,
+                    done.index,
+                    bundle.display()
+                )
+            })
+        }
         LogCommand::Prove { index, output, shard } => {
             let proof = client.proof(index, shard).await?;
             let Some(file) = output else {

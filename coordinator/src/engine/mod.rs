@@ -243,6 +243,11 @@ pub fn problem_of(error: &CommitError) -> Problem {
 /// What callers are told when state cannot be read.
 #[must_use]
 pub fn unreadable(error: StoreError) -> Problem {
+    if matches!(error, StoreError::Pruned) {
+        return Code::Pruned.because(format!(
+            "{error}: `falaj log query --kind pruning.performed` says when and why, and which bundle holds it"
+        ));
+    }
     tracing::error!(error = %format!("{:#}", anyhow::Error::from(error)), "state cannot be read");
     Code::Internal.because("the coordinator cannot read its state")
 }

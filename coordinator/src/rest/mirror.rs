@@ -50,6 +50,7 @@ pub(super) async fn mirror(
     let intent = app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
     place.map_err(|e| malformed(format!("`place`: {e}")))?;
     let (store, _) = shard?;
+    store.check_whole().await.map_err(unreadable)?;
     let (tree_size, note) = newest(&app, store).await?;
     if query.from > tree_size {
         let why = format!(

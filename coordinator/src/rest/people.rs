@@ -15,7 +15,7 @@ use falaj_proto::{
 };
 use serde::de::DeserializeOwned;
 
-fn asker(peer: &Peer) -> Result<Asker<'_>, Problem> {
+pub(super) fn asker(peer: &Peer) -> Result<Asker<'_>, Problem> {
     Ok(Asker { id: &peer.identity()?.spiffe, actor: &peer.actor })
 }
 
@@ -25,7 +25,7 @@ fn shown(hold: erasure::Hold) -> Hold {
 
 impl App {
     /// A request's document. What cannot be read is recorded without its words, and refused.
-    async fn document<T: DeserializeOwned>(
+    pub(super) async fn document<T: DeserializeOwned>(
         &self,
         peer: &Peer,
         action: Action,

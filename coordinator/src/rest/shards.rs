@@ -1,12 +1,12 @@
 //! The shards of the log, and which one a request is about.
 
-use super::{Answer, App, Ctx, Who};
-use crate::{engine::unreadable, policy::Action, store::Store};
-use axum::{Extension, Json, extract::State};
-use falaj_core::succession::LogKeys;
+use super::{Answer, App, Ctx, Who, people::asker};
+use crate::{clock, engine::unreadable, policy::Action, store::Store};
+use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
+use falaj_core::{id::Digest, succession::LogKeys};
 use falaj_proto::{
     problem::{Code, Problem, ProblemJson},
-    rest::{LogShard, Page},
+    rest::{LogShard, Page, Pruning, PruningRequest},
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -52,9 +52,34 @@ pub(super) async fn shards(State(app): Ctx, Extension(peer): Who) -> Answer<Json
             origin: keys.newest().name().to_owned(),
             entries: store.size().await.map_err(unreadable)?,
             ended: store.ended(),
+            pruned: store.pruned().await.map_err(unreadable)?,
             log_verifier_key: keys.newest().to_string(),
             log_ml_dsa_key: keys.ml_dsa().map(ToString::to_string),
         });
     }
     Ok(Json(Page { items, next: None }))
+}
+
+/// Deletes the contents of a shard that has ended, under the coordinator's policy of retention.
+#[utoipa::path(post, path = "/api/v1/log/prunings", request_body = PruningRequest, responses((status = 201, body = Pruning), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson), (status = 410, body = ProblemJson)))]
+pub(super) async fn prune(
+    State(app): Ctx,
+    Extension(peer): Who,
+    body: Bytes,
+) -> Answer<(StatusCode, Json<Pruning>)> {
+    let asked: PruningRequest = app.document(&peer, Action::LogPrune, &body).await?;
+    let Ok(bundle) = asked.bundle_sha256.parse::<Digest>() else {
+        app.grant(&peer, Action::LogPrune, None).await?;
+        let why = "`bundle_sha256` is the SHA-256 of the bundle, 64 lower-case hexadecimal digits";
+        return Err(Code::Malformed.because(why).into());
+    };
+    // Whoever asked may go away; what was begun is finished.
+    let pruning = tokio::spawn(async move {
+        let asker = asker(&peer)?;
+        let shard = (&*asked.shard, &bundle);
+        let done = app.prunings.prune(asker, shard, &app.scratch, clock::now()).await?;
+        Ok::<_, Problem>(Pruning { shard: asked.shard, entries: done.entries, index: done.index })
+    });
+    let pruned = pruning.await.map_err(|e| Code::Internal.because(e))??;
+    Ok((StatusCode::CREATED, Json(pruned)))
 }

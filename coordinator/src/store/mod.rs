@@ -85,6 +85,9 @@ pub enum StoreError {
     /// What lies in the database is not what was written there.
     #[error("the database holds {0}, which cannot be read: restore it from a backup")]
     Corrupt(String),
+    /// What was there was deleted.
+    #[error("the contents of this shard of the log were deleted under the policy of retention")]
+    Pruned,
     /// Migrations failed.
     #[error("the database's schema could not be brought up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -290,6 +293,22 @@ impl Store {
         self.shard.below.is_some()
     }
 
+    /// Whether the contents of this shard were deleted, or are being so.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn pruned(&self) -> Result<bool, StoreError> {
+        Ok(self.ended() && ask!(self, pruned, self.shard.number))
+    }
+
+    /// That the contents of this shard are there.
+    ///
+    /// # Errors
+    /// [`StoreError::Pruned`], and why that cannot be said.
+    pub async fn check_whole(&self) -> Result<(), StoreError> {
+        if self.pruned().await? { Err(StoreError::Pruned) } else { Ok(()) }
+    }
+
     /// A handle to each shard, oldest first. There is always one.
     ///
     /// # Errors
@@ -431,10 +450,10 @@ impl Store {
     }
 
     /// Entries from index `from` on, at most `limit`, below `below`, of one kind if asked: index, bytes and
-    /// leaf hash.
+    /// leaf hash. Of a kind, those whose contents were deleted are left out.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`]; [`StoreError::Pruned`] when contents of one of any kind were deleted.
     pub async fn entries(
         &self,
         from: u64,
@@ -444,6 +463,9 @@ impl Store {
     ) -> Result<Vec<(u64, Vec<u8>, Digest)>, StoreError> {
         let (from, below) = (self.shard.place(from), self.shard.place(below));
         let rows = ask!(self, entries, from, below, limit, kind);
+        if rows.iter().any(|(_, bytes, _)| bytes.is_empty()) {
+            return Err(StoreError::Pruned);
+        }
         Ok(self.indexed(rows))
     }
 

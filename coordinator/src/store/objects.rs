@@ -99,8 +99,9 @@ impl Store {
     /// page can be empty and yet not the last.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`]; [`StoreError::Pruned`] where contents were deleted.
     pub async fn find(&self, wanted: &Wanted, limit: u32) -> Result<Found, StoreError> {
+        self.check_whole().await?;
         let (from, mut below) = (self.shard.place(wanted.from), self.shard.place(wanted.below));
         let mut objects = Vec::new();
         for name in &wanted.terms {
@@ -128,6 +129,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn first_at(&self, time: Timestamp, size: u64) -> Result<u64, StoreError> {
+        self.check_whole().await?;
         let time = time.to_string();
         let (mut low, mut high) = (0, size);
         while low < high {

@@ -9,7 +9,10 @@ use super::{
     },
     writer::{Change, Committed, Sealed, Written},
 };
-use falaj_core::id::{Digest, RoundId, StudyId};
+use falaj_core::{
+    audit::Kind,
+    id::{Digest, RoundId, StudyId},
+};
 use sqlx::{
     QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool,
     sqlite::{
@@ -38,6 +41,8 @@ pub(super) async fn writer(path: &Path) -> Result<SqlitePool, StoreError> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
+        // What is deleted is overwritten.
+        .pragma("secure_delete", "ON")
         .busy_timeout(WRITER_BUSY);
     let writer = SqlitePoolOptions::new()
         .max_connections(1)
@@ -207,7 +212,7 @@ pub(super) async fn entries(
     limit: u32,
     kind: Option<&str>,
 ) -> Result<Entries, StoreError> {
-    let rows = sqlx::query("SELECT seq, bytes, leaf FROM log_entries WHERE seq >= ? AND seq < ? AND (?3 IS NULL OR kind = ?3) ORDER BY seq LIMIT ?4")
+    let rows = sqlx::query("SELECT seq, bytes, leaf FROM log_entries WHERE seq >= ? AND seq < ? AND (?3 IS NULL OR kind = ?3 AND bytes <> x'') ORDER BY seq LIMIT ?4")
         .bind(from)
         .bind(below)
         .bind(kind)
@@ -404,6 +409,13 @@ pub(super) async fn tiles(pool: &SqlitePool, from: u32, below: u32) -> Result<Ti
 pub(super) async fn shards(pool: &SqlitePool) -> Result<Vec<(i64, String, i64)>, StoreError> {
     Ok(sqlx::query_as("SELECT number, origin, first FROM log_shards ORDER BY number")
         .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn pruned(pool: &SqlitePool, shard: u32) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM log_prunings WHERE shard = ?)")
+        .bind(shard)
+        .fetch_one(pool)
         .await?)
 }
 
@@ -768,8 +780,54 @@ pub(super) async fn put(
                 .execute(tx)
                 .await?
         }
+        Change::Prune(shard) => {
+            sqlx::query("INSERT INTO log_prunings (shard) VALUES (?) ON CONFLICT DO NOTHING")
+                .bind(shard.number)
+                .execute(tx)
+                .await?
+        }
+        Change::Empty(shard, from, below) => {
+            return empty(tx, shard.place(from), shard.place(below)).await;
+        }
         Change::Timestamp(t) => return put_timestamp(tx, shard, t, committed).await,
     };
+    Ok(())
+}
+
+/// Deletes the contents of entries, but of those that are kept, and what was indexed of all of them.
+async fn empty(tx: &mut SqliteConnection, from: i64, below: i64) -> Result<(), StoreError> {
+    let rows: Vec<(i64, Vec<u8>)> =
+        sqlx::query_as("SELECT seq, bytes FROM log_entries WHERE seq >= ? AND seq < ?")
+            .bind(from)
+            .bind(below)
+            .fetch_all(&mut *tx)
+            .await?;
+    for name in touched(rows.iter().map(|(seq, bytes)| (*seq, &bytes[..]))).into_keys() {
+        sqlx::query("DELETE FROM log_objects WHERE object = (SELECT id FROM log_object_names WHERE name = ?) AND seq >= ? AND seq < ?")
+            .bind(&name)
+            .bind(from)
+            .bind(below)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM log_object_names WHERE name = ? AND NOT EXISTS (SELECT 1 FROM log_objects WHERE object = id)")
+            .bind(&name)
+            .execute(&mut *tx)
+            .await?;
+    }
+    let mut update: QueryBuilder<Sqlite> =
+        QueryBuilder::new("UPDATE log_entries SET bytes = x'' WHERE seq >= ");
+    update.push_bind(from).push(" AND seq < ").push_bind(below).push(" AND kind NOT IN (");
+    let mut kinds = update.separated(", ");
+    for kind in Kind::KEPT {
+        kinds.push_bind(kind.as_str());
+    }
+    update.push(")");
+    update.build().execute(&mut *tx).await?;
+    sqlx::query("DELETE FROM log_personal WHERE seq >= ? AND seq < ?")
+        .bind(from)
+        .bind(below)
+        .execute(tx)
+        .await?;
     Ok(())
 }
 

@@ -78,6 +78,10 @@ pub enum Change {
     Cosignature(Shard, u64, String, String),
     /// That the shard in which the commit lies has begun, and its origin.
     Shard(String),
+    /// That the contents of this shard are deleted from now on.
+    Prune(Shard),
+    /// The contents of a shard's entries from one index to below another are deleted, but of those that are kept.
+    Empty(Shard, u64, u64),
     /// An authority's time-stamp; its entry is the commit's first.
     Timestamp(TimestampRow),
 }

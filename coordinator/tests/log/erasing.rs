@@ -297,7 +297,7 @@ async fn an_erasure_waits_for_every_class_of_retention() -> Result<()> {
         let told = |e: &&Entry| e.body().text("study") == Ok(name) && !looks.contains(&e.kind);
         let last = entries.iter().rfind(told).context("entries")?;
         let last = Timestamp::from_millis(last.ts.parse::<jiff::Timestamp>()?.as_millisecond());
-        let until = term_end(last, retention);
+        let until = term_end(last, retention.months());
         let end = until.parse::<jiff::Timestamp>()?.as_millisecond();
         // Looking at it meanwhile makes nothing longer.
         world.get(&format!("studies/{name}")).await?;

@@ -217,6 +217,7 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
             ml_dsa_key: None,
             timestamps: None,
             reports: None,
+            retention: None,
             witnesses: Vec::new(),
         },
         policy: PolicyConfig { dir: policies() },

@@ -24,6 +24,7 @@ use falaj_coordinator::{
     outcomes::Outcomes,
     persons::Persons,
     policy::PolicyEngine,
+    pruning::Prunings,
     reports::Reports,
     rest::{self, TAILS_MAX},
     rpc::Rpc,
@@ -58,6 +59,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 const BYTES_MAX: usize = 64 << 20;
 /// Somebody who is erased when every route is asked.
 pub(crate) const OMAR: &str = "spiffe://falaj.test/ae-on/ae-az/operator/omar";
+/// The file in a world's folder that may have a policy of retention.
+pub(crate) const RETENTION: &str = "retention.toml";
 /// The study that every world has.
 pub(crate) const STUDY: &str = "heart";
 
@@ -225,6 +228,7 @@ impl World {
         let router = rest::router(Arc::new(rest::App {
             engine: engine.clone(),
             erasures: erasures.clone(),
+            prunings: Prunings::open(erasures.clone(), Some(path.join(RETENTION))).await?,
             checkpointer: checkpointer.clone(),
             timestamps: None,
             identity: home,
@@ -276,6 +280,7 @@ impl World {
             for method in methods.as_object().context("methods")?.keys() {
                 let (path, body) = match path.as_str() {
                     "/api/v1/studies" if method == "post" => (path.clone(), study("other")),
+                    "/api/v1/log/prunings" => (path.clone(), pruning("falaj.test/log", &[0; 32])),
                     "/api/v1/erasures" => (path.clone(), erasure(OMAR, "Article 14")),
                     "/api/v1/holds" if method == "post" => (
                         path.clone(),
@@ -322,6 +327,11 @@ impl World {
 /// A request's document that asks for an erasure.
 pub(crate) fn erasure(person: &str, article: &str) -> String {
     serde_json::json!({ "person": person, "article": article }).to_string()
+}
+
+/// A request's document that asks for a pruning.
+pub(crate) fn pruning(shard: &str, bundle: &[u8; 32]) -> String {
+    serde_json::json!({ "shard": shard, "bundle_sha256": Digest(*bundle).to_string() }).to_string()
 }
 
 /// The whole body of an answer.

@@ -12,7 +12,8 @@ use falaj_coordinator::{
     proofs,
     shards::{self, Keys, Opened, Shards},
     store::{
-        Store,
+        Store, StoreError,
+        objects::Wanted,
         row::{Stamped, StudyRow, TimestampRow},
         writer::{Change, Commit},
     },
@@ -20,7 +21,7 @@ use falaj_coordinator::{
 use falaj_core::{
     audit::{Draft, Entry, Kind},
     id::Digest,
-    merkle::verify_inclusion,
+    merkle::{leaf_hash, verify_inclusion},
     note::{Checkpoint, NoteSigner},
     succession::{Succession, follow},
     time::Timestamp,
@@ -73,6 +74,7 @@ impl Setup {
             ml_dsa_key: None,
             timestamps: None,
             reports: None,
+            retention: None,
             witnesses: Vec::new(),
         };
         let retiring = self.retiring.map(|(seed, _)| signer(self.origin, seed));
@@ -356,6 +358,88 @@ async fn time_stamps_lie_in_the_shard_that_they_are_of() -> Result<()> {
             let refused = home.owner(statement).await?;
             ensure!(refused.is_err_and(|e| e.contains("append-only")), "{statement}");
         }
+    }
+    Ok(())
+}
+
+/// AUD-10: contents go only where a pruning was begun, and then hashes stay: every proof still verifies, also after a restart,
+/// and whoever asks for contents is told that they are deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn contents_of_a_shard_go_only_when_its_pruning_was_begun_and_hashes_stay() -> Result<()> {
+    for home in Home::each().await? {
+        let (before, after) = (Setup::new(OLD, 1), Setup::new(NEW, 1));
+        before.work(&home, MANY).await?;
+        let opened = after.start(&home).await?;
+        after.checkpointer(&opened).sign().await?;
+        let shards = opened.store.shards().await?;
+        let [old, new] = &shards[..] else { anyhow::bail!("{} shards", shards.len()) };
+        let (size, entries) = (old.size().await?, old.entries(0, u64::MAX, 1 << 20, None).await?);
+        let change = async |change: Change| {
+            let commit = Commit { rows: vec![change], ..Commit::default() };
+            opened.writer.commit(commit).await
+        };
+        let all = |of: &Store| Change::Empty(of.shard().clone(), 0, u64::MAX);
+        ensure!(change(all(old)).await.is_err(), "no pruning was begun");
+        change(Change::Prune(old.shard().clone())).await?;
+        ensure!(change(all(new)).await.is_err(), "it is another shard");
+        for statement in [
+            "UPDATE log_entries SET kind = 'x'",
+            "UPDATE log_entries SET bytes = leaf WHERE seq = 5",
+            "DELETE FROM log_entries",
+            "UPDATE log_prunings SET shard = 1",
+            "DELETE FROM log_prunings",
+        ] {
+            let refused = home.owner(statement).await?;
+            ensure!(refused.is_err_and(|e| e.contains("append-only")), "{statement}");
+        }
+        ensure!(old.entries(0, u64::MAX, 1 << 20, None).await? == entries, "something is gone");
+        ensure!(new.entries(0, u64::MAX, 10, None).await?.len() == 2);
+        // Page by page, and again from the beginning, as after a crash.
+        for _ in 0..2 {
+            for (from, below) in [(0, 200), (200, size)] {
+                change(Change::Empty(old.shard().clone(), from, below)).await?;
+            }
+        }
+        drop(opened);
+        after.work(&home, 5).await?;
+        let store = Store::read(&home.database()).await?;
+        let old = store.shards().await?.remove(0);
+        ensure!(matches!(old.entries(0, 10, 10, None).await, Err(StoreError::Pruned)));
+        let wanted = Wanted { below: u64::MAX, ..Wanted::default() };
+        ensure!(matches!(old.find(&wanted, 1).await, Err(StoreError::Pruned)));
+        ensure!(store.pruned().await.is_ok_and(|pruned| !pruned) && old.pruned().await?);
+        // What is kept is found by its kind, and nothing else is.
+        for kind in Kind::ALL {
+            let of_kind = |rows: &[(u64, Vec<u8>, Digest)]| -> Result<Vec<u64>> {
+                let mut found = Vec::new();
+                for (index, bytes, _) in rows {
+                    if Entry::parse(bytes)?.kind == *kind {
+                        found.push(*index);
+                    }
+                }
+                Ok(found)
+            };
+            let there = old.entries(0, u64::MAX, 1 << 20, Some(kind.as_str())).await?;
+            let wanted = if Kind::KEPT.contains(kind) { of_kind(&entries)? } else { Vec::new() };
+            ensure!(of_kind(&there)? == wanted, "{kind}");
+        }
+        // Every entry that somebody holds is still proven.
+        let keys = Shards::load(&store, after.signer().verifier()).await?;
+        let (_, keys) = keys.find(OLD).context("the old shard")?;
+        let head = keys.open(&old.newest_checkpoint().await?.context("a checkpoint")?.1)?;
+        let indices: Vec<u64> = (0..size).collect();
+        let found = proofs::inclusions(&old, &indices, size).await?;
+        for ((seq, bytes, _), proof) in entries.iter().zip(&found) {
+            verify_inclusion(&leaf_hash(bytes), *seq, size, proof, &head.root_hash)?;
+        }
+        let signer = after.signer();
+        let found = fsck::check(&old, (signer.verifier(), None), None, |_| {}).await?;
+        ensure!(found.faults.is_empty() && found.pruned == size - 2, "{found:?}");
+        // A hash that was changed with the contents gone is still noticed.
+        home.rewrite("UPDATE log_entries SET leaf = (SELECT leaf FROM log_entries WHERE seq = 9) WHERE seq = 8")
+            .await?;
+        let found = fsck::check(&old, (signer.verifier(), None), None, |_| {}).await?;
+        ensure!(!found.faults.is_empty(), "nobody noticed");
     }
     Ok(())
 }

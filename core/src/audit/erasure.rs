@@ -60,6 +60,13 @@ pub enum Kept {
         /// Until when, the first moment at which it may be done; none while the study runs.
         until: Option<String>,
     },
+    /// The whole shard is kept for longer.
+    Shard {
+        /// By which article of law, as the policy of retention says.
+        article: String,
+        /// Until when.
+        until: String,
+    },
 }
 
 impl Kept {
@@ -68,7 +75,7 @@ impl Kept {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Hold(_) => "legal_hold",
-            Self::Term { .. } => "retention",
+            Self::Term { .. } | Self::Shard { .. } => "retention",
         }
     }
 
@@ -78,6 +85,7 @@ impl Kept {
         match self {
             Self::Hold(hold) => &hold.article,
             Self::Term { retention, .. } => article(*retention),
+            Self::Shard { article, .. } => article,
         }
     }
 }
@@ -98,6 +106,9 @@ impl fmt::Display for Kept {
                     None => f.write_str("counted from its end, and it still runs"),
                 }
             }
+            Self::Shard { article, until } => {
+                write!(f, "the shard is kept under {article}, until {until}")
+            }
         }
     }
 }
@@ -113,20 +124,15 @@ pub const fn article(retention: Retention) -> &'static str {
     }
 }
 
-/// The end of a term that began at `from`: RFC 3339 in UTC, on the same day of the month, or the last that it has.
+/// The end of a term of so many months that began at `from`: RFC 3339 in UTC, on the same day of the month, or the last
+/// that it has.
 #[must_use]
-pub fn term_end(from: Timestamp, retention: Retention) -> String {
-    let months = match retention {
-        Retention::Months6 => 6,
-        Retention::Years5 => 60,
-        Retention::Years10 => 120,
-        Retention::Years25 => 300,
-    };
+pub fn term_end(from: Timestamp, months: u32) -> String {
     let text = from.to_string();
     let number = |range: std::ops::Range<usize>| {
         text.get(range).and_then(|n| n.parse::<i64>().ok()).unwrap_or_default()
     };
-    let all = number(0..4) * 12 + number(5..7) - 1 + months;
+    let all = number(0..4) * 12 + number(5..7) - 1 + i64::from(months);
     let (year, month) = (all.div_euclid(12), all.rem_euclid(12) + 1);
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let days = match month {
@@ -154,10 +160,16 @@ pub fn kept<'a>(
     if let Some(hold) = holds.into_iter().find(covers) {
         return Some(Kept::Hold(hold.clone()));
     }
+    kept_by_term(now, acted)
+}
+
+/// Which of these studies' records must be kept now, if any: the one whose term ends last.
+#[must_use]
+pub fn kept_by_term(now: Timestamp, acted: &[Acted]) -> Option<Kept> {
     let now = now.to_string();
     let term = |acted: &Acted| {
         let retention = acted.retention?;
-        let until = acted.last.map(|last| term_end(last, retention));
+        let until = acted.last.map(|last| term_end(last, retention.months()));
         let over = until.as_ref().is_some_and(|until| *until <= now);
         (!over).then(|| (until, acted.study.clone(), retention))
     };

@@ -120,7 +120,8 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::LogExported => (ApiActivity, READ, Low, true),
         Kind::AccessServed => (ApiActivity, READ, Informational, true),
         Kind::ErasureBegun | Kind::ErasurePerformed => (ApiActivity, DELETE, Low, true),
-        Kind::ErasureRefused => (ApiActivity, DELETE, Medium, false),
+        Kind::PruningBegun | Kind::PruningPerformed => (ApiActivity, DELETE, Medium, true),
+        Kind::ErasureRefused | Kind::PruningRefused => (ApiActivity, DELETE, Medium, false),
         Kind::AccessDenied => (ApiActivity, OTHER, Medium, false),
         Kind::LogOpened
         | Kind::LogClosed

@@ -76,6 +76,8 @@ impl Charts {
             | Kind::ErasureRefused
             | Kind::HoldPlaced
             | Kind::HoldReleased
+            | Kind::PruningPerformed
+            | Kind::PruningRefused
             | Kind::LogExported => None,
             Kind::ConnectionAdmitted => Some((true, seen.who())),
             Kind::ConnectionRefused | Kind::AccessDenied | Kind::UpdateRefused => {

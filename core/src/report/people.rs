@@ -1,5 +1,5 @@
-//! People: who is behind which pseudonym as far as that is disclosed, erasures, refusals of them, and legal holds. E4, E12
-//! and E14.
+//! People: who is behind which pseudonym as far as that is disclosed, erasures, refusals of them, and legal holds; and
+//! shards that were pruned. E4, E12 and E14.
 
 use super::{
     Seen, count_of,
@@ -29,6 +29,9 @@ pub(super) struct People {
     holds: BTreeMap<String, (String, String, u64, Option<u64>)>,
     held: Tally,
     held_more: u64,
+    /// Rows of shards that were pruned, or not, and all that there are.
+    pruned: (Vec<Vec<Canon>>, Tally),
+    unpruned: (Vec<Vec<Canon>>, Tally),
 }
 
 impl People {
@@ -70,6 +73,20 @@ impl People {
                     (seen.text("reason").to_owned(), seen.text("until").to_owned());
                 let cells = [about(), reason, article(), until, by(), seen.entry.ts.clone()];
                 put(&mut self.refusals, cells.map(Canon::Text).into(), index);
+            }
+            Kind::PruningPerformed => {
+                let entries = Canon::Int(seen.entry.body().int("entries").unwrap_or_default());
+                let rest =
+                    [article(), seen.text("policy_sha256").to_owned(), by(), seen.entry.ts.clone()];
+                let cells = [Canon::Text(seen.text("log").to_owned()), entries];
+                let cells = cells.into_iter().chain(rest.map(Canon::Text)).collect();
+                put(&mut self.pruned, cells, index);
+            }
+            Kind::PruningRefused => {
+                let [log, reason, until] =
+                    ["log", "reason", "until"].map(|k| seen.text(k).to_owned());
+                let cells = [log, reason, article(), until, by(), seen.entry.ts.clone()];
+                put(&mut self.unpruned, cells.map(Canon::Text).into(), index);
             }
             Kind::HoldPlaced => {
                 self.held.add(index);
@@ -113,6 +130,11 @@ impl People {
         let rows: Vec<_> = rows.collect();
         let all = rows.len() as u64 + self.held_more;
         e14.first_of("holds", &["object", "article", "released", "index"], rows, all);
+        let ((pruned, prunings), (unpruned, refusals)) = (self.pruned, self.unpruned);
+        let columns = ["log", "entries", "article", "policy_sha256", "asked_by", "time", "index"];
+        e14.first_of("prunings", &columns, pruned, prunings.count);
+        let columns = ["log", "kept_by", "article", "kept_until", "asked_by", "time", "index"];
+        e14.first_of("prunings_refused", &columns, unpruned, refusals.count);
     }
 }
 

@@ -12,11 +12,12 @@ use std::cmp::Ordering;
 pub(super) const SCHEMA: &str = "falaj";
 
 /// Tables to which rows are only added. Their triggers are in the migrations.
-pub(super) const APPEND_ONLY: [&str; 11] = [
+pub(super) const APPEND_ONLY: [&str; 12] = [
     "log_entries",
     "log_checkpoints",
     "log_cosignatures",
     "log_shards",
+    "log_prunings",
     "log_timestamps",
     "certificates",
     "policies",
@@ -85,6 +86,7 @@ pub async fn init(owner: &PgConnectOptions, role: &str) -> Result<Initialised, S
     for (table, what) in append_only.into_iter().chain(GRANTS) {
         run(&mut tx, format!("GRANT {what} ON {table} TO {quoted}")).await?;
     }
+    run(&mut tx, format!("GRANT EXECUTE ON FUNCTION empty_entries TO {quoted}")).await?;
     tx.commit().await?;
     let version = MIGRATOR.iter().map(|m| m.version).max().unwrap_or(0);
     Ok(Initialised { version, created: !exists })

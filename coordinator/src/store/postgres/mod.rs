@@ -6,13 +6,17 @@ pub(super) mod session;
 
 use super::{
     COSIGNATURES_MAX, Checkpoints, Entries, LEVELS, Personal, RawEntries, Shard, StoreError, Tiles,
+    objects::touched,
     row::{
         ExchangeColumns, ModelColumns, StudyColumns, TimestampColumns, TimestampRow, UpdateColumns,
         digest_of,
     },
     writer::{Change, Committed, Sealed, Written},
 };
-use falaj_core::id::{Digest, RoundId, StudyId};
+use falaj_core::{
+    audit::Kind,
+    id::{Digest, RoundId, StudyId},
+};
 use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 use std::collections::BTreeMap;
 
@@ -138,7 +142,7 @@ pub(super) async fn entries(
 ) -> Result<Entries, StoreError> {
     // Two statements: a plan that must do for both would read every entry for the few of one kind.
     let rows = if let Some(kind) = kind {
-        sqlx::query("SELECT seq, bytes, leaf FROM log_entries WHERE seq >= $1 AND seq < $2 AND kind = $3 ORDER BY seq LIMIT $4")
+        sqlx::query("SELECT seq, bytes, leaf FROM log_entries WHERE seq >= $1 AND seq < $2 AND kind = $3 AND bytes <> '' ORDER BY seq LIMIT $4")
             .bind(from)
             .bind(below)
             .bind(kind)
@@ -340,6 +344,13 @@ pub(super) async fn tiles(pool: &PgPool, from: u32, below: u32) -> Result<Tiles,
 pub(super) async fn shards(pool: &PgPool) -> Result<Vec<(i64, String, i64)>, StoreError> {
     Ok(sqlx::query_as("SELECT number, origin, first FROM log_shards ORDER BY number")
         .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn pruned(pool: &PgPool, shard: u32) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM log_prunings WHERE shard = $1)")
+        .bind(i64::from(shard))
+        .fetch_one(pool)
         .await?)
 }
 
@@ -684,8 +695,36 @@ pub(super) async fn put(
                 .execute(tx)
                 .await?
         }
+        Change::Prune(shard) => {
+            sqlx::query("INSERT INTO log_prunings (shard) VALUES ($1) ON CONFLICT DO NOTHING")
+                .bind(i64::from(shard.number))
+                .execute(tx)
+                .await?
+        }
+        Change::Empty(shard, from, below) => {
+            return empty(tx, shard.place(from), shard.place(below)).await;
+        }
         Change::Timestamp(t) => return put_timestamp(tx, shard, t, committed).await,
     };
+    Ok(())
+}
+
+/// Deletes the contents of entries, but of those that are kept, and what was indexed of all of them.
+async fn empty(tx: &mut PgConnection, from: i64, below: i64) -> Result<(), StoreError> {
+    let rows: Vec<(i64, Vec<u8>)> =
+        sqlx::query_as("SELECT seq, bytes FROM log_entries WHERE seq >= $1 AND seq < $2")
+            .bind(from)
+            .bind(below)
+            .fetch_all(&mut *tx)
+            .await?;
+    let touched = touched(rows.iter().map(|(seq, bytes)| (*seq, &bytes[..])));
+    sqlx::query("SELECT empty_entries($1, $2, $3, $4)")
+        .bind(from)
+        .bind(below)
+        .bind(Kind::KEPT.map(Kind::as_str).to_vec())
+        .bind(touched.into_keys().collect::<Vec<_>>())
+        .execute(tx)
+        .await?;
     Ok(())
 }
 

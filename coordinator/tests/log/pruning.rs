@@ -1,0 +1,202 @@
+//! Pruning a shard that has ended: what keeps it, what goes and what stays, and that a crash loses no part of it.
+
+use super::world::{RETENTION, STUDY, World, pruning, study, text};
+use anyhow::{Context as _, Result, ensure};
+use axum::http::{Method, Request, StatusCode};
+use falaj_coordinator::{
+    erasure::Erasures,
+    pruning::Prunings,
+    store::writer::{Change, Commit},
+};
+use falaj_core::{
+    audit::{Draft, Entry, Kind, erasure::term_end},
+    id::Digest,
+    time::Timestamp,
+};
+use serde_json::Value;
+use std::fs;
+
+const OLD: &str = "falaj.test/log";
+const NEW: &str = "falaj.test/log/2";
+const ARTICLE: &str = "Federal Law 2/2019, Article 20";
+
+/// A policy of retention.
+fn policy(months: u32) -> String {
+    format!(
+        "# For how long the log is kept.\nkeep_months = {months}\narticle = \"{ARTICLE}\"\ndecided_by = \"The committee, minutes 12\"\n"
+    )
+}
+
+/// A log whose first shard has ended; in it are two studies, of which one keeps its records for half a year.
+async fn ended() -> Result<World> {
+    let world = World::new().await?;
+    let yaml = study("kidney") + "governance: { retention: 6m }\n";
+    let request = Request::post("/api/v1/studies").body(yaml.into())?;
+    let answer = world.ask(request, &world.operator).await?;
+    ensure!(answer.status() == StatusCode::CREATED, "{}", text(answer).await?);
+    for study in [STUDY, "kidney"] {
+        let answer = world.call(Method::POST, &format!("/api/v1/studies/{study}/stop")).await?;
+        ensure!(answer.status() == StatusCode::OK, "{}", text(answer).await?);
+    }
+    world.get("log/checkpoint").await?;
+    world.next(NEW).await
+}
+
+/// The bundle that is exported of the old shard now.
+async fn exported(world: &World) -> Result<Vec<u8>> {
+    let answer = world.call(Method::GET, &format!("/api/v1/log/export?shard={OLD}")).await?;
+    ensure!(answer.status() == StatusCode::OK);
+    Ok(axum::body::to_bytes(answer.into_body(), 64 << 20).await?.to_vec())
+}
+
+/// What is answered to an operator who asks for a pruning.
+async fn asked(world: &World, shard: &str, bundle: &[u8]) -> Result<(StatusCode, Value)> {
+    let body = pruning(shard, &Digest::of(bundle).0);
+    let request = Request::post("/api/v1/log/prunings").body(body.into())?;
+    let answer = world.ask(request, &world.operator).await?;
+    let status = answer.status();
+    Ok((status, serde_json::from_str(&text(answer).await?)?))
+}
+
+/// Refused with this code and these words, and the log has entries of these kinds of it.
+async fn refused(
+    world: &World,
+    (shard, bundle): (&str, &[u8]),
+    (code, words): (&str, &str),
+    kind: Kind,
+) -> Result<Entry> {
+    let before = world.writer.head().0;
+    let (status, problem) = asked(world, shard, bundle).await?;
+    ensure!(!status.is_success() && problem["code"] == code, "{status} {problem}");
+    ensure!(problem["detail"].as_str().is_some_and(|d| d.contains(words)), "{problem}");
+    let mut entries = world.entries(before).await?;
+    entries.retain(|entry| entry.kind != Kind::AccessServed);
+    ensure!(entries.len() == 1 && entries[0].kind == kind, "{entries:?}");
+    Ok(entries.remove(0))
+}
+
+/// AUD-10, CMP-04: nothing is deleted without a written policy, before its term and that of every study is over, under a legal
+/// hold, or of which the operator holds no whole copy; each refusal is in the log. Afterwards it is, and the log says so.
+#[tokio::test]
+async fn a_shard_is_pruned_when_nothing_keeps_it_and_not_before() -> Result<()> {
+    let world = ended().await?;
+    let bundle = exported(&world).await?;
+    let refusal = async |shard, bundle: &[u8], code, words: &str, kind| {
+        refused(&world, (shard, bundle), (code, words), kind).await
+    };
+    refusal(OLD, &bundle, "not_found", "log.retention", Kind::AdminRead).await?;
+    let file = world.dir.path().join(RETENTION);
+    fs::write(&file, "keep_months = 0\narticle = \"x\"\ndecided_by = \"x\"\n")?;
+    refusal(OLD, &bundle, "unavailable", "cannot be used", Kind::AdminRead).await?;
+    fs::write(&file, policy(120))?;
+    refusal("falaj.test/none", &bundle, "not_found", "no such shard", Kind::AdminRead).await?;
+    refusal(NEW, &bundle, "retained", "still written", Kind::AdminRead).await?;
+    refusal(OLD, b"another", "conflict", "export it again", Kind::AdminRead).await?;
+    // The study's own term first, then the policy's.
+    let entry = refusal(OLD, &bundle, "retained", "kidney", Kind::PruningRefused).await?;
+    ensure!(entry.body().text("study") == Ok("kidney") && entry.body().text("log") == Ok(OLD));
+    let (old, _) = world.engine.parts().shards.find(OLD).context("the old shard")?;
+    let size = old.size().await?;
+    let (_, last, _) = old.entries(size - 1, size, 1, None).await?.remove(0);
+    let ts = Entry::parse(&last)?.ts.parse::<jiff::Timestamp>()?;
+    let until = term_end(Timestamp::from_millis(ts.as_millisecond()), 120);
+    let end = Timestamp::from_millis(until.parse::<jiff::Timestamp>()?.as_millisecond());
+    let prune = async |now: Timestamp| {
+        let asker = super::erasing::asker(&world.operator);
+        let shard = (OLD, &Digest::of(&bundle));
+        world.prunings.prune(asker, shard, world.dir.path(), now).await
+    };
+    let early = prune(Timestamp::from_millis(end.as_millis() - 1)).await;
+    let early = early.err().context("it is too early")?;
+    ensure!(early.code.as_str() == "retained" && early.detail.contains(&until), "{early}");
+    let newest = world.entries(world.writer.head().0 - 1).await?.remove(0);
+    ensure!(newest.kind == Kind::PruningRefused && newest.body().text("until") == Ok(&*until));
+    ensure!(newest.body().text("article") == Ok(ARTICLE));
+    // Whatever the terms say, holds come first; one that covers nothing in the shard keeps nothing.
+    let held = |what: &str| format!("{{{what},\"article\":\"Court order 12\"}}");
+    let study = held(&format!("\"study\":\"{STUDY}\""));
+    let person = held(&format!("\"person\":\"{}\"", world.operator.actor.name()));
+    for body in [study, person] {
+        let request = Request::post("/api/v1/holds").body(body.into())?;
+        let hold: Value = serde_json::from_str(&text(world.ask(request, &world.operator).await?).await?)?;
+        let hold = hold["hold"].as_str().context("a hold")?;
+        let kept = prune(end).await.err().context("a hold stands")?;
+        ensure!(kept.code.as_str() == "legal_hold" && kept.detail.contains(hold), "{kept}");
+        let newest = world.entries(world.writer.head().0 - 1).await?.remove(0);
+        ensure!(newest.kind == Kind::PruningRefused && newest.body().text("hold") == Ok(hold));
+        world.call(Method::POST, &format!("/api/v1/holds/{hold}/release")).await?;
+    }
+    ensure!(old.entries(0, size, 1_000, None).await?.len() as u64 == size, "something is gone");
+    let before = world.writer.head().0;
+    let done = prune(end).await?;
+    ensure!(done.entries == size);
+    let entries = world.entries(before).await?;
+    let kinds: Vec<Kind> = entries.iter().map(|e| e.kind).collect();
+    ensure!(kinds == [Kind::PruningBegun, Kind::PruningPerformed], "{kinds:?}");
+    ensure!(entries[1].seq == done.index);
+    let begun = entries[0].body();
+    let lines = begun.list("policy")?.into_iter().map(|line| line.as_text().unwrap_or_default());
+    ensure!(lines.collect::<Vec<_>>().join("\n") == policy(120));
+    ensure!(begun.parsed("policy_sha256") == Ok(Digest::of(policy(120).as_bytes())));
+    for entry in &entries {
+        ensure!(entry.actor_person() == world.operator.actor.person);
+        ensure!(entry.body().parsed("bundle_sha256") == Ok(Digest::of(&bundle)));
+        ensure!(entry.body().text("article") == Ok(ARTICLE));
+    }
+    let again = prune(end).await.err().context("it is pruned")?;
+    ensure!(again.code.as_str() == "pruned" && again.code.http() == 410, "{again}");
+    gone(&world, &bundle).await
+}
+
+/// Whoever asks for contents is told; proofs are served as before, and the coordinator starts again.
+async fn gone(world: &World, bundle: &[u8]) -> Result<()> {
+    for path in [
+        format!("log/export?shard={OLD}"),
+        format!("log/mirror?from=0&place=ae-on/ae-az&shard={OLD}"),
+        format!("log/entries?shard={OLD}"),
+        format!("log/accesses?object={STUDY}&shard={OLD}"),
+    ] {
+        let (status, code) = world.refusal(&path).await?;
+        ensure!((status, &*code) == (StatusCode::GONE, "pruned"), "{path}: {status} {code}");
+    }
+    let shards = world.get("log/shards").await?;
+    ensure!(shards["items"][0]["pruned"] == true && shards["items"][1]["pruned"] == false);
+    let proof = world.call(Method::GET, &format!("/api/v1/log/entries/1/proof?shard={OLD}")).await?;
+    ensure!(proof.status() == StatusCode::OK);
+    ensure!(asked(world, OLD, bundle).await?.1["code"] == "pruned");
+    // What was kept is known at the next start.
+    Erasures::open(world.engine.clone()).await?;
+    Ok(())
+}
+
+/// AUD-04: a pruning that a crash interrupted, before or in the middle of it, is finished at the next start, once.
+#[tokio::test]
+async fn a_pruning_that_was_interrupted_is_finished_at_the_next_start() -> Result<()> {
+    for pages in [false, true] {
+        let world = ended().await?;
+        let bundle = exported(&world).await?;
+        let (old, _) = world.engine.parts().shards.find(OLD).context("the old shard")?;
+        let begun = Draft::new(Kind::PruningBegun)
+            .text("log", OLD)
+            .text("article", ARTICLE)
+            .digest("bundle_sha256", &Digest::of(&bundle))
+            .digest("policy_sha256", &Digest::of(policy(1).as_bytes()))
+            .count("entries", old.size().await?);
+        world.writer.record(vec![begun]).await?;
+        if pages {
+            let shard = old.shard().clone();
+            let rows = vec![Change::Prune(shard.clone()), Change::Empty(shard, 0, 3)];
+            world.writer.commit(Commit { rows, ..Commit::default() }).await?;
+        }
+        let before = world.writer.head().0;
+        for _ in 0..2 {
+            Prunings::open(world.erasures.clone(), None).await?;
+        }
+        let entries = world.entries(before).await?;
+        let kinds: Vec<Kind> = entries.iter().map(|e| e.kind).collect();
+        ensure!(kinds == [Kind::PruningPerformed], "{kinds:?}");
+        ensure!(entries[0].body().parsed("bundle_sha256") == Ok(Digest::of(&bundle)));
+        gone(&world, &bundle).await?;
+    }
+    Ok(())
+}
