@@ -422,7 +422,10 @@ mod tests {
     fn policies_that_cannot_be_meant_are_not_taken() {
         for (text, why) in [
             ("permit (principal, action, resource", "unexpected"),
-            ("permit (principal, action, resource) when { resource.colums == [] };", "colums"),
+            (
+                "permit (principal, action, resource) when { resource.colums == [\"age\"] };",
+                "colums",
+            ),
             ("permit (principal, action, resource) when { context.steward == \"x\" };", "steward"),
             (
                 "@id(\"A\") permit (principal, action, resource); @id(\"A\") forbid (principal, action, resource);",
