@@ -73,6 +73,8 @@ impl Decisions {
             },
             None => None,
         };
+        let taking = action.parse::<Action>().is_ok_and(|action| Action::TAKING.contains(&action));
+        let destination = entry.destination().filter(|_| taking);
         let decision = body.text("decision").map_err(|e| e.to_string())?;
         let ids = body.list("policy_ids").map_err(|e| e.to_string())?;
         self.key.clear();
@@ -80,13 +82,17 @@ impl Decisions {
         let ids_of = ids.iter().map(|id| id.as_text());
         // Writing to a string cannot fail. Lengths keep apart what was written one after the other.
         let _ = write!(self.key, "{set} {who}");
+        if let Some(destination) = &destination {
+            let _ = write!(self.key, " to {destination}");
+        }
         for text in texts.into_iter().chain(ids_of) {
             let text = text.unwrap_or_default();
             let _ = write!(self.key, " {}:{text}", text.len());
         }
         if !self.right.contains(&self.key) {
             let asked = (set, who, action, study.zip(mechanism.as_deref()));
-            let (allow, by) = self.decide(asked, files)?;
+            let to = destination.as_ref().unwrap_or(who.place());
+            let (allow, by) = self.decide(asked, to, files)?;
             let same = |(id, by): (&Node<'_>, &String)| id.as_text() == Some(by);
             let allowed = decision == "allow";
             if allowed != allow || ids.len() != by.len() || !ids.iter().zip(&by).all(same) {
@@ -113,6 +119,7 @@ impl Decisions {
     fn decide<'a>(
         &mut self,
         (set, who, action, study): (Digest, &SpiffeId, &str, Option<(&str, &str)>),
+        to: &Place,
         files: impl FnOnce(&Digest) -> Option<&'a [(String, Vec<u8>)]>,
     ) -> Result<(bool, Vec<String>), String> {
         if !self.sets.contains_key(&set) {
@@ -134,7 +141,7 @@ impl Decisions {
             }
             None => Resource::Service,
         };
-        let said = self.sets[&set].decide(here, who, action, &resource);
+        let said = self.sets[&set].decide_to(here, who, action, &resource, to);
         Ok((said.allow, said.policies))
     }
 }

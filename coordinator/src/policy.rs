@@ -99,7 +99,20 @@ impl PolicyEngine {
     /// Whether `who` may do `action`.
     #[must_use]
     pub fn decide(&self, who: &SpiffeId, action: Action, resource: &Resource<'_>) -> Decision {
-        self.loaded.load().policies.decide(&self.place, who, action, resource)
+        self.decide_to(who, action, resource, who.place())
+    }
+
+    /// As [`Self::decide`], where `who` takes it to a `destination`.
+    #[must_use]
+    pub fn decide_to(
+        &self,
+        who: &SpiffeId,
+        action: Action,
+        resource: &Resource<'_>,
+        destination: &Place,
+    ) -> Decision {
+        let loaded = self.loaded.load();
+        loaded.policies.decide_to(&self.place, who, action, resource, destination)
     }
 }
 

@@ -35,7 +35,7 @@ use axum::{
 };
 use falaj_core::{
     audit::{Draft, Kind, objects::Object},
-    id::{Digest, SpiffeId, StudyId},
+    id::{Digest, Place, SpiffeId, StudyId},
     round::AnyRound,
     witness::InclusionProof,
 };
@@ -167,7 +167,7 @@ impl App {
         self.grant_asked(peer, action, study, &[]).await
     }
 
-    /// As [`Self::grant`]; the entry says what was asked for, too.
+    /// As [`Self::grant`]; the entry says what was asked for, too. Where something is taken to is its `place`.
     async fn grant_asked(
         &self,
         peer: &Peer,
@@ -184,12 +184,16 @@ impl App {
             Action::LogExport => Kind::LogExported,
             _ => Kind::AdminRead,
         };
+        let mut places = asked.iter().filter(|(name, _)| *name == "place");
+        let destination: Option<Place> = places.next().and_then(|(_, place)| place.parse().ok());
+        let to = destination.as_ref().unwrap_or(identity.spiffe.place());
         let asked = asked.iter().map(|(name, value)| (*name, value.as_str()));
         let mut draft = Draft::new(kind).actor(&peer.actor).asked(asked);
         if let Some(handle) = study {
             draft = draft.study(&handle.meta.study.id);
         }
-        let (_, committed) = self.engine.grant(&identity.spiffe, action, &resource, draft).await?;
+        let (_, committed) =
+            self.engine.grant_to(&identity.spiffe, action, &resource, to, draft).await?;
         let study = study.map(|handle| handle.meta.study.id.clone());
         Ok(Intent { index: committed.first, kind, actor: peer.actor.clone(), study })
     }
@@ -419,12 +423,33 @@ async fn models(
     Ok(Json(Page { items: items.collect(), next: None }))
 }
 
+/// Where something is taken to.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ToQuery {
+    /// A place such as `ae-on/ae-az`; where whoever asks is themselves when absent.
+    place: Option<String>,
+}
+
+impl ToQuery {
+    /// What is asked for, in words that are known; an error when it is no place.
+    fn asked(&self) -> (Vec<(&'static str, String)>, Result<(), Problem>) {
+        let Some(place) = &self.place else { return (Vec::new(), Ok(())) };
+        match place.parse::<Place>() {
+            Ok(place) => (vec![("place", place.to_string())], Ok(())),
+            Err(e) => (Vec::new(), Err(Code::Malformed.because(format!("`place`: {e}")))),
+        }
+    }
+}
+
 /// Downloads a model as `safetensors`. `round` is a number, or `latest`.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/models/{round}", params(("id" = String, Path), ("round" = String, Path)), responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/studies/{id}/models/{round}", params(("id" = String, Path), ("round" = String, Path), ToQuery), responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
 async fn download(
     State(app): Ctx,
     Extension(peer): Who,
     Path((id, round)): Path<(String, String)>,
+    Query(to): Query<ToQuery>,
 ) -> Answer<Response> {
     let handle = app.study(&id)?;
     let parts = app.engine.parts();
@@ -436,7 +461,9 @@ async fn download(
     let row = row.ok_or_else(|| {
         Code::UnknownModel.because(format!("study `{id}` has no model of round {round}"))
     })?;
-    let intent = app.grant(&peer, Action::ModelRead, Some(&handle)).await?;
+    let (asked, read) = to.asked();
+    let intent = app.grant_asked(&peer, Action::ModelRead, Some(&handle), &asked).await?;
+    read?;
     let head = safetensors_head(&handle, &row.sha256, row.number)?;
     let file = tokio::fs::File::open(parts.models.path(&row.sha256)).await.map_err(|e| {
         tracing::error!(error = %e, model = %row.sha256, "a model cannot be read");
@@ -540,6 +567,8 @@ struct ExportQuery {
     tree_size: Option<u64>,
     /// The origin of a shard; the one that is written when absent.
     shard: Option<String>,
+    /// Where it is taken to: a place such as `ae-on/ae-az`; where whoever asks is themselves when absent.
+    place: Option<String>,
     /// With a time-stamp of the report, from the authority that the coordinator asks.
     #[serde(default)]
     timestamp: bool,
@@ -558,8 +587,11 @@ async fn log_export(
     let mut asked = wanted.asked(&shard);
     asked.extend(query.tree_size.map(|size| ("tree_size", size.to_string())));
     asked.extend(query.timestamp.then(|| ("timestamp", "true".to_owned())));
+    let (to, read) = ToQuery { place: query.place }.asked();
+    asked.extend(to);
     let intent = app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
     let parts = app.engine.parts();
+    read?;
     let (store, keys) = shard?;
     store.check_whole().await.map_err(unreadable)?;
     let timestamps = app.timestamps.as_ref().filter(|_| query.timestamp);

@@ -462,6 +462,12 @@ impl Entry {
         self.body().member("actor")?.find("place")
     }
 
+    /// Where something is taken to, by the word of whoever takes it.
+    #[must_use]
+    pub fn destination(&self) -> Option<Place> {
+        self.body().member("asked")?.text("place").ok()?.parse().ok()
+    }
+
     /// The actor's identity, when it is known.
     #[must_use]
     pub const fn actor_id(&self) -> Option<&SpiffeId> {

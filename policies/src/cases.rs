@@ -22,6 +22,7 @@ struct Asked {
     who: SpiffeId,
     action: Action,
     study: StudyId,
+    destination: Place,
 }
 
 /// Cases, as they stand in their file.
@@ -45,6 +46,8 @@ struct Case {
     mechanism: Option<String>,
     /// The study's name, where rules name studies.
     study: Option<String>,
+    /// Where something is taken to: `ae-on/ae-du`; where the principal is when absent.
+    destination: Option<String>,
     allow: bool,
     /// The rules that decide; none when nothing permits it.
     policies: Vec<String>,
@@ -92,10 +95,15 @@ impl Cases {
         }
         let parsed = |case: Case| {
             let wrong = |e: &dyn fmt::Display| CasesError(format!("{}: {e}", case.name));
-            let who = case.principal.parse().map_err(|e| wrong(&e))?;
+            let who: SpiffeId = case.principal.parse().map_err(|e| wrong(&e))?;
+            let destination = match &case.destination {
+                Some(place) => place.parse().map_err(|e| wrong(&e))?,
+                None => who.place().clone(),
+            };
             let action = case.action.parse().map_err(|e| wrong(&e))?;
             let study = case.study.as_deref().unwrap_or("some-study").parse();
-            Ok(Asked { who, action, study: study.map_err(|e| wrong(&e))?, case })
+            let study = study.map_err(|e| wrong(&e))?;
+            Ok(Asked { case, who, action, study, destination })
         };
         let cases = file.cases.into_iter().map(parsed).collect::<Result<_, _>>()?;
         Ok(Self { here, cases })
@@ -111,10 +119,10 @@ impl Cases {
     #[must_use]
     pub fn mismatches(&self, policies: &Policies) -> Vec<Mismatch> {
         let mut found = Vec::new();
-        for Asked { case, who, action, study } in &self.cases {
+        for Asked { case, who, action, study, destination } in &self.cases {
             let mechanism = case.mechanism.as_deref();
             let resource = mechanism.map_or(Resource::Service, |m| Resource::Study(study, m));
-            let said = policies.decide(&self.here, who, *action, &resource);
+            let said = policies.decide_to(&self.here, who, *action, &resource, destination);
             let wanted = (case.allow, case.policies.clone());
             let said = (said.allow, said.policies);
             if said != wanted {

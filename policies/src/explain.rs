@@ -28,8 +28,9 @@ impl Policies {
         who: &SpiffeId,
         action: Action,
         resource: &Resource<'_>,
+        destination: &Place,
     ) -> (Decision, Vec<Rule>) {
-        let decision = self.decide(here, who, action, resource);
+        let decision = self.decide_to(here, who, action, resource, destination);
         let mut rules: Vec<Rule> = self.rules();
         rules.retain(|rule| decision.policies.contains(&rule.id));
         (decision, rules)

@@ -139,7 +139,7 @@ mod tests {
                     for action in Action::ALL {
                         for resource in [Resource::Service, Resource::Study(&study, mechanism)] {
                             let Ok((request, entities, _)) =
-                                policies.request(&here, &who, action, &resource)
+                                policies.request(&here, &who, action, &resource, who.place())
                             else {
                                 continue;
                             };

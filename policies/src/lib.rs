@@ -114,6 +114,9 @@ impl Action {
 }
 
 impl Action {
+    /// What takes something to a place, of which policies may speak.
+    pub const TAKING: [Self; 2] = [Self::ModelRead, Self::LogExport];
+
     /// Whether it is wanted of the coordinator itself, whatever study an entry about it names.
     #[must_use]
     pub const fn is_of_service(self) -> bool {
@@ -194,6 +197,8 @@ pub struct Policies {
     set: PolicySet,
     index: Index,
     schema: Schema,
+    /// Actions whose requests say where something is taken to; older sets know of none.
+    destined: Vec<Action>,
     digest: Digest,
 }
 
@@ -221,7 +226,8 @@ impl Policies {
             return Err(invalid(POLICIES, problem.to_string()));
         }
         let index = Index::new(&policies, &schema).map_err(|e| invalid(POLICIES, e.to_string()))?;
-        Ok(Self { set: policies, index, schema, digest: policy_set(files) })
+        let destined = destined(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
+        Ok(Self { set: policies, index, schema, destined, digest: policy_set(files) })
     }
 
     /// SHA-256 of the set's files.
@@ -230,7 +236,7 @@ impl Policies {
         self.digest
     }
 
-    /// Whether `who` may do `action` at a coordinator in `here`.
+    /// Whether `who` may do `action` at a coordinator in `here`. What is taken goes to where they are.
     #[must_use]
     pub fn decide(
         &self,
@@ -239,13 +245,27 @@ impl Policies {
         action: Action,
         resource: &Resource<'_>,
     ) -> Decision {
+        self.decide_to(here, who, action, resource, who.place())
+    }
+
+    /// As [`Self::decide`], where `who` takes it to a `destination`. It counts for [`Action::TAKING`] alone.
+    #[must_use]
+    pub fn decide_to(
+        &self,
+        here: &Place,
+        who: &SpiffeId,
+        action: Action,
+        resource: &Resource<'_>,
+        destination: &Place,
+    ) -> Decision {
         // An error means that the schema knows no such request: this kind of party never does this.
-        let said = self.ask(here, who, action, resource).unwrap_or_else(|_| Decision {
-            allow: false,
-            policies: Vec::new(),
-            reason: format!("`{}` is not for a {}", action.as_str(), who.role()),
-            policy_set: self.digest,
-        });
+        let said =
+            self.ask(here, who, action, resource, destination).unwrap_or_else(|_| Decision {
+                allow: false,
+                policies: Vec::new(),
+                reason: format!("`{}` is not for a {}", action.as_str(), who.role()),
+                policy_set: self.digest,
+            });
         if !is_person(who) {
             return said;
         }
@@ -260,6 +280,7 @@ impl Policies {
         who: &SpiffeId,
         action: Action,
         resource: &Resource<'_>,
+        destination: &Place,
     ) -> Result<(Request, Entities, [EntityUid; 3]), Box<dyn std::error::Error + Send + Sync>> {
         let text = |s: &str| RestrictedExpression::new_string(s.to_owned());
         let principal = uid(role_type(who), &who.to_string())?;
@@ -292,12 +313,17 @@ impl Policies {
             ),
         };
         let resource_entity = Entity::new(resource_uid.clone(), attributes, HashSet::new())?;
+        let context = if self.destined.contains(&action) {
+            destined_to(destination)?
+        } else {
+            Context::empty()
+        };
         let action = uid("Action", action.as_str())?;
         let request = Request::new(
             principal.clone(),
             action.clone(),
             resource_uid.clone(),
-            Context::empty(),
+            context,
             Some(&self.schema),
         )?;
         let entities =
@@ -311,9 +337,10 @@ impl Policies {
         who: &SpiffeId,
         action: Action,
         resource: &Resource<'_>,
+        destination: &Place,
     ) -> Result<Decision, Box<dyn std::error::Error + Send + Sync>> {
         let (request, entities, [principal, named, of]) =
-            self.request(here, who, action, resource)?;
+            self.request(here, who, action, resource, destination)?;
         let said = self.index.ask((&principal, &named, &of), &request, &entities);
         let mut policies: Vec<String> = said.decided().iter().map(|id| self.name(id)).collect();
         policies.sort();
@@ -346,6 +373,31 @@ impl Policies {
     fn name(&self, id: &PolicyId) -> String {
         annotation(&self.set, id, "id").unwrap_or_else(|| id.to_string())
     }
+}
+
+/// What a request says of where something is taken to.
+fn destined_to(place: &Place) -> Result<Context, Box<dyn std::error::Error + Send + Sync>> {
+    let text = |s: &str| RestrictedExpression::new_string(s.to_owned());
+    let place = RestrictedExpression::new_record([
+        ("jurisdiction".to_owned(), text(place.jurisdiction())),
+        ("region".to_owned(), text(place.region())),
+    ])?;
+    Ok(Context::from_pairs([("destination".to_owned(), place)])?)
+}
+
+/// The actions whose requests say where something is taken to, as a schema has it.
+fn destined(schema: &Schema) -> Result<Vec<Action>, Box<dyn std::error::Error + Send + Sync>> {
+    let nowhere: Place = "ae-on/any".parse()?;
+    let mut known = Vec::new();
+    for action in Action::TAKING {
+        let of = if action.is_of_service() { "Service" } else { "Study" };
+        let (principal, of) = (uid("Operator", "o")?, uid(of, "r")?);
+        let named = uid("Action", action.as_str())?;
+        if Request::new(principal, named, of, destined_to(&nowhere)?, Some(schema)).is_ok() {
+            known.push(action);
+        }
+    }
+    Ok(known)
 }
 
 fn annotation(policies: &PolicySet, id: &cedar_policy::PolicyId, key: &str) -> Option<String> {

@@ -173,6 +173,10 @@ pub(crate) enum ModelCommand {
         /// Where to write it.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
+        /// Where that lies, or will: jurisdiction and region; where you are yourself when absent. Policy decides over it, and
+        /// it is part of the entry.
+        #[arg(long, value_name = "PLACE")]
+        to_place: Option<Place>,
     },
 }
 
@@ -361,6 +365,10 @@ pub(crate) enum LogCommand {
         /// Have the time-stamp authority that the coordinator asks stamp the report, too.
         #[arg(long)]
         timestamp: bool,
+        /// Where that lies, or will: jurisdiction and region; where you are yourself when absent. Policy decides over it, and
+        /// it is part of the entry.
+        #[arg(long, value_name = "PLACE")]
+        to_place: Option<Place>,
     },
 }
 

@@ -150,10 +150,17 @@ impl Client {
         self.pages(&format!("studies/{id}/models")).await
     }
 
-    /// A model's bytes; the newest when no round is named.
-    pub(crate) async fn model(&self, id: &StudyId, round: Option<u32>) -> Answer<Response> {
+    /// A model's bytes, which are taken to a place; the newest when no round is named.
+    pub(crate) async fn model(
+        &self,
+        id: &StudyId,
+        round: Option<u32>,
+        to: Option<Place>,
+    ) -> Answer<Response> {
         let round = round.map_or_else(|| "latest".to_owned(), |n| n.to_string());
-        self.send(self.request(Method::GET, &format!("studies/{id}/models/{round}"))).await
+        let to: Vec<_> = to.map(|place| ("place", place.to_string())).into_iter().collect();
+        let request = self.request(Method::GET, &format!("studies/{id}/models/{round}"));
+        self.send(request.query(&to)).await
     }
 
     /// A checkpoint, signed now.
@@ -213,17 +220,19 @@ impl Client {
     }
 
     /// The export's bytes: of the shard that is written or another, whole or up to a checkpoint, and with a time-stamp of
-    /// its report if asked.
+    /// its report if asked. They are taken to a place.
     pub(crate) async fn export(
         &self,
         tree_size: Option<u64>,
         shard: Option<String>,
         timestamp: bool,
+        to: Option<Place>,
     ) -> Answer<Response> {
         let size = tree_size.map(|size| ("tree_size", size.to_string()));
         let shard = shard.map(|shard| ("shard", shard));
         let stamp = timestamp.then(|| ("timestamp", "true".to_owned()));
-        let of: Vec<_> = size.into_iter().chain(shard).chain(stamp).collect();
+        let of = size.into_iter().chain(shard).chain(stamp);
+        let of: Vec<_> = of.chain(to.map(|place| ("place", place.to_string()))).collect();
         self.send(self.request(Method::GET, "log/export").query(&of)).await
     }
 

@@ -95,8 +95,8 @@ async fn model(client: &Client, command: ModelCommand, json: bool) -> Result<()>
         ModelCommand::List { id } => {
             show::answer(json, &client.models(&named(&id)?).await?, models_table)
         }
-        ModelCommand::Download { id, round, output } => {
-            let answer = client.model(&named(&id)?, round).await?;
+        ModelCommand::Download { id, round, output, to_place } => {
+            let answer = client.model(&named(&id)?, round, to_place).await?;
             let promised: Digest = answer
                 .headers()
                 .get(MODEL_SHA256)

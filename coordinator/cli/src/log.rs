@@ -119,8 +119,8 @@ pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Res
             let mirror = Mirror { client, place: to_place, shard, log_key, json };
             mirror.run(&destination, every).await
         }
-        LogCommand::Export { output, tree_size, shard, timestamp } => {
-            let answer = client.export(tree_size, shard, timestamp).await?;
+        LogCommand::Export { output, tree_size, shard, timestamp, to_place } => {
+            let answer = client.export(tree_size, shard, timestamp, to_place).await?;
             let bytes = save_as_is(answer, &output, json).await?;
             let answer = json!({ "file": output, "bytes": bytes });
             let (file, size) = (output.display(), show::bytes(bytes));

@@ -28,7 +28,7 @@ use falaj_certs::identity::Identity;
 use falaj_core::{
     aggregate::{params_digest, params_to_bytes},
     audit::{Actor, Draft, Kind},
-    id::{Digest, RoundId, SiteId, SpiffeId, StudyId},
+    id::{Digest, Place, RoundId, SiteId, SpiffeId, StudyId},
     manifest::Manifest,
     note::NoteSigner,
     receipt::{self, Receipt},
@@ -332,7 +332,22 @@ impl Engine {
         resource: &Resource<'_>,
         draft: Draft,
     ) -> Result<(Decision, Committed), Problem> {
-        let decision = self.parts().policy.decide(who, action, resource);
+        self.grant_to(who, action, resource, who.place(), draft).await
+    }
+
+    /// As [`Self::grant`], where `who` takes it to a `destination`; the draft says so.
+    ///
+    /// # Errors
+    /// As [`Self::grant`].
+    pub async fn grant_to(
+        &self,
+        who: &SpiffeId,
+        action: Action,
+        resource: &Resource<'_>,
+        destination: &Place,
+        draft: Draft,
+    ) -> Result<(Decision, Committed), Problem> {
+        let decision = self.parts().policy.decide_to(who, action, resource, destination);
         let draft = draft.text("action", action.as_str()).decided(
             decision.allow,
             &decision.policies,

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     audit::Kind,
     canon::Canon,
-    id::{Digest, Role},
+    id::{Digest, Place, Role},
 };
 use std::collections::BTreeMap;
 
@@ -64,9 +64,14 @@ impl Access {
             self.refused.entry(key).or_default().add(index);
         }
         if matches!(seen.kind(), Kind::ModelRead | Kind::LogExported | Kind::TaskSent) {
-            let key =
-                [place(), seen.who(), seen.kind().as_str().to_owned(), seen.study().to_owned()];
-            let abroad = seen.place().is_some_and(|p| about.is_abroad(&p));
+            // Where it is taken to, by their word, unless they are abroad themselves.
+            let said = seen.entry.destination();
+            let is_abroad =
+                |place: &Option<Place>| place.as_ref().is_some_and(|p| about.is_abroad(p));
+            let to = seen.place().filter(|_| said.is_none() || is_abroad(&seen.place())).or(said);
+            let abroad = is_abroad(&to);
+            let to = to.map(|place| place.to_string()).unwrap_or_default();
+            let key = [to, seen.who(), seen.kind().as_str().to_owned(), seen.study().to_owned()];
             self.transfers.entry((key, abroad)).or_default().add(index);
             self.transferred.add(index);
             if !seen.text("approval").is_empty() {

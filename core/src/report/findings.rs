@@ -86,10 +86,10 @@ impl Findings {
                     self.add("out_of_region_join", seen, &place.to_string());
                 }
             }
-            // A mirror of the log lies elsewhere than who asked for it.
+            // It may be taken elsewhere than where who asked for it is.
             Kind::ModelRead | Kind::LogExported if seen.text("approval").is_empty() => {
-                let mirror = seen.destination().filter(|place| about.is_abroad(place));
-                if let Some(place) = mirror.or(Some(place).filter(|_| abroad)) {
+                let to = seen.entry.destination().filter(|place| about.is_abroad(place));
+                if let Some(place) = to.or(Some(place).filter(|_| abroad)) {
                     self.add("export_without_approval", seen, &place.to_string());
                 }
             }

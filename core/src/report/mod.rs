@@ -188,11 +188,6 @@ impl<'a> Seen<'a> {
         self.who.map(|who| who.place().clone()).or_else(site)
     }
 
-    /// Where a mirror of the log lies, by its owner's word.
-    fn destination(&self) -> Option<Place> {
-        self.entry.body().member("asked")?.text("place").ok()?.parse().ok()
-    }
-
     /// Policies that decided.
     fn policies(&self) -> impl Iterator<Item = &'a str> {
         self.decided_by.into_iter().flat_map(Node::items).filter_map(Node::as_text)

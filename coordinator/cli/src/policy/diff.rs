@@ -20,7 +20,7 @@ use std::{
 };
 
 /// Who, what, of which study, and how it was and would be decided.
-type Change = [String; 5];
+type Change = [String; 6];
 
 /// The requests that were looked at.
 #[derive(Default)]
@@ -31,7 +31,7 @@ struct Asked {
     /// How often, and the first and the last entry.
     changes: BTreeMap<Change, (u64, u64, u64)>,
     /// Decisions by request: most are asked over and over.
-    known: HashMap<(String, String, String), Option<(String, String)>>,
+    known: HashMap<[String; 4], Option<(String, String)>>,
 }
 
 /// Asks both sets about every logged request in a span of time, and shows where they differ. Ends with code 1 when they do.
@@ -68,12 +68,12 @@ pub(super) async fn run(
         .await?;
     }
     let row = |(change, (count, first, last)): (&Change, &(u64, u64, u64))| {
-        let [who, action, study, was, will] = change.clone();
-        [who, action, study, was, will, count.to_string(), first.to_string(), last.to_string()]
+        let [who, action, study, to, was, will] = change.clone();
+        [who, action, study, to, was, will, count.to_string(), first.to_string(), last.to_string()]
     };
     let rows: Vec<_> = asked.changes.iter().map(row).collect();
-    let names = ["who", "action", "study", "old", "new", "count", "first", "last"];
-    let object = |row: &[String; 8]| {
+    let names = ["who", "action", "study", "destination", "old", "new", "count", "first", "last"];
+    let object = |row: &[String; 9]| {
         let members = names.iter().zip(row).map(|(name, cell)| ((*name).to_owned(), json!(cell)));
         members.collect::<serde_json::Map<_, _>>()
     };
@@ -127,7 +127,10 @@ impl Asked {
             self.unknown += 1;
             return Ok(());
         };
-        let key = (who.to_string(), action.as_str().to_owned(), study.to_owned());
+        let destination = entry.destination().filter(|_| Action::TAKING.contains(&action));
+        let to = destination.as_ref().unwrap_or(who.place());
+        let named = destination.as_ref().map(ToString::to_string).unwrap_or_default();
+        let key = [who.to_string(), action.as_str().to_owned(), study.to_owned(), named];
         let decided = self.known.entry(key.clone()).or_insert_with(|| {
             let study: Option<StudyId> = study.parse().ok();
             let resource = match &study {
@@ -135,7 +138,7 @@ impl Asked {
                 None => Resource::Service,
             };
             let said = |set: &Policies| {
-                let said = set.decide(here, &who, action, &resource);
+                let said = set.decide_to(here, &who, action, &resource, to);
                 let word = if said.allow { "allow" } else { "deny" };
                 let by = if said.policies.is_empty() {
                     "no rule".into()
@@ -148,8 +151,8 @@ impl Asked {
             (was.0 != will.0).then_some((was.1, will.1))
         });
         if let Some((was, will)) = decided {
-            let (who, action, study) = key;
-            let change = [who, action, study, was.clone(), will.clone()];
+            let [who, action, study, to] = key;
+            let change = [who, action, study, to, was.clone(), will.clone()];
             let (count, first, last) = self.changes.entry(change).or_insert((0, index, index));
             *count += 1;
             *first = index.min(*first);

@@ -76,6 +76,9 @@ pub(crate) struct Request {
     /// How the study is protected, as its file says: `dp_sgd`, for example, or `none`.
     #[arg(long, requires = "study")]
     mechanism: Option<String>,
+    /// Where a model or the log is taken to; where they are themselves when absent.
+    #[arg(long, value_name = "PLACE")]
+    to_place: Option<Place>,
     /// Where the coordinator is.
     #[arg(long, default_value = "ae-on/ae-az", value_name = "PLACE")]
     coordinator: String,
@@ -155,9 +158,16 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
         (Some(study), Some(mechanism)) => Resource::Study(study, mechanism),
         _ => Resource::Service,
     };
-    let (decision, rules) = set.explain(&here, &who, action, &resource);
-    let of = |rule: &Rule| json!({ "id": rule.id, "effect": effect(rule), "law": rule.law, "reason": rule.reason, "text": rule.text });
+    ensure!(
+        request.to_place.is_none() || Action::TAKING.contains(&action),
+        "`{}` takes nothing anywhere: leave out --to-place",
+        action.as_str()
+    );
     let place = who.place();
+    let to = request.to_place.as_ref().unwrap_or(place);
+    let (decision, rules) = set.explain(&here, &who, action, &resource, to);
+    let of = |rule: &Rule| json!({ "id": rule.id, "effect": effect(rule), "law": rule.law, "reason": rule.reason, "text": rule.text });
+    let to = Action::TAKING.contains(&action).then(|| to.to_string());
     let answer = json!({
         "decision": if decision.allow { "allow" } else { "deny" },
         "rules": rules.iter().map(of).collect::<Vec<Value>>(),
@@ -166,6 +176,7 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
             "principal.jurisdiction": place.jurisdiction(), "principal.region": place.region(),
             "principal.name": who.name(), "principal.trust_domain": who.trust_domain(),
             "resource.jurisdiction": here.jurisdiction(), "resource.mechanism": request.mechanism,
+            "context.destination": to,
         },
         "policy_set_sha256": decision.policy_set.to_string(),
     });
