@@ -29,6 +29,9 @@ pub struct Config {
     pub train: TrainConfig,
     /// Where its state lies.
     pub state: StateConfig,
+    /// What it takes away from itself.
+    #[serde(default)]
+    pub sandbox: SandboxConfig,
     /// The site's own policy, beside this file; there need not be one.
     #[serde(skip)]
     pub site_policy: PathBuf,
@@ -119,6 +122,27 @@ impl Default for TrainConfig {
             micro_batches: false,
         }
     }
+}
+
+/// What the agent takes away from itself before it touches records (Landlock, seccomp).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SandboxConfig {
+    /// Whether it does.
+    pub mode: SandboxMode,
+}
+
+/// Whether the agent restricts itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxMode {
+    /// As far as the kernel can; what it lacks is a warning.
+    #[default]
+    Available,
+    /// Wholly, or the agent does not start.
+    Required,
+    /// Not at all.
+    Off,
 }
 
 /// Where state lies: ledger, journal, caches.

@@ -18,6 +18,7 @@ pub mod masked;
 pub mod model_file;
 pub mod noise;
 pub mod policy;
+pub mod sandbox;
 pub mod streams;
 pub mod train;
 pub mod transport;

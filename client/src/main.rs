@@ -13,6 +13,7 @@ use falaj_agent::{
     local::{self, Alone},
     model_file,
     policy::{Approval, Approvals, Asked, PolicyFile, Sources},
+    sandbox,
     train::{self, Chance},
     watch,
 };
@@ -22,6 +23,7 @@ use falaj_core::{
     note::VerifierKey,
     study::Study,
 };
+use falaj_sandbox::Probe;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::{
@@ -70,6 +72,11 @@ enum Command {
         #[cfg(debug_assertions)]
         #[arg(long, hide = true)]
         insecure_seed: Option<u64>,
+    },
+    /// Look at what the agent takes away from itself before it touches records.
+    Sandbox {
+        #[command(subcommand)]
+        command: SandboxCommand,
     },
     /// Look at the configuration.
     Config {
@@ -171,6 +178,18 @@ enum Command {
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+enum SandboxCommand {
+    /// Enter the sandbox as `run` does, and try to get out: every attempt has to be refused, and what is needed has to work.
+    ///
+    /// Ends with code 1 when something is otherwise.
+    #[command(after_help = "Example:\n  falaj-agent sandbox check --config agent.toml")]
+    Check {
+        #[command(flatten)]
+        config: ConfigArg,
     },
 }
 
@@ -305,15 +324,60 @@ impl From<Break> for Sabotage {
     }
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> ExitCode {
-    match run(Cli::parse()).await {
+fn main() -> ExitCode {
+    match started(Cli::parse()) {
         Ok(code) => code,
         Err(e) => {
             eprintln!("falaj-agent: {e:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// The sandbox comes before there is a second thread, which would stay outside.
+fn started(cli: Cli) -> Result<ExitCode> {
+    match &cli.command {
+        Command::Run { config, .. } => {
+            log_to_stderr(cli.log_format);
+            match sandbox::restrict(&Config::load(&config.config)?, &config.config)? {
+                None => tracing::warn!(
+                    "the sandbox is off: nothing but this program keeps records here"
+                ),
+                Some(entered) if entered.missing.is_empty() => tracing::info!("in the sandbox"),
+                Some(entered) => tracing::warn!(
+                    missing = entered.missing.join(", "),
+                    "the sandbox has a gap: this kernel cannot refuse everything"
+                ),
+            }
+        }
+        Command::Sandbox { command: SandboxCommand::Check { config } } => {
+            let file = &config.config;
+            return sandbox_check(&Config::load(file)?, file, cli.json);
+        }
+        _ => {}
+    }
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(2).enable_all().build()?.block_on(run(cli))
+}
+
+fn sandbox_check(config: &Config, file: &Path, json: bool) -> Result<ExitCode> {
+    let (entered, probes) = sandbox::check(config, file)?;
+    let right = probes.iter().all(Probe::is_right) && entered.missing.is_empty();
+    if json {
+        let row = |p: &Probe| json!({ "tried": p.what, "to_be_refused": p.unwanted, "refused": p.refused, "right": p.is_right() });
+        let probes: Vec<_> = probes.iter().map(row).collect();
+        println!("{}", json!({ "probes": probes, "missing": entered.missing, "right": right }));
+    } else {
+        for p in &probes {
+            let verdict = if p.is_right() { "as it should be" } else { "WRONG" };
+            let became = p.refused.as_deref().unwrap_or("it went through");
+            println!("{verdict:16} {:48} {became}", p.what);
+        }
+        for lacking in &entered.missing {
+            println!("{:16} this kernel cannot refuse {lacking}", "WRONG");
+        }
+    }
+    Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn run(cli: Cli) -> Result<ExitCode> {
@@ -324,7 +388,6 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             #[cfg(debug_assertions)]
             insecure_seed,
         } => {
-            log_to_stderr(cli.log_format);
             let options = Options {
                 exit_on_refusal,
                 #[cfg(debug_assertions)]
@@ -341,6 +404,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
                 }
             });
         }
+        Command::Sandbox { .. } => unreachable!("it is done before there is a runtime"),
         Command::Config { command: ConfigCommand::Check { config } } => {
             let config = Config::load(&config.config)?;
             let credentials = Credentials::load(&config.identity.cert, &config.identity.key)?;

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// What each room may import, tests aside.
-const FLOORS: [(&str, &[&str]); 14] = [
+const FLOORS: [(&str, &[&str]); 15] = [
     ("falaj-core", &[]),
     ("falaj-proto", &["falaj-core"]),
     ("falaj-certs", &["falaj-core"]),
@@ -18,7 +18,11 @@ const FLOORS: [(&str, &[&str]); 14] = [
     ("falaj-prove", &["falaj-policies"]),
     ("falaj-coordinator", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
     ("falaj-cli", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
-    ("falaj-agent", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
+    ("falaj-sandbox", &[]),
+    (
+        "falaj-agent",
+        &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies", "falaj-sandbox"],
+    ),
     ("falaj-verify", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-policies"]),
     ("falaj-report", &["falaj-core", "falaj-proto", "falaj-certs", "falaj-verify"]),
     ("falaj-witness", &["falaj-core", "falaj-certs"]),

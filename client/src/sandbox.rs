@@ -1,0 +1,98 @@
+//! What the agent takes away from itself before it touches records, as its configuration says; `falaj_sandbox` does it.
+
+use crate::config::{Config, SandboxMode};
+use anyhow::{Context as _, Result, ensure};
+use falaj_sandbox::{Entered, Limits, Probe, enter, probe};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, TcpListener},
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+};
+
+/// What an agent with this configuration needs: its own files, its records, its state, the libraries that it runs with, and
+/// the port of its coordinator.
+///
+/// # Errors
+/// When the address of the coordinator has no port, or the state's folder cannot be made.
+pub fn limits(config: &Config, file: &Path) -> Result<Limits> {
+    let (host, port) = config
+        .coordinator
+        .address
+        .rsplit_once(':')
+        .with_context(|| format!("`{}` has no port", config.coordinator.address))?;
+    let port = port.parse().with_context(|| format!("`{port}` is no port"))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    fs::create_dir_all(&config.state.dir)
+        .with_context(|| format!("making {}", config.state.dir.display()))?;
+    // Files that are replaced by others of their name: what may be read is their folder.
+    let identity = &config.identity;
+    let beside = [file, &identity.cert, &identity.key, &identity.trust];
+    let mut read: BTreeSet<PathBuf> = beside.into_iter().map(folder).collect();
+    read.extend(config.datasets.iter().map(|d| d.path.clone()));
+    read.extend(config.train.libtorch_cuda.clone());
+    read.extend(libraries());
+    let gpu = match config.train.device.as_str() {
+        "cpu" => false,
+        "auto" => Path::new("/dev/nvidiactl").exists(),
+        _ => true,
+    };
+    Ok(Limits {
+        read: read.into_iter().collect(),
+        write: vec![config.state.dir.clone()],
+        port: Some(port),
+        names: host.parse::<IpAddr>().is_err(),
+        gpu,
+    })
+}
+
+/// Restricts the agent as its configuration says; what the kernel lacks, unless the sandbox is off. To be called before there
+/// are other threads.
+///
+/// # Errors
+/// When the sandbox is required and the kernel lacks a part of it, or refuses it.
+pub fn restrict(config: &Config, file: &Path) -> Result<Option<Entered>> {
+    if config.sandbox.mode == SandboxMode::Off {
+        return Ok(None);
+    }
+    let entered = enter(&limits(config, file)?).context("the sandbox cannot be entered")?;
+    ensure!(
+        config.sandbox.mode == SandboxMode::Available || entered.missing.is_empty(),
+        "`sandbox.mode` is \"required\", and this kernel cannot refuse {}: use a newer one (6.12 has everything)",
+        entered.missing.join(", ")
+    );
+    Ok(Some(entered))
+}
+
+/// Restricts this process and tries what should be refused, and what must not be.
+///
+/// # Errors
+/// When the attempts cannot be prepared, or the sandbox cannot be entered.
+pub fn check(config: &Config, file: &Path) -> Result<(Entered, Vec<Probe>)> {
+    let limits = limits(config, file)?;
+    let outside = tempfile::tempdir().context("making a folder outside of the sandbox")?;
+    fs::write(outside.path().join("secret"), b"secret")?;
+    let _local = UnixListener::bind(outside.path().join("socket"))?;
+    let elsewhere = TcpListener::bind("127.0.0.1:0")?;
+    let address = elsewhere.local_addr()?;
+    // Nothing can be removed any more once the sandbox is entered.
+    let outside_of_it = outside.path().to_owned();
+    let entered = enter(&limits).context("the sandbox cannot be entered")?;
+    Ok((entered, probe(&limits, address, &outside_of_it)))
+}
+
+fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Where the libraries lie that this program runs with: they open others beside them when they are needed.
+fn libraries() -> BTreeSet<PathBuf> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let files = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
+    let paths = files.filter(|file| file.starts_with('/')).map(Path::new);
+    paths.filter(|path| path.exists()).map(folder).collect()
+}
