@@ -46,7 +46,7 @@ use falaj_proto::{
 };
 use futures_util::StreamExt as _;
 use serde::Deserialize;
-use shards::ShardQuery;
+use shards::{Shard, ShardQuery};
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 use tempfile::NamedTempFile;
 use tokio::sync::Semaphore;
@@ -84,6 +84,8 @@ pub struct App {
 
 type Ctx = State<Arc<App>>;
 type Who = Extension<Arc<Peer>>;
+/// What a request asks for, by name: for the entry that says so.
+type Asked = Vec<(&'static str, String)>;
 
 /// A problem as a response.
 pub struct Refused(Problem);
@@ -198,13 +200,11 @@ impl App {
         Ok(Intent { index: committed.first, kind, actor: peer.actor.clone(), study })
     }
 
-    /// A signed checkpoint with the cosignatures that it has.
-    async fn cosigned(&self, note: String) -> Result<Checkpoint, Problem> {
-        let parts = self.engine.parts();
-        let (_, keys) = parts.shards.newest();
+    /// A signed checkpoint of a shard with the cosignatures that it has.
+    async fn cosigned((store, keys): &Shard, note: String) -> Result<Checkpoint, Problem> {
         let opened = keys.open(&note).map_err(|e| Code::Internal.because(e))?;
         let tree_size = opened.tree_size;
-        let lines = parts.store.cosignatures(tree_size).await.map_err(unreadable)?;
+        let lines = store.cosignatures(tree_size).await.map_err(unreadable)?;
         let root_hash = opened.root_hash.to_string();
         let witnesses = u32::try_from(lines.len()).unwrap_or(u32::MAX);
         Ok(Checkpoint { note: note + &lines.concat(), tree_size, root_hash, witnesses })
@@ -214,6 +214,14 @@ impl App {
     fn scratch_file(&self) -> Result<NamedTempFile, Problem> {
         let made = tempfile::Builder::new().prefix("export-").tempfile_in(&self.scratch);
         made.map_err(|e| export_failed(&e.into()))
+    }
+
+    /// The newest checkpoint of a shard: of the one that is written, signed now unless it was before.
+    async fn current_checkpoint(&self, store: &Store) -> Result<(u64, String), Problem> {
+        if store.ended() {
+            return self.last_checkpoint(store).await;
+        }
+        self.checkpointer.current(store).await.map_err(|e| problem_of(&e))
     }
 
     /// The last checkpoint of a shard that has ended.
@@ -514,7 +522,8 @@ fn safetensors_head(handle: &Handle, model: &Digest, round: u32) -> Result<Vec<u
 async fn checkpoint(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Checkpoint>> {
     app.grant(&peer, Action::LogRead, None).await?;
     let (_, note) = app.checkpointer.sign().await.map_err(|e| problem_of(&e))?;
-    Ok(Json(app.cosigned(note).await?))
+    let written = app.engine.parts().shards.newest();
+    Ok(Json(App::cosigned(written, note).await?))
 }
 
 /// The proof that an entry is in the log, as a file (C2SP tlog-proof).
@@ -530,11 +539,7 @@ async fn prove(
     asked.extend(query.asked(&shard));
     app.grant_asked(&peer, Action::LogRead, None, &asked).await?;
     let (store, _) = shard?;
-    let (tree_size, note) = if store.ended() {
-        app.last_checkpoint(store).await?
-    } else {
-        app.checkpointer.current(store).await.map_err(|e| problem_of(&e))?
-    };
+    let (tree_size, note) = app.current_checkpoint(store).await?;
     if index >= tree_size {
         return Err(Code::NotFound.because(format!("the log has {tree_size} entries")).into());
     }

@@ -206,13 +206,15 @@ pub(crate) enum LogCommand {
     ///
     /// With --json one entry a line.
     #[command(
-        after_help = "Examples:\n  falaj log query --decision deny --since 2026-01-01\n  falaj log query --actor spiffe://health.example/ae-on/ae-az/operator/sara --kind model.read\n  falaj --json log query --study heart --round 3"
+        after_help = "Examples:\n  falaj log query --decision deny --since 2026-01-01\n  falaj log query --decision deny --all-shards\n  falaj log query --actor spiffe://health.example/ae-on/ae-az/operator/sara --kind model.read\n  falaj --json log query --study heart --round 3"
     )]
     Query {
         #[command(flatten)]
         filter: Filter,
+        #[command(flatten)]
+        which: Which,
         /// Index to begin with.
-        #[arg(long, default_value_t = 0)]
+        #[arg(long, default_value_t = 0, conflicts_with = "all_shards")]
         from: u64,
         /// At most this many; all when absent.
         #[arg(long, value_name = "N")]
@@ -222,33 +224,12 @@ pub(crate) enum LogCommand {
     ///
     /// All rows are proven under one signed checkpoint, and each is checked here, from the entry's own bytes, before it
     /// is shown. That no row is missing is not proven: for that, export the log and verify it. With --json the first line
-    /// has the checkpoint, and then there is one entry a line.
+    /// has the checkpoint, and then there is one entry a line; with --all-shards so for each shard.
     #[command(
         name = "who-accessed",
-        after_help = "Examples:\n  falaj log who-accessed heart\n  falaj log who-accessed heart/3 --since 2026-01-01 --until 2026-01-31\n  falaj log who-accessed spiffe://health.example/ae-on/ae-az/site/hospital-1\n  falaj log who-accessed 9f86d081 -o proofs"
+        after_help = "Examples:\n  falaj log who-accessed heart\n  falaj log who-accessed heart/3 --since 2026-01-01 --until 2026-01-31\n  falaj log who-accessed spiffe://health.example/ae-on/ae-az/site/hospital-1\n  falaj log who-accessed 9f86d081 -o proofs\n  falaj log who-accessed heart --all-shards"
     )]
-    WhoAccessed {
-        /// A study, study/round, a site or operator by its SPIFFE ID, `person:` and a pseudonym, or a SHA-256 digest, at
-        /// least its first 8 digits.
-        object: String,
-        #[command(flatten)]
-        span: Span,
-        /// At most this many; all when absent.
-        #[arg(long, value_name = "N")]
-        limit: Option<u64>,
-        /// Where to go on: what an answer that was cut short gave.
-        #[arg(long, value_name = "CURSOR")]
-        cursor: Option<String>,
-        /// Prove under the newest checkpoint that a witness has cosigned, and show nothing that came after it.
-        #[arg(long)]
-        witnessed: bool,
-        /// The log's public key; what the coordinator says it is otherwise.
-        #[arg(long, value_name = "KEY")]
-        log_key: Option<String>,
-        /// Also write each entry and its proof (C2SP tlog-proof) into this folder.
-        #[arg(short, long, value_name = "FOLDER")]
-        output: Option<PathBuf>,
-    },
+    WhoAccessed(Accessed),
     /// Show the newest entries, and with --follow each one as it becomes durable, until Ctrl-C.
     ///
     /// With --json one entry a line. With --format as a SIEM reads them; --to sends them to a receiver of syslog: over TCP
@@ -266,6 +247,9 @@ pub(crate) enum LogCommand {
         /// Begin after the entry with this index.
         #[arg(long, value_name = "INDEX", conflicts_with = "last")]
         after: Option<u64>,
+        /// A shard that has ended, by its origin.
+        #[arg(long, value_name = "ORIGIN", conflicts_with = "follow")]
+        shard: Option<String>,
         /// In which form.
         #[arg(long, value_enum)]
         format: Option<Format>,
@@ -318,6 +302,9 @@ pub(crate) enum LogCommand {
         /// Write each checkpoint and its time-stamp into this folder.
         #[arg(short, long, value_name = "FOLDER")]
         output: Option<PathBuf>,
+        /// Of a shard that has ended, by its origin.
+        #[arg(long, value_name = "ORIGIN")]
+        shard: Option<String>,
     },
     /// Write the log as static files (C2SP tlog-tiles) into a folder or a bucket, for any tool that reads them.
     ///
@@ -451,6 +438,45 @@ pub(crate) struct Filter {
     pub(crate) policy: Option<String>,
     #[command(flatten)]
     pub(crate) span: Span,
+}
+
+/// Who accessed what.
+#[derive(Debug, Args)]
+pub(crate) struct Accessed {
+    /// A study, study/round, a site or operator by its SPIFFE ID, `person:` and a pseudonym, or a SHA-256 digest, at
+    /// least its first 8 digits.
+    pub(crate) object: String,
+    #[command(flatten)]
+    pub(crate) span: Span,
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// At most this many; all when absent.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u64>,
+    /// Where to go on: what an answer that was cut short gave.
+    #[arg(long, value_name = "CURSOR", conflicts_with = "all_shards")]
+    pub(crate) cursor: Option<String>,
+    /// Prove under the newest checkpoint that a witness has cosigned, and show nothing that came after it.
+    #[arg(long)]
+    pub(crate) witnessed: bool,
+    /// The log's public key; what the coordinator says it is otherwise. With --all-shards once for each shard.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) log_key: Vec<VerifierKey>,
+    /// Also write each entry and its proof (C2SP tlog-proof) into this folder; with --all-shards into `shard-1` there,
+    /// the oldest, and so on.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// Which shards of the log; the one that is written when neither is given. Each row then names its shard.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Which {
+    /// A shard that has ended, by its origin, as `falaj log shards` lists it.
+    #[arg(long, value_name = "ORIGIN")]
+    pub(crate) shard: Option<String>,
+    /// Every shard, one after the other, the oldest first. Indices begin anew in each.
+    #[arg(long, conflicts_with = "shard")]
+    pub(crate) all_shards: bool,
 }
 
 /// A span of time.

@@ -188,9 +188,16 @@ impl Client {
         self.read(self.request(Method::GET, "log/accesses").query(filters)).await
     }
 
-    /// The newest entries and, if `follow`, those that come; after the entry `seen` when one is named.
-    pub(crate) async fn tail(&self, last: u32, follow: bool, seen: Option<u64>) -> Answer<Events> {
-        let filters = [("last", last.to_string()), ("follow", follow.to_string())];
+    /// The newest entries of a shard and, if `follow`, those that come; after the entry `seen` when one is named.
+    pub(crate) async fn tail(
+        &self,
+        last: u32,
+        follow: bool,
+        shard: Option<&str>,
+        seen: Option<u64>,
+    ) -> Answer<Events> {
+        let mut filters = vec![("last", last.to_string()), ("follow", follow.to_string())];
+        filters.extend(of_shard(shard));
         let mut request = self.request(Method::GET, "log/tail").query(&filters);
         if let Some(seen) = seen {
             request = request.header("last-event-id", seen);
@@ -201,20 +208,21 @@ impl Client {
     /// The proof that an entry is in the log.
     pub(crate) async fn proof(&self, index: u64, shard: Option<String>) -> Answer<String> {
         let path = format!("log/entries/{index}/proof");
-        let of: Vec<_> = shard.map(|shard| ("shard", shard)).into_iter().collect();
-        let answer = self.send(self.request(Method::GET, &path).query(&of)).await?;
+        let request = self.request(Method::GET, &path).query(of_shard(shard.as_deref()).as_slice());
+        let answer = self.send(request).await?;
         answer.text().await.map_err(|source| self.unreachable(source))
     }
 
-    /// Every checkpoint that an authority has stamped with the time.
-    pub(crate) async fn timestamps(&self) -> Answer<Page<Timestamp>> {
-        self.pages("log/timestamps").await
+    /// Every checkpoint of a shard that an authority has stamped with the time.
+    pub(crate) async fn timestamps(&self, shard: Option<&str>) -> Answer<Page<Timestamp>> {
+        self.pages_of("log/timestamps", of_shard(shard).as_slice()).await
     }
 
     /// The time-stamp of the checkpoint of so many entries, as the authority answered.
-    pub(crate) async fn timestamp(&self, tree_size: u64) -> Answer<Vec<u8>> {
+    pub(crate) async fn timestamp(&self, tree_size: u64, shard: Option<&str>) -> Answer<Vec<u8>> {
         let path = format!("log/timestamps/{tree_size}");
-        let answer = self.send(self.request(Method::GET, &path)).await?;
+        let request = self.request(Method::GET, &path).query(of_shard(shard).as_slice());
+        let answer = self.send(request).await?;
         let bytes = answer.bytes().await.map_err(|source| self.unreachable(source))?;
         Ok(bytes.into())
     }
@@ -229,7 +237,7 @@ impl Client {
         to: Option<Place>,
     ) -> Answer<Response> {
         let size = tree_size.map(|size| ("tree_size", size.to_string()));
-        let shard = shard.map(|shard| ("shard", shard));
+        let shard = of_shard(shard.as_deref());
         let stamp = timestamp.then(|| ("timestamp", "true".to_owned()));
         let of = size.into_iter().chain(shard).chain(stamp);
         let of: Vec<_> = of.chain(to.map(|place| ("place", place.to_string()))).collect();
@@ -244,7 +252,7 @@ impl Client {
         shard: Option<&str>,
     ) -> Answer<Response> {
         let mut of = vec![("from", from.to_string()), ("place", place.to_string())];
-        of.extend(shard.map(|shard| ("shard", shard.to_owned())));
+        of.extend(of_shard(shard));
         self.send(self.request(Method::GET, "log/mirror").query(&of)).await
     }
 
@@ -288,9 +296,19 @@ impl Client {
 
     /// Every page of a list, as one.
     async fn pages<T: DeserializeOwned>(&self, path: &str) -> Answer<Page<T>> {
-        let mut all: Page<T> = self.get(path).await?;
+        self.pages_of(path, &[]).await
+    }
+
+    /// The same, of what passes a filter.
+    async fn pages_of<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        of: &[(&str, String)],
+    ) -> Answer<Page<T>> {
+        let ask = || self.request(Method::GET, path).query(of);
+        let mut all: Page<T> = self.read(ask()).await?;
         while let Some(cursor) = all.next.take() {
-            let page: Page<T> = self.get(&format!("{path}?cursor={cursor}")).await?;
+            let page: Page<T> = self.read(ask().query(&[("cursor", &cursor)])).await?;
             // A page that adds nothing would go on for ever.
             all.next = page.next.filter(|next| !page.items.is_empty() && *next != cursor);
             all.items.extend(page.items);
@@ -320,6 +338,11 @@ impl Client {
         // The address is in the message already.
         ClientError::Unreachable { server: self.server.clone(), source: source.without_url() }
     }
+}
+
+/// The filter for a shard, if it is not the one that is written.
+fn of_shard(shard: Option<&str>) -> Option<(&'static str, String)> {
+    shard.map(|origin| ("shard", origin.to_owned()))
 }
 
 /// Server-sent events, as they come.

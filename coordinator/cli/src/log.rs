@@ -1,7 +1,7 @@
 //! The audit log, asked: entries, who accessed what with proofs, and entries as they come.
 
 use crate::{
-    args::{Filter, LogCommand, Span},
+    args::{Accessed, Filter, LogCommand, Span, Which},
     client::{Client, ClientError},
     download::{digest_of, save_as_is},
     feed::{Feed, Format, Receiver},
@@ -20,6 +20,7 @@ use falaj_proto::{
     problem::ProblemJson,
     rest::{LogEntry, LogShard, Page, ProvenEntry, PruningRequest, Witness},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -55,27 +56,17 @@ pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Res
                 all.items.extend(page);
                 Ok(())
             };
-            entries(client, &filter, from, limit, take).await?;
-            show::answer(json, &all, |all| entries_table(&all.items))
+            entries(client, &filter, None, from, limit, take).await?;
+            show::answer(json, &all, |all| entries_table(None, &all.items))
         }
-        LogCommand::Query { filter, from, limit } => {
-            entries(client, &filter, from, limit, |page| entries_shown(json, &page)).await
+        LogCommand::Query { filter, which, from, limit } => {
+            query(client, &filter, &which, from, limit, json).await
         }
-        LogCommand::WhoAccessed { object, span, limit, cursor, witnessed, log_key, output } => {
-            let mut filters = vec![("object", object)];
-            filters.extend(span_filters(&span));
-            filters.extend(witnessed.then(|| ("witnessed", "true".to_owned())));
-            let key = match log_key {
-                Some(key) => key,
-                None => client.status().await?.log_verifier_key,
-            };
-            let key = key.parse().context("the log's public key cannot be read")?;
-            let show = Shown { key, json, output };
-            who_accessed(client, filters, cursor, limit, &show).await
-        }
-        LogCommand::Tail { last, follow, after, format, to, to_ca } => {
-            let mut feed = feed(client, json, format, to, to_ca.as_deref()).await?;
-            tail(client, (last, follow), after, &mut feed).await
+        LogCommand::WhoAccessed(asked) => accessed(client, asked, json).await,
+        LogCommand::Tail { last, follow, after, shard, format, to, to_ca } => {
+            let shard = shard.as_deref();
+            let mut feed = feed(client, json, shard, format, to, to_ca.as_deref()).await?;
+            tail(client, (last, follow, shard), after, &mut feed).await
         }
         LogCommand::Shards => show::answer(json, &client.shards().await?, |page| {
             let row = |s: &LogShard| {
@@ -113,7 +104,9 @@ pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Res
                 format!("{}; check it with `falaj-verify --proof`", file.display())
             })
         }
-        LogCommand::Timestamps { output } => stamps::run(client, output.as_deref(), json).await,
+        LogCommand::Timestamps { output, shard } => {
+            stamps::run(client, shard.as_deref(), output.as_deref(), json).await
+        }
         LogCommand::Mirror { destination, to_place, shard, log_key, follow, every } => {
             let every = follow.then(|| Duration::from_secs(every));
             let mirror = Mirror { client, place: to_place, shard, log_key, json };
@@ -136,11 +129,110 @@ fn span_filters(span: &Span) -> Vec<(&'static str, String)> {
     given.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
 }
 
-/// Entries that pass a filter, page after page, handed on as they come. Asking is itself an entry, so the log grows by
-/// one for every page: this ends.
+/// The shards to ask, oldest first, each with the key that its answer is checked by. The one that is written has no name
+/// unless it was asked for by it.
+async fn with_keys(
+    client: &Client,
+    which: &Which,
+    given: &[VerifierKey],
+) -> Result<Vec<(Option<String>, VerifierKey)>> {
+    let read = |key: String| key.parse().context("the log's public key cannot be read");
+    ensure!(given.len() < 2 || which.all_shards, "several --log-key are for --all-shards");
+    if which.shard.is_none() && !which.all_shards {
+        let key = match given.first() {
+            Some(key) => key.clone(),
+            None => read(client.status().await?.log_verifier_key)?,
+        };
+        return Ok(vec![(None, key)]);
+    }
+    let listed = match &which.shard {
+        None => with_contents(client).await?,
+        Some(origin) => {
+            let mut listed = client.shards().await?.items;
+            listed.retain(|shard| shard.origin == *origin);
+            let known = "`falaj log shards` lists them";
+            ensure!(!listed.is_empty(), "the log has no shard {origin}; {known}");
+            listed
+        }
+    };
+    let keyed = |LogShard { origin, log_verifier_key, .. }: LogShard| {
+        let key = match given.iter().find(|key| key.name() == origin) {
+            Some(key) => key.clone(),
+            None if given.is_empty() => read(log_verifier_key)?,
+            None => bail!("no --log-key is of the shard {origin}: give its key, too"),
+        };
+        Ok((Some(origin), key))
+    };
+    listed.into_iter().map(keyed).collect()
+}
+
+/// Shows who accessed an object, of the shard that is written, of another, or of each.
+async fn accessed(client: &Client, asked: Accessed, json: bool) -> Result<()> {
+    let Accessed { object, span, which, limit, cursor, witnessed, log_key, output } = asked;
+    let mut filters = vec![("object", object)];
+    filters.extend(span_filters(&span));
+    filters.extend(witnessed.then(|| ("witnessed", "true".to_owned())));
+    let mut shards = with_keys(client, &which, &log_key).await?.into_iter().enumerate();
+    let mut left = limit.unwrap_or(u64::MAX);
+    for (n, (shard, key)) in shards.by_ref() {
+        let apart = which.all_shards.then(|| format!("shard-{}", n + 1));
+        let output = output.as_ref().map(|to| to.join(apart.unwrap_or_default()));
+        let show = Shown { shard, key, json, output };
+        left -= who_accessed(client, &filters, cursor.clone(), left, &show).await?;
+        if left == 0 {
+            break;
+        }
+    }
+    if let Some((_, (Some(origin), _))) = shards.next() {
+        eprintln!("there may be more in {origin}, and in those after it");
+    }
+    Ok(())
+}
+
+/// Every shard that can be asked, oldest first. Which ones are left out because their contents were deleted is said.
+async fn with_contents(client: &Client) -> Result<Vec<LogShard>> {
+    let mut listed = client.shards().await?.items;
+    for shard in listed.extract_if(.., |shard| shard.pruned) {
+        eprintln!(
+            "{} is left out: its contents were deleted when their term was over",
+            shard.origin
+        );
+    }
+    Ok(listed)
+}
+
+/// Shows entries that pass a filter, of the shard that is written, of another, or of each.
+async fn query(
+    client: &Client,
+    filter: &Filter,
+    which: &Which,
+    from: u64,
+    limit: Option<u64>,
+    json: bool,
+) -> Result<()> {
+    let shards = if which.all_shards {
+        with_contents(client).await?.into_iter().map(|shard| Some(shard.origin)).collect()
+    } else {
+        vec![which.shard.clone()]
+    };
+    let mut left = limit;
+    for shard in shards {
+        let (shard, most) = (shard.as_deref(), left);
+        let take = |page: Vec<LogEntry>| {
+            left = left.map(|left| left.saturating_sub(page.len() as u64));
+            entries_shown(json, shard, &page)
+        };
+        entries(client, filter, shard, from, most, take).await?;
+    }
+    Ok(())
+}
+
+/// Entries of a shard that pass a filter, page after page, handed on as they come. Asking is itself an entry, so the log
+/// grows by one for every page: this ends.
 pub(crate) async fn entries(
     client: &Client,
     filter: &Filter,
+    shard: Option<&str>,
     mut from: u64,
     limit: Option<u64>,
     mut take: impl FnMut(Vec<LogEntry>) -> Result<()>,
@@ -162,6 +254,7 @@ pub(crate) async fn entries(
     let mut filters: Vec<_> =
         given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     filters.extend(span_filters(&filter.span));
+    filters.extend(shard.map(|origin| ("shard", origin.to_owned())));
     let mut left = limit.unwrap_or(u64::MAX);
     while left > 0 {
         let mut asked = filters.clone();
@@ -185,23 +278,27 @@ fn page_limit(left: u64) -> u32 {
 
 /// How the rows of an answer with proofs are checked and shown.
 struct Shown {
+    /// Of which shard they are, if it was named.
+    shard: Option<String>,
     key: VerifierKey,
     json: bool,
     output: Option<PathBuf>,
 }
 
-/// Shows every entry that touched an object, after having checked each, page after page under one checkpoint.
+/// Shows every entry of a shard that touched an object, after having checked each, page after page under one checkpoint.
+/// Gives how many there were, `limit` at most.
 async fn who_accessed(
     client: &Client,
-    filters: Vec<(&'static str, String)>,
+    filters: &[(&'static str, String)],
     mut cursor: Option<String>,
-    limit: Option<u64>,
+    limit: u64,
     show: &Shown,
-) -> Result<()> {
-    let mut left = limit.unwrap_or(u64::MAX);
+) -> Result<u64> {
+    let mut left = limit;
     let mut note: Option<String> = None;
     loop {
-        let mut asked = filters.clone();
+        let mut asked = filters.to_vec();
+        asked.extend(show.shard.clone().map(|origin| ("shard", origin)));
         asked.extend(cursor.clone().map(|cursor| ("cursor", cursor)));
         asked.push(("limit", page_limit(left).to_string()));
         let page = client.accesses(&asked).await?;
@@ -225,9 +322,10 @@ async fn who_accessed(
         let next = page.next.filter(|next| Some(next) != cursor.as_ref());
         if left == 0 || next.is_none() {
             if let Some(next) = next {
-                eprintln!("there may be more: --cursor {next}");
+                let of = show.shard.as_ref().map(|origin| format!("--shard {origin} "));
+                eprintln!("there may be more: {}--cursor {next}", of.unwrap_or_default());
             }
-            return Ok(());
+            return Ok(limit - left);
         }
         cursor = next;
     }
@@ -271,7 +369,8 @@ impl Shown {
 
     fn head(&self, object: &str, note: &str) -> Result<()> {
         if self.json {
-            show::line(&serde_json::to_string(&json!({ "object": object, "checkpoint": note }))?)
+            let head = json!({ "object": object, "checkpoint": note });
+            show::line(&named(&head, self.shard.as_deref())?)
         } else {
             show::line(&format!("{object}, as of the checkpoint\n\n{note}"))
         }
@@ -284,7 +383,8 @@ impl Shown {
             }
         }
         if self.json {
-            return found.iter().try_for_each(|e| show::line(&serde_json::to_string(e)?));
+            let named = |e| named(e, self.shard.as_deref());
+            return found.iter().try_for_each(|e| show::line(&named(e)?));
         }
         let cells = |row: &Row| {
             let body = row.entry.body();
@@ -309,8 +409,34 @@ impl Shown {
             ]
         };
         let headings = ["TIME", "WHO", "KIND", "DECISION", "PLACE", "INDEX"];
-        show::line(show::table(headings, rows.iter().map(cells)).trim_end())
+        let table = table(self.shard.as_deref(), headings, rows.iter().map(cells));
+        show::line(table.trim_end())
     }
+}
+
+/// What machines read, which names the shard if one was asked for by name.
+#[derive(Serialize)]
+struct Named<'a, T> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shard: Option<&'a str>,
+    #[serde(flatten)]
+    of: &'a T,
+}
+
+fn named<T: Serialize>(of: &T, shard: Option<&str>) -> Result<String> {
+    Ok(serde_json::to_string(&Named { shard, of })?)
+}
+
+/// What people read: rows, which name their shard if one was asked for by name.
+fn table(
+    shard: Option<&str>,
+    headings: [&str; 6],
+    rows: impl Iterator<Item = [String; 6]>,
+) -> String {
+    let Some(shard) = shard else { return show::table(headings, rows) };
+    let [a, b, c, d, e, f] = headings;
+    let rows = rows.map(|[a, b, c, d, e, f]| [shard.to_owned(), a, b, c, d, e, f]);
+    show::table(["SHARD", a, b, c, d, e, f], rows)
 }
 
 /// Writes an entry and its proof, for whoever has the log's key.
@@ -331,6 +457,7 @@ fn write(folder: &Path, row: &Row, found: &ProvenEntry) -> Result<()> {
 async fn feed(
     client: &Client,
     json: bool,
+    shard: Option<&str>,
     format: Option<Format>,
     to: Option<Receiver>,
     ca: Option<&Path>,
@@ -340,6 +467,9 @@ async fn feed(
         None => Ok(Feed::screen(json)),
         Some(Format::Ocsf) => {
             ensure!(to.is_none(), "--to is for --format syslog");
+            if let Some(origin) = shard {
+                return Ok(Feed::ocsf(origin.to_owned()));
+            }
             let key: VerifierKey = client.status().await?.log_verifier_key.parse()?;
             Ok(Feed::ocsf(key.name().to_owned()))
         }
@@ -350,7 +480,7 @@ async fn feed(
 /// Shows the newest entries, and those that come until Ctrl-C or until the coordinator ends.
 async fn tail(
     client: &Client,
-    which: (u32, bool),
+    which: (u32, bool, Option<&str>),
     after: Option<u64>,
     feed: &mut Feed,
 ) -> Result<()> {
@@ -385,12 +515,12 @@ async fn tail(
 /// Shows entries as they come. Whether the stream is over, and did not only break off.
 async fn follow_on(
     client: &Client,
-    (last, follow): (u32, bool),
+    (last, follow, shard): (u32, bool, Option<&str>),
     feed: &mut Feed,
     seen: &mut Option<u64>,
     tries: &mut u32,
 ) -> Result<bool> {
-    let mut events = client.tail(last, follow, *seen).await?;
+    let mut events = client.tail(last, follow, shard, *seen).await?;
     while let Some(event) = events.next().await? {
         match event.kind.as_str() {
             "end" => {
@@ -412,16 +542,19 @@ async fn follow_on(
     Ok(false)
 }
 
-fn entries_shown(json: bool, entries: &[LogEntry]) -> Result<()> {
+fn entries_shown(json: bool, shard: Option<&str>, entries: &[LogEntry]) -> Result<()> {
     if json {
-        return entries.iter().try_for_each(|e| show::line(&serde_json::to_string(e)?));
+        return entries.iter().try_for_each(|e| show::line(&named(e, shard)?));
     }
-    if entries.is_empty() { Ok(()) } else { show::line(entries_table(entries).trim_end()) }
+    if entries.is_empty() {
+        return Ok(());
+    }
+    show::line(entries_table(shard, entries).trim_end())
 }
 
-fn entries_table(entries: &[LogEntry]) -> String {
+fn entries_table(shard: Option<&str>, entries: &[LogEntry]) -> String {
     let headings = ["INDEX", "TIME", "KIND", "WHO", "ABOUT", "REASON"];
-    show::table(headings, entries.iter().map(cells))
+    table(shard, headings, entries.iter().map(cells))
 }
 
 /// Who the person is that an entry names, if what was sent of them opens the entry's commitment.
@@ -476,7 +609,8 @@ mod tests {
             bytes: String::from_utf8(bytes).expect("text"),
             proof: Vec::new(),
         };
-        let show = Shown { key: signer.verifier().clone(), json: false, output: None };
+        let key = signer.verifier().clone();
+        let show = Shown { shard: None, key, json: false, output: None };
         assert_eq!(show.check(&found, "heart", &note).expect("proven").entry.seq, 0);
         assert!(show.check(&found, "lung", &note).is_err());
         let mut longer = found.clone();

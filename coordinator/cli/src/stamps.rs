@@ -8,18 +8,23 @@ use falaj_proto::rest::{Page, Timestamp};
 use serde_json::json;
 use std::{fs, path::Path};
 
-/// Shows the stamps, or writes each with its checkpoint into a folder.
+/// Shows the stamps of a shard, or writes each with its checkpoint into a folder.
 ///
 /// # Errors
 /// What went wrong, and what to do.
-pub(crate) async fn run(client: &Client, output: Option<&Path>, json: bool) -> Result<()> {
-    let all = client.timestamps().await?;
+pub(crate) async fn run(
+    client: &Client,
+    shard: Option<&str>,
+    output: Option<&Path>,
+    json: bool,
+) -> Result<()> {
+    let all = client.timestamps(shard).await?;
     let Some(folder) = output else {
         return show::answer(json, &all, table);
     };
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     for stamp in &all.items {
-        let answer = client.timestamp(stamp.tree_size).await?;
+        let answer = client.timestamp(stamp.tree_size, shard).await?;
         let opened = Stamp::open(&answer, &Digest::of(stamp.note.as_bytes()));
         opened.context("do not believe this answer")?;
         ensure!(

@@ -2,13 +2,17 @@
 //!
 //! Each of these reads is an entry of the log itself before it is served, and says what was asked (AUD-14).
 
-use super::{Answer, App, Ctx, Who};
+use super::{
+    Answer, App, Asked, Ctx, Who,
+    shards::{self, Shard},
+};
 use crate::{
     accept::Peer,
-    engine::{problem_of, unreadable},
+    engine::unreadable,
     policy::Action,
     proofs,
     store::{
+        Store,
         objects::{Named, Stored, Wanted},
         writer::Head,
     },
@@ -61,9 +65,6 @@ const NEAR: u64 = 64;
 /// A stream is recorded again, and asked of the policies again, after so many entries.
 const TAIL_RECORDED_EVERY: u64 = 1_000;
 
-/// What a request asks for, by name: for the entry that says so.
-type Asked = Vec<(&'static str, String)>;
-
 pub(super) fn malformed(why: impl Display) -> Problem {
     Code::Malformed.because(why)
 }
@@ -73,6 +74,8 @@ pub(super) fn malformed(why: impl Display) -> Problem {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EntriesQuery {
+    /// The origin of a shard; the one that is written when absent.
+    shard: Option<String>,
     /// First index; `next` of one page is `from` of the one after it.
     #[serde(default)]
     from: u64,
@@ -118,8 +121,7 @@ impl Span {
     }
 
     /// The entries of this span: from one index to below another, of the first `size` entries.
-    async fn indices(self, app: &App, size: u64) -> Result<(u64, u64), Problem> {
-        let store = &app.engine.parts().store;
+    async fn indices(self, store: &Store, size: u64) -> Result<(u64, u64), Problem> {
         let first_at = async |time: Option<Timestamp>, otherwise: u64| match time {
             Some(time) => store.first_at(time, size).await.map_err(unreadable),
             None => Ok(otherwise),
@@ -148,8 +150,8 @@ fn point(name: &str, text: &str, days: i64) -> Result<Timestamp, Problem> {
 impl EntriesQuery {
     /// What is wanted, and in what span of time. Texts are put into the log only once they have the form of what they
     /// should be.
-    fn read(&self, app: &App) -> Result<(Wanted, Span, Asked), Problem> {
-        let mut asked = Asked::new();
+    fn read<'a>(&self, app: &'a App) -> Result<((&'a Shard, Wanted, Span), Asked), Problem> {
+        let (shard, mut asked) = shards::named(app, self.shard.as_ref())?;
         let mut wanted = Wanted { from: self.from, ..Wanted::default() };
         let mut want = |name, value: String, term: String| {
             wanted.terms.insert(term);
@@ -199,7 +201,7 @@ impl EntriesQuery {
         }
         let span = Span::read(self.since.as_ref(), self.until.as_ref(), &mut asked)?;
         asked.push(("from", self.from.to_string()));
-        Ok((wanted, span, asked))
+        Ok(((shard, wanted, span), asked))
     }
 }
 
@@ -226,21 +228,33 @@ impl App {
         self.erasures.person(&object.to_string()).map(Object::Person)
     }
 
-    /// What is known of the people in these entries, which are in order.
-    async fn disclosures(&self, entries: &[Stored]) -> Result<BTreeMap<u64, Disclosure>, Problem> {
+    /// What is known of the people in these entries of a shard, which are in order.
+    async fn disclosures(
+        &self,
+        store: &Store,
+        entries: &[Stored],
+    ) -> Result<BTreeMap<u64, Disclosure>, Problem> {
         let parts = self.engine.parts();
         let mut found = BTreeMap::new();
         for near in entries.chunk_by(|(a, ..), (b, ..)| b - a <= NEAR) {
             let (Some((from, ..)), Some((last, ..))) = (near.first(), near.last()) else {
                 continue;
             };
-            let rows = parts.store.personal(*from, last + 1).await.map_err(unreadable)?;
+            let rows = store.personal(*from, last + 1).await.map_err(unreadable)?;
             for (seq, person, sealed) in rows {
                 let disclosure = parts.persons.disclosure(person, seq, &sealed);
                 found.extend(disclosure.map(|d| (seq, d)));
             }
         }
         Ok(found)
+    }
+
+    /// Entries that are durable in a shard.
+    async fn size(&self, store: &Store) -> Result<u64, Problem> {
+        if store.ended() {
+            return store.size().await.map_err(unreadable);
+        }
+        Ok(self.engine.parts().writer.head().0)
     }
 
     /// Records a read of the log and what it asks for. What cannot be read is recorded without its words, and refused.
@@ -259,21 +273,20 @@ impl App {
 }
 
 /// Entries of the log, a page at a time. A page that was sought through in vain can be empty and have a next one.
-#[utoipa::path(get, path = "/api/v1/log/entries", params(EntriesQuery), responses((status = 200, body = Page<LogEntry>), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 503, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/log/entries", params(EntriesQuery), responses((status = 200, body = Page<LogEntry>), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 503, body = ProblemJson)))]
 pub(super) async fn entries(
     State(app): Ctx,
     Extension(peer): Who,
     Query(query): Query<EntriesQuery>,
 ) -> Answer<Json<Page<LogEntry>>> {
-    let read = query.read(&app).map(|(wanted, span, asked)| ((wanted, span), asked));
-    let (mut wanted, span) = app.grant_read(&peer, read).await?;
-    let parts = app.engine.parts();
-    let (from, below) = span.indices(&app, parts.writer.head().0).await?;
+    let read = query.read(&app);
+    let ((store, _), mut wanted, span) = app.grant_read(&peer, read).await?;
+    let (from, below) = span.indices(store, app.size(store).await?).await?;
     wanted.from = wanted.from.max(from);
     wanted.below = below;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
-    let found = parts.store.find(&wanted, limit).await.map_err(unreadable)?;
-    let personal = app.disclosures(&found.entries).await?;
+    let found = store.find(&wanted, limit).await.map_err(unreadable)?;
+    let personal = app.disclosures(store, &found.entries).await?;
     let items = found.entries.into_iter().map(|e| shown(e, &personal));
     let items = items.collect::<Result<_, Problem>>()?;
     Ok(Json(Page { items, next: found.next.map(|next| next.to_string()) }))
@@ -284,6 +297,8 @@ pub(super) async fn entries(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct AccessesQuery {
+    /// The origin of a shard; the one that is written when absent.
+    shard: Option<String>,
     /// A study, `study/round`, a SPIFFE ID, `person:` and a pseudonym, a SHA-256 digest, or at least the first 8 digits of one.
     object: String,
     /// Not earlier than this: RFC 3339, or a date in UTC.
@@ -323,14 +338,18 @@ impl Display for Cursor {
 }
 
 impl AccessesQuery {
-    async fn read(&self, app: &App) -> Result<((Object, Span, Option<Cursor>), Asked), Problem> {
+    async fn read<'a>(
+        &self,
+        app: &'a App,
+    ) -> Result<((&'a Shard, Object, Span, Option<Cursor>), Asked), Problem> {
+        let (shard, mut asked) = shards::named(app, self.shard.as_ref())?;
         let text = &self.object;
         if text.parse::<Object>().is_err() && !is_prefix(text) {
             return Err(malformed(format!(
                 "`object` is a study, study/round, a SPIFFE ID, a SHA-256 digest or at least the first {PREFIX_DIGITS_MIN} digits of one"
             )));
         }
-        let object = match app.engine.parts().store.named(text).await.map_err(unreadable)? {
+        let object = match shard.0.named(text).await.map_err(unreadable)? {
             Named::Object(object) => object,
             Named::Nothing => {
                 let why = format!("no entry names a digest that begins with {text}");
@@ -343,16 +362,20 @@ impl AccessesQuery {
             }
         };
         let object = app.pseudonymous(object)?;
-        let mut asked = vec![("object", object.to_string())];
+        asked.push(("object", object.to_string()));
         let span = Span::read(self.since.as_ref(), self.until.as_ref(), &mut asked)?;
         let cursor = self.cursor.as_deref().map(Cursor::read).transpose()?;
         asked.extend(cursor.map(|cursor| ("cursor", cursor.to_string())));
-        Ok(((object, span, cursor), asked))
+        Ok(((shard, object, span, cursor), asked))
     }
 
     /// The checkpoint under which the answer stands.
-    async fn checkpoint(&self, app: &App, cursor: Option<Cursor>) -> Result<String, Problem> {
-        let store = &app.engine.parts().store;
+    async fn checkpoint(
+        &self,
+        app: &App,
+        store: &Store,
+        cursor: Option<Cursor>,
+    ) -> Result<String, Problem> {
         let size = match cursor {
             Some(cursor) => cursor.tree_size,
             None if self.witnessed => {
@@ -361,10 +384,7 @@ impl AccessesQuery {
                 newest
                     .ok_or_else(|| Code::NotFound.because("no witness has cosigned this log yet"))?
             }
-            None => {
-                let current = app.checkpointer.current(store).await;
-                return Ok(current.map_err(|e| problem_of(&e))?.1);
-            }
+            None => return Ok(app.current_checkpoint(store).await?.1),
         };
         let note = store.checkpoint(size).await.map_err(unreadable)?;
         note.ok_or_else(|| malformed(format!("there is no checkpoint of {size} entries")))
@@ -379,19 +399,19 @@ pub(super) async fn accesses(
     Query(query): Query<AccessesQuery>,
 ) -> Answer<Json<Accesses>> {
     let read = query.read(&app).await;
-    let (object, span, cursor) = app.grant_read(&peer, read).await?;
-    let note = query.checkpoint(&app, cursor).await?;
-    let checkpoint = app.cosigned(note).await?;
+    let (shard, object, span, cursor) = app.grant_read(&peer, read).await?;
+    let (store, _) = shard;
+    let note = query.checkpoint(&app, store, cursor).await?;
+    let checkpoint = App::cosigned(shard, note).await?;
     let size = checkpoint.tree_size;
-    let (from, below) = span.indices(&app, size).await?;
+    let (from, below) = span.indices(store, size).await?;
     let from = from.max(cursor.map_or(0, |cursor| cursor.from));
     let wanted = Wanted { terms: [object.to_string()].into(), kind: None, from, below };
-    let store = &app.engine.parts().store;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let found = store.find(&wanted, limit).await.map_err(unreadable)?;
     let indices: Vec<u64> = found.entries.iter().map(|(index, ..)| *index).collect();
     let proofs = proofs::inclusions(store, &indices, size).await.map_err(unreadable)?;
-    let personal = app.disclosures(&found.entries).await?;
+    let personal = app.disclosures(store, &found.entries).await?;
     let proven = |((index, bytes, leaf), proof): (Stored, Vec<_>)| {
         let bytes = String::from_utf8(bytes).map_err(|e| Code::Internal.because(e))?;
         let proof = proof.iter().map(ToString::to_string).collect();
@@ -409,6 +429,8 @@ pub(super) async fn accesses(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct TailQuery {
+    /// The origin of a shard; the one that is written when absent.
+    shard: Option<String>,
     /// Entries before now, at most 1,000.
     last: Option<u32>,
     /// Whether to go on with entries as they become durable.
@@ -416,33 +438,48 @@ pub(super) struct TailQuery {
     follow: bool,
 }
 
+impl TailQuery {
+    /// Of which shard, from which entry on, and below which, if there is an end.
+    async fn read(
+        &self,
+        app: &App,
+        headers: &HeaderMap,
+    ) -> Result<((Store, u64, Option<u64>), Asked), Problem> {
+        let ((store, _), mut asked) = shards::named(app, self.shard.as_ref())?;
+        if self.follow && store.ended() {
+            return Err(malformed(
+                "nothing comes after a shard that has ended: do not `follow` it",
+            ));
+        }
+        let size = app.size(store).await?;
+        let seen = headers.get("last-event-id").map(|id| id.to_str().unwrap_or("").parse::<u64>());
+        let from = match seen {
+            None => size.saturating_sub(self.last.unwrap_or(0).min(PAGE_MAX).into()),
+            Some(Ok(id)) if id < size => id + 1,
+            Some(_) => return Err(malformed("`Last-Event-ID` is not the index of an entry")),
+        };
+        asked.push(("tail", from.to_string()));
+        Ok(((store.clone(), from, (!self.follow).then_some(size)), asked))
+    }
+}
+
 /// Entries as they become durable, as server-sent events of `LogEntry` whose ids are indices. `Last-Event-ID` goes on
 /// after an entry. The last event is `end`, or `problem` with a `ProblemJson`.
-#[utoipa::path(get, path = "/api/v1/log/tail", params(TailQuery, ("Last-Event-ID" = Option<u64>, Header, description = "The entry after which to go on.")), responses((status = 200, body = LogEntry, content_type = "text/event-stream"), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 429, body = ProblemJson), (status = 503, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/log/tail", params(TailQuery, ("Last-Event-ID" = Option<u64>, Header, description = "The entry after which to go on.")), responses((status = 200, body = LogEntry, content_type = "text/event-stream"), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 429, body = ProblemJson), (status = 503, body = ProblemJson)))]
 pub(super) async fn tail(
     State(app): Ctx,
     Extension(peer): Who,
     headers: HeaderMap,
     Query(query): Query<TailQuery>,
 ) -> Answer<Response> {
-    let mut heads = app.engine.parts().writer.heads();
-    let size = heads.borrow_and_update().0;
-    let seen = match headers.get("last-event-id").map(|id| id.to_str().unwrap_or("").parse::<u64>())
-    {
-        None => Ok(None),
-        Some(Ok(id)) if id < size => Ok(Some(id)),
-        Some(_) => Err(malformed("`Last-Event-ID` is not the index of an entry")),
-    };
-    let last = u64::from(query.last.unwrap_or(0).min(PAGE_MAX));
-    let read = seen.map(|seen| seen.map_or(size.saturating_sub(last), |seen| seen + 1));
-    let read = read.map(|from| (from, vec![("tail", from.to_string())]));
-    let next = app.grant_read(&peer, read).await?;
+    let read = query.read(&app, &headers).await;
+    let (store, next, below) = app.grant_read(&peer, read).await?;
     let room = app.tails.clone().try_acquire_owned().map_err(|_| {
         Code::Busy.because(format!("{} follow the log already; try again", super::TAILS_MAX))
     })?;
-    let below = (!query.follow).then_some(size);
-    let ready = VecDeque::new();
-    let tail = Tail { app, peer, heads, next, below, ready, served: 0, ended: false, _room: room };
+    let (heads, ready) = (app.engine.parts().writer.heads(), VecDeque::new());
+    let (served, ended) = (0, false);
+    let tail = Tail { app, store, peer, heads, next, below, ready, served, ended, _room: room };
     let stream = futures_util::stream::unfold(tail, Tail::step);
     Ok(axum::response::Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
 }
@@ -450,6 +487,8 @@ pub(super) async fn tail(
 /// Somebody who follows the log. Nothing is read ahead of a slow reader but one page.
 struct Tail {
     app: Arc<App>,
+    /// Of which shard.
+    store: Store,
     peer: Arc<Peer>,
     heads: watch::Receiver<Head>,
     /// The entry to read next.
@@ -504,13 +543,12 @@ impl Tail {
                 self.served = 0;
             }
             let size = self.heads.borrow_and_update().0;
-            let below = self.below.unwrap_or(u64::MAX).min(size);
+            let below = self.below.unwrap_or(size);
             if self.next < below {
                 let wanted = Wanted { from: self.next, below, ..Wanted::default() };
-                let store = &self.app.engine.parts().store;
-                let found = store.find(&wanted, TAIL_PAGE).await.map_err(unreadable)?;
+                let found = self.store.find(&wanted, TAIL_PAGE).await.map_err(unreadable)?;
                 self.next = found.entries.last().map_or(below, |(index, ..)| index + 1);
-                let personal = self.app.disclosures(&found.entries).await?;
+                let personal = self.app.disclosures(&self.store, &found.entries).await?;
                 let entries = found.entries.into_iter().map(|e| shown(e, &personal));
                 self.ready = entries.collect::<Result<_, Problem>>()?;
                 continue;

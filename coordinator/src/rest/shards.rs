@@ -1,9 +1,12 @@
 //! The shards of the log, and which one a request is about.
 
-use super::{Answer, App, Ctx, Who, people::asker};
+use super::{Answer, App, Asked, Ctx, Who, people::asker};
 use crate::{clock, engine::unreadable, policy::Action, store::Store};
 use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
-use falaj_core::{id::Digest, succession::LogKeys};
+use falaj_core::{
+    id::Digest,
+    succession::{LogKeys, ORIGIN_CHARS_MAX},
+};
 use falaj_proto::{
     problem::{Code, Problem, ProblemJson},
     rest::{LogShard, Page, Pruning, PruningRequest},
@@ -12,7 +15,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 /// A shard, and who speaks for it.
-type Shard = (Store, LogKeys);
+pub(super) type Shard = (Store, LogKeys);
 
 /// Which shard of the log.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -29,17 +32,34 @@ impl ShardQuery {
         let Some(origin) = &self.shard else { return Ok(shards.newest()) };
         let known = || {
             let known: Vec<_> = shards.all().iter().map(|(_, keys)| keys.newest().name()).collect();
-            Code::NotFound
-                .because(format!("the log has no such shard; there are {}", known.join(", ")))
+            let origin: String = origin.chars().take(ORIGIN_CHARS_MAX).collect();
+            Code::NotFound.because(format!(
+                "the log has no shard {origin}; there are {}, as `falaj log shards` lists them",
+                known.join(", ")
+            ))
         };
         shards.find(origin).ok_or_else(known)
     }
 
     /// What is asked for, in words that are known.
-    pub(super) fn asked(&self, found: &Result<&Shard, Problem>) -> Vec<(&'static str, String)> {
+    pub(super) fn asked(&self, found: &Result<&Shard, Problem>) -> Asked {
         let named = found.as_ref().ok().filter(|_| self.shard.is_some());
         named.map(|(_, keys)| ("shard", keys.newest().name().to_owned())).into_iter().collect()
     }
+}
+
+/// The shard that a request is about, and what the log says of that.
+///
+/// # Errors
+/// When there is no shard of this origin.
+pub(super) fn named<'a>(
+    app: &'a App,
+    shard: Option<&String>,
+) -> Result<(&'a Shard, Asked), Problem> {
+    let wanted = ShardQuery { shard: shard.cloned() };
+    let found = wanted.find(app);
+    let asked = wanted.asked(&found);
+    Ok((found?, asked))
 }
 
 /// The shards of the log, oldest first: each goes on where the one before ended.

@@ -11,4 +11,5 @@ mod reporting;
 #[expect(dead_code, reason = "the conformance test of the store needs more of it")]
 #[path = "../store/server.rs"]
 mod server;
+mod sharded;
 mod world;

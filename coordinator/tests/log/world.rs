@@ -17,7 +17,7 @@ use falaj_coordinator::{
     blob::Blobs,
     checkpointer::Checkpointer,
     clock,
-    config::{Limits, ReportsConfig},
+    config::{Limits, LogConfig, ReportsConfig},
     engine::{Engine, Parts},
     erasure::Erasures,
     metrics::Metrics,
@@ -28,7 +28,7 @@ use falaj_coordinator::{
     reports::Reports,
     rest::{self, TAILS_MAX},
     rpc::Rpc,
-    shards::Shards,
+    shards::{self, Keys, Shards},
     store::{
         Database, Store,
         row::{Stamped, TimestampRow},
@@ -197,17 +197,57 @@ impl World {
     }
 
     async fn open(dir: TempDir, database: &Database) -> Result<Self> {
-        let path = dir.path();
-        let persons = Persons::open(&path.join("persons"))?;
-        let operator = peer(path, &persons, Role::Operator, "sara")?;
-        let site = peer(path, &persons, Role::Site, "hospital-1")?;
-        let home = credentials(&party(path, Role::Coordinator, "main")?)?.identity()?.spiffe;
+        let persons = Persons::open(&dir.path().join("persons"))?;
         let (signer, metrics) = (Arc::new(signer()), Arc::new(Metrics::default()));
         let (store, writing) = Store::open(database).await?;
         let writing = writing.sealing(persons.clone());
         let pool = writing.sqlite();
         let (writer, service) = writer::open(writing, &signer, None, metrics.clone()).await?;
         tokio::spawn(service.run());
+        Self::with(dir, persons, signer, (store, writer, pool), metrics).await
+    }
+
+    /// The coordinator that goes on from this one in the next shard of its log, which is a SQLite file.
+    pub(crate) async fn next(self, origin: &str) -> Result<Self> {
+        let Self { dir, .. } = self;
+        let persons = Persons::open(&dir.path().join("persons"))?;
+        let (signer, metrics) = (Arc::new(signer().renamed(origin)?), Arc::new(Metrics::default()));
+        let database = Database::Sqlite(dir.path().join("coordinator.sqlite"));
+        let (store, writing) = Store::open(&database).await?;
+        let writing = writing.sealing(persons.clone());
+        let pool = writing.sqlite();
+        let config = LogConfig {
+            origin: origin.to_owned(),
+            key: None,
+            retiring: None,
+            high_water: None,
+            ml_dsa_key: None,
+            timestamps: None,
+            reports: None,
+            retention: None,
+            witnesses: Vec::new(),
+        };
+        let keys = Keys { signer: signer.clone(), retiring: None };
+        let there = (store, writing);
+        let opened = shards::open(there, &config, &keys, None, "the coordinator", &metrics).await?;
+        let entries = vec![Draft::new(Kind::CoordinatorStarted)];
+        let mut commit = Commit { entries, ..Commit::default() };
+        opened.begins.context("it is the shard that was there")?.put(&mut commit);
+        opened.writer.commit(commit).await?;
+        Self::with(dir, persons, signer, (opened.store, opened.writer, pool), metrics).await
+    }
+
+    async fn with(
+        dir: TempDir,
+        persons: Persons,
+        signer: Arc<NoteSigner>,
+        (store, writer, pool): (Store, writer::Writer, Option<SqlitePool>),
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let path = dir.path();
+        let operator = peer(path, &persons, Role::Operator, "sara")?;
+        let site = peer(path, &persons, Role::Site, "hospital-1")?;
+        let home = credentials(&party(path, Role::Coordinator, "main")?)?.identity()?.spiffe;
         let parts = Parts {
             store: store.clone(),
             writer: writer.clone(),

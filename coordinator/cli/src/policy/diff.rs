@@ -49,7 +49,7 @@ pub(super) async fn run(
     let mut mechanisms = BTreeMap::new();
     let submitted = Some(Kind::StudySubmitted.as_str().to_owned());
     let filter = Filter { kind: submitted, ..Filter::default() };
-    entries(client, &filter, 0, None, |page| {
+    entries(client, &filter, None, 0, None, |page| {
         for LogEntry { entry, .. } in page {
             let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
             mechanisms.insert(text("study"), text("mechanism"));
@@ -61,7 +61,7 @@ pub(super) async fn run(
     for decision in ["allow", "deny"] {
         let decision = Some(decision.to_owned());
         let filter = Filter { decision, span: span.clone(), ..Filter::default() };
-        entries(client, &filter, 0, None, |page| {
+        entries(client, &filter, None, 0, None, |page| {
             page.iter()
                 .try_for_each(|found| asked.take(found, (old, new), identity.place(), &mechanisms))
         })
