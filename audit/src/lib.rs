@@ -5,11 +5,14 @@
 
 pub mod args;
 mod decisions;
+mod erased;
 mod keys;
 mod ledger;
 mod replay;
 mod stamps;
 
+pub use erased::ErasedReport;
+use erased::Later;
 use falaj_certs::{timestamp::Issuers, trust::TrustFile};
 use falaj_core::{
     audit::{
@@ -147,6 +150,8 @@ pub struct Report {
     pub timestamps: Vec<StampReport>,
     /// The time-stamp of the report that the bundle brings, if it brings one.
     pub report_timestamp: Option<StampReport>,
+    /// People who are not disclosed because a later shard says that they were erased.
+    pub erased: Vec<ErasedReport>,
     /// Budget ledgers that were checked against the updates.
     pub ledgers: Vec<LedgerReport>,
     /// The audit report over what was asked for, in the sections of [`falaj_core::report`].
@@ -233,6 +238,7 @@ struct Verifier<'a> {
     options: Options<'a>,
     key: &'a VerifierKey,
     keys: Keys,
+    later: Later,
     note: String,
     head: Checkpoint,
     replay: Replay,
@@ -266,6 +272,7 @@ impl<'a> Verifier<'a> {
                 head.origin
             )));
         }
+        let later = Later::of(about, &head, keys.of_log.ml_dsa())?;
         // What an earlier bundle left there must not vouch for this one.
         if let Some(old) = options.tiles.map(|folder| folder.join(bundle::CHECKPOINT))
             && let Err(e) = fs::remove_file(&old)
@@ -279,6 +286,7 @@ impl<'a> Verifier<'a> {
             options,
             key,
             keys,
+            later,
             note: note.to_owned(),
             head,
             replay: Replay::new(options.trust, folds),
@@ -306,6 +314,9 @@ impl<'a> Verifier<'a> {
             let (_, earlier) = self.earlier(path, &bytes)?;
             self.stamps.take_note(path, earlier.tree_size, &bytes)?;
             self.log.take_earlier(path, &earlier)
+        } else if path.starts_with(bundle::ERASED) {
+            let person = self.later.take(path, bytes)?;
+            person.map_or(Ok(()), |person| self.log.take_erased(path, person))
         } else if path.starts_with(bundle::TILES) {
             self.log.take_tile(path, &bytes)
         } else if path.starts_with(bundle::PERSONAL) {
@@ -353,6 +364,7 @@ impl<'a> Verifier<'a> {
         }
         self.keys.finish()?;
         self.replay.finish()?;
+        let erased = self.later.finish()?;
         self.log.people.finish()?;
         let timestamps = self.stamps.finish()?;
         let folds = std::mem::take(&mut self.replay.folds);
@@ -399,6 +411,7 @@ impl<'a> Verifier<'a> {
             witnesses: self.witnesses,
             timestamps,
             report_timestamp,
+            erased,
             ledgers,
             sections,
         })
@@ -424,6 +437,8 @@ pub(crate) struct About {
     ml_dsa: Option<MlDsaKey>,
     /// Who followed whom as the log's key, oldest first.
     successions: Vec<String>,
+    /// Who followed that key, as far as a later shard.
+    later: Vec<String>,
 }
 
 impl About {
@@ -438,14 +453,17 @@ impl About {
             Canon::Text(text) => Ok(text.clone()),
             _ => Err(wrong("a statement about the log's keys is no text".into())),
         };
-        let listed = c.member("successions").map(|_| c.list("successions")).transpose();
-        let listed = listed.map_err(|e| wrong(e.to_string()))?.unwrap_or_default();
-        if listed.len() > SUCCESSIONS_MAX {
-            return Err(wrong(format!("it has more than {SUCCESSIONS_MAX} successions")));
-        }
-        let successions = listed.iter().map(statement).collect::<Result<_, _>>()?;
+        let statements = |name: &str| {
+            let listed = c.member(name).map(|_| c.list(name)).transpose();
+            let listed = listed.map_err(|e| wrong(e.to_string()))?.unwrap_or_default();
+            if listed.len() > SUCCESSIONS_MAX {
+                return Err(wrong(format!("it has more than {SUCCESSIONS_MAX} `{name}`")));
+            }
+            listed.iter().map(statement).collect::<Result<_, _>>()
+        };
         Ok(Self {
-            successions,
+            successions: statements("successions")?,
+            later: statements("later")?,
             origin: c.text("origin").map_err(|e| wrong(e.to_string()))?.to_owned(),
             tree_size: c.int("tree_size").map_err(|e| wrong(e.to_string()))?,
             key: c.parsed("log_verifier_key").map_err(|e| wrong(e.to_string()))?,
@@ -477,10 +495,15 @@ struct People {
     /// The first entry of each.
     withheld: BTreeMap<Person, u64>,
     erased: BTreeSet<Person>,
+    /// Who was erased after this log, as far as nothing of theirs has been seen yet.
+    later: BTreeSet<Person>,
 }
 
 impl People {
     fn withhold(&mut self, person: Person, index: u64) {
+        if !self.later.is_empty() {
+            self.later.remove(&person);
+        }
         if !self.erased.contains(&person) {
             self.withheld.entry(person).or_insert(index);
         }
@@ -497,7 +520,13 @@ impl People {
 
     fn finish(&self) -> Result<(), Wrong> {
         match self.withheld.iter().min_by_key(|(_, index)| **index) {
-            None => Ok(()),
+            None => match self.later.first() {
+                None => Ok(()),
+                Some(person) => Err(Wrong::File {
+                    path: bundle::erased(*person),
+                    what: "nothing of theirs in this log is withheld".into(),
+                }),
+            },
             Some((person, index)) => Err(Wrong::Content {
                 index: *index,
                 what: format!(
@@ -533,6 +562,17 @@ impl Log {
         let Some(signed) = self.earlier.remove(&size) else { return Ok(()) };
         let found = self.frontier.root();
         if signed == found { Ok(()) } else { Err(Wrong::Root { size, found, signed }) }
+    }
+
+    /// Somebody who was erased after this log: it stands before all entries.
+    fn take_erased(&mut self, path: &str, person: Person) -> Result<(), Wrong> {
+        let first = self.frontier.size() == 0 && self.tile.is_empty();
+        if !first || !self.people.erased.insert(person) || self.people.is_full() {
+            let what = "it stands behind entries, or twice, or is one of too many".to_owned();
+            return Err(Wrong::File { path: path.to_owned(), what });
+        }
+        self.people.later.insert(person);
+        Ok(())
     }
 
     fn take_tile(&mut self, path: &str, bytes: &[u8]) -> Result<(), Wrong> {

@@ -258,6 +258,9 @@ fn say(cli: &Cli, report: &Report) {
         if let Some(stamp) = &report.report_timestamp {
             println!("{}", stamped("the report", stamp));
         }
+        for e in &report.erased {
+            println!("erased     {}: by entry {} of {}", e.person, e.index, e.origin);
+        }
         for l in &report.ledgers {
             println!(
                 "ledger     {}: whole, {} entries pay for {} updates",

@@ -3,12 +3,9 @@
 //! Written to a file of its own first, in bounded memory, and covering exactly the newest checkpoint.
 
 use crate::{
+    erased::Erased,
     persons::Persons,
-    store::{
-        Store,
-        objects::{Stored, Wanted},
-        row::UpdateRow,
-    },
+    store::{Store, objects::Stored, row::UpdateRow},
     timestamps::Timestamps,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -18,7 +15,7 @@ use falaj_certs::{
     trust::{TrustFile, spki_sha256},
 };
 use falaj_core::{
-    audit::{Entry, Kind, bundle, objects::Object, person::Disclosure},
+    audit::{Entry, bundle, person::Disclosure},
     canon::Canon,
     id::Digest,
     merkle::{TILE_WIDTH, entries_path, put_entry, tile_path},
@@ -43,13 +40,13 @@ const STAMPS_PER_PAGE: u32 = 100;
 
 /// Writes a bundle of everything up to the checkpoint of `tree_size` entries, with what is known of the people in it, and
 /// with a time-stamp of its report if one is to be had. The same checkpoint gives the same bytes, whatever came after it, as
-/// long as no further witness cosigns one of those before it and nobody in it is erased. Gives the report over each of
-/// `scopes`, as the verifier makes it of this bundle.
+/// long as no further witness cosigns one of those before it and nobody in it is erased. `persons` is who was known when
+/// `erased` was looked for. Gives the report over each of `scopes`, as the verifier makes it of this bundle.
 ///
 /// # Errors
 /// When the store cannot be read, the file cannot be written, or there is no time-stamp to be had.
 pub async fn write(
-    (store, persons): (&Store, &Persons),
+    (store, persons, erased): (&Store, &Persons, &Erased),
     keys: &LogKeys,
     note: &str,
     tree_size: u64,
@@ -57,8 +54,6 @@ pub async fn write(
     scopes: &[Scope],
     to: &Path,
 ) -> Result<Vec<Vec<u8>>> {
-    // Whoever is erased meanwhile was not when this was asked for.
-    let persons = &persons.now();
     let file = std::fs::File::create(to).with_context(|| format!("writing {}", to.display()))?;
     let mut tar = tar::Builder::new(std::io::BufWriter::new(file));
     let key = keys.who_signed(note).context("nobody who speaks for the log has signed this")?;
@@ -69,8 +64,11 @@ pub async fn write(
         ("log_verifier_key", key.to_string().into()),
     ];
     let statements = store.successions(Some(tree_size)).await?;
-    if !statements.is_empty() {
-        about.push(("successions", Canon::List(statements.into_iter().map(Canon::from).collect())));
+    for (name, statements) in [("successions", &statements), ("later", &erased.statements)] {
+        if !statements.is_empty() {
+            let list = statements.iter().map(|text| text.as_str().into()).collect();
+            about.push((name, Canon::List(list)));
+        }
     }
     if let Some(second) = keys.ml_dsa().filter(|key| matches!(key.signed(note), Ok(Some(_)))) {
         about.push(("log_ml_dsa_key", second.to_string().into()));
@@ -109,6 +107,10 @@ pub async fn write(
         }
     }
     stamps(store, tree_size, &mut tar).await?;
+    for (person, (entry, proof)) in &erased.people {
+        put(&mut tar, &bundle::erased(*person), entry)?;
+        put(&mut tar, &bundle::erased_proof(*person), proof.as_bytes())?;
+    }
     entries((store, persons), tree_size, &mut tar, &mut folds).await?;
     let head = Checkpoint::open(note, key)?;
     let mut reports = folds
@@ -167,36 +169,6 @@ async fn stamps<W: Write>(store: &Store, tree_size: u64, tar: &mut tar::Builder<
             put(tar, &bundle::stamp(size), &stamp.answer)?;
         }
     }
-}
-
-/// The entry that says that a person has been erased who is named in the first `tree_size` entries of a shard, if it does
-/// not lie among them: a bundle of those could not say why it does not disclose them.
-///
-/// # Errors
-/// When the store cannot be read.
-pub async fn erased_since(
-    shards: &[(Store, LogKeys)],
-    store: &Store,
-    tree_size: u64,
-) -> Result<Option<String>> {
-    let later = shards.iter().filter(|(s, _)| s.shard().first >= store.shard().first);
-    for (shard, keys) in later {
-        let same = shard.shard().first == store.shard().first;
-        let mut from = if same { tree_size } else { 0 };
-        loop {
-            let kind = Kind::ErasurePerformed.as_str();
-            let rows = shard.entries(from, u64::MAX, 1, Some(kind)).await?;
-            let Some((index, bytes, _)) = rows.first() else { break };
-            let person = Entry::parse(bytes)?.person().context("it names nobody")?;
-            let term = Object::Person(person).to_string();
-            let wanted = Wanted { terms: [term].into(), below: tree_size, ..Wanted::default() };
-            if !store.find(&wanted, 1).await?.entries.is_empty() {
-                return Ok(Some(format!("entry {index} of {}", keys.newest().name())));
-            }
-            from = index + 1;
-        }
-    }
-    Ok(None)
 }
 
 /// The digests of the files that entries name, and of the certificates of people that they commit to.

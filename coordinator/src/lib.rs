@@ -10,6 +10,7 @@ pub mod checkpointer;
 pub mod clock;
 pub mod config;
 pub mod engine;
+pub mod erased;
 pub mod erasure;
 pub mod export;
 pub mod fsck;

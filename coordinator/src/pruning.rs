@@ -5,7 +5,9 @@
 //! memory: what a crash interrupted goes on at the next start.
 
 use crate::{
+    checkpointer::Checkpointer,
     engine::{problem_of, unreadable},
+    erased::Erased,
     erasure::{Asker, Erasures, entries, time_of, touches},
     export,
     policy::Action,
@@ -116,14 +118,14 @@ impl Prunings {
         &self,
         asker: Asker<'_>,
         (origin, bundle): (&str, &Digest),
-        scratch: &Path,
+        (scratch, checkpointer): (&Path, &Checkpointer),
         now: Timestamp,
     ) -> Result<Pruned, Problem> {
         let _one_at_a_time = self.one_at_a_time.lock().await;
         let read = async {
             let policy = self.read_policy()?;
             let shard = self.shard(origin).await?;
-            self.check_bundle(shard, bundle, scratch).await?;
+            self.check_bundle(shard, bundle, (scratch, checkpointer)).await?;
             Ok((policy, shard))
         };
         let ((policy, text), (store, _)) = match read.await {
@@ -225,13 +227,17 @@ impl Prunings {
         &self,
         (store, keys): &(Store, LogKeys),
         bundle: &Digest,
-        scratch: &Path,
+        (scratch, checkpointer): (&Path, &Checkpointer),
     ) -> Result<(), Problem> {
-        let persons = &self.erasures.engine().parts().persons;
+        let parts = self.erasures.engine().parts();
+        let persons = parts.persons.now();
         let made = async {
             let file = tempfile::Builder::new().prefix("prune-").tempfile_in(scratch)?;
             let (size, note) = store.newest_checkpoint().await?.context("no checkpoint")?;
-            export::write((store, persons), keys, &note, size, None, &[], file.path()).await?;
+            let erased =
+                Erased::after((store, size), &persons, &parts.shards, checkpointer).await?;
+            let from = (store, &persons, &erased);
+            export::write(from, keys, &note, size, None, &[], file.path()).await?;
             let (made, _) = hashed(file.path()).await?;
             Ok::<_, anyhow::Error>(made)
         };

@@ -9,11 +9,12 @@ use crate::{
     clock,
     config::{Every, ReportsConfig},
     engine::Engine,
+    erased::Erased,
     export,
     store::Store,
     timestamps::{Day, Timestamps, until_tomorrow},
 };
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use falaj_core::{
     audit::{Draft, Entry, Kind},
     id::{Digest, SpiffeId},
@@ -320,9 +321,10 @@ impl Reports {
             self.checkpointer.sign().await?;
             self.checkpointer.current(store).await?
         };
-        if let Some(whence) = export::erased_since(parts.shards.all(), store, tree_size).await? {
-            bail!("somebody in it was erased by {whence}, which its bundle could not show");
-        }
+        // Whoever is erased meanwhile was not when this was begun.
+        let persons = parts.persons.now();
+        let of = (store, tree_size);
+        let erased = Erased::after(of, &persons, &parts.shards, &self.checkpointer).await?;
         let span = due.period.scope()?;
         let own = self.own.iter().map(|(_, scope)| Scope {
             since: span.since.clone(),
@@ -332,7 +334,7 @@ impl Reports {
         let scopes: Vec<Scope> = [span.clone()].into_iter().chain(own).collect();
         let bundle = to.join(BUNDLE);
         private(&bundle)?;
-        let from = (store, &parts.persons);
+        let from = (store, &persons, &erased);
         let timestamps = self.timestamps.as_ref();
         let reports =
             export::write(from, keys, &note, tree_size, timestamps, &scopes, &bundle).await?;

@@ -14,13 +14,14 @@ use crate::{
     checkpointer::Checkpointer,
     clock,
     engine::{Engine, Handle, View, problem_of, unreadable},
+    erased::{Beyond, Erased},
     erasure::{Asker, Erasures},
     export,
     outcomes::Intent,
     policy::{Action, Resource},
     proofs,
     pruning::Prunings,
-    store::Store,
+    store::{Store, writer::CommitError},
     timestamps::{StampError, Timestamps},
 };
 use axum::{
@@ -615,15 +616,13 @@ async fn log_export(
             (size, note.ok_or_else(none)?)
         }
     };
-    let shards = parts.shards.all();
-    if let Some(whence) = export::erased_since(shards, store, tree_size).await.map_err(failed)? {
-        let why = format!(
-            "somebody in it was erased by {whence}, which it could not show: ask for a checkpoint after that, or have entries proven one by one"
-        );
-        return Err(Code::NotFound.because(why).into());
-    }
+    // Whoever is erased meanwhile was not when this was asked for.
+    let persons = parts.persons.now();
+    let of = (store, tree_size);
+    let erased = Erased::after(of, &persons, &parts.shards, &app.checkpointer).await;
+    let erased = erased.map_err(failed)?;
     let named = app.scratch_file()?;
-    let from = (store, &parts.persons);
+    let from = (store, &persons, &erased);
     let written = export::write(from, keys, &note, tree_size, timestamps, &[], named.path());
     written.await.map_err(failed)?;
     send_file(&app, intent, &named).await
@@ -631,6 +630,12 @@ async fn log_export(
 
 /// Why an export cannot be had.
 fn export_failed(e: &anyhow::Error) -> Problem {
+    if let Some(beyond) = e.downcast_ref::<Beyond>() {
+        return Code::NotFound.because(beyond);
+    }
+    if let Some(commit) = e.downcast_ref::<CommitError>() {
+        return problem_of(commit);
+    }
     tracing::error!(error = %format!("{e:#}"), "an export failed");
     if let Some(stamp) = e.downcast_ref::<StampError>() {
         return match stamp {

@@ -525,10 +525,11 @@ pub fn policy_set(files: &[(String, Vec<u8>)]) -> Digest {
 /// for each 256 entries their level-0 tile (`tile/0/…`), what is disclosed of the people in them (`personal/…`, if anything
 /// is), and the entries themselves (`tile/entries/…`), so that a reader needs no more memory than one tile.
 pub mod bundle {
+    use super::person::Person;
     use crate::id::Digest;
 
-    /// What the bundle is, in canonical JSON: `v`, `origin`, `tree_size`, `log_verifier_key`; `successions` and
-    /// `log_ml_dsa_key` if there are any.
+    /// What the bundle is, in canonical JSON: `v`, `origin`, `tree_size`, `log_verifier_key`; `successions`,
+    /// `log_ml_dsa_key` and `later` if there are any.
     pub const ABOUT: &str = "bundle.json";
     /// The signed checkpoint.
     pub const CHECKPOINT: &str = "checkpoint";
@@ -536,6 +537,8 @@ pub mod bundle {
     pub const WITNESSED: &str = "witnessed/";
     /// Checkpoints that an authority has stamped with the time, each followed by its time-stamp.
     pub const STAMPED: &str = "stamped/";
+    /// Entries of later shards, which say that somebody has been erased, each followed by its proof.
+    pub const ERASED: &str = "erased/";
     /// Level-0 tiles.
     pub const TILES: &str = "tile/0/";
     /// What is disclosed of the people in the entries of a tile.
@@ -581,6 +584,18 @@ pub mod bundle {
     #[must_use]
     pub fn personal(n: u64) -> String {
         format!("{PERSONAL}{n}")
+    }
+
+    /// The entry of a later shard which says that this person has been erased.
+    #[must_use]
+    pub fn erased(person: Person) -> String {
+        format!("{ERASED}{person}.json")
+    }
+
+    /// The proof of that entry (C2SP tlog-proof).
+    #[must_use]
+    pub fn erased_proof(person: Person) -> String {
+        format!("{ERASED}{person}.tlog-proof")
     }
 
     /// A policy file of a set, by the set's digest.

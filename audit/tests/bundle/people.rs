@@ -1,15 +1,24 @@
 //! People in a bundle: disclosed, erased, withheld, and lied about.
 
 use super::{Parts, parts, report};
+use ed25519_dalek::SigningKey;
 use falaj_core::{
     audit::{
         Actor, Draft, Entry, Kind, bundle,
         person::{Disclosure, Person},
     },
+    canon::{self, Canon},
     id::Digest,
     merkle,
+    note::{Checkpoint, NoteSigner},
+    succession::Succession,
+    time::Timestamp,
+    witness::InclusionProof,
 };
-use falaj_verify::Wrong;
+use falaj_verify::{ErasedReport, Wrong};
+
+/// Statements that lead on from where a bundle ends.
+type Statements<'s> = &'s dyn Fn(Checkpoint) -> Vec<String>;
 
 const SARA: Person = Person([7; 16]);
 const OMAR: Person = Person([8; 16]);
@@ -95,6 +104,130 @@ fn a_person_who_is_withheld_is_missed() {
     assert!(what.contains("withheld") && what.contains(&SARA.to_string()), "{what}");
     let (bundle, _) = people(Vec::new());
     assert_eq!(wrong(&bundle.disclosing(&[])).0, 5);
+}
+
+/// The shard that goes on from this log, and its key.
+fn after() -> NoteSigner {
+    NoteSigner::new("t/log/after", SigningKey::from_bytes(&[6; 32])).expect("a signer")
+}
+
+/// Where a bundle ends.
+fn end(bundle: &Parts) -> Checkpoint {
+    let (tree_size, root_hash) = (bundle.roots.len() as u64, *bundle.roots.last().expect("roots"));
+    Checkpoint { origin: "t/log".into(), tree_size, root_hash }
+}
+
+/// An entry of the shard after, and its proof under this key.
+fn later(draft: Draft, signer: &NoteSigner) -> (Vec<u8>, String) {
+    let at = Timestamp::from_millis(1_000);
+    let first = Draft::new(Kind::LogOpened).finish(0, at, [1; 16]);
+    let entry = draft.finish(1, at, [2; 16]);
+    let mut tree = merkle::Frontier::new();
+    let leaves = [&first, &entry].map(|bytes| merkle::leaf_hash(bytes));
+    leaves.iter().for_each(|leaf| tree.push(*leaf));
+    let origin = signer.verifier().name().to_owned();
+    let head = Checkpoint { origin, tree_size: 2, root_hash: tree.root() };
+    let (hashes, note) = (vec![leaves[0]], signer.sign(&head.body()));
+    (entry, InclusionProof { index: 1, hashes, note }.to_text())
+}
+
+impl Parts {
+    /// The same bundle, which says by these entries of later shards who was erased, and by statements who speaks for those.
+    fn shown(mut self, erased: &[(Person, (Vec<u8>, String))], statements: &[String]) -> Self {
+        let about = canon::parse(self.file(bundle::ABOUT)).expect("canonical");
+        let Canon::Map(mut members) = about else { panic!("a map") };
+        if !statements.is_empty() {
+            let list = statements.iter().map(|text| text.as_str().into()).collect();
+            members.insert("later".into(), Canon::List(list));
+        }
+        *self.file(bundle::ABOUT) = Canon::Map(members).to_bytes();
+        let at = self.files.iter().position(|(path, _)| path.starts_with(bundle::TILES));
+        let files = erased.iter().flat_map(|(person, (entry, proof))| {
+            let proof = (bundle::erased_proof(*person), proof.clone().into_bytes());
+            [(bundle::erased(*person), entry.clone()), proof]
+        });
+        let at = at.expect("a tile");
+        self.files.splice(at..at, files.collect::<Vec<_>>());
+        self
+    }
+}
+
+/// AUD-09, AUD-11: who was erased after the log went on in another shard is not missed, if the entry there is proven.
+#[test]
+fn whoever_was_erased_in_a_later_shard_is_not_missed_in_the_one_that_ended() {
+    let (bundle, disclosed) = people(vec![Draft::new(Kind::LogClosed).text("next", "t/log/after")]);
+    let statement = Succession::sign(&super::signer(), &after(), Some(&end(&bundle)));
+    let omar = (OMAR, later(erased(OMAR), &after()));
+    let bundle = bundle.disclosing(&disclosed[1..]).shown(&[omar], &[statement]);
+    let verified = bundle.verify().expect("verified");
+    let shown =
+        ErasedReport { person: format!("person:{OMAR}"), origin: "t/log/after".into(), index: 1 };
+    assert_eq!(verified.erased, [shown]);
+    let report = String::from_utf8(verified.sections.to_bytes()).expect("text");
+    assert!(!report.contains("operator/omar") && report.contains("operator/sara"), "{report}");
+}
+
+/// AUD-09: what does not show that somebody was erased is named, and so is what shows it of somebody who is disclosed.
+#[test]
+fn an_erasure_that_a_later_shard_does_not_prove_is_wrong() {
+    let fresh = || people(Vec::new());
+    let leads = |end: Checkpoint| vec![Succession::sign(&super::signer(), &after(), Some(&end))];
+    let none = |_: Checkpoint| Vec::new();
+    let elsewhere = |end| leads(Checkpoint { root_hash: Digest::of(b"other"), ..end });
+    let shorter = |end: Checkpoint| leads(Checkpoint { tree_size: end.tree_size - 1, ..end });
+    let twice = |end: Checkpoint| [leads(end.clone()), leads(end)].concat();
+    let stranger = NoteSigner::new("t/log/after", SigningKey::from_bytes(&[7; 32])).expect("one");
+    let of = |draft: Draft, signer: &NoteSigner| vec![(OMAR, later(draft, signer))];
+    let right = || of(erased(OMAR), &after());
+    let (entry, _) = later(erased(OMAR).text("article", "Article 16"), &after());
+    let swapped = vec![(OMAR, (entry, right().remove(0).1.1))];
+    let begun = Draft::new(Kind::ErasureBegun).person(OMAR);
+    let cases: [(_, Statements<'_>, _, _); 13] = [
+        (right(), &none, 1, "no statement leads to a key of t/log/after"),
+        (of(erased(OMAR), &super::signer()), &leads, 1, "no statement leads to a key of t/log,"),
+        (of(erased(OMAR), &stranger), &leads, 1, "t/log/after"),
+        (of(erased(SARA), &after()), &leads, 1, "erases nobody of that name"),
+        (of(begun, &after()), &leads, 1, "erases nobody of that name"),
+        (swapped, &leads, 1, "is not shown to be in the log"),
+        (right(), &elsewhere, 1, "this shard ended elsewhere"),
+        (right(), &shorter, 1, "this shard ended elsewhere"),
+        (right(), &leads, 0, "nothing of theirs in this log is withheld"),
+        (right(), &leads, 2, "withheld"),
+        (vec![], &leads, 0, "of which the bundle has nothing"),
+        (right(), &twice, 1, "`later` has a gap"),
+        (vec![], &none, 1, "withheld"),
+    ];
+    for (shown, statements, hidden, what) in cases {
+        let (bundle, disclosed) = fresh();
+        let statements = statements(end(&bundle));
+        let bundle = bundle.disclosing(&disclosed[hidden..]).shown(&shown, &statements);
+        let wrong = bundle.verify().expect_err(what).to_string();
+        assert!(wrong.contains(what), "{what}: {wrong}");
+    }
+    // Each stands once, before all entries, with its proof behind it.
+    let placed = |change: &dyn Fn(&mut Parts)| {
+        let (bundle, disclosed) = fresh();
+        let statements = leads(end(&bundle));
+        let mut bundle = bundle.disclosing(&disclosed[1..]).shown(&right(), &statements);
+        change(&mut bundle);
+        bundle.verify().expect_err("it is wrong").to_string()
+    };
+    let at =
+        |b: &Parts| b.files.iter().position(|(p, _)| p.starts_with(bundle::ERASED)).expect("it");
+    let cut = placed(&|b| drop(b.files.remove(at(b) + 1)));
+    assert!(cut.contains(&bundle::erased_proof(OMAR)), "{cut}");
+    let alone = placed(&|b| drop(b.files.remove(at(b))));
+    assert!(alone.contains("does not stand behind the entry"), "{alone}");
+    let late = placed(&|b| {
+        let both: Vec<_> = b.files.drain(at(b)..at(b) + 2).collect();
+        b.files.extend(both);
+    });
+    assert!(late.contains("stands behind entries"), "{late}");
+    let twice = placed(&|b| {
+        let both: Vec<_> = b.files[at(b)..at(b) + 2].to_vec();
+        b.files.splice(at(b)..at(b), both);
+    });
+    assert!(twice.contains("or twice"), "{twice}");
 }
 
 #[test]

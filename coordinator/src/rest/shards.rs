@@ -97,7 +97,8 @@ pub(super) async fn prune(
     let pruning = tokio::spawn(async move {
         let asker = asker(&peer)?;
         let shard = (&*asked.shard, &bundle);
-        let done = app.prunings.prune(asker, shard, &app.scratch, clock::now()).await?;
+        let by = (&*app.scratch, &app.checkpointer);
+        let done = app.prunings.prune(asker, shard, by, clock::now()).await?;
         Ok::<_, Problem>(Pruning { shard: asked.shard, entries: done.entries, index: done.index })
     });
     let pruned = pruning.await.map_err(|e| Code::Internal.because(e))??;

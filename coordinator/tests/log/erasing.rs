@@ -34,7 +34,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc};
 /// Where the person who is erased comes from; no other text is like it.
 const ADDRESS: &str = "198.51.100.23:47113";
 
-fn asker(peer: &Peer) -> Asker<'_> {
+pub(super) fn asker(peer: &Peer) -> Asker<'_> {
     Asker { id: peer.actor.id.as_ref().expect("an operator"), actor: &peer.actor }
 }
 
@@ -422,5 +422,79 @@ async fn an_export_up_to_a_checkpoint_from_before_an_erasure_is_refused() -> Res
     ensure!(answer.status() == StatusCode::NOT_FOUND, "{}", answer.status());
     let why = text(answer).await?;
     ensure!(why.contains(&format!("entry {}", done["index"])), "{why}");
+    Ok(())
+}
+
+/// What a bundle has, file by file.
+fn files_of(bundle: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for file in tar::Archive::new(bundle).entries()? {
+        let (mut file, mut bytes) = (file?, Vec::new());
+        std::io::Read::read_to_end(&mut file, &mut bytes)?;
+        files.push((String::from_utf8(file.path_bytes().into_owned())?, bytes));
+    }
+    Ok(files)
+}
+
+async fn exported(world: &World, query: &str) -> Result<Vec<u8>> {
+    let answer = world.call(Method::GET, &format!("/api/v1/log/export?{query}")).await?;
+    let status = answer.status();
+    let bytes = axum::body::to_bytes(answer.into_body(), usize::MAX).await?;
+    ensure!(status == StatusCode::OK, "{query}: {}", String::from_utf8_lossy(&bytes));
+    Ok(bytes.into())
+}
+
+/// AUD-09, AUD-11: a shard that has ended is exported after somebody in it was erased, without them, and with the entry of the
+/// later shard that says why; always in the same bytes. Whoever did nothing in it is not in it.
+#[tokio::test]
+async fn a_shard_that_ended_is_exported_after_somebody_in_it_was_erased() -> Result<()> {
+    const LAYLA: &str = "spiffe://falaj.test/ae-on/ae-az/operator/layla";
+    let world = World::over(tempfile::tempdir()?).await?;
+    let (omar, person) = come(&world, "omar").await?;
+    let (_, layla) = come(&world, "layla").await?;
+    let size = world.get("log/checkpoint").await?["tree_size"].as_u64().context("a size")?;
+    let world = world.next("falaj.test/log/2").await?;
+    let (_, noura) = come(&world, "noura").await?;
+    let shard = "shard=falaj.test/log";
+    let before = exported(&world, shard).await?;
+    ensure!(holds(&before, OMAR.as_bytes()) && holds(&before, LAYLA.as_bytes()), "not disclosed");
+    let from = world.writer.head().0;
+    for whom in [OMAR, "spiffe://falaj.test/ae-on/ae-az/operator/noura"] {
+        let (status, done) = erase(&world, whom).await?;
+        ensure!(status == StatusCode::CREATED, "{done}");
+    }
+    let after = exported(&world, shard).await?;
+    ensure!(exported(&world, shard).await? == after, "other bytes than before");
+    let cert = omar.actor.cert.context("a certificate")?.to_string();
+    for secret in [OMAR.as_bytes(), &omar.certificate[..], cert.as_bytes()] {
+        ensure!(!holds(&after, secret), "it names who was erased");
+    }
+    ensure!(holds(&after, LAYLA.as_bytes()) && holds(&after, layla.to_string().as_bytes()));
+    let files = files_of(&after)?;
+    let shown: Vec<_> = files.iter().filter(|(path, _)| path.starts_with("erased/")).collect();
+    let paths: Vec<_> = shown.iter().map(|(path, _)| path.as_str()).collect();
+    let wanted = [format!("erased/{person}.json"), format!("erased/{person}.tlog-proof")];
+    ensure!(paths == wanted, "{paths:?}; {noura} did nothing in it");
+    // What it shows: by the key that the statements lead to.
+    let about = falaj_core::canon::parse(&files[0].1)?;
+    let falaj_core::canon::Canon::Text(statement) = &about.list("later")?[0] else {
+        anyhow::bail!("no statement")
+    };
+    let step = falaj_core::succession::Succession::open(statement)?;
+    ensure!(step.from == *signer().verifier() && step.to.name() == "falaj.test/log/2");
+    let proof = InclusionProof::parse(str::from_utf8(&shown[1].1)?)?;
+    proof.verify(&leaf_hash(&shown[0].1), &step.to)?;
+    let entry = Entry::parse(&shown[0].1)?;
+    ensure!(entry.kind == Kind::ErasurePerformed && entry.person() == Some(person));
+    ensure!(entry.seq >= from && entry.seq == proof.index, "{}", entry.seq);
+    // The entries themselves are those that were there before.
+    let entries = |files: &[(String, Vec<u8>)]| {
+        let of = |path: &str| path.starts_with("tile/") || path == "checkpoint";
+        files.iter().filter(|(path, _)| of(path)).cloned().collect::<Vec<_>>()
+    };
+    ensure!(entries(&files) == entries(&files_of(&before)?), "other entries");
+    // As far as an earlier checkpoint too.
+    let earlier = files_of(&exported(&world, &format!("{shard}&tree_size={size}")).await?)?;
+    ensure!(earlier.iter().any(|(path, _)| *path == wanted[0]), "it cannot say why");
     Ok(())
 }

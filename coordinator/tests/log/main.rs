@@ -6,6 +6,7 @@ mod erasing;
 mod following;
 mod mirrored;
 mod outcomes;
+mod pruning;
 mod reads;
 mod reporting;
 #[expect(dead_code, reason = "the conformance test of the store needs more of it")]

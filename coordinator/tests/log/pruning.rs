@@ -84,7 +84,13 @@ async fn a_shard_is_pruned_when_nothing_keeps_it_and_not_before() -> Result<()> 
     let refusal = async |shard, bundle: &[u8], code, words: &str, kind| {
         refused(&world, (shard, bundle), (code, words), kind).await
     };
-    refusal(OLD, &bundle, "not_found", "log.retention", Kind::AdminRead).await?;
+    let without = Prunings::open(world.erasures.clone(), None).await?;
+    let asker = super::erasing::asker(&world.operator);
+    let (shard, by) = ((OLD, &Digest::of(&bundle)), (world.dir.path(), &world.checkpointer));
+    let kept = without.prune(asker, shard, by, Timestamp::from_millis(0)).await;
+    let kept = kept.err().context("there is no policy")?;
+    ensure!(kept.code.as_str() == "not_found" && kept.detail.contains("log.retention"), "{kept}");
+    refusal(OLD, &bundle, "unavailable", "cannot be used", Kind::AdminRead).await?;
     let file = world.dir.path().join(RETENTION);
     fs::write(&file, "keep_months = 0\narticle = \"x\"\ndecided_by = \"x\"\n")?;
     refusal(OLD, &bundle, "unavailable", "cannot be used", Kind::AdminRead).await?;
@@ -104,7 +110,8 @@ async fn a_shard_is_pruned_when_nothing_keeps_it_and_not_before() -> Result<()> 
     let prune = async |now: Timestamp| {
         let asker = super::erasing::asker(&world.operator);
         let shard = (OLD, &Digest::of(&bundle));
-        world.prunings.prune(asker, shard, world.dir.path(), now).await
+        let by = (world.dir.path(), &world.checkpointer);
+        world.prunings.prune(asker, shard, by, now).await
     };
     let early = prune(Timestamp::from_millis(end.as_millis() - 1)).await;
     let early = early.err().context("it is too early")?;
@@ -196,6 +203,7 @@ async fn a_pruning_that_was_interrupted_is_finished_at_the_next_start() -> Resul
         let kinds: Vec<Kind> = entries.iter().map(|e| e.kind).collect();
         ensure!(kinds == [Kind::PruningPerformed], "{kinds:?}");
         ensure!(entries[0].body().parsed("bundle_sha256") == Ok(Digest::of(&bundle)));
+        fs::write(world.dir.path().join(RETENTION), policy(1))?;
         gone(&world, &bundle).await?;
     }
     Ok(())

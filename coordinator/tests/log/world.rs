@@ -76,7 +76,8 @@ pub(crate) struct World {
     pub(crate) site: Arc<Peer>,
     /// What the writer writes through, to a SQLite file.
     pool: Option<SqlitePool>,
-    checkpointer: Checkpointer,
+    pub(crate) checkpointer: Checkpointer,
+    pub(crate) prunings: Prunings,
     router: Router,
 }
 
@@ -265,10 +266,12 @@ impl World {
         let engine = Engine::open(parts, shutdown.clone()).await?;
         let erasures = Erasures::open(engine.clone()).await?;
         let checkpointer = Checkpointer::new(writer.clone(), signer, None);
+        let policy = Some(path.join(RETENTION));
+        let prunings = Prunings::open(erasures.clone(), policy).await?;
         let router = rest::router(Arc::new(rest::App {
             engine: engine.clone(),
             erasures: erasures.clone(),
-            prunings: Prunings::open(erasures.clone(), Some(path.join(RETENTION))).await?,
+            prunings: prunings.clone(),
             checkpointer: checkpointer.clone(),
             timestamps: None,
             identity: home,
@@ -288,6 +291,7 @@ impl World {
             site,
             pool,
             checkpointer,
+            prunings,
             router,
         })
     }
