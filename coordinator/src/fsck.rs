@@ -1,8 +1,12 @@
-//! Checks a coordinator's log at rest: every entry, hash and checkpoint in the database, and the checkpoint that is kept
-//! elsewhere. Changes nothing, and needs no key but the log's public one.
+//! Checks a coordinator's log at rest: every entry, hash and checkpoint in the database, what lies beside them, and the
+//! checkpoint that is kept elsewhere. Changes nothing, and needs no key but the log's public one; by the keys of people it
+//! opens what is sealed of them.
 
-use crate::{checkpointer::high_water, store::Store};
+mod beside;
+
+use crate::{checkpointer::high_water, persons::Persons, store::Store};
 use anyhow::Result;
+use beside::Beside;
 use falaj_core::{
     audit::Entry,
     id::Digest,
@@ -17,7 +21,7 @@ use std::{
     path::Path,
 };
 
-/// Faults that are listed; a log with more of them is beyond repair by hand.
+/// Faults of one kind that are listed; a log with more of them is beyond repair by hand.
 const FAULTS_MAX: usize = 100;
 /// Entries or checkpoints that are read at once.
 const PAGE: u32 = 1_024;
@@ -44,7 +48,14 @@ pub struct Findings {
     pub checkpoints: u64,
     /// Entries whose contents were deleted, as the log says that they may be.
     pub pruned: u64,
-    /// What is wrong; nothing when the log is whole. At most 100.
+    /// Rows of the index of what its entries touch, each held against its entry.
+    pub touches: u64,
+    /// Time-stamps, likewise.
+    pub timestamps: u64,
+    /// What is sealed of people, likewise.
+    pub personal: u64,
+    /// What is wrong; nothing when the log is whole. At most 100 about the log itself, and as many about each kind of row
+    /// beside it.
     pub faults: Vec<Fault>,
 }
 
@@ -65,24 +76,55 @@ impl Findings {
             self.fault(None, what);
         }
     }
+
+    /// Holds what speaks of more entries than there are against their number: checkpoints, and the first tile that is left.
+    fn hold_end<'a>(
+        &mut self,
+        size: u64,
+        signed: impl Iterator<Item = &'a Checkpoint>,
+        tile: Option<(i64, i64)>,
+    ) {
+        for head in signed.filter(|head| head.tree_size > size) {
+            let what = format!(
+                "a checkpoint of {} entries was signed, and there are {size}: an older database was restored, or entries are gone",
+                head.tree_size
+            );
+            self.fault(None, what);
+        }
+        if let Some((level, n)) = tile {
+            let what = format!("tile {n} of level {level} stands for entries that are not there");
+            self.fault(None, what);
+        }
+    }
 }
 
 /// Checks one shard of the log in a database against the key that signs now, for it or for a later shard, and against the second
-/// key, if it has one. `progress` hears of entries done.
+/// key, if it has one. What is sealed of `persons` is opened; of others nothing can be said, for they may have been erased.
+/// `progress` hears of entries done.
 ///
 /// # Errors
 /// When the database cannot be read at all; what is wrong inside it is in the findings.
 pub async fn check(
     store: &Store,
     (key, ml_dsa): (&VerifierKey, Option<&MlDsaKey>),
+    persons: &Persons,
     kept_elsewhere: Option<&Path>,
     mut progress: impl FnMut(u64),
 ) -> Result<Findings> {
     let origin = store.shard().origin.as_deref().unwrap_or(key.name()).to_owned();
     let ml_dsa = ml_dsa.map(|second| second.renamed(&origin)).transpose()?;
     let keys = LogKeys::of(&origin, key, &store.successions(None).await?)?.beside(ml_dsa);
-    let (root_hash, faults) = (String::new(), Vec::new());
-    let mut found = Findings { origin, entries: 0, root_hash, checkpoints: 0, pruned: 0, faults };
+    let mut found = Findings {
+        origin,
+        entries: 0,
+        root_hash: String::new(),
+        checkpoints: 0,
+        pruned: 0,
+        touches: 0,
+        timestamps: 0,
+        personal: 0,
+        faults: Vec::new(),
+    };
     let elsewhere = match kept_elsewhere.map(high_water).transpose()?.flatten() {
         Some(note) => match keys.open(&note) {
             Ok(head) => Some(head),
@@ -101,10 +143,12 @@ pub async fn check(
     let mut signed = Signed { store, page: VecDeque::new(), last: 0 };
     let mut next = signed.next(&keys, &mut found).await?;
     let pruned = store.pruned().await?;
+    let mut beside = Beside::begin(store, persons, pruned).await?;
     let mut tree = Frontier::new();
     let mut page = VecDeque::new();
     loop {
         if page.is_empty() {
+            beside.compare(tree.size()).await?;
             page = store.raw_entries(tree.size(), PAGE).await?.into();
         }
         let Some((seq, bytes, stored)) = page.pop_front() else { break };
@@ -122,14 +166,20 @@ pub async fn check(
             let shown = stored.map_or_else(|| "no hash".to_owned(), |s| s.to_string());
             found.fault(Some(index), format!("its bytes hash to {leaf}, and {shown} is stored"));
         }
-        match Entry::parse(&bytes) {
-            Ok(entry) if entry.seq != index => {
-                found.fault(Some(index), format!("it calls itself entry {}", entry.seq));
+        let entry = match Entry::parse(&bytes) {
+            Ok(entry) => {
+                if entry.seq != index {
+                    found.fault(Some(index), format!("it calls itself entry {}", entry.seq));
+                }
+                Some(entry)
             }
-            Ok(_) => {}
-            Err(_) if deleted => {}
-            Err(e) => found.fault(Some(index), format!("it cannot be read: {e}")),
-        }
+            Err(_) if deleted => None,
+            Err(e) => {
+                found.fault(Some(index), format!("it cannot be read: {e}"));
+                None
+            }
+        };
+        beside.take(index, entry, deleted).await?;
         // What was hashed when it was written: a changed entry is named alone, and not everything after it.
         let hashed = stored.unwrap_or(leaf);
         tree.push_telling(hashed, |height, n, hash| {
@@ -154,19 +204,9 @@ pub async fn check(
         }
     }
     let size = tree.size();
-    for head in next.iter().chain(&elsewhere).filter(|head| head.tree_size > size) {
-        let what = format!(
-            "a checkpoint of {} entries was signed, and there are {size}: an older database was restored, or entries are gone",
-            head.tree_size
-        );
-        found.fault(None, what);
-    }
-    if let Some(((level, n), _)) = tiles.first_key_value() {
-        found.fault(
-            None,
-            format!("tile {n} of level {level} stands for entries that are not there"),
-        );
-    }
+    let signed = next.iter().chain(&elsewhere);
+    found.hold_end(size, signed, tiles.first_key_value().map(|(place, _)| *place));
+    beside.finish(size, &mut found).await?;
     found.entries = size;
     found.root_hash = tree.root().to_string();
     Ok(found)

@@ -6,6 +6,7 @@ use falaj_coordinator::{
     app::{App, Bound, log_ml_dsa_key, log_verifier_key},
     config::Config,
     fsck,
+    persons::Persons,
     policy::PolicyEngine,
     store::{self, Database, Store},
     timestamps::Authority,
@@ -50,8 +51,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t = LogFormat::Text)]
         log_format: LogFormat,
     },
-    /// Check the log at rest: every entry, hash and checkpoint. Changes nothing, so the coordinator may run meanwhile; ends
-    /// with code 1 when something is wrong.
+    /// Check the log at rest: every entry, hash and checkpoint, the index of what entries touch, time-stamps, and what is
+    /// sealed of people. Changes nothing, so the coordinator may run meanwhile; ends with code 1 when something is wrong.
     #[command(after_help = "Example:\n  falaj-coordinator fsck --config coordinator.toml --json")]
     Fsck {
         /// The configuration.
@@ -183,10 +184,12 @@ async fn fsck(config: &Config, json: bool) -> Result<ExitCode> {
         }
     };
     let store = Store::read(&config.state.database()?).await?;
+    let persons = Persons::read(&config.state.dir.join("persons"))?;
     let mut code = ExitCode::SUCCESS;
     for shard in store.shards().await? {
         let elsewhere = elsewhere.filter(|_| !shard.ended());
-        let found = fsck::check(&shard, (&key, second.as_ref()), elsewhere, progress).await?;
+        let keys = (&key, second.as_ref());
+        let found = fsck::check(&shard, keys, &persons, elsewhere, progress).await?;
         if shown {
             eprint!("\r");
         }
@@ -203,10 +206,20 @@ async fn fsck(config: &Config, json: bool) -> Result<ExitCode> {
                 None => println!("WRONG: {}", fault.what),
             }
         }
+        let deleted = match found.pruned {
+            0 => String::new(),
+            pruned => format!(" ({pruned} of them deleted)"),
+        };
         let whole = if found.faults.is_empty() { "whole" } else { "not whole" };
         println!(
-            "{whole}: {}, {} entries under root {}, {} checkpoints",
-            found.origin, found.entries, found.root_hash, found.checkpoints
+            "{whole}: {}, {} entries{deleted} under root {}, {} checkpoints, {} rows of the index, {} time-stamps, {} disclosures",
+            found.origin,
+            found.entries,
+            found.root_hash,
+            found.checkpoints,
+            found.touches,
+            found.timestamps,
+            found.personal
         );
     }
     Ok(code)

@@ -70,6 +70,30 @@ struct Known {
     people: BTreeMap<Person, Held>,
 }
 
+impl Known {
+    /// Reads one person's file.
+    fn take(&mut self, path: &Path) -> Result<(), PersonsError> {
+        let failed = |e| PersonsError::File(path.to_owned(), e);
+        let unreadable = || PersonsError::Unreadable(path.to_owned());
+        check_mode(path)?;
+        let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok());
+        let person: Person = name.ok_or_else(unreadable)?;
+        if fs::metadata(path).map_err(failed)?.len() > FILE_BYTES_MAX {
+            return Err(unreadable());
+        }
+        let bytes = Zeroizing::new(fs::read(path).map_err(failed)?);
+        let held = Held::parse(&bytes).ok_or_else(unreadable)?;
+        if let Some(other) = self.pseudonyms.insert(held.id.clone(), person) {
+            return Err(PersonsError::Twice(other, person));
+        }
+        self.people.insert(person, held);
+        if self.people.len() > PERSONS_MAX {
+            return Err(PersonsError::Full);
+        }
+        Ok(())
+    }
+}
+
 #[derive(Clone)]
 struct Held {
     id: SpiffeId,
@@ -93,26 +117,33 @@ impl Persons {
                 wipe(&path).map_err(|e| PersonsError::File(path.clone(), e))?;
                 continue;
             }
-            check_mode(&path)?;
-            let unreadable = || PersonsError::Unreadable(path.clone());
-            let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok());
-            let person: Person = name.ok_or_else(unreadable)?;
-            let size = fs::metadata(&path).map_err(|e| PersonsError::File(path.clone(), e))?.len();
-            if size > FILE_BYTES_MAX {
-                return Err(unreadable());
-            }
-            let bytes = fs::read(&path).map_err(|e| PersonsError::File(path.clone(), e))?;
-            let held = Held::parse(&Zeroizing::new(bytes)).ok_or_else(unreadable)?;
-            if let Some(other) = known.pseudonyms.insert(held.id.clone(), person) {
-                return Err(PersonsError::Twice(other, person));
-            }
-            known.people.insert(person, held);
-            if known.people.len() > PERSONS_MAX {
-                return Err(PersonsError::Full);
-            }
+            known.take(&path)?;
         }
         let dir = Some(Arc::new(dir.to_owned()));
         Ok(Self { dir, known: Arc::new(Mutex::new(known)) })
+    }
+
+    /// Everybody who is known, as their folder is now: nothing there is made or removed, so a coordinator may use it
+    /// meanwhile. Without a folder nobody is known.
+    ///
+    /// # Errors
+    /// [`PersonsError`], with the file and what to do.
+    pub fn read(dir: &Path) -> Result<Self, PersonsError> {
+        let failed = |e| PersonsError::File(dir.to_owned(), e);
+        let mut known = Known::default();
+        let files = match fs::read_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            files => files.map_err(failed)?,
+        };
+        for file in files {
+            let path = file.map_err(failed)?.path();
+            match known.take(&path) {
+                // Somebody is being taken up, or was erased since the folder was read.
+                Err(_) if path.to_string_lossy().ends_with(PARTIAL) || !path.exists() => {}
+                taken => taken?,
+            }
+        }
+        Ok(Self { dir: None, known: Arc::new(Mutex::new(known)) })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

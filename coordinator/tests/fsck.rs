@@ -5,6 +5,7 @@ use falaj_coordinator::{
     checkpointer::Checkpointer,
     fsck::{Findings, check},
     metrics::Metrics,
+    persons::Persons,
     store::{Database, Store, writer},
 };
 use falaj_core::{
@@ -52,7 +53,8 @@ async fn after(statement: &str) -> Result<Findings, Box<dyn Error>> {
     pool.close().await;
     let elsewhere = dir.path().join("high-water");
     let store = Store::read(&Database::Sqlite(dir.path().join("coordinator.sqlite"))).await?;
-    Ok(check(&store, (signer().verifier(), None), Some(&elsewhere), |_| {}).await?)
+    Ok(check(&store, (signer().verifier(), None), &Persons::default(), Some(&elsewhere), |_| {})
+        .await?)
 }
 
 /// The index and words of the first fault.

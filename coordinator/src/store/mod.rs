@@ -6,6 +6,7 @@
 
 pub mod objects;
 mod postgres;
+pub mod raw;
 pub mod row;
 mod sqlite;
 pub mod writer;

@@ -3,6 +3,7 @@
 use super::{
     COSIGNATURES_MAX, Checkpoints, Entries, LEVELS, Personal, RawEntries, Shard, StoreError, Tiles,
     objects::touched,
+    raw,
     row::{
         ExchangeColumns, ModelColumns, StudyColumns, TimestampColumns, TimestampRow, UpdateColumns,
         digest_of,
@@ -531,6 +532,89 @@ pub(super) async fn find(
     }
     query.push(" ORDER BY e.seq LIMIT ").push_bind(limit);
     query.build().fetch_all(pool).await?.iter().map(entry).collect()
+}
+
+/// Names that are looked up at once, below SQLite's bound on bound values.
+const NAMES_PER_QUERY: usize = 1_024;
+
+pub(super) async fn touches(
+    pool: &SqlitePool,
+    names: &[&str],
+    from: i64,
+    below: i64,
+) -> Result<Vec<(String, i64)>, StoreError> {
+    let mut found = Vec::new();
+    for names in names.chunks(NAMES_PER_QUERY) {
+        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
+            "SELECT n.name, o.seq FROM log_object_names n JOIN log_objects o ON o.object = n.id WHERE n.name IN (",
+        );
+        let mut list = query.separated(", ");
+        for name in names {
+            list.push_bind(*name);
+        }
+        query.push(") AND o.seq >= ").push_bind(from).push(" AND o.seq < ").push_bind(below);
+        found.extend(query.build_query_as::<(String, i64)>().fetch_all(pool).await?);
+    }
+    Ok(found)
+}
+
+pub(super) async fn touches_after(
+    pool: &SqlitePool,
+    (object, seq): raw::Place,
+    limit: u32,
+) -> Result<Vec<raw::Place>, StoreError> {
+    Ok(sqlx::query_as("SELECT object, seq FROM log_objects WHERE (object, seq) > (?, ?) ORDER BY object, seq LIMIT ?")
+        .bind(object)
+        .bind(seq)
+        .bind(limit)
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn whole_touches_after(
+    pool: &SqlitePool,
+    (object, seq): raw::Place,
+    limit: u32,
+) -> Result<Vec<raw::Touch>, StoreError> {
+    Ok(sqlx::query_as("SELECT o.object, o.seq, n.name, e.bytes FROM log_objects o LEFT JOIN log_object_names n ON n.id = o.object LEFT JOIN log_entries e ON e.seq = o.seq WHERE (o.object, o.seq) > (?, ?) ORDER BY o.object, o.seq LIMIT ?")
+        .bind(object)
+        .bind(seq)
+        .bind(limit)
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn not_indexed(pool: &SqlitePool) -> Result<Option<(i64, i64)>, StoreError> {
+    Ok(sqlx::query_as("SELECT first, below FROM log_objects_lack").fetch_optional(pool).await?)
+}
+
+pub(super) async fn raw_timestamps(
+    pool: &SqlitePool,
+    (from, imprint): (i64, &str),
+    below: i64,
+    limit: u32,
+) -> Result<Vec<raw::Stamp>, StoreError> {
+    Ok(sqlx::query_as("SELECT imprint, what, tree_size, stamped_ms, answer, log_index FROM log_timestamps WHERE (log_index, imprint) > (?, ?) AND log_index < ? ORDER BY log_index, imprint LIMIT ?")
+        .bind(from)
+        .bind(imprint)
+        .bind(below)
+        .bind(limit)
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn raw_personal(
+    pool: &SqlitePool,
+    from: i64,
+    below: i64,
+    limit: u32,
+) -> Result<Personal, StoreError> {
+    Ok(sqlx::query_as("SELECT seq, person, sealed FROM log_personal WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT ?")
+        .bind(from)
+        .bind(below)
+        .bind(limit)
+        .fetch_all(pool)
+        .await?)
 }
 
 // ---- writing ----

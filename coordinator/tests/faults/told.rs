@@ -2,7 +2,7 @@
 
 use crate::child::{Place, signer};
 use anyhow::{Context as _, Result, bail, ensure};
-use falaj_coordinator::{fsck, store::Store};
+use falaj_coordinator::{fsck, persons::Persons, store::Store};
 use falaj_core::{id::Digest, merkle::Frontier};
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -98,8 +98,14 @@ impl Told {
         let store = Store::read(&place.database()?).await?;
         let signer = signer();
         // Every stored checkpoint, and the one kept elsewhere, are looked at there.
-        let found =
-            fsck::check(&store, (signer.verifier(), None), Some(&place.high_water), |_| {}).await?;
+        let found = fsck::check(
+            &store,
+            (signer.verifier(), None),
+            &Persons::default(),
+            Some(&place.high_water),
+            |_| {},
+        )
+        .await?;
         ensure!(found.faults.is_empty(), "{:?}", found.faults);
         let (mut tree, mut there, mut right) = (Frontier::new(), 0, 0);
         loop {

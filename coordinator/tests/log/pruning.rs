@@ -125,7 +125,8 @@ async fn a_shard_is_pruned_when_nothing_keeps_it_and_not_before() -> Result<()> 
     let person = held(&format!("\"person\":\"{}\"", world.operator.actor.name()));
     for body in [study, person] {
         let request = Request::post("/api/v1/holds").body(body.into())?;
-        let hold: Value = serde_json::from_str(&text(world.ask(request, &world.operator).await?).await?)?;
+        let hold: Value =
+            serde_json::from_str(&text(world.ask(request, &world.operator).await?).await?)?;
         let hold = hold["hold"].as_str().context("a hold")?;
         let kept = prune(end).await.err().context("a hold stands")?;
         ensure!(kept.code.as_str() == "legal_hold" && kept.detail.contains(hold), "{kept}");
@@ -168,7 +169,8 @@ async fn gone(world: &World, bundle: &[u8]) -> Result<()> {
     }
     let shards = world.get("log/shards").await?;
     ensure!(shards["items"][0]["pruned"] == true && shards["items"][1]["pruned"] == false);
-    let proof = world.call(Method::GET, &format!("/api/v1/log/entries/1/proof?shard={OLD}")).await?;
+    let proof =
+        world.call(Method::GET, &format!("/api/v1/log/entries/1/proof?shard={OLD}")).await?;
     ensure!(proof.status() == StatusCode::OK);
     ensure!(asked(world, OLD, bundle).await?.1["code"] == "pruned");
     // What was kept is known at the next start.

@@ -1,6 +1,7 @@
 //! Conformance: what the store promises, on each database that it can live in. What only a server has (roles, sessions,
 //! crashes) is in [`postgres`].
 
+mod beside;
 mod people;
 mod postgres;
 mod server;
@@ -12,6 +13,7 @@ use falaj_coordinator::{
     checkpointer::Checkpointer,
     fsck,
     metrics::Metrics,
+    persons::Persons,
     proofs,
     store::{
         self, Database, Shard, Store, Writing,
@@ -379,7 +381,9 @@ async fn commits_of_many_callers_get_places_of_their_own_and_a_tree_that_proves_
         assert_eq!(again.writer.head(), (size, root));
         again.close().await?;
         let store = Store::read(&home.database()).await?;
-        let found = fsck::check(&store, (signer().verifier(), None), None, |_| {}).await?;
+        let found =
+            fsck::check(&store, (signer().verifier(), None), &Persons::default(), None, |_| {})
+                .await?;
         assert_eq!((found.entries, found.faults), (size, vec![]));
     }
     Ok(())
@@ -449,7 +453,14 @@ async fn a_log_is_whole_while_it_grows_too() -> Result<()> {
         let looking = async {
             let mut sizes = Vec::new();
             while sizes.last().is_none_or(|size| *size < 3_000) {
-                let found = fsck::check(&store, (signer().verifier(), None), None, |_| {}).await?;
+                let found = fsck::check(
+                    &store,
+                    (signer().verifier(), None),
+                    &Persons::default(),
+                    None,
+                    |_| {},
+                )
+                .await?;
                 ensure!(found.faults.is_empty(), "{:?}", found.faults);
                 sizes.push(found.entries);
             }
@@ -500,7 +511,9 @@ async fn a_changed_entry_is_refused_with_its_index() -> Result<()> {
         let said = format!("{:#}", home.open().await.err().context("it started")?);
         assert!(said.contains("log entry 311 is missing or was changed"), "{said}");
         let store = Store::read(&home.database()).await?;
-        let found = fsck::check(&store, (signer().verifier(), None), None, |_| {}).await?;
+        let found =
+            fsck::check(&store, (signer().verifier(), None), &Persons::default(), None, |_| {})
+                .await?;
         assert_eq!(found.faults.first().context("no fault")?.index, Some(311));
     }
     Ok(())

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use falaj_certs::ca::{Authority, Request};
 use falaj_coordinator::{
     fsck,
+    persons::Persons,
     store::{self, Database, Store, writer::CommitError},
 };
 use falaj_core::{
@@ -380,7 +381,8 @@ async fn on_postgresql_nothing_acknowledged_is_lost_when_the_server_is_killed_un
     assert_eq!(again.writer.head(), (size, root));
     again.close().await?;
     let store = Store::read(&home.database()).await?;
-    let found = fsck::check(&store, (signer().verifier(), None), None, |_| {}).await?;
+    let found =
+        fsck::check(&store, (signer().verifier(), None), &Persons::default(), None, |_| {}).await?;
     assert_eq!((found.entries, found.faults), (size, vec![]));
     Ok(())
 }

@@ -9,6 +9,7 @@ use falaj_coordinator::{
     config::{LogConfig, RetiringConfig},
     fsck,
     metrics::Metrics,
+    persons::Persons,
     proofs,
     shards::{self, Keys, Opened, Shards},
     store::{
@@ -120,7 +121,7 @@ impl Setup {
         for shard in store.shards().await? {
             let signer = self.signer();
             let keys = (signer.verifier(), signer.ml_dsa());
-            let found = fsck::check(&shard, keys, None, |_| {}).await?;
+            let found = fsck::check(&shard, keys, &Persons::default(), None, |_| {}).await?;
             ensure!(found.faults.is_empty(), "{:?}", found.faults);
             ensure!(found.checkpoints > 0, "nothing was signed");
             sizes.push(found.entries);
@@ -433,12 +434,14 @@ async fn contents_of_a_shard_go_only_when_its_pruning_was_begun_and_hashes_stay(
             verify_inclusion(&leaf_hash(bytes), *seq, size, proof, &head.root_hash)?;
         }
         let signer = after.signer();
-        let found = fsck::check(&old, (signer.verifier(), None), None, |_| {}).await?;
+        let found =
+            fsck::check(&old, (signer.verifier(), None), &Persons::default(), None, |_| {}).await?;
         ensure!(found.faults.is_empty() && found.pruned == size - 2, "{found:?}");
         // A hash that was changed with the contents gone is still noticed.
         home.rewrite("UPDATE log_entries SET leaf = (SELECT leaf FROM log_entries WHERE seq = 9) WHERE seq = 8")
             .await?;
-        let found = fsck::check(&old, (signer.verifier(), None), None, |_| {}).await?;
+        let found =
+            fsck::check(&old, (signer.verifier(), None), &Persons::default(), None, |_| {}).await?;
         ensure!(!found.faults.is_empty(), "nobody noticed");
     }
     Ok(())

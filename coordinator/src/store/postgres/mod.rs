@@ -7,6 +7,7 @@ pub(super) mod session;
 use super::{
     COSIGNATURES_MAX, Checkpoints, Entries, LEVELS, Personal, RawEntries, Shard, StoreError, Tiles,
     objects::touched,
+    raw,
     row::{
         ExchangeColumns, ModelColumns, StudyColumns, TimestampColumns, TimestampRow, UpdateColumns,
         digest_of,
@@ -459,6 +460,75 @@ pub(super) async fn find(
     }
     query.push(" ORDER BY e.seq LIMIT ").push_bind(i64::from(limit));
     query.build().fetch_all(pool).await?.iter().map(entry).collect()
+}
+
+pub(super) async fn touches(
+    pool: &PgPool,
+    names: &[&str],
+    from: i64,
+    below: i64,
+) -> Result<Vec<(String, i64)>, StoreError> {
+    Ok(sqlx::query_as("SELECT n.name, o.seq FROM log_object_names n JOIN log_objects o ON o.object = n.id WHERE n.name = ANY($1) AND o.seq >= $2 AND o.seq < $3")
+        .bind(names)
+        .bind(from)
+        .bind(below)
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn touches_after(
+    pool: &PgPool,
+    (object, seq): raw::Place,
+    limit: u32,
+) -> Result<Vec<raw::Place>, StoreError> {
+    Ok(sqlx::query_as("SELECT object, seq FROM log_objects WHERE (object, seq) > ($1, $2) ORDER BY object, seq LIMIT $3")
+        .bind(object)
+        .bind(seq)
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn whole_touches_after(
+    pool: &PgPool,
+    (object, seq): raw::Place,
+    limit: u32,
+) -> Result<Vec<raw::Touch>, StoreError> {
+    Ok(sqlx::query_as("SELECT o.object, o.seq, n.name, e.bytes FROM log_objects o LEFT JOIN log_object_names n ON n.id = o.object LEFT JOIN log_entries e ON e.seq = o.seq WHERE (o.object, o.seq) > ($1, $2) ORDER BY o.object, o.seq LIMIT $3")
+        .bind(object)
+        .bind(seq)
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn raw_timestamps(
+    pool: &PgPool,
+    (from, imprint): (i64, &str),
+    below: i64,
+    limit: u32,
+) -> Result<Vec<raw::Stamp>, StoreError> {
+    Ok(sqlx::query_as("SELECT imprint, what, tree_size, stamped_ms, answer, log_index FROM log_timestamps WHERE (log_index, imprint) > ($1, $2) AND log_index < $3 ORDER BY log_index, imprint LIMIT $4")
+        .bind(from)
+        .bind(imprint)
+        .bind(below)
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn raw_personal(
+    pool: &PgPool,
+    from: i64,
+    below: i64,
+    limit: u32,
+) -> Result<Personal, StoreError> {
+    Ok(sqlx::query_as("SELECT seq, person, sealed FROM log_personal WHERE seq >= $1 AND seq < $2 ORDER BY seq LIMIT $3")
+        .bind(from)
+        .bind(below)
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?)
 }
 
 // ---- writing ----
