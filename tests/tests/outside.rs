@@ -39,6 +39,7 @@ async fn witness(dir: &Path, name: &str) -> Result<(Config, String, WitnessKey)>
         listen: ([127, 0, 0, 1], 0).into(),
         tls: None,
         connections_max: 8,
+        timeout_s: 10,
         logs: vec![LogEntry { key: signer().verifier().to_string() }],
     };
     let (tell, bound) = oneshot::channel();

@@ -15,6 +15,10 @@ use std::{
 
 /// Connections at once unless the configuration says otherwise.
 const CONNECTIONS_MAX: usize = 256;
+/// Seconds that a client has unless the configuration says otherwise.
+const TIMEOUT_S: u64 = 10;
+/// Seconds that it can be given.
+const TIMEOUT_S_MAX: u64 = 60;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Deserialize)]
@@ -35,6 +39,9 @@ pub struct Config {
     /// Connections at once.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
+    /// Seconds that a client has for TLS, for the head of a request, and for its body, each: 1 to 60.
+    #[serde(default = "timeout_s")]
+    pub timeout_s: u64,
     /// The logs that it watches.
     #[serde(rename = "log")]
     pub logs: Vec<LogEntry>,
@@ -42,6 +49,10 @@ pub struct Config {
 
 const fn connections_max() -> usize {
     CONNECTIONS_MAX
+}
+
+const fn timeout_s() -> u64 {
+    TIMEOUT_S
 }
 
 /// A certificate for HTTPS.
@@ -73,6 +84,11 @@ impl Config {
         let mut this: Self =
             toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
         ensure!(!this.logs.is_empty(), "{}: no [[log]] to watch", path.display());
+        ensure!(
+            (1..=TIMEOUT_S_MAX).contains(&this.timeout_s),
+            "{}: `timeout_s` is from 1 to {TIMEOUT_S_MAX}",
+            path.display()
+        );
         let base = path.parent().unwrap_or(Path::new("."));
         let tls = this.tls.iter_mut().flat_map(|tls| [&mut tls.cert, &mut tls.key]);
         for p in [&mut this.key, &mut this.state].into_iter().chain(tls) {

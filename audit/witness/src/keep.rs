@@ -153,6 +153,11 @@ impl Witness {
             return Err(malformed("`old` is larger than the checkpoint"));
         }
         let _held = log.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if !log.dir.is_dir() {
+            // A disk that is away must not look like a log of which nothing was seen.
+            let gone = format!("{} is gone: mount its disk", log.dir.display());
+            return Err(io::Error::other(gone).into());
+        }
         let kept = log.read()?;
         log.check(kept.as_ref(), &shown, &request)?;
         let malformed_name = |e: NoteError| Refusal::Storage(io::Error::other(e));

@@ -31,8 +31,6 @@ use tokio_util::sync::CancellationToken;
 
 /// The largest request: 63 hashes, and a checkpoint with all its signatures.
 const BODY_BYTES_MAX: usize = 64 << 10;
-/// The time that a client has for its head, for its body, and for TLS, each.
-const SLOW: Duration = Duration::from_secs(10);
 /// A connection is ended after this long, whatever it does.
 const CONNECTION: Duration = Duration::from_mins(5);
 /// Requests under way when the witness is asked to end get this long.
@@ -47,16 +45,18 @@ const SIZE: &str = "text/x.tlog.size";
 struct App {
     witness: Arc<Witness>,
     checks: Arc<Semaphore>,
+    /// The time that a client has for a body.
+    timeout: Duration,
 }
 
-/// The routes of a witness.
-pub fn router(witness: Arc<Witness>) -> Router {
-    let app = App { witness, checks: Arc::new(Semaphore::new(CHECKS)) };
+/// The routes of a witness, which gives a client so long for the body of a request.
+pub fn router(witness: Arc<Witness>, timeout: Duration) -> Router {
+    let app = App { witness, checks: Arc::new(Semaphore::new(CHECKS)), timeout };
     Router::new().route("/add-checkpoint", post(add_checkpoint)).with_state(app)
 }
 
 async fn add_checkpoint(State(app): State<App>, body: Body) -> Response {
-    let body = match tokio::time::timeout(SLOW, to_bytes(body, BODY_BYTES_MAX)).await {
+    let body = match tokio::time::timeout(app.timeout, to_bytes(body, BODY_BYTES_MAX)).await {
         Ok(Ok(body)) => body,
         Ok(Err(e)) => {
             let what = format!("the request cannot be read, or has more than 64 KiB: {e}\n");
@@ -124,7 +124,8 @@ pub async fn run(
     }
     ready(bound)?;
     let rooms = Arc::new(Semaphore::new(config.connections_max));
-    let router = router(Arc::new(witness));
+    let timeout = Duration::from_secs(config.timeout_s);
+    let router = router(Arc::new(witness), timeout);
     let graceful = GracefulShutdown::new();
     loop {
         let Ok(room) = rooms.clone().acquire_owned().await else { break };
@@ -144,9 +145,9 @@ pub async fn run(
         tokio::spawn(async move {
             let _room = room;
             match tls {
-                None => one(stream, router, watcher).await,
-                Some(tls) => match tokio::time::timeout(SLOW, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => one(stream, router, watcher).await,
+                None => one(stream, router, watcher, timeout).await,
+                Some(tls) => match tokio::time::timeout(timeout, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => one(stream, router, watcher, timeout).await,
                     Ok(Err(e)) => tracing::debug!(error = %e, "a handshake failed"),
                     Err(_) => tracing::debug!("a handshake was too slow"),
                 },
@@ -160,14 +161,15 @@ pub async fn run(
     Ok(())
 }
 
-/// Serves one connection.
+/// Serves one connection. A head that does not come in time ends it without an answer: there is no request yet.
 async fn one(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     watcher: hyper_util::server::graceful::Watcher,
+    timeout: Duration,
 ) {
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(SLOW);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(timeout);
     let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let serving = watcher.watch(serving.into_owned());
     match tokio::time::timeout(CONNECTION, serving).await {

@@ -13,11 +13,15 @@ use std::{
     convert::Infallible,
     fs,
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_falaj-witness");
 const ORIGIN: &str = "falaj.test/log";
@@ -93,13 +97,18 @@ fn run(args: &[&str], dir: &Path) -> Result<std::process::Output> {
 
 impl World {
     async fn new() -> Result<Self> {
+        Self::with("").await
+    }
+
+    /// A witness with this in its configuration, too.
+    async fn with(extra: &str) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let made = run(&["keygen", "witness.key", "--name", NAME], dir.path())?;
         ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let key = String::from_utf8(made.stdout)?.trim().parse()?;
         fs::create_dir(dir.path().join("state"))?;
         let config = format!(
-            "name = \"{NAME}\"\nkey = \"witness.key\"\nstate = \"state\"\nlisten = \"127.0.0.1:0\"\n[[log]]\nkey = \"{}\"\n",
+            "name = \"{NAME}\"\nkey = \"witness.key\"\nstate = \"state\"\nlisten = \"127.0.0.1:0\"\n{extra}[[log]]\nkey = \"{}\"\n",
             signer(9).verifier()
         );
         fs::write(dir.path().join("witness.toml"), config)?;
@@ -154,6 +163,11 @@ impl World {
         let (status, _, body) = self.add(&request).await?;
         ensure!(status == StatusCode::CONFLICT, "{status}: {body}");
         Ok(Some(body.trim().parse()?).filter(|n| *n > 0))
+    }
+
+    /// The folder of the log in the state folder.
+    fn folder(&self) -> PathBuf {
+        self.dir.path().join("state").join(Digest::of(ORIGIN.as_bytes()).to_string())
     }
 
     fn evidence(&self) -> Result<Vec<String>> {
@@ -349,5 +363,84 @@ async fn a_key_that_others_can_read_a_missing_folder_and_a_second_witness_are_re
     fs::rename(at("state"), at("elsewhere"))?;
     serve("the state folder is not there")?;
     world.kill();
+    Ok(())
+}
+
+/// AUD-10: a client that stalls is let go of within the time that the configuration gives, and keeps nobody else waiting.
+#[tokio::test]
+async fn a_client_that_stalls_is_told_so_and_keeps_nobody_waiting() -> Result<()> {
+    let world = World::with("timeout_s = 1\nconnections_max = 3\n").await?;
+    let address = world.url.strip_prefix("http://").context("a URL")?;
+    let stalled = async |sent: &str| -> Result<TcpStream> {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(sent.as_bytes()).await?;
+        Ok(stream)
+    };
+    // In the middle of the body, and in the middle of the head, when there is no request yet that could be answered.
+    let request = HONEST.request(0, 5).to_text();
+    let head = "POST /add-checkpoint HTTP/1.1\r\nhost: w\r\ncontent-length: 1000\r\n";
+    let body = stalled(&format!("{head}\r\n{}", &request[..20])).await?;
+    let head = stalled(head).await?;
+    ensure!(world.add(&HONEST.request(0, 5)).await?.0 == StatusCode::OK);
+    for (mut stream, wanted) in [(body, "HTTP/1.1 408 Request Timeout\r\n"), (head, "")] {
+        let mut answer = String::new();
+        // To its end: the connection is closed.
+        tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await??;
+        ensure!(answer.starts_with(wanted) && answer.is_empty() == wanted.is_empty(), "{answer}");
+        ensure!(wanted.is_empty() || answer.contains("the request came too slowly"), "{answer}");
+    }
+    ensure!(world.add(&HONEST.request(5, 9)).await?.0 == StatusCode::OK);
+    ensure!(world.size().await? == Some(9));
+    Ok(())
+}
+
+/// AUD-10: what cannot be kept is not cosigned, and what cannot be read is not taken for nothing. When it is mended, the
+/// next request is answered as if nothing had been, without a restart.
+#[tokio::test]
+async fn a_witness_that_cannot_write_cosigns_nothing_until_it_is_mended() -> Result<()> {
+    let world = World::new().await?;
+    let folder = world.folder();
+    let refused = async |request: &AddCheckpoint| -> Result<()> {
+        let (status, _, body) = world.add(request).await?;
+        ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}: {body}");
+        ensure!(body == "the witness cannot keep what it saw; try again later\n", "{body}");
+        Ok(())
+    };
+    let taken = async |old: u64, size: u64| -> Result<()> {
+        let request = HONEST.request(old, size);
+        let (status, _, line) = world.add(&request).await?;
+        ensure!(status == StatusCode::OK, "{status}: {line}");
+        ensure!(cosigned(&world.key, &request.note, &line), "{line}");
+        ensure!(world.size().await? == Some(size));
+        Ok(())
+    };
+    taken(0, 5).await?;
+    // Something that whoever runs it cannot write over either: a full disk looks so, too.
+    let partial = folder.join("checkpoint.partial");
+    fs::create_dir(&partial)?;
+    refused(&HONEST.request(5, 9)).await?;
+    ensure!(world.size().await? == Some(5), "it went on without having kept it");
+    fs::remove_dir(&partial)?;
+    taken(5, 9).await?;
+    // The disk is away: that is not a log of which nothing was seen.
+    let away = world.dir.path().join("away");
+    fs::rename(&folder, &away)?;
+    for old in [0, 9] {
+        refused(&HONEST.request(old, 12)).await?;
+    }
+    refused(&Log { fork: 1, from: 0 }.request(0, 12)).await?;
+    fs::rename(&away, &folder)?;
+    taken(9, 12).await?;
+    // Evidence that cannot be kept: the fork is not refused for good before it is.
+    let fork = Log { fork: 1, from: 3 };
+    let evidence = folder.join("evidence");
+    fs::rename(&evidence, &away)?;
+    fs::write(&evidence, "in the way")?;
+    refused(&fork.request(12, 12)).await?;
+    fs::remove_file(&evidence)?;
+    fs::rename(&away, &evidence)?;
+    ensure!(world.evidence()?.is_empty());
+    ensure!(world.add(&fork.request(12, 12)).await?.0 == StatusCode::CONFLICT);
+    ensure!(world.evidence()?.len() == 1);
     Ok(())
 }
