@@ -14,6 +14,7 @@ use falaj_core::{
     id::{Digest, RoundId, SiteId, StudyId},
     note,
     report::Sections,
+    study::Cohort,
     update::{CONTEXT, UpdateHeader},
 };
 use falaj_proto::study;
@@ -41,8 +42,8 @@ pub(crate) struct Replay {
     pub(crate) folds: Vec<Sections>,
     /// The newest model of each study.
     newest: BTreeMap<String, Digest>,
-    /// The witnesses that each study wants behind a round.
-    quorums: BTreeMap<String, u32>,
+    /// How many witnesses each study wants behind a round, and whose sites count.
+    quorums: BTreeMap<String, (u32, Cohort)>,
     /// Accesses whose outcome the log has not told yet, the newest of them.
     intents: BTreeMap<u64, Kind>,
     /// What lies before this may have been an access that is not remembered any more.
@@ -62,6 +63,7 @@ pub(crate) struct Replay {
 struct Said {
     /// The witnesses that it wants behind a round.
     quorum: u32,
+    cohort: Cohort,
     mechanism: String,
 }
 
@@ -119,6 +121,7 @@ impl Replay {
             let study = study::parse(study, path).map_err(|e| wrong(e.to_string()))?;
             let said = Said {
                 quorum: study.governance.witnesses.map_or(0, |wanted| wanted.quorum),
+                cohort: study.cohort.clone(),
                 mechanism: study.privacy.mechanism.as_str().to_owned(),
             };
             self.folds.iter_mut().for_each(|f| f.study(digest, study.clone()));
@@ -268,7 +271,7 @@ impl Replay {
         if body.text("mechanism").is_ok_and(|told| told != said.mechanism) {
             return Err(format!("the file of its study has the mechanism `{}`", said.mechanism));
         }
-        self.quorums.insert(name.to_string(), said.quorum);
+        self.quorums.insert(name.to_string(), (said.quorum, said.cohort.clone()));
         self.newest.insert(name.to_string(), body.parsed("model_sha256").map_err(text)?);
         self.decisions.submitted(name, said.mechanism.clone());
         Ok(())
@@ -295,6 +298,13 @@ impl Replay {
     /// its model was published. Each has cosigned at least as much in this bundle.
     fn check_witnesses(&self, entry: &Entry, round: &RoundId, last: u64) -> Result<(), String> {
         let body = entry.body();
+        let wanted = self.quorums.get(round.study.as_str());
+        // A site that the study does not admit is a witness of the log, and not one behind the study's rounds.
+        let counts = |witness: &str| {
+            let party = format!("spiffe://{witness}");
+            let admitted = |site| wanted.is_none_or(|(_, cohort)| cohort.admits(&site));
+            !self.keys.contains_key(&party) || party.parse::<SiteId>().is_ok_and(admitted)
+        };
         let mut behind = BTreeSet::new();
         for line in body.list("witnesses").unwrap_or_default() {
             let line = line.as_text().unwrap_or_default();
@@ -305,11 +315,11 @@ impl Replay {
                     "it says that {witness} has cosigned {entries} entries, and no cosignature in the bundle shows so much"
                 ));
             }
-            if entries > last && entries <= entry.seq {
+            if entries > last && entries <= entry.seq && counts(witness) {
                 behind.insert(witness);
             }
         }
-        let quorum = self.quorums.get(round.study.as_str()).copied().unwrap_or(0);
+        let quorum = wanted.map_or(0, |(quorum, _)| *quorum);
         if behind.len() < quorum as usize {
             return Err(format!(
                 "{} witnesses stood behind round {round} when its model was published, and the study wants {quorum}",

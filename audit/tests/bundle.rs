@@ -668,7 +668,12 @@ fn a_decision_is_made_again_by_the_policies_that_were_in_force() {
 
 /// A bundle whose model names these witnesses, and the site's cosignature of so many entries.
 fn naming(quorum: u32, said: &[&str], cosigned: usize) -> Parts {
-    let wanting = format!("{STUDY}governance: {{ witnesses: {{ quorum: {quorum} }} }}\n");
+    naming_in(STUDY, quorum, said, cosigned)
+}
+
+/// As [`naming`], of another study.
+fn naming_in(study: &str, quorum: u32, said: &[&str], cosigned: usize) -> Parts {
+    let wanting = format!("{study}governance: {{ witnesses: {{ quorum: {quorum} }} }}\n");
     let mut bundle = parts_of(&wanting, |drafts| {
         let published = drafts.pop().expect("the model");
         drafts.push(published.texts("witnesses", said.iter().map(|s| (*s).to_owned())));
@@ -678,6 +683,15 @@ fn naming(quorum: u32, said: &[&str], cosigned: usize) -> Parts {
     let at = bundle.files.len() - 3;
     bundle.files.insert(at, (bundle::witnessed(cosigned as u64), note.into_bytes()));
     bundle
+}
+
+#[test]
+fn a_site_that_the_study_does_not_admit_is_no_witness_behind_its_rounds() {
+    let other = STUDY.replace("min_sites: 1", "sites: [h-2], min_sites: 1");
+    let said = ["4 t/ae-on/ae-az/site/h-1"];
+    naming_in(STUDY, 1, &said, 4).verify().expect("verified");
+    let wrong = naming_in(&other, 1, &said, 4).verify().expect_err("not of the study").to_string();
+    assert!(wrong.contains("0 witnesses stood behind round s/1"), "{wrong}");
 }
 
 #[test]

@@ -130,6 +130,7 @@ pub struct TrustStore {
     by_place: Arc<BTreeMap<Place, Vec<Arc<Anchor>>>>,
     all: Arc<RootCertStore>,
     issuers: Arc<[(CertificateDer<'static>, IssuerEntry)]>,
+    witnesses: Arc<[WitnessKey]>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -210,12 +211,13 @@ impl TrustStore {
                 by_place.entry(place).or_default().push(anchor.clone());
             }
         }
-        file.witness_keys(path)?;
+        let witnesses = file.witness_keys(path)?.into();
         Ok(Self {
             trust_domain: file.trust_domain.clone(),
             by_place: Arc::new(by_place),
             all: Arc::new(all),
             issuers: issuers.into(),
+            witnesses,
             provider,
         })
     }
@@ -224,6 +226,18 @@ impl TrustStore {
     #[must_use]
     pub fn issuers(&self) -> &[(CertificateDer<'static>, IssuerEntry)] {
         &self.issuers
+    }
+
+    /// The federation's trust domain.
+    #[must_use]
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// The outside witnesses whose cosignatures count.
+    #[must_use]
+    pub fn witnesses(&self) -> &[WitnessKey] {
+        &self.witnesses
     }
 
     /// Every bound issuer, as anchors for the handshake.

@@ -5,7 +5,7 @@ use crate::{
     blob::Blobs,
     checkpointer::{Checkpointer, high_water},
     clock,
-    config::Config,
+    config::{Config, IdentityConfig},
     engine::{Engine, Parts},
     erasure::Erasures,
     export,
@@ -24,13 +24,14 @@ use crate::{
     },
     tiles,
     timestamps::{Authority, Timestamps},
-    witnesses::{self, Outside},
+    witnesses::{self, Counted, Outside},
 };
 use anyhow::{Context as _, Result, ensure};
 use arc_swap::ArcSwap;
 use axum::{Extension, Router};
 use ed25519_dalek::SigningKey;
 use falaj_certs::{
+    identity::Identity,
     tls::{Credentials, server_config},
     trust::TrustStore,
 };
@@ -108,17 +109,10 @@ impl App {
     /// # Errors
     /// What is missing or wrong, where, and what to do.
     pub async fn open(config: Config, shutdown: &CancellationToken) -> Result<Self> {
-        let credentials = Credentials::load(&config.identity.cert, &config.identity.key)?;
-        let identity = credentials.identity()?;
-        ensure!(
-            identity.spiffe.role() == Role::Coordinator,
-            "{} is a {}'s certificate, a coordinator's is needed",
-            config.identity.cert.display(),
-            identity.spiffe.role()
-        );
+        let (credentials, identity) = identity(&config.identity)?;
         let trust = TrustStore::load(&config.identity.trust)?;
-        let place = identity.spiffe.place().clone();
-        let policy = PolicyEngine::load(&config.policy.dir, &place)?;
+        let trust_bytes = fs::read(&config.identity.trust)?;
+        let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
         let authority = config.log.timestamps.as_ref().map(Authority::load).transpose()?;
         let outside = witnesses::load(&config.log.witnesses, identity.spiffe.trust_domain())?;
         let dir = &config.state.dir;
@@ -139,14 +133,7 @@ impl App {
         if begins.is_none() {
             outcomes::settle(&store, &writer).await?;
         }
-        started(
-            &writer,
-            begins,
-            &policy,
-            &me,
-            trust_rows(&trust, fs::read(&config.identity.trust)?),
-        )
-        .await?;
+        started(&writer, begins, &policy, &me, trust_rows(&trust, trust_bytes)).await?;
         let parts = Parts {
             store: store.clone(),
             writer: writer.clone(),
@@ -155,6 +142,7 @@ impl App {
             persons,
             outcomes: Outcomes::new(writer.clone(), metrics.clone()),
             policy: policy.clone(),
+            witnesses: Counted::of(&outside, &trust),
             metrics: metrics.clone(),
             signer: keys.signer.clone(),
             shards: Shards::load(&store, keys.signer.verifier())
@@ -329,6 +317,19 @@ impl App {
         checkpoints.await?;
         Ok(())
     }
+}
+
+/// Who the coordinator is, by its certificate.
+fn identity(config: &IdentityConfig) -> Result<(Credentials, Identity)> {
+    let credentials = Credentials::load(&config.cert, &config.key)?;
+    let identity = credentials.identity()?;
+    ensure!(
+        identity.spiffe.role() == Role::Coordinator,
+        "{} is a {}'s certificate, a coordinator's is needed",
+        config.cert.display(),
+        identity.spiffe.role()
+    );
+    Ok((credentials, identity))
 }
 
 /// A folder for what need not outlive a run, without what the last one left.

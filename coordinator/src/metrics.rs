@@ -49,6 +49,8 @@ pub struct Metrics {
     reports: Family<Outcome, Counter>,
     policy_sets: Family<Outcome, Counter>,
     epsilon: Family<Site, Gauge<f64, AtomicU64>>,
+    quorums: Family<Outcome, Counter>,
+    witness_wait_seconds: Histogram,
     asked: Family<Asked, Counter>,
     cosigned: Family<Outside, Gauge>,
     /// Bytes of update payloads received.
@@ -77,6 +79,8 @@ impl Default for Metrics {
             reports: Family::default(),
             policy_sets: Family::default(),
             epsilon: Family::default(),
+            quorums: Family::default(),
+            witness_wait_seconds: Histogram::new(exponential_buckets(0.5, 2.0, 14)),
             asked: Family::default(),
             cosigned: Family::default(),
             bytes_in: Counter::default(),
@@ -115,6 +119,16 @@ impl Default for Metrics {
             "epsilon_spent",
             "Epsilon that a site states to have spent on a study",
             this.epsilon.clone(),
+        );
+        registry.register(
+            "witness_quorums",
+            "Rounds that wanted witnesses behind them, by outcome: reached, or too_few",
+            this.quorums.clone(),
+        );
+        registry.register(
+            "witness_wait_seconds",
+            "Time for which a round waited for its witnesses",
+            this.witness_wait_seconds.clone(),
         );
         registry.register(
             "witness_requests",
@@ -177,6 +191,13 @@ impl Metrics {
         self.policy_sets.get_or_create(&Outcome { outcome: outcome.into() }).inc();
     }
 
+    /// A round that wanted witnesses behind it was judged, after it had waited for them for so long.
+    pub fn witness_quorum(&self, reached: bool, waited: Duration) {
+        let outcome = if reached { "reached" } else { "too_few" };
+        self.quorums.get_or_create(&Outcome { outcome: outcome.into() }).inc();
+        self.witness_wait_seconds.observe(waited.as_secs_f64());
+    }
+
     /// An outside witness was asked for a cosignature.
     pub fn witness_asked(&self, witness: &str, outcome: &str) {
         let labels = Asked { witness: witness.into(), outcome: outcome.into() };
@@ -210,5 +231,26 @@ impl Metrics {
         // Writing to a string cannot fail.
         let _ = encode(&mut out, &self.registry);
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_that_waited_for_witnesses_are_counted_with_how_long() {
+        let metrics = Metrics::default();
+        metrics.witness_quorum(true, Duration::from_secs(3));
+        metrics.witness_quorum(false, Duration::from_mins(1));
+        let text = metrics.text();
+        for line in [
+            "falaj_witness_quorums_total{outcome=\"reached\"} 1\n",
+            "falaj_witness_quorums_total{outcome=\"too_few\"} 1\n",
+            "falaj_witness_wait_seconds_sum 63.0\n",
+            "falaj_witness_wait_seconds_bucket{le=\"4.0\"} 1\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
     }
 }

@@ -13,7 +13,12 @@ use crate::{
     },
 };
 use anyhow::{Context as _, Result, ensure};
-use falaj_core::witness::{AddCheckpoint, WitnessKey};
+use falaj_certs::trust::TrustStore;
+use falaj_core::{
+    id::SiteId,
+    study::Cohort,
+    witness::{AddCheckpoint, WitnessKey, party_of_name},
+};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -36,6 +41,54 @@ pub struct Outside {
     url: Url,
     key: WitnessKey,
     http: Client,
+}
+
+/// Whose cosignatures stand behind a round for a study that wants that: those that count for a verifier too.
+#[derive(Clone, Debug, Default)]
+pub struct Counted {
+    trust_domain: String,
+    outside: BTreeSet<String>,
+}
+
+impl Counted {
+    /// Sites of the federation, and those of the outside witnesses that its trust configuration names.
+    #[must_use]
+    pub fn of(outside: &[Outside], trust: &TrustStore) -> Self {
+        let asked = outside.iter().map(|outside| &outside.key);
+        Self::new(trust.trust_domain(), asked, trust.witnesses())
+    }
+
+    fn new<'a>(
+        trust_domain: &str,
+        asked: impl Iterator<Item = &'a WitnessKey>,
+        known: &[WitnessKey],
+    ) -> Self {
+        let mut outside = BTreeSet::new();
+        for key in asked {
+            if known.contains(key) {
+                outside.insert(key.name().to_owned());
+            } else {
+                tracing::warn!(
+                    witness = key.name(),
+                    "`[[log.witnesses]]` has a witness that trust.toml does not name: its cosignatures are kept and count for nobody; add `[[witness]]` with `key = \"{key}\"` to `identity.trust`, and start again"
+                );
+            }
+        }
+        Self { trust_domain: trust_domain.to_owned(), outside }
+    }
+
+    /// The outside witnesses that count, by name.
+    #[must_use]
+    pub const fn outside(&self) -> &BTreeSet<String> {
+        &self.outside
+    }
+
+    /// Whether the one who cosigns under this name counts for a study of this cohort.
+    #[must_use]
+    pub fn counts(&self, name: &str, cohort: &Cohort) -> bool {
+        let site = || SiteId::try_from(party_of_name(name, &self.trust_domain)?).ok();
+        self.outside.contains(name) || site().is_some_and(|site| cohort.admits(&site))
+    }
 }
 
 /// Why there is no cosignature.
@@ -247,4 +300,41 @@ async fn read(mut answer: Response) -> Result<String, NotCosigned> {
         bytes.extend_from_slice(&chunk);
     }
     String::from_utf8(bytes).map_err(|_| NotCosigned::Garbled("it is not text"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use falaj_core::study::Weights;
+
+    #[test]
+    fn only_sites_of_the_cohort_and_named_outside_witnesses_count() {
+        let key = |name: &str, seed: u8| {
+            let key = ed25519_dalek::SigningKey::from_bytes(&[seed; 32]).verifying_key();
+            WitnessKey::new(name, key).expect("a key")
+        };
+        let asked = [key("w.test/known", 1), key("w.test/unknown", 2), key("w.test/swapped", 3)];
+        let known = [key("w.test/known", 1), key("w.test/swapped", 9), key("w.test/not-asked", 4)];
+        let counted = Counted::new("f.test", asked.iter(), &known);
+        assert_eq!(counted.outside(), &BTreeSet::from(["w.test/known".to_owned()]));
+        let cohort = Cohort {
+            places: vec!["ae-on/*".into()],
+            sites: vec!["hospital-1".into()],
+            min_sites: 1,
+            weights: Weights::Uniform,
+        };
+        assert!(counted.counts("w.test/known", &cohort));
+        assert!(counted.counts("f.test/ae-on/ae-az/site/hospital-1", &cohort));
+        for name in [
+            "w.test/unknown",
+            "w.test/swapped",
+            "w.test/not-asked",
+            "f.test/ae-on/ae-az/site/hospital-2",
+            "f.test/gb/gb-lnd/site/hospital-1",
+            "f.test/ae-on/ae-az/operator/hospital-1",
+            "w.test/ae-on/ae-az/site/hospital-1",
+        ] {
+            assert!(!counted.counts(name, &cohort), "{name}");
+        }
+    }
 }

@@ -50,6 +50,8 @@ pub struct Study {
 
 /// Witnesses that can stand behind a log at once.
 const WITNESSES_MAX: u32 = 60;
+/// Times that a round can be tried again.
+const RETRIES_MAX: u32 = 100;
 /// Seconds for which witnesses of a round can be waited for.
 const WITNESS_WAIT_MAX_S: u32 = 3_600;
 
@@ -423,6 +425,27 @@ impl Cohort {
         let place: &Place = site.spiffe().place();
         self.places.iter().any(|p| place.matches(p))
             && (self.sites.is_empty() || self.sites.iter().any(|s| s == site.name()))
+    }
+
+    /// Why there can never be so many witnesses behind a round, where only sites that are named here may take part, and
+    /// `outside` witnesses count beside them. A name counts as one site.
+    #[must_use]
+    pub fn quorum_beyond_reach(&self, wanted: WitnessQuorum, outside: usize) -> Option<Problem> {
+        let (quorum, sites) = (wanted.quorum, self.sites.len());
+        if sites == 0 || quorum as usize <= sites + outside {
+            return None;
+        }
+        Some(Problem {
+            at: "governance.witnesses".into(),
+            what: format!(
+                "a quorum of {quorum} witnesses cannot be reached: at most {} count, {sites} sites that `cohort.sites` names and {outside} outside witnesses that the coordinator asks and its trust.toml names",
+                sites + outside
+            ),
+            mend: format!(
+                "lower `quorum` to at most {}, name more sites, or have the coordinator's operator add outside witnesses under `[[log.witnesses]]` and in trust.toml",
+                sites + outside
+            ),
+        })
     }
 
     /// The most members of a masked round with this many colluders: among more, a coordinator could show two
@@ -897,6 +920,12 @@ impl Study {
             "the grace period is longer than the deadline",
             || format!("give at most {} seconds", r.deadline_s),
         );
+        p.when(
+            r.retries > RETRIES_MAX,
+            "rounds.retries",
+            &format!("a round that fails is tried again {} times", r.retries),
+            || format!("give at most {RETRIES_MAX}: sites pay for every try"),
+        );
         let c = &self.cohort;
         p.when(
             c.min_sites == 0 || c.min_sites > SITES_MAX,
@@ -1144,5 +1173,28 @@ impl Problems {
         if wrong {
             self.0.push(Problem { at: at.to_owned(), what: what.to_owned(), mend: mend() });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quorum_is_within_reach_of_named_sites_and_outside_witnesses_together() {
+        let cohort = |sites: &[&str]| Cohort {
+            places: vec!["ae-on/*".into()],
+            sites: sites.iter().map(|s| (*s).to_owned()).collect(),
+            min_sites: 1,
+            weights: Weights::Examples,
+        };
+        let quorum = |quorum| WitnessQuorum { quorum, within_s: 60 };
+        let two = cohort(&["a", "b"]);
+        assert_eq!(two.quorum_beyond_reach(quorum(3), 1), None);
+        let wrong = two.quorum_beyond_reach(quorum(4), 1).expect("beyond reach");
+        assert!(wrong.what.contains("a quorum of 4") && wrong.what.contains("at most 3 count"));
+        assert!(wrong.mend.contains("at most 3"), "{}", wrong.mend);
+        // Any number of sites may join.
+        assert_eq!(cohort(&[]).quorum_beyond_reach(quorum(60), 0), None);
     }
 }

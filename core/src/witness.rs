@@ -101,6 +101,13 @@ pub fn name_of_party(id: &SpiffeId) -> String {
     id.to_string().trim_start_matches("spiffe://").to_owned()
 }
 
+/// The party that cosigns under a name, if it is one of this federation's.
+#[must_use]
+pub fn party_of_name(name: &str, trust_domain: &str) -> Option<SpiffeId> {
+    let party: SpiffeId = format!("spiffe://{name}").parse().ok()?;
+    (party.trust_domain() == trust_domain).then_some(party)
+}
+
 fn message(time: u64, body: &str) -> String {
     format!("cosignature/v1\ntime {time}\n{body}")
 }

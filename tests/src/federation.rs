@@ -6,7 +6,8 @@ use serde_json::Value;
 use std::{
     fmt::Write as _,
     fs::{self, File},
-    net::SocketAddr,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -333,6 +334,21 @@ impl Federation {
         };
         self.addresses = Some(Addresses { grpc: address("grpc")?, rest: address("rest")? });
         Ok(process)
+    }
+
+    /// What Prometheus would scrape from the coordinator that was started last.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        let ready = self.dir().join(format!("coordinator/ready-{}.json", self.starts));
+        let ready: Value = serde_json::from_str(&fs::read_to_string(ready)?)?;
+        let mut there = TcpStream::connect(ready["metrics"].as_str().context("an address")?)?;
+        there
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        there.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     /// Issues a site's certificate, gives it records and a configuration, and says where that is.

@@ -54,10 +54,15 @@ impl Regulator {
         let known = federation.ca().join("trust.toml");
         let before = fs::read_to_string(&known)?;
         fs::write(&known, format!("{before}\n[[witness]]\nkey = \"{}\"\n", self.key))?;
+        self.is_asked_unnamed_by(federation);
+        Ok(())
+    }
+
+    /// Has the coordinator ask it from its next start on, without a word in the trust configuration.
+    pub fn is_asked_unnamed_by(&self, federation: &mut Federation) {
         federation.log_extra = format!(
             "witnesses = [{{ url = \"http://{}\", key = \"{}\" }}]\n",
             self.address, self.key
         );
-        Ok(())
     }
 }

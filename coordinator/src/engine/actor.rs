@@ -30,6 +30,7 @@ use falaj_core::{
     study::Mechanism,
     task::{self, TaskHeader},
     time::Timestamp,
+    witness::name_of_party,
 };
 use falaj_proto::{
     problem::{Code, Problem},
@@ -70,6 +71,8 @@ pub(super) struct Actor {
     exchange: Option<Exchange>,
     /// What is waited for before the candidate is judged. It begins anew after a restart.
     waiting: Option<Waiting>,
+    /// What is not worth another try. It is forgotten by a restart, after which the round is tried again.
+    unwitnessed: Option<Unwitnessed>,
     seq: u64,
 }
 
@@ -80,7 +83,16 @@ struct Waiting {
     round: (u32, u32),
     /// A log of so many entries has every entry of the round.
     entries: u64,
-    until: Instant,
+    since: Instant,
+}
+
+/// A try of a round that had too few witnesses behind it, while too few were there for another one.
+#[derive(Clone, Copy)]
+struct Unwitnessed {
+    /// Number and attempt of the round.
+    round: (u32, u32),
+    /// Witnesses that were there.
+    there: usize,
 }
 
 #[derive(Default)]
@@ -131,6 +143,7 @@ impl Actor {
             folded,
             exchange: None,
             waiting: None,
+            unwitnessed: None,
             seq: 0,
         }
     }
@@ -664,6 +677,7 @@ impl Actor {
         gates.extend(self.meta.study.governance.witnesses.map(Gate::Witnesses));
         let verdict = gate::judge(&metrics, &gates);
         let (study, number) = (round.id.study.clone(), round.id.number);
+        let tried = (number, round.spec.attempt);
         let pass = verdict.pass;
         let model = ModelRow { study, number, sha256: candidate, published: clock::now() };
         let rows = if pass { vec![Change::Model(model)] } else { Vec::new() };
@@ -673,7 +687,14 @@ impl Actor {
             if stood.is_empty() { draft } else { draft.texts("witnesses", lines) }
         };
         let committed = self.apply_with(event, &Who::default(), rows, named).await?;
-        self.waiting = None;
+        if let Some(wanted) = self.meta.study.governance.witnesses {
+            let (reached, there) = (behind >= wanted.quorum, self.there(&stood));
+            let hopeless = !reached && there < wanted.quorum as usize;
+            self.unwitnessed = hopeless.then_some(Unwitnessed { round: tried, there });
+            if let Some(waiting) = self.waiting.take() {
+                self.engine.parts().metrics.witness_quorum(reached, waiting.since.elapsed());
+            }
+        }
         if committed.is_some() && pass {
             self.viewing.send_modify(|v| {
                 v.promoted += 1;
@@ -695,20 +716,37 @@ impl Actor {
             Some(waiting) if waiting.round == round => waiting,
             _ => {
                 let entries = self.engine.parts().writer.head().0;
-                let until = Instant::now() + Duration::from_secs(wanted.within_s.into());
+                let since = Instant::now();
                 // Whoever is away looks at the log when it comes back.
                 for (site, _) in self.engine.sites().all() {
                     self.engine.sites().push(&site, push::Push::LookAtLog(LookAtLog {}));
                 }
                 self.send_event(None, format!("waiting for {} witnesses", wanted.quorum));
-                *self.waiting.insert(Waiting { round, entries, until })
+                *self.waiting.insert(Waiting { round, entries, since })
             }
         };
         let all = self.engine.parts().store.witnesses().await;
         let all = all.map_err(|e| CommitError::Failed(format!("witnesses cannot be read: {e}")))?;
-        let stood: Vec<_> = all.into_iter().filter(|(_, size)| *size >= waiting.entries).collect();
-        let over = stood.len() >= wanted.quorum as usize || Instant::now() >= waiting.until;
+        let counted = &self.engine.parts().witnesses;
+        let stands = |(name, size): &(String, u64)| {
+            *size >= waiting.entries && counted.counts(name, &self.meta.study.cohort)
+        };
+        let stood: Vec<_> = all.into_iter().filter(stands).collect();
+        let within = Duration::from_secs(wanted.within_s.into());
+        let over = stood.len() >= wanted.quorum as usize || waiting.since.elapsed() >= within;
         Ok(over.then_some(stood))
+    }
+
+    /// How many witnesses another try could have behind it: those that stood behind this one, sites that are connected,
+    /// and every outside witness.
+    fn there(&self, stood: &[(String, u64)]) -> usize {
+        let (cohort, counted) = (&self.meta.study.cohort, &self.engine.parts().witnesses);
+        let connected =
+            self.engine.sites().all().into_iter().filter(|(site, _)| cohort.admits(site));
+        let mut there = counted.outside().clone();
+        there.extend(connected.map(|(site, _)| name_of_party(site.spiffe())));
+        there.extend(stood.iter().map(|(name, _)| name.clone()));
+        there.len()
     }
 
     /// After a round: the next one, the same one again, or the end.
@@ -736,7 +774,16 @@ impl Actor {
             }
             AnyRound::Failed(r) => again(format!("round {number}: {}", r.stage.reason)),
             AnyRound::Rejected(r) => {
-                again(format!("round {number}: {}", r.stage.reasons.join("; ")))
+                let why = format!("round {number}: {}", r.stage.reasons.join("; "));
+                match self.unwitnessed.filter(|u| u.round == (number, attempt)) {
+                    // Sites would pay for a model that nobody can witness.
+                    Some(Unwitnessed { there, .. }) => {
+                        let why =
+                            format!("{why}; {there} witnesses are there, too few to try again");
+                        Some(("failed", Kind::StudyFailed, Some(why)))
+                    }
+                    None => again(why),
+                }
             }
             _ => return Ok(()),
         };

@@ -22,6 +22,7 @@ use crate::{
         row::{ModelRow, StudyRow, UpdateRow},
         writer::{Change, Commit, CommitError, Committed, Writer},
     },
+    witnesses::Counted,
 };
 use bytes::Bytes;
 use falaj_certs::identity::Identity;
@@ -70,6 +71,8 @@ pub struct Parts {
     pub outcomes: Outcomes,
     /// Decides.
     pub policy: PolicyEngine,
+    /// Who can stand behind a round.
+    pub witnesses: Counted,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Signs tasks and receipts.
@@ -408,6 +411,13 @@ impl Engine {
         if self.study(&id).is_ok() {
             return Err(Code::StudyExists
                 .because(format!("`{id}` exists; choose another name in `study:`")));
+        }
+        if let Some(wanted) = study.governance.witnesses
+            && let Some(wrong) =
+                study.cohort.quorum_beyond_reach(wanted, self.parts().witnesses.outside().len())
+        {
+            let why = format!("{file}: `{}`: {}; {}", wrong.at, wrong.what, wrong.mend);
+            return Err(Code::StudyInvalid.because(why));
         }
         let invalid = |e: falaj_core::manifest::ManifestError| Code::StudyInvalid.because(e);
         let manifest = study.manifest().map_err(invalid)?;

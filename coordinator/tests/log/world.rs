@@ -34,6 +34,7 @@ use falaj_coordinator::{
         row::{Stamped, TimestampRow},
         writer::{self, Change, Commit},
     },
+    witnesses::Counted,
 };
 use falaj_core::{
     audit::{Actor, Draft, Entry, Kind},
@@ -257,6 +258,7 @@ impl World {
             persons: persons.clone(),
             outcomes: Outcomes::new(writer.clone(), metrics.clone()),
             policy: PolicyEngine::load(&policies(), home.place())?,
+            witnesses: Counted::default(),
             metrics,
             shards: Shards::load(&store, signer.verifier()).await?,
             signer: signer.clone(),
