@@ -9,6 +9,7 @@ pub mod blob;
 pub mod checkpointer;
 pub mod clock;
 pub mod config;
+mod daily;
 pub mod engine;
 pub mod erased;
 pub mod erasure;

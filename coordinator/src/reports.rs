@@ -8,11 +8,12 @@ use crate::{
     checkpointer::Checkpointer,
     clock,
     config::{Every, ReportsConfig},
+    daily::daily,
     engine::Engine,
     erased::Erased,
     export,
     store::Store,
-    timestamps::{Day, Timestamps, until_tomorrow},
+    timestamps::Timestamps,
 };
 use anyhow::{Context as _, Result, ensure};
 use falaj_core::{
@@ -30,7 +31,6 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    time::Duration,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -162,33 +162,18 @@ impl Reports {
 
     /// Makes what is due, for as long as the coordinator runs.
     pub async fn run(self, shutdown: CancellationToken) {
-        let mut day = Day::default();
-        loop {
-            let pause = tokio::select! {
-                () = shutdown.cancelled() => return,
-                pause = self.look(&mut day) => pause,
-            };
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
+        daily(clock::now, |now, _| self.look(now), shutdown).await;
     }
 
-    /// Makes what is due. Gives when to look again.
-    async fn look(&self, day: &mut Day) -> Duration {
-        let now = clock::now();
-        let due = self.due(now).await;
-        let done = due.as_ref().is_ok_and(Vec::is_empty);
-        let Some(pause) = day.pause(now, done) else { return until_tomorrow(now) };
-        let failed = match due {
-            Ok(due) => self.make_all(due).await,
+    /// Makes what is due. Gives whether everything is made.
+    async fn look(&self, now: Timestamp) -> bool {
+        match self.make_due(now).await {
+            Ok(failed) => failed == 0,
             Err(e) => {
                 tracing::error!(error = %format!("{e:#}"), "which reports are due cannot be told");
-                1
+                false
             }
-        };
-        if failed == 0 { until_tomorrow(now) } else { pause }
+        }
     }
 
     /// Makes every report that is due at this time. Gives how many could not be made.

@@ -7,6 +7,7 @@ use crate::{
     checkpointer::Checkpointer,
     clock,
     config::TimestampConfig,
+    daily::{daily, day_of},
     metrics::Metrics,
     store::{
         Store, StoreError,
@@ -40,14 +41,6 @@ use tokio_util::sync::CancellationToken;
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// The authority's clock and ours are no further apart: a stamp that says otherwise is worth looking into first.
 const CLOCKS_APART_MS_MAX: u64 = 10 * 60 * 1_000;
-/// After a failure it is asked again this much later, then twice as much, and so on.
-const PAUSE: Duration = Duration::from_secs(10);
-/// It is asked again this much later at most, and so often is looked whether a day has begun.
-const PAUSE_MAX: Duration = Duration::from_hours(1);
-/// How often it is asked for one day: with these pauses, until the day is over.
-const TRIES_MAX: u32 = 32;
-/// A day in milliseconds.
-const DAY_MS: i64 = 86_400_000;
 
 /// Why there is no time-stamp.
 #[derive(Debug, thiserror::Error)]
@@ -250,108 +243,26 @@ impl Timestamps {
 
     /// Sees to it that each day has a stamped checkpoint, for as long as the coordinator runs.
     pub async fn run(self, shutdown: CancellationToken) {
-        let mut day = Day::default();
-        loop {
-            let pause = tokio::select! {
-                () = shutdown.cancelled() => return,
-                pause = self.look(&mut day) => pause,
-            };
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
+        daily(clock::now, |now, again| self.look(now, again), shutdown).await;
     }
 
-    /// Has a checkpoint stamped if today has none. Gives when to look again.
-    async fn look(&self, day: &mut Day) -> Duration {
-        let now = clock::now();
-        let newest = self.store.newest_timestamp().await;
-        let done = newest.as_ref().is_ok_and(|newest| {
-            newest.as_ref().is_some_and(|newest| day_of(newest.committed) >= day_of(now))
-        });
-        let Some(pause) = day.pause(now, done) else { return until_tomorrow(now) };
-        let stamped = match newest {
+    /// Has a checkpoint stamped if today has none. Gives whether it has one.
+    async fn look(&self, now: Timestamp, again: Duration) -> bool {
+        let stamped = match self.store.newest_timestamp().await {
+            Ok(Some(newest)) if day_of(newest.committed) >= day_of(now) => return true,
             Ok(_) => self.checkpoint().await,
             Err(e) => Err(e.into()),
         };
         match stamped {
             Ok(tree_size) => {
                 tracing::info!(tree_size, "a checkpoint is stamped with the time");
-                until_tomorrow(now)
+                true
             }
             Err(e) => {
                 let error = format!("{:#}", anyhow::Error::from(e));
-                tracing::error!(error, again_s = pause.as_secs(), "no time-stamp");
-                pause
+                tracing::error!(error, again_s = again.as_secs(), "no time-stamp");
+                false
             }
         }
-    }
-}
-
-/// How often a day was tried.
-#[derive(Default)]
-pub(crate) struct Day {
-    number: i64,
-    tries: u32,
-}
-
-impl Day {
-    /// How long to wait should the try that begins now fail; none when the day needs no further one.
-    pub(crate) fn pause(&mut self, now: Timestamp, done: bool) -> Option<Duration> {
-        if self.number != day_of(now) {
-            *self = Self { number: day_of(now), tries: 0 };
-        }
-        if done || self.tries >= TRIES_MAX {
-            return None;
-        }
-        let pause = PAUSE.saturating_mul(1 << self.tries.min(16)).min(PAUSE_MAX);
-        self.tries += 1;
-        Some(pause)
-    }
-}
-
-const fn day_of(time: Timestamp) -> i64 {
-    time.as_millis().div_euclid(DAY_MS)
-}
-
-/// When to look whether a day has begun: then, or earlier, because clocks are set.
-pub(crate) fn until_tomorrow(now: Timestamp) -> Duration {
-    let left = DAY_MS - now.as_millis().rem_euclid(DAY_MS);
-    Duration::from_millis(left.unsigned_abs()).min(PAUSE_MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_day_is_tried_until_it_is_done_or_over() {
-        let at = |ms: i64| Timestamp::from_millis(ms);
-        let mut day = Day::default();
-        assert_eq!(day.pause(at(DAY_MS), true), None);
-        let mut now = at(DAY_MS);
-        let mut pauses = Vec::new();
-        while let Some(pause) = day.pause(now, false) {
-            pauses.push(pause.as_secs());
-            now = now.plus_ms(u64::try_from(pause.as_millis()).expect("short"));
-            if day_of(now) > 1 {
-                break;
-            }
-        }
-        assert_eq!(pauses[..4], [10, 20, 40, 80]);
-        assert_eq!(pauses.iter().max(), Some(&3_600));
-        assert!(day_of(now) > 1, "the tries end before the day does");
-        assert_eq!(day.pause(now, false), Some(PAUSE));
-        for _ in 0..100 {
-            day.pause(now, false);
-        }
-        assert_eq!((day.tries, day.pause(now, false)), (TRIES_MAX, None));
-    }
-
-    #[test]
-    fn the_next_day_is_not_slept_through() {
-        assert_eq!(until_tomorrow(Timestamp::from_millis(DAY_MS - 5)), Duration::from_millis(5));
-        assert_eq!(until_tomorrow(Timestamp::from_millis(DAY_MS)), PAUSE_MAX);
     }
 }
