@@ -57,6 +57,8 @@ impl Destination {
         let (name, prefix) = place.split_once('/').unwrap_or((place, ""));
         let opening = || format!("s3://{place}");
         let prefix = Key::parse(prefix).with_context(opening)?;
+        // The store's client takes the process's cryptography, which may have been set before.
+        let _ = falaj_certs::tls::provider().install_default();
         let store = at.with_bucket_name(name).build().with_context(opening)?;
         let name = name.to_owned();
         Ok(Self::Bucket(Box::new(Bucket { store, name, prefix, newest: None })))
