@@ -22,10 +22,11 @@ use std::{
 };
 
 const STUDY: &str = "breast-cancer";
-const HOSPITALS: [(&str, &str, &str); 3] = [
-    ("hospital-1", "ae-on/ae-az", "Abu Dhabi"),
-    ("hospital-2", "ae-on/ae-du", "Dubai"),
-    ("hospital-3", "ae-on/ae-sh", "Sharjah"),
+/// Name, place, emirate, and the steward who alone approves studies there.
+const HOSPITALS: [(&str, &str, &str, &str); 3] = [
+    ("hospital-1", "ae-on/ae-az", "Abu Dhabi", "research-board"),
+    ("hospital-2", "ae-on/ae-du", "Dubai", "data-protection-officer"),
+    ("hospital-3", "ae-on/ae-sh", "Sharjah", "medical-director"),
 ];
 /// What each hospital's data set may spend; Sharjah's is spent before the study ends.
 const LIMITS: [f64; 3] = [8.0, 8.0, 4.0];
@@ -103,6 +104,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn once(stage: &Stage, seed: u64) -> Result<Outcome> {
     let started = Instant::now();
     prepare(stage, seed)?;
+    let mut notes = approved(stage)?;
     let coordinator = coordinator(stage)?;
     let mut agents = Vec::new();
     for (name, ..) in HOSPITALS {
@@ -112,7 +114,7 @@ fn once(stage: &Stage, seed: u64) -> Result<Outcome> {
             &format!("{name}/agent.log"),
         )?);
     }
-    let mut notes = vec![london(stage)?];
+    notes.push(london(stage)?);
     wait_for("the hospitals to connect", || {
         let sites = stage.falaj(&["sites"])?;
         Ok((sites["items"].as_array().map_or(0, Vec::len) == HOSPITALS.len()).then_some(()))
@@ -164,7 +166,9 @@ fn prepare(stage: &Stage, seed: u64) -> Result<()> {
     let split = data::split(seed)?;
     stage.write("held-out/records.csv", &split.held_out)?;
     let mut pooled = String::new();
-    for (((name, place, _), records), limit) in HOSPITALS.iter().zip(&split.hospitals).zip(LIMITS) {
+    for (((name, place, _, steward), records), limit) in
+        HOSPITALS.iter().zip(&split.hospitals).zip(LIMITS)
+    {
         issue("site", name, place)?;
         stage.write(&format!("{name}/data/records.csv"), records)?;
         pooled.push_str(if pooled.is_empty() {
@@ -173,6 +177,7 @@ fn prepare(stage: &Stage, seed: u64) -> Result<()> {
             records.split_once('\n').map_or("", |r| r.1)
         });
         agent_config(stage, name, name, limit)?;
+        site_policy(stage, name, steward)?;
         // The comparison with training alone spends a ledger of its own.
         let alone = format!("alone/{name}");
         stage.write(&format!("{alone}/data/records.csv"), records)?;
@@ -200,6 +205,50 @@ fn agent_config(stage: &Stage, dir: &str, site: &str, limit: f64) -> Result<()> 
         ca = ca.display()
     );
     stage.write(&format!("{dir}/agent.toml"), &text)
+}
+
+/// A site's own policy: the shipped one, narrowed to studies that its own steward has approved.
+fn site_policy(stage: &Stage, dir: &str, steward: &str) -> Result<()> {
+    const ANY_STEWARD: &str = "unless { context has steward };";
+    let shipped = tools::root().join("policies/site.cedar");
+    let shipped = fs::read_to_string(&shipped).context("reading policies/site.cedar")?;
+    ensure!(shipped.contains(ANY_STEWARD), "policies/site.cedar has no `{ANY_STEWARD}` any more");
+    let ours =
+        format!("unless {{ context has steward && [\"{steward}\"].contains(context.steward) }};");
+    stage.write(&format!("{dir}/site.cedar"), &shipped.replace(ANY_STEWARD, &ours))
+}
+
+/// No hospital would run the study before its own steward has approved this very file; then each would.
+fn approved(stage: &Stage) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for (name, _, _, steward) in HOSPITALS {
+        let config = format!("{name}/agent.toml");
+        let explain = ["--json", "explain", "study.yaml", "--config", &config];
+        let out = stage.try_run("falaj-agent", &explain)?;
+        let before: Value = serde_json::from_slice(&out.stdout).with_context(|| {
+            format!("explaining at {name}: {}", String::from_utf8_lossy(&out.stderr).trim())
+        })?;
+        ensure!(
+            before["rules_that_decided"] == "SITE-001",
+            "{name} does not wait for its steward: {before}"
+        );
+        let approve = ["approve", "study.yaml", "--steward", steward, "--config", &config];
+        stage.run("falaj-agent", &approve)?;
+        let after = stage.json("falaj-agent", &explain)?;
+        ensure!(
+            after["permitted"] == "yes" && after["approved_by"] == steward,
+            "{name} would not run what its steward approved: {after}"
+        );
+        let note = format!(
+            "{name} would not run the study ({}); its steward {steward} has approved the file {}, and now it would ({})",
+            before["permitted"].as_str().unwrap_or("?"),
+            after["study_sha256"].as_str().and_then(|digest| digest.get(..8)).unwrap_or("?"),
+            after["rules_that_decided"].as_str().unwrap_or("?"),
+        );
+        println!("{note}");
+        notes.push(note);
+    }
+    Ok(notes)
 }
 
 fn coordinator(stage: &Stage) -> Result<Running> {
@@ -379,7 +428,7 @@ fn compare(stage: &Stage, study: &Value, took: f64) -> Result<Vec<Row>> {
         rows.push(Row { model, accuracy, auc, epsilon, bytes: None, seconds });
         Ok(())
     };
-    for (name, _, emirate) in HOSPITALS {
+    for (name, _, emirate, _) in HOSPITALS {
         alone(format!("{name} alone, private ({emirate})"), name, &[])?;
     }
     alone("pooled, private".into(), "pooled", &[])?;
