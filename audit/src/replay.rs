@@ -191,6 +191,7 @@ impl Replay {
                 self.history.start(digest("trust_sha256")?)?;
                 self.check_policies(digest("policy_set_sha256")?)?;
             }
+            Kind::TrustLoaded => self.history.go_on(digest("trust_sha256")?, &entry.ts)?,
             Kind::PolicyLoaded | Kind::PolicyRefused => {
                 self.check_policies(digest("policy_set_sha256")?)?;
             }
@@ -343,12 +344,16 @@ impl Replay {
     fn check_actor(&self, entry: &Entry) -> Result<(), String> {
         let refused = matches!(
             entry.kind,
-            Kind::ConnectionRefused | Kind::UpdateRefused | Kind::AccessDenied
+            Kind::ConnectionRefused
+                | Kind::ConnectionEnded
+                | Kind::AlertRaised
+                | Kind::UpdateRefused
+                | Kind::AccessDenied
         );
         let Some(who) = entry.actor_id().filter(|_| !refused) else { return Ok(()) };
         let cert = entry.actor_cert();
         let cert = cert.ok_or_else(|| format!("it names no certificate of {who}"))?;
-        self.history.check(who, &cert)?;
+        self.history.check(who, &cert, &entry.ts)?;
         if entry.kind == Kind::ConnectionAdmitted {
             self.history.check_valid(&cert, &entry.ts)?;
         }

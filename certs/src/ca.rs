@@ -7,8 +7,9 @@ use crate::trust::{IssuerEntry, TrustFile, spki_sha256};
 use anyhow::{Context as _, Result, bail, ensure};
 use falaj_core::id::{Place, Role, SpiffeId};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ED25519, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ED25519,
+    RevocationReason, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use std::{
@@ -18,6 +19,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 /// How long the root lives, in days.
 const ROOT_DAYS: u32 = 3_650;
@@ -25,8 +27,13 @@ const ROOT_DAYS: u32 = 3_650;
 const ISSUER_DAYS: u32 = 730;
 /// How long an end entity lives unless the caller says otherwise, in days.
 pub const LEAF_DAYS: u32 = 90;
+/// How long a revocation list is valid unless the caller says otherwise, in days.
+pub const CRL_DAYS: u32 = 7;
 /// Certificates are valid from a little before now: clocks differ.
 const BACKDATE: Duration = Duration::from_mins(5);
+
+/// Serial numbers that an issuer has revoked, each with the second at which it did.
+const REVOKED: &str = "revoked";
 
 /// A development authority in a folder.
 #[derive(Clone, Debug)]
@@ -101,14 +108,50 @@ impl Authority {
     /// # Errors
     /// When the place has one already, or a file cannot be written.
     pub fn add_issuer(&self, place: &Place) -> Result<PathBuf> {
-        let dir = self.issuer_dir(place);
-        ensure!(!dir.exists(), "{place} has an issuer already, in {}", dir.display());
+        let dir = self.issuer_dir(place, 1);
+        ensure!(
+            !dir.exists(),
+            "{place} has an issuer already, in {}: `--next` makes one to follow it",
+            dir.display()
+        );
+        self.make_issuer(place, 1)
+    }
+
+    /// Makes the issuer that follows the newest one of a place, and binds it beside those that are there.
+    ///
+    /// # Errors
+    /// When the place has none, or a file cannot be written.
+    pub fn next_issuer(&self, place: &Place) -> Result<PathBuf> {
+        self.make_issuer(place, self.newest_issuer(place)?.0 + 1)
+    }
+
+    /// Unbinds every issuer of a place but the newest: what they vouched for is worth nothing any more. Gives how many.
+    ///
+    /// # Errors
+    /// When the place has no issuer, or a file cannot be written.
+    pub fn retire_issuers(&self, place: &Place) -> Result<usize> {
+        let newest = self.newest_issuer(place)?.1.join("cert.pem");
+        let newest = newest.strip_prefix(&self.dir)?;
+        let mut trust = self.trust()?;
+        let before = trust.issuers.len();
+        let place = place.to_string();
+        trust.issuers.retain(|entry| !entry.places.contains(&place) || entry.cert == newest);
+        self.write_trust(&trust)?;
+        Ok(before - trust.issuers.len())
+    }
+
+    fn make_issuer(&self, place: &Place, number: u32) -> Result<PathBuf> {
+        let dir = self.issuer_dir(place, number);
         let root_key = Self::key(&self.dir.join("root"))?;
         let root_pem = fs::read_to_string(self.dir.join("root/cert.pem"))?;
         let root = Issuer::from_ca_cert_pem(&root_pem, root_key)?;
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let mut trust = self.trust()?;
-        let name = format!("{} issuer for {place}", trust.trust_domain);
+        // Each has a name of its own: revocation lists are told apart by it.
+        let name = match number {
+            1 => format!("{} issuer for {place}", trust.trust_domain),
+            n => format!("{} issuer {n} for {place}", trust.trust_domain),
+        };
         let cert = authority_params(&name, ISSUER_DAYS, 0).signed_by(&key, &root)?;
         Self::write_pair(&dir, &cert.pem(), &key)?;
         let relative = dir.strip_prefix(&self.dir)?.join("cert.pem");
@@ -129,12 +172,7 @@ impl Authority {
         let Request { role, name, place, days, dns } = request;
         let trust = self.trust()?;
         let spiffe = SpiffeId::new(&trust.trust_domain, place, *role, name)?;
-        let issuer_dir = self.issuer_dir(place);
-        ensure!(
-            issuer_dir.is_dir(),
-            "no issuer vouches for {place}; make one with `falaj-certs issuer {} {place}`",
-            self.dir.display()
-        );
+        let (_, issuer_dir) = self.newest_issuer(place)?;
         let dir = self.dir.join(role.as_str()).join(name);
         if dir.exists() {
             bail!("{} exists already; remove it to issue the certificate anew", dir.display());
@@ -157,8 +195,89 @@ impl Authority {
         Ok(dir)
     }
 
-    fn issuer_dir(&self, place: &Place) -> PathBuf {
-        self.dir.join("issuers").join(format!("{}_{}", place.jurisdiction(), place.region()))
+    /// Puts a certificate on its issuer's revocation list, which is written anew and valid for so many days.
+    ///
+    /// # Errors
+    /// When no issuer of this authority signed it, or a file cannot be written.
+    pub fn revoke(&self, cert: &CertificateDer<'_>, days: u32) -> Result<PathBuf> {
+        let (_, x509) = X509Certificate::from_der(cert).context("reading the certificate")?;
+        for dir in fs::read_dir(self.dir.join("issuers"))? {
+            let dir = dir?.path();
+            let issuer = first_certificate(&dir.join("cert.pem"))?;
+            let (_, issuer) = X509Certificate::from_der(&issuer).context("reading an issuer")?;
+            if issuer.subject().as_raw() == x509.issuer().as_raw() {
+                let mut file =
+                    fs::OpenOptions::new().create(true).append(true).open(dir.join(REVOKED))?;
+                let now = jiff::Timestamp::now().as_second();
+                writeln!(file, "{} {now}", x509.raw_serial_as_string())?;
+                file.sync_all()?;
+                return Self::write_crl(&dir, days);
+            }
+        }
+        bail!("no issuer in {} signed this certificate", self.dir.display())
+    }
+
+    /// Writes the revocation list of a place's newest issuer anew, valid for so many days.
+    ///
+    /// # Errors
+    /// When the place has no issuer, or a file cannot be read or written.
+    pub fn crl(&self, place: &Place, days: u32) -> Result<PathBuf> {
+        Self::write_crl(&self.newest_issuer(place)?.1, days)
+    }
+
+    fn write_crl(issuer_dir: &Path, days: u32) -> Result<PathBuf> {
+        let listed = issuer_dir.join(REVOKED);
+        let text = if listed.exists() { fs::read_to_string(&listed)? } else { String::new() };
+        let mut revoked_certs = Vec::new();
+        for line in text.lines() {
+            let wrong = || format!("{}: `{line}` is no serial number and time", listed.display());
+            let (serial, time) = line.split_once(' ').with_context(wrong)?;
+            let bytes: Result<Vec<u8>, _> =
+                serial.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+            let time: u64 = time.parse().with_context(wrong)?;
+            revoked_certs.push(RevokedCertParams {
+                serial_number: SerialNumber::from(bytes.with_context(wrong)?),
+                revocation_time: (std::time::UNIX_EPOCH + Duration::from_secs(time)).into(),
+                reason_code: Some(RevocationReason::Unspecified),
+                invalidity_date: None,
+            });
+        }
+        let now = std::time::SystemTime::now();
+        let number = now.duration_since(std::time::UNIX_EPOCH)?.as_millis();
+        let list = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + Duration::from_secs(u64::from(days) * 86_400)).into(),
+            // Time is a number that only grows, and needs no file of its own.
+            crl_number: SerialNumber::from(u64::try_from(number)?),
+            issuing_distribution_point: None,
+            revoked_certs,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let pem = fs::read_to_string(issuer_dir.join("cert.pem"))?;
+        let issuer = Issuer::from_ca_cert_pem(&pem, Self::key(issuer_dir)?)?;
+        let path = issuer_dir.join("crl.pem");
+        let fresh = path.with_extension("pem.new");
+        fs::write(&fresh, list.signed_by(&issuer)?.pem()?)?;
+        fs::rename(&fresh, &path).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn issuer_dir(&self, place: &Place, number: u32) -> PathBuf {
+        let name = format!("{}_{}", place.jurisdiction(), place.region());
+        let name = if number == 1 { name } else { format!("{name}-{number}") };
+        self.dir.join("issuers").join(name)
+    }
+
+    /// The newest issuer of a place: its number and its folder.
+    fn newest_issuer(&self, place: &Place) -> Result<(u32, PathBuf)> {
+        let all = (1..).map(|n| (n, self.issuer_dir(place, n)));
+        let newest = all.take_while(|(_, dir)| dir.is_dir()).last();
+        newest.with_context(|| {
+            format!(
+                "no issuer vouches for {place}; make one with `falaj-certs issuer {} {place}`",
+                self.dir.display()
+            )
+        })
     }
 
     fn trust(&self) -> Result<TrustFile> {

@@ -15,6 +15,9 @@ use falaj_core::{
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
+/// A request that was let in under a trust configuration has its entry so long after the next one is in force, at most.
+const UNDER_WAY: Duration = Duration::from_secs(5);
+
 /// Whom certificates name, and who vouched for it when. Issuers are taken first, then trust configurations, then
 /// certificates.
 #[derive(Default)]
@@ -30,6 +33,8 @@ pub struct History {
     outside: BTreeMap<String, (WitnessKey, bool)>,
     /// The trust configuration under which the coordinator works.
     in_force: Option<Digest>,
+    /// The one before, and until when entries may still rest on it.
+    before: Option<(Digest, Timestamp)>,
 }
 
 /// A certificate, the trust configurations under which somebody vouches for it, and whether that somebody is known.
@@ -162,15 +167,39 @@ impl History {
             return Err(format!("its trust configuration {trust} is not in the bundle"));
         }
         self.in_force = Some(trust);
+        self.before = None;
         Ok(())
     }
 
-    /// Whether `who` is named by the certificate with this digest, and somebody vouches for it who was trusted then and
+    /// The coordinator, which goes on, works under this trust configuration from `ts` on, as entries have it. What was
+    /// under way then was let in under the one before, and has its entry at most [`UNDER_WAY`] later.
+    ///
+    /// # Errors
+    /// When it was never taken.
+    pub fn go_on(&mut self, trust: Digest, ts: &str) -> Result<(), String> {
+        let before = self.in_force;
+        self.start(trust)?;
+        let since = Timestamp::parse(ts).ok_or_else(|| format!("`{ts}` is no time"))?;
+        let until = since.plus_ms(u64::try_from(UNDER_WAY.as_millis()).unwrap_or(u64::MAX));
+        self.before = before.filter(|before| *before != trust).map(|before| (before, until));
+        Ok(())
+    }
+
+    /// Whether the coordinator trusted whoever vouches for a certificate, at `ts`.
+    fn trusted_then(&self, held: &Certificate, ts: &str) -> bool {
+        let vouched = |trust: &Digest| held.vouched.contains(trust);
+        self.in_force.as_ref().is_some_and(vouched)
+            || self.before.as_ref().is_some_and(|(before, until)| {
+                vouched(before) && Timestamp::parse(ts).is_some_and(|ts| ts <= *until)
+            })
+    }
+
+    /// Whether `who` is named by the certificate with this digest, and somebody vouches for it who was trusted at `ts` and
     /// is known.
     ///
     /// # Errors
     /// What speaks against it.
-    pub fn check(&self, who: &SpiffeId, cert: &Digest) -> Result<(), String> {
+    pub fn check(&self, who: &SpiffeId, cert: &Digest, ts: &str) -> Result<(), String> {
         let Some(held) = self.certificates.get(cert) else {
             return Err(format!("the certificate {cert} is not in the bundle"));
         };
@@ -180,7 +209,7 @@ impl History {
                 held.identity.spiffe
             ));
         }
-        if !self.in_force.is_some_and(|trust| held.vouched.contains(&trust)) {
+        if !self.trusted_then(held, ts) {
             return Err(format!(
                 "no issuer that the coordinator trusted then vouches for {who} by the certificate {cert}"
             ));

@@ -7,6 +7,11 @@ use x509_parser::{
     prelude::FromDer as _,
 };
 
+/// A name that stands where an identity should.
+const DNS: &str = "a DNS name";
+/// Another one.
+const WILDCARD: &str = "a wildcard";
+
 /// What a certificate says of its holder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -37,6 +42,11 @@ pub enum IdentityError {
     /// More than one URI.
     #[error("the certificate carries {0} URIs; an identity is exactly one SPIFFE URI")]
     ManyUris(usize),
+    /// Another kind of name where the URI should be.
+    #[error(
+        "the certificate carries {0} instead of a SPIFFE URI: issue one with `falaj-certs issue`"
+    )]
+    Instead(&'static str),
     /// A URI that is no Falaj identity.
     #[error(transparent)]
     Malformed(#[from] IdError),
@@ -60,6 +70,11 @@ pub enum IdentityError {
     /// The issuer that signed it is not bound to the place that it names.
     #[error("the certificate claims {0}, but no issuer bound to that place signed it")]
     NotBound(Place),
+    /// Whoever signed it is no issuer of the trust configuration, though one of them vouches for that.
+    #[error(
+        "the certificate of {0} was signed by an authority below a trusted issuer: an issuer signs directly, or is bound itself"
+    )]
+    Indirect(Place),
     /// The issuer that signed it is not valid itself any more.
     #[error("the issuer that vouches for {0} has expired: make a new one and bind it")]
     IssuerExpired(Place),
@@ -79,6 +94,40 @@ pub enum IdentityError {
         /// In the site's policy.
         allowed: String,
     },
+}
+
+impl IdentityError {
+    /// What is wrong, as one stable word for the log.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Missing => "no_client_certificate",
+            Self::Unreadable(_) => "unreadable_certificate",
+            Self::NoUri => "no_identity",
+            Self::ManyUris(_) => "many_identities",
+            Self::Instead(DNS) => "dns_name_only",
+            Self::Instead(WILDCARD) => "wildcard_only",
+            Self::Instead(_) => "ip_address_only",
+            Self::Malformed(IdError::Spiffe { id, .. }) if id.contains('%') => {
+                "percent_encoded_identity"
+            }
+            Self::Malformed(IdError::Spiffe { id, .. })
+                if id.contains(|c: char| c.is_ascii_uppercase()) =>
+            {
+                "upper_case_identity"
+            }
+            Self::Malformed(_) => "malformed_identity",
+            Self::Authority => "authority_certificate",
+            Self::Key => "key_kind",
+            Self::TrustDomain { .. } => "other_trust_domain",
+            Self::UnknownPlace(_) => "unknown_place",
+            Self::NotBound(_) => "issuer_not_bound",
+            Self::Indirect(_) => "chain_too_long",
+            Self::IssuerExpired(_) => "issuer_expired",
+            Self::Role { .. } => "wrong_role",
+            Self::Place { .. } => "wrong_place",
+        }
+    }
 }
 
 impl Identity {
@@ -108,10 +157,17 @@ impl Identity {
             })
             .collect();
         let [uri] = uris[..] else {
-            return Err(match uris.len() {
-                0 => IdentityError::NoUri,
-                n => IdentityError::ManyUris(n),
+            if !uris.is_empty() {
+                return Err(IdentityError::ManyUris(uris.len()));
+            }
+            let others = names.iter().flat_map(|ext| &ext.value.general_names);
+            let other = others.into_iter().find_map(|name| match name {
+                GeneralName::DNSName(name) if name.starts_with('*') => Some(WILDCARD),
+                GeneralName::DNSName(_) => Some(DNS),
+                GeneralName::IPAddress(_) => Some("an IP address"),
+                _ => None,
             });
+            return Err(other.map_or(IdentityError::NoUri, IdentityError::Instead));
         };
         let spki = x509.public_key();
         if spki.algorithm.algorithm != OID_SIG_ED25519 {

@@ -7,6 +7,7 @@
 pub mod ca;
 pub mod history;
 pub mod identity;
+pub mod revocation;
 pub mod timestamp;
 pub mod tls;
 pub mod trust;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use falaj_certs::{
-    ca::{Authority, LEAF_DAYS, Request, first_certificate},
+    ca::{Authority, CRL_DAYS, LEAF_DAYS, Request, first_certificate},
     identity::Identity,
     trust::spki_sha256,
 };
@@ -15,7 +15,7 @@ use std::{path::PathBuf, process::ExitCode};
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-certs init ca --trust-domain falaj.demo\n  falaj-certs issuer ca ae-on/ae-az\n  falaj-certs issue ca coordinator main --place ae-on/ae-az\n  falaj-certs issue ca site hospital-1 --place ae-on/ae-az --days 7\n  falaj-certs show ca/site/hospital-1/cert.pem"
+    after_help = "Examples:\n  falaj-certs init ca --trust-domain falaj.demo\n  falaj-certs issuer ca ae-on/ae-az\n  falaj-certs issue ca coordinator main --place ae-on/ae-az\n  falaj-certs issue ca site hospital-1 --place ae-on/ae-az --days 7\n  falaj-certs revoke ca ca/site/hospital-1/cert.pem\n  falaj-certs show ca/site/hospital-1/cert.pem"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -41,6 +41,36 @@ enum Command {
         dir: PathBuf,
         /// `<jurisdiction>/<region>`, for example `ae-on/ae-az`.
         place: Place,
+        /// Make the one that follows the newest issuer of the place; both are trusted until `retire`.
+        #[arg(long)]
+        next: bool,
+    },
+    /// Trust only the newest issuer of a place from now on.
+    Retire {
+        /// The authority's folder.
+        dir: PathBuf,
+        /// `<jurisdiction>/<region>`, for example `ae-on/ae-az`.
+        place: Place,
+    },
+    /// Put a certificate on its issuer's revocation list.
+    Revoke {
+        /// The authority's folder.
+        dir: PathBuf,
+        /// The certificate, PEM.
+        cert: PathBuf,
+        /// How many days the list is valid.
+        #[arg(long, default_value_t = CRL_DAYS, value_parser = clap::value_parser!(u32).range(1..=825))]
+        days: u32,
+    },
+    /// Write the revocation list of a place's newest issuer anew.
+    Crl {
+        /// The authority's folder.
+        dir: PathBuf,
+        /// `<jurisdiction>/<region>`, for example `ae-on/ae-az`.
+        place: Place,
+        /// How many days the list is valid.
+        #[arg(long, default_value_t = CRL_DAYS, value_parser = clap::value_parser!(u32).range(1..=825))]
+        days: u32,
     },
     /// Issue a certificate and its key into `<DIR>/<ROLE>/<NAME>/`.
     Issue {
@@ -109,7 +139,22 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Init { dir, trust_domain } => {
             made(Authority::init(dir, trust_domain)?.trust_path());
         }
-        Command::Issuer { dir, place } => made(Authority::open(dir)?.add_issuer(place)?),
+        Command::Issuer { dir, place, next } => {
+            let authority = Authority::open(dir)?;
+            made(if *next { authority.next_issuer(place) } else { authority.add_issuer(place) }?);
+        }
+        Command::Retire { dir, place } => {
+            let retired = Authority::open(dir)?.retire_issuers(place)?;
+            if cli.json {
+                println!("{}", serde_json::json!({ "retired": retired }));
+            } else {
+                println!("{retired} retired");
+            }
+        }
+        Command::Revoke { dir, cert, days } => {
+            made(Authority::open(dir)?.revoke(&first_certificate(cert)?, *days)?);
+        }
+        Command::Crl { dir, place, days } => made(Authority::open(dir)?.crl(place, *days)?),
         Command::Issue { dir, role, name, place, days, dns } => {
             made(Authority::open(dir)?.issue(&Request {
                 role: (*role).into(),

@@ -2,6 +2,7 @@
 
 use crate::{
     identity::{Identity, IdentityError},
+    revocation::Crls,
     trust::{ServerError, TrustStore},
 };
 use ed25519_dalek::{SigningKey, pkcs8::DecodePrivateKey as _};
@@ -14,7 +15,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
@@ -149,7 +150,26 @@ pub fn provider() -> CryptoProvider {
     }
 }
 
-/// A server that talks to certified clients only. The handshake checks chain, dates and purpose; who the
+/// Checks chain, dates, purpose and revocation of clients' certificates: of the whole chain up to the issuer, and where lists
+/// are named, an old one fails as much as one that names the certificate.
+///
+/// # Errors
+/// [`CredentialsError::Tls`].
+pub fn client_verifier(
+    trust: &TrustStore,
+    crls: &Crls,
+) -> Result<Arc<dyn ClientCertVerifier>, CredentialsError> {
+    let mut builder =
+        WebPkiClientVerifier::builder_with_provider(trust.anchors(), Arc::new(provider()))
+            .with_crls(crls.ders())
+            .enforce_revocation_expiration();
+    if crls.unknown_allowed() {
+        builder = builder.allow_unknown_revocation_status();
+    }
+    Ok(builder.build().map_err(|e| TlsError::General(e.to_string()))?)
+}
+
+/// A server that talks to certified clients only. The handshake asks `clients` ([`client_verifier`]); who the
 /// client is, and whether its issuer may vouch for its place, is asked afterwards by
 /// [`TrustStore::identify`], so that the answer can say what is wrong.
 ///
@@ -157,13 +177,10 @@ pub fn provider() -> CryptoProvider {
 /// [`CredentialsError::Tls`].
 pub fn server_config(
     credentials: &Credentials,
-    trust: &TrustStore,
+    clients: Arc<dyn ClientCertVerifier>,
     alpn: &[&str],
 ) -> Result<ServerConfig, CredentialsError> {
     let provider = Arc::new(provider());
-    let clients = WebPkiClientVerifier::builder_with_provider(trust.anchors(), provider.clone())
-        .build()
-        .map_err(|e| TlsError::General(e.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(clients)
@@ -282,36 +299,56 @@ impl ServerCertVerifier for CoordinatorVerifier {
     }
 }
 
+/// Why a certificate is refused, as one stable word for the log.
+#[must_use]
+pub const fn certificate_reason(error: &CertificateError) -> &'static str {
+    match error {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "not_yet_valid"
+        }
+        CertificateError::UnknownIssuer => "unknown_issuer",
+        CertificateError::BadSignature => "bad_signature",
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "wrong_purpose"
+        }
+        CertificateError::Revoked => "revoked",
+        CertificateError::UnknownRevocationStatus => "revocation_unknown",
+        CertificateError::ExpiredRevocationList
+        | CertificateError::ExpiredRevocationListContext { .. } => "revocation_list_expired",
+        CertificateError::UnhandledCriticalExtension => "unknown_critical_extension",
+        _ => "bad_certificate",
+    }
+}
+
 /// Why a handshake failed, as one stable word for the log.
 #[must_use]
 pub fn handshake_reason(error: &io::Error) -> &'static str {
     let tls = error.get_ref().and_then(|e| e.downcast_ref::<TlsError>());
     match tls {
-        Some(TlsError::NoCertificatesPresented) => "no_client_certificate",
-        Some(TlsError::InvalidCertificate(e)) => match e {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "not_yet_valid"
-            }
-            CertificateError::UnknownIssuer => "unknown_issuer",
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-                "wrong_purpose"
-            }
-            CertificateError::Revoked => "revoked",
-            _ => "bad_certificate",
-        },
-        Some(TlsError::PeerIncompatible(
+        Some(error) => tls_reason(error),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => "closed_early",
+        None if error.kind() == io::ErrorKind::TimedOut => "timeout",
+        None => "connection_lost",
+    }
+}
+
+/// What the TLS library found wrong, as one stable word for the log.
+#[must_use]
+pub const fn tls_reason(error: &TlsError) -> &'static str {
+    match error {
+        TlsError::NoCertificatesPresented => "no_client_certificate",
+        TlsError::InvalidCertificate(e) => certificate_reason(e),
+        TlsError::InvalidCertRevocationList(_) => "revocation_unknown",
+        TlsError::PeerIncompatible(
             PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-        )) => "tls_version",
-        Some(TlsError::PeerIncompatible(_)) => "nothing_in_common",
-        Some(TlsError::InvalidMessage(_)) => "not_tls",
-        Some(TlsError::AlertReceived(_)) => "refused_by_peer",
-        Some(_) => "handshake_failed",
-        None if error.kind() == io::ErrorKind::UnexpectedEof => "closed_early",
-        None if error.kind() == io::ErrorKind::TimedOut => "timeout",
-        None => "connection_lost",
+        ) => "tls_version",
+        TlsError::PeerIncompatible(_) => "nothing_in_common",
+        TlsError::InvalidMessage(_) => "not_tls",
+        TlsError::AlertReceived(_) => "refused_by_peer",
+        _ => "handshake_failed",
     }
 }

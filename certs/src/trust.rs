@@ -23,7 +23,10 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
+use x509_parser::{
+    asn1_rs::ToDer as _, certificate::X509Certificate, prelude::FromDer as _,
+    x509::AlgorithmIdentifier,
+};
 
 /// The trust configuration as it stands in `trust.toml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -222,22 +225,50 @@ impl TrustStore {
         })
     }
 
-    /// The issuers' certificates, and what each may vouch for.
-    #[must_use]
-    pub fn issuers(&self) -> &[(CertificateDer<'static>, IssuerEntry)] {
-        &self.issuers
-    }
-
     /// The federation's trust domain.
     #[must_use]
     pub fn trust_domain(&self) -> &str {
         &self.trust_domain
     }
 
+    /// The issuers' certificates, and what each may vouch for.
+    #[must_use]
+    pub fn issuers(&self) -> &[(CertificateDer<'static>, IssuerEntry)] {
+        &self.issuers
+    }
+
     /// The outside witnesses whose cosignatures count.
     #[must_use]
     pub fn witnesses(&self) -> &[WitnessKey] {
         &self.witnesses
+    }
+
+    /// Whether a bound issuer of this name (DER) signed a message. Issuers of one name are told apart by their keys.
+    pub(crate) fn signed_by_issuer(
+        &self,
+        name: &[u8],
+        message: &[u8],
+        algorithm: &AlgorithmIdentifier<'_>,
+        signature: &[u8],
+    ) -> bool {
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        self.issuers.iter().any(|(der, _)| {
+            let Ok((_, issuer)) = X509Certificate::from_der(der) else { return false };
+            let key = issuer.public_key();
+            // The library's names of algorithms leave the outer SEQUENCE out, as `value_of` does.
+            let (Some(of_key), Some(of_signature)) =
+                (value_of(&key.algorithm), value_of(algorithm))
+            else {
+                return false;
+            };
+            issuer.subject().as_raw() == name
+                && algorithms.iter().any(|a| {
+                    a.public_key_alg_id().as_ref() == of_key
+                        && a.signature_alg_id().as_ref() == of_signature
+                        && a.verify_signature(&key.subject_public_key.data, message, signature)
+                            .is_ok()
+                })
+        })
     }
 
     /// Every bound issuer, as anchors for the handshake.
@@ -252,7 +283,19 @@ impl TrustStore {
     /// [`IdentityError`], for the answer and the log.
     pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, IdentityError> {
         let leaf = chain.first().ok_or(IdentityError::Missing)?;
-        Ok(self.identify_at(leaf, UnixTime::now())?.0)
+        match self.identify_at(leaf, UnixTime::now()) {
+            Ok((identity, _)) => Ok(identity),
+            Err(IdentityError::NotBound(place)) if !self.is_direct(leaf) => {
+                Err(IdentityError::Indirect(place))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether a bound issuer signed a certificate, without anybody between.
+    fn is_direct(&self, leaf: &CertificateDer<'_>) -> bool {
+        let mut anchors = self.by_place.values().flatten();
+        anchors.any(|a| a.clients.verify_client_cert(leaf, &[], UnixTime::now()).is_ok())
     }
 
     /// As [`Self::identify`], at another time; and the digest of the key of the issuer that vouches for it.
@@ -354,6 +397,15 @@ fn anchor(
         .build()
         .map_err(|e| e.to_string())?;
     Ok(Anchor { roots, clients, spki, not_before, not_after })
+}
+
+/// What stands inside an algorithm's SEQUENCE, DER.
+fn value_of(algorithm: &AlgorithmIdentifier<'_>) -> Option<Vec<u8>> {
+    let mut value = algorithm.algorithm.to_der_vec().ok()?;
+    if let Some(parameters) = &algorithm.parameters {
+        value.extend(parameters.to_der_vec().ok()?);
+    }
+    Some(value)
 }
 
 /// SHA-256 of a certificate's `SubjectPublicKeyInfo`.

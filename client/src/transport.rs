@@ -63,7 +63,7 @@ pub enum TransportError {
 impl From<Status> for TransportError {
     fn from(status: Status) -> Self {
         match code_of(&status) {
-            Some(code @ (Code::Denied | Code::Unidentified)) => {
+            Some(code @ (Code::Denied | Code::Unidentified | Code::Revoked)) => {
                 Self::Refused(format!("{} [{code}]", status.message()))
             }
             _ => Self::Status(Box::new(status)),

@@ -9,13 +9,13 @@ use crate::{
     persons::Persons,
     policy::{Action, Resource},
     store::writer::{Change, Commit},
+    trusted::{Door, Standing, Trusted},
 };
-use arc_swap::ArcSwap;
 use falaj_certs::{
     identity::{Identity, IdentityError},
     tls::handshake_reason,
-    trust::TrustStore,
 };
+use falaj_core::id::IdError;
 use falaj_core::{
     audit::{
         Actor, Draft, Kind,
@@ -24,7 +24,7 @@ use falaj_core::{
     id::{Digest, SiteId, SpiffeId},
 };
 use falaj_proto::problem::{Code, Problem};
-use rustls::{ServerConfig, ServerConnection};
+use rustls::ServerConnection;
 use rustls_pki_types::CertificateDer;
 use std::{
     io,
@@ -49,25 +49,38 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 256;
 /// Connections that wait to be served.
 const ACCEPTED: usize = 64;
+/// Whoever is cut off has this long to read why.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// Who is at the other end, and whether it may be here.
-#[derive(Debug)]
 pub struct Peer {
     /// For the log.
     pub actor: Actor,
     /// Its certificate, DER.
     pub certificate: Arc<[u8]>,
+    /// Its certificate and those that it sent with it.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Whether it still may be here.
+    pub standing: Standing,
+    /// Who knows that.
+    pub trusted: Trusted,
     /// Who it is, or why every request is refused.
     pub admitted: Result<Identity, Problem>,
 }
 
 impl Peer {
-    /// Who it is.
+    /// Who it is. Whether it still may be here is asked each time.
     ///
     /// # Errors
     /// Why every request of this connection is refused.
     pub fn identity(&self) -> Result<&Identity, Problem> {
-        self.admitted.as_ref().map_err(Clone::clone)
+        let identity = self.admitted.as_ref().map_err(Clone::clone)?;
+        if let Some(problem) = self.standing.problem() {
+            return Err(problem);
+        }
+        let checked = self.trusted.check(self, identity);
+        checked.map_err(|why| Code::Revoked.because(why.detail))?;
+        Ok(identity)
     }
 
     /// Which site it is.
@@ -87,7 +100,42 @@ pub struct Connection {
     stream: TlsStream<TcpStream>,
     /// Who is at the other end.
     pub peer: Arc<Peer>,
+    /// Done once the peer was cut off and has had the time to read why.
+    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
+    serial: u64,
     _room: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn new(
+        stream: TlsStream<TcpStream>,
+        peer: Arc<Peer>,
+        room: tokio::sync::OwnedSemaphorePermit,
+    ) -> Self {
+        let end = peer.standing.end().clone();
+        let cut = async move {
+            end.cancelled().await;
+            tokio::time::sleep(LINGER).await;
+        };
+        let serial = peer.trusted.join(&peer);
+        Self { stream, peer, cut: Box::pin(cut), serial, _room: room }
+    }
+
+    /// Breaks the connection once its peer was cut off.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        // A future that is done may not be asked again, and what is broken stays so.
+        if self.peer.standing.is_over() || self.cut.as_mut().poll(cx).is_ready() {
+            self.peer.standing.over();
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.peer.trusted.leave(self.serial);
+    }
 }
 
 impl Connected for Connection {
@@ -103,6 +151,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.poll_cut(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -113,6 +162,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.poll_cut(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -138,7 +188,7 @@ impl Transport {
 }
 
 /// The pseudonym of a person, who is taken up when they come for the first time.
-async fn meet(persons: &Persons, id: &SpiffeId) -> Result<Person, Problem> {
+pub(crate) async fn meet(persons: &Persons, id: &SpiffeId) -> Result<Person, Problem> {
     if let Some(person) = persons.of(id) {
         return Ok(person);
     }
@@ -154,10 +204,10 @@ async fn meet(persons: &Persons, id: &SpiffeId) -> Result<Person, Problem> {
 /// What an accept loop works with.
 #[derive(Clone)]
 pub struct Acceptor {
-    /// TLS, as it is now; it can be replaced while running.
-    pub tls: Arc<ArcSwap<ServerConfig>>,
-    /// Whom the federation trusts.
-    pub trust: Arc<ArcSwap<TrustStore>>,
+    /// Whom the coordinator lets in.
+    pub trusted: Trusted,
+    /// By which listener they come.
+    pub door: Door,
     /// Where decisions and entries are made.
     pub engine: Engine,
 }
@@ -217,7 +267,7 @@ impl Acceptor {
         room: tokio::sync::OwnedSemaphorePermit,
     ) -> Option<Connection> {
         let _ = stream.set_nodelay(true);
-        let acceptor = TlsAcceptor::from(self.tls.load_full());
+        let acceptor = TlsAcceptor::from(self.trusted.now().tls(self.door));
         let done = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
         let stream = match done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(stream) => stream,
@@ -235,32 +285,44 @@ impl Acceptor {
             .map(|c| c.iter().map(|c| c.clone().into_owned()).collect())
             .unwrap_or_default();
         let transport = Transport::of(stream.get_ref().1);
-        let peer = Arc::new(self.admit(&chain, address, &transport).await?);
-        Some(Connection { stream, peer, _room: room })
+        let peer = Arc::new(self.admit(chain, address, &transport).await);
+        Some(Connection::new(stream, peer, room))
     }
 
     /// Who the peer is and whether it may be here; an entry says so before anything is served.
     async fn admit(
         &self,
-        chain: &[CertificateDer<'_>],
+        chain: Vec<CertificateDer<'static>>,
         address: SocketAddr,
         transport: &Transport,
-    ) -> Option<Peer> {
+    ) -> Peer {
         let cert = chain.first().map(|c| Digest::of(c));
         let certificate: Arc<[u8]> = chain.first().map(AsRef::as_ref).unwrap_or_default().into();
         let address_text = Some(address.to_string());
         let mut actor = Actor { cert, address: address_text, ..Actor::default() };
-        let identity = match self.trust.load().identify(chain) {
+        let peer = |actor: Actor, standing: Standing, admitted: Result<Identity, Problem>| Peer {
+            actor,
+            certificate: certificate.clone(),
+            chain: chain.clone(),
+            standing,
+            trusted: self.trusted.clone(),
+            admitted,
+        };
+        let identity = match self.trusted.now().trust().identify(&chain) {
             Ok(identity) => identity,
             Err(e) => {
                 // Nobody vouches for what such a certificate says: it may name anybody, and is not kept.
                 let detail = match &e {
+                    IdentityError::Malformed(IdError::Spiffe { why, .. }) => {
+                        format!("the certificate names no Falaj identity: {why}")
+                    }
                     IdentityError::Malformed(_) => "the certificate names no Falaj identity".into(),
                     e => e.to_string(),
                 };
+                let reason = e.reason();
                 let problem = Code::Unidentified.because(e);
-                self.refuse(&actor, problem.code.as_str(), &detail).await;
-                return Some(Peer { actor, certificate, admitted: Err(problem) });
+                self.refuse(&actor, reason, &detail).await;
+                return peer(actor, Standing::default(), Err(problem));
             }
         };
         let parts = self.engine.parts();
@@ -268,12 +330,20 @@ impl Acceptor {
         let rows: Vec<Change> = if is_person(&identity.spiffe) {
             match meet(&parts.persons, &identity.spiffe).await {
                 Ok(person) => actor.person = Some(person),
-                Err(problem) => return Some(Peer { actor, certificate, admitted: Err(problem) }),
+                Err(problem) => return peer(actor, Standing::default(), Err(problem)),
             }
             let sealed = actor.person.and_then(|p| parts.persons.seal_certificate(p, &certificate));
             sealed.into_iter().collect()
         } else {
             cert.map(|cert| Change::Certificate(cert, certificate.to_vec())).into_iter().collect()
+        };
+        let standing = match self.trusted.standing(&identity) {
+            Ok(standing) => standing,
+            Err(why) => {
+                self.refuse(&actor, why.reason, &why.detail).await;
+                let problem = Code::Revoked.because(why.detail);
+                return peer(actor, Standing::default(), Err(problem));
+            }
         };
         let decision = parts.policy.decide(&identity.spiffe, Action::Connect, &Resource::Service);
         let draft = |kind: Kind| {
@@ -301,7 +371,7 @@ impl Acceptor {
             Ok(_) => Ok(identity),
             Err(e) => Err(problem_of(&e)),
         };
-        Some(Peer { actor, certificate, admitted })
+        peer(actor, standing, admitted)
     }
 
     async fn refuse(&self, actor: &Actor, reason: &str, detail: &str) {

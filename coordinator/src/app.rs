@@ -5,10 +5,9 @@ use crate::{
     blob::Blobs,
     checkpointer::{Checkpointer, high_water},
     clock,
-    config::{Config, IdentityConfig},
+    config::Config,
     engine::{Engine, Parts},
     erasure::Erasures,
-    export,
     metrics::Metrics,
     outcomes::{self, Outcomes},
     persons::Persons,
@@ -16,28 +15,24 @@ use crate::{
     pruning::Prunings,
     reports::Reports,
     rest,
+    revocations::Revocations,
     rpc::Rpc,
     shards::{self, Begins, Keys, Opened, Shards},
     store::{
         Store,
-        writer::{self, Change, Commit},
+        writer::{self, Commit},
     },
     tiles,
     timestamps::{Authority, Timestamps},
+    trusted::{Door, Trusted},
     witnesses::{self, Counted, Outside},
 };
 use anyhow::{Context as _, Result, ensure};
-use arc_swap::ArcSwap;
 use axum::{Extension, Router};
 use ed25519_dalek::SigningKey;
-use falaj_certs::{
-    identity::Identity,
-    tls::{Credentials, server_config},
-    trust::TrustStore,
-};
 use falaj_core::{
     audit::{Draft, Kind},
-    id::{Digest, Role},
+    id::Role,
     ml_dsa::{MlDsaKey, MlDsaSigner},
     note::{NoteSigner, VerifierKey},
 };
@@ -96,6 +91,7 @@ pub struct App {
     timestamps: Option<Timestamps>,
     reports: Option<Reports>,
     acceptors: [Acceptor; 2],
+    trusted: Trusted,
     rest: Router,
     metrics: Arc<Metrics>,
     policy: PolicyEngine,
@@ -109,10 +105,16 @@ impl App {
     /// # Errors
     /// What is missing or wrong, where, and what to do.
     pub async fn open(config: Config, shutdown: &CancellationToken) -> Result<Self> {
-        let (credentials, identity) = identity(&config.identity)?;
-        let trust = TrustStore::load(&config.identity.trust)?;
-        let trust_bytes = fs::read(&config.identity.trust)?;
-        let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
+        let trusted = Trusted::open(&config.identity, &config.revocation)?;
+        let identity = trusted.own_identity()?;
+        ensure!(
+            identity.spiffe.role() == Role::Coordinator,
+            "{} is a {}'s certificate, a coordinator's is needed",
+            config.identity.cert.display(),
+            identity.spiffe.role()
+        );
+        let place = identity.spiffe.place().clone();
+        let policy = PolicyEngine::load(&config.policy.dir, &place)?;
         let authority = config.log.timestamps.as_ref().map(Authority::load).transpose()?;
         let outside = witnesses::load(&config.log.witnesses, identity.spiffe.trust_domain())?;
         let dir = &config.state.dir;
@@ -133,7 +135,7 @@ impl App {
         if begins.is_none() {
             outcomes::settle(&store, &writer).await?;
         }
-        started(&writer, begins, &policy, &me, trust_rows(&trust, trust_bytes)).await?;
+        started(&writer, begins, &policy, &me, &trusted).await?;
         let parts = Parts {
             store: store.clone(),
             writer: writer.clone(),
@@ -142,7 +144,7 @@ impl App {
             persons,
             outcomes: Outcomes::new(writer.clone(), metrics.clone()),
             policy: policy.clone(),
-            witnesses: Counted::of(&outside, &trust),
+            witnesses: Counted::of(&outside, trusted.now().trust()),
             metrics: metrics.clone(),
             signer: keys.signer.clone(),
             shards: Shards::load(&store, keys.signer.verifier())
@@ -166,19 +168,13 @@ impl App {
             Reports::new(config, engine, checkpointer, timestamps.clone(), me)
         };
         let reports = config.log.reports.clone().map(reporting).transpose()?;
-        let trust_now = Arc::new(ArcSwap::from_pointee(trust.clone()));
-        let acceptor = |alpn: &[&str]| -> Result<Acceptor> {
-            let tls = server_config(&credentials, &trust, alpn)?;
-            Ok(Acceptor {
-                tls: Arc::new(ArcSwap::from_pointee(tls)),
-                trust: trust_now.clone(),
-                engine: engine.clone(),
-            })
-        };
+        let revocations = Revocations::open(engine.clone(), trusted.clone()).await?;
+        let acceptor = |door| Acceptor { trusted: trusted.clone(), door, engine: engine.clone() };
         let rest = rest::router(Arc::new(rest::App {
             engine: engine.clone(),
             prunings: Prunings::open(erasures.clone(), config.log.retention.clone()).await?,
             erasures,
+            revocations,
             checkpointer: checkpointer.clone(),
             timestamps: timestamps.clone(),
             identity: identity.spiffe,
@@ -187,7 +183,7 @@ impl App {
             tails: Arc::new(Semaphore::new(rest::TAILS_MAX)),
             shutdown: shutdown.clone(),
         }));
-        let acceptors = [acceptor(&["h2"])?, acceptor(&["h2", "http/1.1"])?];
+        let acceptors = [Door::Agents, Door::Operators].map(acceptor);
         Ok(Self {
             config,
             engine,
@@ -195,6 +191,7 @@ impl App {
             timestamps,
             reports,
             acceptors,
+            trusted,
             rest,
             metrics,
             policy,
@@ -225,6 +222,7 @@ impl App {
             timestamps,
             reports,
             acceptors,
+            trusted,
             rest,
             metrics,
             policy,
@@ -275,14 +273,10 @@ impl App {
                 shutdown.clone(),
             ));
         }
-        let persons = parts.persons.clone();
-        tokio::spawn(policy::follow(
-            policy,
-            persons,
-            writer.clone(),
-            metrics.clone(),
-            shutdown.clone(),
-        ));
+        tokio::spawn(trusted.watch(engine.clone(), shutdown.clone()));
+        let following = (parts.persons.clone(), writer.clone(), metrics.clone());
+        let (persons, writer, counted) = following;
+        tokio::spawn(policy::follow(policy, persons, writer, counted, shutdown.clone()));
         ready(bound)?;
         let service = FederationServer::new(Rpc::new(engine.clone(), signing))
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -317,19 +311,6 @@ impl App {
         checkpoints.await?;
         Ok(())
     }
-}
-
-/// Who the coordinator is, by its certificate.
-fn identity(config: &IdentityConfig) -> Result<(Credentials, Identity)> {
-    let credentials = Credentials::load(&config.cert, &config.key)?;
-    let identity = credentials.identity()?;
-    ensure!(
-        identity.spiffe.role() == Role::Coordinator,
-        "{} is a {}'s certificate, a coordinator's is needed",
-        config.cert.display(),
-        identity.spiffe.role()
-    );
-    Ok((credentials, identity))
 }
 
 /// A folder for what need not outlive a run, without what the last one left.
@@ -420,13 +401,13 @@ async fn started(
     begins: Option<Begins>,
     policy: &PolicyEngine,
     identity: &str,
-    (trust, trust_rows): (Digest, Vec<Change>),
+    trusted: &Trusted,
 ) -> Result<()> {
     let entry = Draft::new(Kind::CoordinatorStarted)
         .text("coordinator", identity)
         .text("version", env!("CARGO_PKG_VERSION"))
-        .digest("trust_sha256", &trust)
         .digest("policy_set_sha256", &policy.digest());
+    let (entry, trust_rows) = trusted.started(entry);
     let rows = policy.rows().into_iter().chain(trust_rows).collect();
     let mut commit = Commit { rows, entries: vec![entry], round: None };
     if let Some(begins) = begins {
@@ -434,16 +415,6 @@ async fn started(
     }
     writer.commit(commit).await?;
     Ok(())
-}
-
-/// Whom the coordinator trusts, kept beside the policies for whoever reads the log later: the configuration's digest,
-/// its bytes, and the issuers that it binds.
-fn trust_rows(trust: &TrustStore, bytes: Vec<u8>) -> (Digest, Vec<Change>) {
-    let digest = Digest::of(&bytes);
-    let issuer = |der: &[u8]| Change::Certificate(Digest::of(der), der.to_vec());
-    let mut rows: Vec<Change> = trust.issuers().iter().map(|(der, _)| issuer(der)).collect();
-    rows.push(Change::Policy(digest, export::TRUST_FILE.to_owned(), bytes));
-    (digest, rows)
 }
 
 async fn serve_rest(

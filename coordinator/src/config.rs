@@ -31,6 +31,9 @@ pub struct Config {
     pub log: LogConfig,
     /// Its policies.
     pub policy: PolicyConfig,
+    /// Who is let in no longer.
+    #[serde(default)]
+    pub revocation: RevocationConfig,
     /// What it takes at most.
     #[serde(default)]
     pub limits: Limits,
@@ -207,6 +210,58 @@ pub struct PolicyConfig {
     pub dir: PathBuf,
 }
 
+/// Who is let in no longer, besides whom operators revoke. Files are read again when they change.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RevocationConfig {
+    /// Issuers' revocation lists (RFC 5280), PEM or DER, one for each issuer. One that is too old lets nobody in.
+    pub crls: Vec<PathBuf>,
+    /// With lists: what becomes of certificates of whose issuer there is none.
+    pub unknown: Unknown,
+    /// A file of those denied at once, SPIFFE IDs or SHA-256 digests of certificates, one to a line.
+    pub deny: Option<PathBuf>,
+    /// What becomes of updates that a site sent before, in rounds that are not over.
+    pub pending: Pending,
+}
+
+/// What becomes of certificates of whose issuer there is no revocation list.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unknown {
+    /// They are refused, and a list has to be named for every issuer.
+    #[default]
+    Deny,
+    /// They are let in.
+    Allow,
+}
+
+impl Unknown {
+    /// Whether they are let in.
+    #[must_use]
+    pub const fn is_allowed(self) -> bool {
+        matches!(self, Self::Allow)
+    }
+}
+
+/// What becomes of a revoked site's updates in rounds that are not over. What is still on its way is refused in any case.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pending {
+    /// They stay: they were signed with a certificate that was good, and a receipt was given.
+    #[default]
+    Keep,
+    /// A round that counts one fails, and is tried again without the site.
+    Drop,
+}
+
+impl Pending {
+    /// Whether they stay.
+    #[must_use]
+    pub const fn is_kept(self) -> bool {
+        matches!(self, Self::Keep)
+    }
+}
+
 /// What the coordinator takes at most.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -262,6 +317,10 @@ impl Config {
         this.state.dir = base.join(&this.state.dir);
         if let Some(database) = &mut this.state.database {
             database.url_file = base.join(&database.url_file);
+        }
+        let revocation = &mut this.revocation;
+        for path in revocation.crls.iter_mut().chain(&mut revocation.deny) {
+            *path = base.join(&*path);
         }
         this.policy.dir = base.join(&this.policy.dir);
         this.log.key =

@@ -10,6 +10,7 @@ use falaj_coordinator::{
     policy::PolicyEngine,
     store::{self, Database, Store},
     timestamps::Authority,
+    trusted::Trusted,
 };
 use std::{
     fs,
@@ -137,10 +138,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Config { command: ConfigCommand::Check { config } } => {
             let config = Config::load(&config)?;
             config.state.database()?;
-            let credentials =
-                falaj_certs::tls::Credentials::load(&config.identity.cert, &config.identity.key)?;
-            let identity = credentials.identity()?;
-            falaj_certs::trust::TrustStore::load(&config.identity.trust)?;
+            let trusted = Trusted::open(&config.identity, &config.revocation)?;
+            let identity = trusted.own_identity()?;
             let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
             config.log.timestamps.as_ref().map(Authority::load).transpose()?;
             println!("ok: {} under policy set {}", identity.spiffe, policy.digest());

@@ -38,6 +38,12 @@ pub struct Outside {
     witness: String,
 }
 
+/// One label: what is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Alert {
+    alert: String,
+}
+
 /// Every metric of the coordinator.
 pub struct Metrics {
     registry: Registry,
@@ -52,6 +58,7 @@ pub struct Metrics {
     quorums: Family<Outcome, Counter>,
     witness_wait_seconds: Histogram,
     asked: Family<Asked, Counter>,
+    alerts: Family<Alert, Counter>,
     cosigned: Family<Outside, Gauge>,
     /// Bytes of update payloads received.
     pub bytes_in: Counter,
@@ -82,6 +89,7 @@ impl Default for Metrics {
             quorums: Family::default(),
             witness_wait_seconds: Histogram::new(exponential_buckets(0.5, 2.0, 14)),
             asked: Family::default(),
+            alerts: Family::default(),
             cosigned: Family::default(),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
@@ -139,6 +147,11 @@ impl Default for Metrics {
             "witness_log_entries",
             "Entries in the newest checkpoint that an outside witness has cosigned",
             this.cosigned.clone(),
+        );
+        registry.register(
+            "alerts",
+            "What somebody should look into, by what it is",
+            this.alerts.clone(),
         );
         registry.register("update_bytes", "Bytes of payloads received", this.bytes_in.clone());
         registry.register("model_bytes", "Bytes of models sent to sites", this.bytes_out.clone());
@@ -209,6 +222,11 @@ impl Metrics {
         let labels = Outside { witness: witness.into() };
         let tree_size = i64::try_from(tree_size).unwrap_or(i64::MAX);
         self.cosigned.get_or_create(&labels).set(tree_size);
+    }
+
+    /// Something is wrong that somebody should look into.
+    pub fn alert(&self, alert: &str) {
+        self.alerts.get_or_create(&Alert { alert: alert.into() }).inc();
     }
 
     /// A site states its epsilon.

@@ -6,6 +6,7 @@
 mod log;
 mod mirror;
 mod people;
+mod revocations;
 mod shards;
 mod stamps;
 
@@ -21,6 +22,7 @@ use crate::{
     policy::{Action, Resource},
     proofs,
     pruning::Prunings,
+    revocations::Revocations,
     store::{Store, writer::CommitError},
     timestamps::{StampError, Timestamps},
 };
@@ -67,6 +69,8 @@ pub struct App {
     pub erasures: Erasures,
     /// Prunes shards that have ended.
     pub prunings: Prunings,
+    /// Revokes certificates.
+    pub revocations: Revocations,
     /// Signs checkpoints.
     pub checkpointer: Checkpointer,
     /// Has an authority stamp reports, if there is one.
@@ -144,6 +148,8 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(people::erase))
         .routes(routes!(people::holds, people::hold))
         .routes(routes!(people::release))
+        .routes(routes!(revocations::list, revocations::revoke))
+        .routes(routes!(revocations::reinstate))
         .split_for_parts()
 }
 

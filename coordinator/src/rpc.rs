@@ -49,6 +49,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Request, Response, Status, Streaming};
 
 /// A site that sends nothing for this long in the middle of an upload has gone.
@@ -104,11 +105,19 @@ pub struct Pushes {
     engine: Engine,
     site: SiteId,
     serial: u64,
+    peer: Arc<Peer>,
+    /// Done when the site is cut off; none once it has been told.
+    cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl Stream for Pushes {
     type Item = Result<Push, Status>;
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(cut) = &mut self.cut else { return Poll::Ready(None) };
+        if cut.as_mut().poll(cx).is_ready() {
+            self.cut = None;
+            return Poll::Ready(self.peer.standing.problem().map(|problem| Err(problem.into())));
+        }
         self.pushed.poll_recv(cx)
     }
 }
@@ -145,7 +154,9 @@ impl Federation for Rpc {
         let certificate = peer.certificate.clone();
         let sites = self.engine.sites();
         let (serial, pushed) = sites.connect(&site, address, version, hello.datasets, certificate);
-        let stream = Pushes { pushed, engine: self.engine.clone(), site: site.clone(), serial };
+        let cut = Some(Box::pin(peer.standing.end().clone().cancelled_owned()));
+        let (engine, site_there, peer) = (self.engine.clone(), site.clone(), peer.clone());
+        let stream = Pushes { pushed, engine, site: site_there, serial, peer, cut };
         let connected = i64::try_from(self.engine.sites().count()).unwrap_or(i64::MAX);
         parts.metrics.sites_connected.set(connected);
         let welcome = Welcome {
@@ -471,7 +482,12 @@ impl Rpc {
         if let Some(Err(e)) = would {
             return Err(refusal(&e));
         }
-        self.spool(&header, parts).await?;
+        tokio::select! {
+            spooled = self.spool(&header, parts) => spooled?,
+            () = peer.standing.end().cancelled() => {}
+        }
+        // An upload may take long, and whoever sent it may have been revoked meanwhile.
+        peer.identity()?;
         self.engine
             .count(Arrived {
                 site: site.clone(),

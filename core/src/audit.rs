@@ -56,6 +56,16 @@ kinds! {
     ConnectionAdmitted = "connection.admitted";
     /// A connection was refused: at the handshake, for its identity, or by policy.
     ConnectionRefused = "connection.refused";
+    /// A connection was ended: whoever it belonged to may not be here any more.
+    ConnectionEnded = "connection.ended";
+    /// Whom the coordinator trusts, or its own certificate, was read afresh.
+    TrustLoaded = "trust.loaded";
+    /// A certificate, or all of an identity, is not to be trusted any more.
+    CertificateRevoked = "certificate.revoked";
+    /// A revocation was taken back.
+    CertificateReinstated = "certificate.reinstated";
+    /// Something is wrong that somebody should look into.
+    AlertRaised = "alert.raised";
     /// A study was submitted.
     StudySubmitted = "study.submitted";
     /// A study has run all its rounds.

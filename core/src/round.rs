@@ -194,6 +194,8 @@ pub enum FailReason {
     Stopped,
     /// Aggregation gave numbers that are not a model.
     Aggregation(String),
+    /// The certificate of a site was revoked whose update was counted, and its updates are not kept.
+    Revoked(SiteId),
 }
 
 impl std::fmt::Display for FailReason {
@@ -202,6 +204,9 @@ impl std::fmt::Display for FailReason {
             Self::NoQuorum { had, needed } => write!(f, "no quorum: {had} of {needed} sites"),
             Self::Stopped => f.write_str("stopped by an operator"),
             Self::Aggregation(why) => write!(f, "aggregation failed: {why}"),
+            Self::Revoked(site) => {
+                write!(f, "an update of {site} was counted, whose certificate was revoked")
+            }
         }
     }
 }
@@ -266,9 +271,19 @@ pub enum Event {
     Tick,
     /// The coordinator has restarted: the time it was away does not count against the sites.
     Resumed,
+    /// A site may take part no longer. What is counted of it stays, or ends this try of the round.
+    Revoked {
+        /// Which.
+        site: SiteId,
+        /// Whether what is counted of it stays.
+        keep: bool,
+    },
     /// An operator stops the study.
     Stop,
 }
+
+/// What stands in the place of a reason when a site has lost its certificate.
+const LOST: &str = "its certificate was revoked";
 
 /// What to do once a step is durable. Each is idempotent under the round's version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -382,6 +397,7 @@ impl Event {
             Self::Answered(..) => "an answer",
             Self::Aggregated(_) | Self::AggregationFailed(_) => "an aggregate",
             Self::Judged(_) => "a verdict",
+            Self::Revoked { .. } => "a revocation",
             Self::Tick => "a tick",
             Self::Resumed => "resuming",
             Self::Stop => "stopping",
@@ -559,6 +575,7 @@ pub fn step(round: &AnyRound, event: Event, now: Timestamp) -> Result<Step, Refu
         });
     }
     match (round.clone(), event) {
+        (round, Event::Revoked { site, keep }) => revoked(&round, site, keep, now),
         (AnyRound::Planned(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
         (AnyRound::Enrolling(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
         (AnyRound::Exchanging(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
@@ -592,6 +609,26 @@ pub fn step(round: &AnyRound, event: Event, now: Timestamp) -> Result<Step, Refu
         (round, Event::Update(site, update)) => Err(late_or_counted(&round, &site, &update)),
         (round, event) => Err(out_of_place(&round, &event)),
     }
+}
+
+/// A site may take part no longer: it declines what it has not done yet, and what it has done ends the round unless that is
+/// kept.
+fn revoked(round: &AnyRound, site: SiteId, keep: bool, now: Timestamp) -> Result<Step, Refusal> {
+    if !keep && round.updates().contains_key(&site) {
+        let reason = FailReason::Revoked(site);
+        return Ok(match round.clone() {
+            AnyRound::Exchanging(r) => fail(r, reason),
+            AnyRound::Collecting(r) => fail(r, reason),
+            AnyRound::Aggregating(r) => fail(r, reason),
+            AnyRound::Gated(r) => fail(r, reason),
+            // In no other stage is anything counted that could still be dropped.
+            other => quiet(other, Vec::new()),
+        });
+    }
+    if round.standing().iter().any(|(seated, word)| **seated == site && word == "joined") {
+        return step(round, Event::Declined(site, LOST.into()), now);
+    }
+    Ok(quiet(round.clone(), Vec::new()))
 }
 
 fn out_of_place(round: &AnyRound, event: &Event) -> Refusal {
@@ -1062,6 +1099,32 @@ mod tests {
         assert!(matches!(other, Refusal::Duplicate { .. }));
         let stranger = step(&r, Event::Update(site(8), update(8)), at(2)).expect_err("refused");
         assert!(matches!(stranger, Refusal::NotEnrolled { .. }));
+    }
+
+    #[test]
+    fn a_site_that_was_revoked_is_not_waited_for_and_what_it_sent_stays_or_ends_the_round() {
+        let revoked = |n, keep| Event::Revoked { site: site(n), keep };
+        for keep in [true, false] {
+            let r = run(collecting(), vec![(1, revoked(3, keep))]);
+            assert!(
+                r.standing().iter().any(|(s, word)| **s == site(3) && word.contains("revoked"))
+            );
+            let late = step(&r, Event::Update(site(3), update(3)), at(2)).expect_err("gone");
+            assert!(matches!(late, Refusal::HasDeclined { .. }), "{late}");
+            let two = [1, 2].map(|n| (2, Event::Update(site(n), update(n))));
+            assert_eq!(run(r, two.into()).stage(), "aggregating");
+        }
+        let sent = run(collecting(), vec![(1, Event::Update(site(1), update(1)))]);
+        let kept = run(sent.clone(), vec![(2, revoked(1, true))]);
+        assert_eq!(kept, sent);
+        let dropped = step(&sent, revoked(1, false), at(2)).expect("taken");
+        assert_eq!(dropped.records, [Record::Failed(FailReason::Revoked(site(1)))]);
+        assert_eq!(dropped.effects, [Effect::Advance]);
+        let all = [1, 2, 3].map(|n| (2, Event::Update(site(n), update(n))));
+        let closed = run(collecting(), all.into());
+        assert_eq!(run(closed, vec![(3, revoked(1, false))]).stage(), "failed");
+        let stranger = run(collecting(), vec![(1, revoked(9, false))]);
+        assert_eq!(stranger, collecting());
     }
 
     #[test]

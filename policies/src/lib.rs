@@ -64,11 +64,13 @@ pub enum Action {
     HoldPlace,
     /// Release a legal hold.
     HoldRelease,
+    /// See what was revoked, revoke, and take a revocation back.
+    SiteRevoke,
 }
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Connect,
         Self::StudyJoin,
         Self::TaskGet,
@@ -86,6 +88,7 @@ impl Action {
         Self::HoldRead,
         Self::HoldPlace,
         Self::HoldRelease,
+        Self::SiteRevoke,
     ];
 
     /// The word that policies use.
@@ -109,6 +112,7 @@ impl Action {
             Self::HoldRead => "hold.read",
             Self::HoldPlace => "hold.place",
             Self::HoldRelease => "hold.release",
+            Self::SiteRevoke => "site.revoke",
         }
     }
 }
@@ -137,7 +141,8 @@ impl Action {
             | Self::PersonErase
             | Self::HoldRead
             | Self::HoldPlace
-            | Self::HoldRelease => true,
+            | Self::HoldRelease
+            | Self::SiteRevoke => true,
         }
     }
 }

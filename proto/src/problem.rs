@@ -61,6 +61,8 @@ catalog! {
     TooLarge = "too_large", "The declared size is over the limit", 413, InvalidArgument;
     /// The certificate does not name a Falaj identity.
     Unidentified = "unidentified", "The certificate does not name an identity", 401, Unauthenticated;
+    /// The certificate was revoked, has expired, or is vouched for by nobody any more.
+    Revoked = "revoked", "The certificate is not trusted any more", 401, Unauthenticated;
     /// The signature over the header does not verify.
     SignatureInvalid = "signature_invalid", "The signature does not verify", 401, Unauthenticated;
     /// Policy says no.
@@ -75,6 +77,8 @@ catalog! {
     UnknownPerson = "unknown_person", "There is no such person", 404, NotFound;
     /// No such hold, or one that was released.
     UnknownHold = "unknown_hold", "There is no such hold", 404, NotFound;
+    /// No such certificate or identity, or nothing of it was revoked.
+    UnknownCertificate = "unknown_certificate", "There is no such certificate", 404, NotFound;
     /// No such page.
     NotFound = "not_found", "There is nothing here", 404, NotFound;
     /// A study of that name exists.

@@ -277,6 +277,29 @@ pub struct Hold {
     pub article: String,
 }
 
+/// What to revoke, or to take back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RevocationRequest {
+    /// A SPIFFE ID, or the SHA-256 of a certificate.
+    pub subject: String,
+    /// Why. It stays in the log: nothing about a person.
+    pub reason: String,
+}
+
+/// A revocation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Revocation {
+    /// A SPIFFE ID, or the SHA-256 of a certificate.
+    pub subject: String,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub at: String,
+    /// Index of the entry that says so, in the shard of the log in which it was made.
+    pub index: u64,
+}
+
 /// A signed checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Checkpoint {

@@ -348,7 +348,9 @@ fn raw_tls(federation: &Federation, bytes: usize) -> Result<Duration> {
     let trust = federation.trust()?;
     let server = federation.credentials("coordinator", "main")?;
     let client = federation.credentials("site", "s-0")?;
-    let server = Arc::new(falaj_certs::tls::server_config(&server, &trust, &[])?);
+    let clients =
+        falaj_certs::tls::client_verifier(&trust, &falaj_certs::revocation::Crls::default())?;
+    let server = Arc::new(falaj_certs::tls::server_config(&server, clients, &[])?);
     let expect = falaj_certs::tls::ServerExpectation::coordinator(&["ae-on/*"]);
     let client = Arc::new(falaj_certs::tls::client_config(&client, &trust, &expect, &[])?);
     let listener = TcpListener::bind("127.0.0.1:0")?;

@@ -538,6 +538,10 @@ impl Federation {
     /// # Errors
     /// When the export fails; the verifier's verdict is in the output.
     pub fn export_and_verify(&self) -> Result<Output> {
+        self.export_and_verify_by(&self.ca().join("trust.toml"))
+    }
+
+    fn export_and_verify_by(&self, trust: &Path) -> Result<Output> {
         let bundle = self.dir().join("bundle.tar");
         let _ = fs::remove_file(&bundle);
         let out = self.falaj(&["log", "export", "-o", bundle.to_str().context("UTF-8")?])?;
@@ -545,9 +549,19 @@ impl Federation {
         Ok(Command::new(binary("falaj-verify"))
             .arg(&bundle)
             .arg("--trust")
-            .arg(self.ca().join("trust.toml"))
+            .arg(trust)
             .stdin(Stdio::null())
             .output()?)
+    }
+
+    /// As [`Self::verified`], by an auditor's own trust configuration.
+    ///
+    /// # Errors
+    /// When the verifier finds anything wrong.
+    pub fn verified_by(&self, trust: &Path) -> Result<String> {
+        let out = self.export_and_verify_by(trust)?;
+        ensure!(out.status.success(), "falaj-verify: {}", text(&out));
+        Ok(text(&out))
     }
 
     /// As [`Self::export_and_verify`], and the verdict must be good.

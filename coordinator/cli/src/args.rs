@@ -64,7 +64,7 @@ pub(crate) struct Connection {
     pub(crate) trust: Option<PathBuf>,
     /// Where the coordinator may be, for example ae-on/ae-az [default: ae-on/*].
     #[arg(
-        long = "place",
+        long = "coordinator-place",
         global = true,
         env = "FALAJ_PLACES",
         hide_env_values = true,
@@ -96,6 +96,9 @@ pub(crate) enum Command {
     /// Work with legal holds, which keep people from being erased.
     #[command(subcommand)]
     Hold(HoldCommand),
+    /// Revoke sites and other parties, and take that back.
+    #[command(subcommand)]
+    Site(SiteCommand),
     /// Check, try, explain and compare policies; only the comparison asks a coordinator, for its log.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -379,6 +382,36 @@ pub(crate) enum PersonCommand {
         #[arg(long)]
         article: String,
     },
+}
+
+/// Revoke sites and other parties, and take that back.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SiteCommand {
+    /// Revoke a certificate, or an identity whatever its certificate: whoever is connected by it is ended within seconds.
+    #[command(
+        after_help = "Examples:\n  falaj site revoke spiffe://health.example/ae-on/ae-az/site/hospital-1 --reason \"left the federation\"\n  falaj site revoke 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --reason \"key lost\""
+    )]
+    Revoke {
+        /// A SPIFFE ID, or the SHA-256 of a certificate, as `falaj-certs show` prints it.
+        subject: String,
+        /// Why, in one line. It stays in the log: write nothing about a person.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Take a revocation back.
+    #[command(
+        after_help = "Example:\n  falaj site reinstate spiffe://health.example/ae-on/ae-az/site/hospital-1 --reason \"a new agreement\""
+    )]
+    Reinstate {
+        /// As it was revoked.
+        subject: String,
+        /// Why, in one line. It stays in the log: write nothing about a person.
+        #[arg(long)]
+        reason: String,
+    },
+    /// List the revocations that stand. Issuers' lists and the coordinator's deny file are not among them.
+    #[command(after_help = "Example:\n  falaj site revocations")]
+    Revocations,
 }
 
 /// Work with legal holds, which keep people from being erased.

@@ -11,8 +11,8 @@ use falaj_proto::{
     problem::ProblemJson,
     rest::{
         Accesses, Checkpoint, Erasure, ErasureRequest, Hold, HoldRequest, LogEntry, LogShard,
-        Model, Page, Person, Pruning, PruningRequest, Round, Site, Status, Study, Timestamp,
-        Witness,
+        Model, Page, Person, Pruning, PruningRequest, Revocation, RevocationRequest, Round, Site,
+        Status, Study, Timestamp, Witness,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
@@ -284,6 +284,21 @@ impl Client {
     /// Releases a legal hold.
     pub(crate) async fn release_hold(&self, hold: &str) -> Answer<Hold> {
         self.read(self.request(Method::POST, &format!("holds/{hold}/release"))).await
+    }
+
+    /// The revocations that stand.
+    pub(crate) async fn revocations(&self) -> Answer<Page<Revocation>> {
+        self.pages("revocations").await
+    }
+
+    /// Revokes a certificate or an identity.
+    pub(crate) async fn revoke(&self, asked: &RevocationRequest) -> Answer<Revocation> {
+        self.read(self.request(Method::POST, "revocations").json(asked)).await
+    }
+
+    /// Takes a revocation back.
+    pub(crate) async fn reinstate(&self, asked: &RevocationRequest) -> Answer<Revocation> {
+        self.read(self.request(Method::POST, "reinstatements").json(asked)).await
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {

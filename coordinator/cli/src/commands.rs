@@ -1,7 +1,7 @@
 //! What each command does: ask, then show.
 
 use crate::{
-    args::{Cli, Command, HoldCommand, ModelCommand, PersonCommand, StudyCommand},
+    args::{Cli, Command, HoldCommand, ModelCommand, PersonCommand, SiteCommand, StudyCommand},
     client::Client,
     download::{ParamsHash, save},
     log, policy, privacy,
@@ -50,6 +50,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Log(command) => log::run(&connect()?, command, json).await?,
         Command::Person(command) => person(&connect()?, command, json).await?,
         Command::Hold(command) => hold(&connect()?, command, json).await?,
+        Command::Site(command) => site(&connect()?, command, json).await?,
         Command::Policy(command) => return policy::run(command, connect, json).await,
         Command::Privacy(command) => return privacy::run(command, json),
         Command::Completions { shell } => {
@@ -161,6 +162,29 @@ async fn hold(client: &Client, command: HoldCommand, json: bool) -> Result<()> {
         HoldCommand::List => show::answer(json, &client.holds().await?, |page| {
             let row = |h: &rest::Hold| [h.hold.clone(), h.object.clone(), h.article.clone()];
             show::table(["HOLD", "ON", "ARTICLE"], page.items.iter().map(row))
+        }),
+    }
+}
+
+async fn site(client: &Client, command: SiteCommand, json: bool) -> Result<()> {
+    match command {
+        SiteCommand::Revoke { subject, reason } => {
+            let done = client.revoke(&rest::RevocationRequest { subject, reason }).await?;
+            show::answer(json, &done, |done| {
+                format!("{} is revoked; entry {} of the log says so", done.subject, done.index)
+            })
+        }
+        SiteCommand::Reinstate { subject, reason } => {
+            let was = client.reinstate(&rest::RevocationRequest { subject, reason }).await?;
+            show::answer(json, &was, |was| {
+                format!("{} is revoked no longer; it was since {}", was.subject, was.at)
+            })
+        }
+        SiteCommand::Revocations => show::answer(json, &client.revocations().await?, |page| {
+            let row = |r: &rest::Revocation| {
+                [r.subject.clone(), r.at.clone(), r.reason.clone(), r.index.to_string()]
+            };
+            show::table(["WHO", "SINCE", "REASON", "ENTRY"], page.items.iter().map(row))
         }),
     }
 }

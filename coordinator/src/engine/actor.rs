@@ -53,6 +53,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long to wait before trying again what could not be made durable.
 const RETRY: Duration = Duration::from_millis(500);
+/// How often it is tried to do without a site before somebody has to look.
+const WITHDRAWALS: u32 = 20;
 /// Bytes read from the spool at once: whole values in every width.
 const BLOCK_BYTES: usize = 3 << 18;
 
@@ -210,6 +212,7 @@ impl Actor {
                 let answer = self.answered(*answer).await;
                 let _ = reply.send(answer);
             }
+            Mail::Withdrawn(site, keep) => self.withdrawn(site, keep).await,
             Mail::Stop(actor, reply) => {
                 let answer = self.stop(&actor).await;
                 let _ = reply.send(answer);
@@ -880,6 +883,20 @@ impl Actor {
             Err(Failed::Refused(r)) => Err(refusal(&r)),
             Err(Failed::Commit(e)) => Err(problem_of(&e)),
         }
+    }
+
+    /// Does without a site from now on. What cannot be made durable is tried again: the site must not stay in.
+    async fn withdrawn(&mut self, site: SiteId, keep: bool) {
+        for _ in 0..WITHDRAWALS {
+            match self.apply(Event::Revoked { site: site.clone(), keep }).await {
+                Ok(_) | Err(Failed::Refused(_)) => return,
+                Err(Failed::Commit(e)) => {
+                    tracing::warn!(study = %self.meta.study.id, %site, error = %e, "a withdrawal must wait");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+        tracing::error!(study = %self.meta.study.id, %site, "a revoked site may still be counted in this round");
     }
 
     async fn count(&mut self, arrived: Arrived) -> Result<SignedReceipt, Problem> {

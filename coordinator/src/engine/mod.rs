@@ -216,6 +216,7 @@ enum Mail {
     Update(Box<Arrived>, oneshot::Sender<Result<SignedReceipt, Problem>>),
     Answered(Box<Answer>, oneshot::Sender<Result<(), Problem>>),
     Stop(Actor, oneshot::Sender<Result<(), Problem>>),
+    Withdrawn(SiteId, bool),
 }
 
 /// What callers are told when nothing could be made durable.
@@ -321,6 +322,15 @@ impl Engine {
                 "there is no study `{id}`; `falaj study list` shows those there are"
             ))
         })
+    }
+
+    /// Has every round that is not over do without a site. What is counted of it stays if it is kept, and ends the try
+    /// otherwise.
+    pub async fn withdraw(&self, site: &SiteId, keep: bool) {
+        for study in self.studies() {
+            // A study that is over reads no mail, and has nothing to withdraw.
+            let _ = study.mailbox.send(Mail::Withdrawn(site.clone(), keep)).await;
+        }
     }
 
     /// Asks the policies and records the answer together with what is about to happen.

@@ -340,6 +340,7 @@ enum FailJson {
     NoQuorum { had: u32, needed: u32 },
     Stopped,
     Aggregation { why: String },
+    Revoked { site: String },
 }
 
 fn write_update(u: &UpdateRef) -> UpdateJson {
@@ -450,6 +451,7 @@ pub(super) fn write_round(round: &AnyRound) -> String {
                 }
                 FailReason::Stopped => FailJson::Stopped,
                 FailReason::Aggregation(why) => FailJson::Aggregation { why: why.clone() },
+                FailReason::Revoked(site) => FailJson::Revoked { site: site.to_string() },
             },
         },
     };
@@ -527,6 +529,7 @@ pub(super) fn read_round(id: RoundId, text: &str) -> Result<AnyRound, StoreError
                 FailJson::NoQuorum { had, needed } => FailReason::NoQuorum { had, needed },
                 FailJson::Stopped => FailReason::Stopped,
                 FailJson::Aggregation { why } => FailReason::Aggregation(why),
+                FailJson::Revoked { site } => FailReason::Revoked(parsed(&site)?),
             };
             AnyRound::Failed(Round { id, spec, stage: Failed { reason } })
         }

@@ -14,7 +14,10 @@ use falaj_certs::{
 };
 use falaj_coordinator::{
     app::App,
-    config::{Config, IdentityConfig, Limits, ListenConfig, LogConfig, PolicyConfig, StateConfig},
+    config::{
+        Config, IdentityConfig, Limits, ListenConfig, LogConfig, PolicyConfig, RevocationConfig,
+        StateConfig,
+    },
     rest::TAILS_MAX,
 };
 use falaj_core::{
@@ -221,6 +224,7 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
             witnesses: Vec::new(),
         },
         policy: PolicyConfig { dir: policies() },
+        revocation: RevocationConfig::default(),
         limits: Limits::default(),
     };
     let shutdown = CancellationToken::new();

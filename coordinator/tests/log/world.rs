@@ -17,7 +17,7 @@ use falaj_coordinator::{
     blob::Blobs,
     checkpointer::Checkpointer,
     clock,
-    config::{Limits, LogConfig, ReportsConfig},
+    config::{IdentityConfig, Limits, LogConfig, ReportsConfig, RevocationConfig},
     engine::{Engine, Parts},
     erasure::Erasures,
     metrics::Metrics,
@@ -27,6 +27,7 @@ use falaj_coordinator::{
     pruning::Prunings,
     reports::Reports,
     rest::{self, TAILS_MAX},
+    revocations::Revocations,
     rpc::Rpc,
     shards::{self, Keys, Shards},
     store::{
@@ -34,6 +35,7 @@ use falaj_coordinator::{
         row::{Stamped, TimestampRow},
         writer::{self, Change, Commit},
     },
+    trusted::{Standing, Trusted},
     witnesses::Counted,
 };
 use falaj_core::{
@@ -115,7 +117,17 @@ pub(crate) fn peer(dir: &Path, persons: &Persons, role: Role, name: &str) -> Res
         address: Some("127.0.0.1:1".into()),
     };
     let certificate = credentials.certificate().into();
-    Ok(Arc::new(Peer { actor, certificate, admitted: Ok(identity) }))
+    let standing = Standing::default();
+    let (chain, trusted) = (Vec::new(), trusted(dir)?);
+    Ok(Arc::new(Peer { actor, certificate, chain, standing, trusted, admitted: Ok(identity) }))
+}
+
+/// Whom a coordinator lets in that has the authority in this folder.
+pub(crate) fn trusted(dir: &Path) -> Result<Trusted> {
+    let own = party(dir, Role::Coordinator, "main")?;
+    let trust = dir.join("ca/trust.toml");
+    let identity = IdentityConfig { cert: own.join("cert.pem"), key: own.join("key.pem"), trust };
+    Trusted::open(&identity, &RevocationConfig::default())
 }
 
 pub(crate) fn policies() -> PathBuf {
@@ -274,6 +286,7 @@ impl World {
             engine: engine.clone(),
             erasures: erasures.clone(),
             prunings: prunings.clone(),
+            revocations: Revocations::open(engine.clone(), trusted(path)?).await?,
             checkpointer: checkpointer.clone(),
             timestamps: None,
             identity: home,

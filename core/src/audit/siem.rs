@@ -95,6 +95,7 @@ pub const fn shape(kind: Kind) -> Shape {
     use Severity::{Informational, Low, Medium};
     const CREATE: i64 = 1;
     const LOGON: i64 = 1;
+    const LOGOFF: i64 = 2;
     const READ: i64 = 2;
     const START: i64 = 3;
     const UPDATE: i64 = 3;
@@ -102,10 +103,13 @@ pub const fn shape(kind: Kind) -> Shape {
     const OTHER: i64 = 99;
     let (class, activity, severity, success) = match kind {
         Kind::CoordinatorStarted => (ApplicationLifecycle, START, Low, true),
-        Kind::PolicyLoaded => (ApplicationLifecycle, OTHER, Low, true),
+        Kind::PolicyLoaded | Kind::TrustLoaded => (ApplicationLifecycle, OTHER, Low, true),
         Kind::PolicyRefused => (ApplicationLifecycle, OTHER, Medium, false),
         Kind::ConnectionAdmitted => (Authentication, LOGON, Informational, true),
         Kind::ConnectionRefused => (Authentication, LOGON, Medium, false),
+        Kind::ConnectionEnded => (Authentication, LOGOFF, Medium, false),
+        Kind::CertificateRevoked => (ApiActivity, DELETE, Medium, true),
+        Kind::CertificateReinstated => (ApiActivity, UPDATE, Medium, true),
         Kind::StudySubmitted => (ApiActivity, CREATE, Low, true),
         Kind::StudyStopped | Kind::HoldPlaced | Kind::HoldReleased => {
             (ApiActivity, UPDATE, Low, true)
@@ -132,7 +136,9 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::RoundOpened | Kind::RoundClosed | Kind::CheckpointStamped | Kind::ReportStamped => {
             (Base, OTHER, Informational, true)
         }
-        Kind::StudyFailed | Kind::RoundFailed | Kind::ModelRejected => (Base, OTHER, Medium, false),
+        Kind::StudyFailed | Kind::RoundFailed | Kind::ModelRejected | Kind::AlertRaised => {
+            (Base, OTHER, Medium, false)
+        }
     };
     Shape { class, activity, severity, success }
 }

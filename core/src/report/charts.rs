@@ -65,6 +65,11 @@ impl Charts {
             | Kind::CoordinatorStarted
             | Kind::PolicyLoaded
             | Kind::PolicyRefused
+            | Kind::TrustLoaded
+            | Kind::CertificateRevoked
+            | Kind::CertificateReinstated
+            | Kind::ConnectionEnded
+            | Kind::AlertRaised
             | Kind::StudySubmitted
             | Kind::StudyFinished
             | Kind::StudyFailed

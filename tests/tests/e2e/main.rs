@@ -15,6 +15,7 @@ mod policy;
 mod quorum;
 mod report;
 mod reports;
+mod revocation;
 mod shards;
 mod siem;
 mod site_policy;

@@ -1,0 +1,167 @@
+//! Which revocation lists are taken, and what the TLS library makes of them.
+
+use falaj_certs::{
+    ca::{Authority, CRL_DAYS, Request, first_certificate},
+    revocation::{CrlError, Crls},
+    tls::{client_verifier, tls_reason},
+    trust::TrustStore,
+};
+use falaj_core::id::{Place, Role};
+use rustls_pki_types::{CertificateRevocationListDer, UnixTime, pem::PemObject as _};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+fn place(text: &str) -> Place {
+    text.parse().expect("a place")
+}
+
+/// An authority with one issuer, and a hospital.
+fn federation() -> (TempDir, Authority, PathBuf) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let authority = Authority::init(dir.path(), "falaj.test").expect("an authority");
+    authority.add_issuer(&place("ae-on/ae-az")).expect("an issuer");
+    let site = issue(&authority, "hospital-1");
+    (dir, authority, site)
+}
+
+fn issue(authority: &Authority, name: &str) -> PathBuf {
+    let request = Request {
+        role: Role::Site,
+        name: name.into(),
+        place: place("ae-on/ae-az"),
+        days: 1,
+        dns: Vec::new(),
+    };
+    authority.issue(&request).expect("a certificate")
+}
+
+fn trust(authority: &Authority) -> TrustStore {
+    TrustStore::load(&authority.trust_path()).expect("a trust configuration")
+}
+
+fn read(authority: &Authority, paths: &[&Path], now: UnixTime) -> Result<Crls, CrlError> {
+    let file = |path: &&Path| (path.to_path_buf(), fs::read(path).expect("reads"));
+    let files: Vec<_> = paths.iter().map(file).collect();
+    Crls::read(&files, &trust(authority), false, now)
+}
+
+/// What the TLS library says of a certificate.
+fn verdict(authority: &Authority, crls: &Crls, site: &Path, now: UnixTime) -> &'static str {
+    let clients = client_verifier(&trust(authority), crls).expect("a verifier");
+    let cert = first_certificate(&site.join("cert.pem")).expect("a certificate");
+    match clients.verify_client_cert(&cert, &[], now) {
+        Ok(_) => "good",
+        Err(e) => tls_reason(&e),
+    }
+}
+
+fn later(days: u64) -> UnixTime {
+    let now = UnixTime::now().as_secs();
+    UnixTime::since_unix_epoch(Duration::from_secs(now + days * 86_400))
+}
+
+#[test]
+fn a_certificate_on_the_list_is_revoked_and_its_neighbour_is_not() {
+    let (_dir, authority, site) = federation();
+    let other = issue(&authority, "hospital-2");
+    let cert = first_certificate(&site.join("cert.pem")).expect("a certificate");
+    let path = authority.revoke(&cert, CRL_DAYS).expect("revoked");
+    let crls = read(&authority, &[&path], UnixTime::now()).expect("taken");
+    assert_eq!(verdict(&authority, &crls, &site, UnixTime::now()), "revoked");
+    assert_eq!(verdict(&authority, &crls, &other, UnixTime::now()), "good");
+    assert_eq!(verdict(&authority, &Crls::default(), &site, UnixTime::now()), "good");
+}
+
+/// Shows TLS-02: whoever lets the list expire is told so, and lets nobody in.
+#[test]
+fn a_list_that_has_expired_is_not_taken_and_the_one_in_force_fails_closed() {
+    let (_dir, authority, site) = federation();
+    let path = authority.crl(&place("ae-on/ae-az"), 1).expect("a list");
+    let crls = read(&authority, &[&path], UnixTime::now()).expect("taken");
+    let late = read(&authority, &[&path], later(2)).expect_err("too old").to_string();
+    assert!(late.contains("crl.pem") && late.contains("too old"), "{late}");
+    // The certificate itself would have another day.
+    let soon = UnixTime::since_unix_epoch(Duration::from_secs(later(1).as_secs() + 1));
+    let said = verdict(&authority, &crls, &site, soon);
+    assert!(["revocation_list_expired", "expired"].contains(&said), "{said}");
+    let (_, due) = crls.first_due().expect("one list");
+    assert!(due > i64::try_from(UnixTime::now().as_secs()).expect("small"));
+}
+
+#[test]
+fn a_list_that_nobody_trusted_signed_is_not_taken() {
+    let (_dir, authority, _) = federation();
+    let (_other_dir, stranger, _) = federation();
+    let path = stranger.crl(&place("ae-on/ae-az"), CRL_DAYS).expect("a list");
+    let why = read(&authority, &[&path], UnixTime::now()).expect_err("a stranger's").to_string();
+    assert!(why.contains("no issuer in the trust configuration signed it"), "{why}");
+}
+
+#[test]
+fn a_list_in_which_a_byte_was_changed_is_not_taken() {
+    let (dir, authority, _) = federation();
+    let path = authority.crl(&place("ae-on/ae-az"), CRL_DAYS).expect("a list");
+    let pem = fs::read(&path).expect("reads");
+    let der = CertificateRevocationListDer::from_pem_slice(&pem).expect("PEM");
+    for at in 0..der.len() {
+        let mut bytes = der.to_vec();
+        bytes[at] ^= 1;
+        let path = dir.path().join("changed.crl");
+        fs::write(&path, &bytes).expect("writes");
+        assert!(read(&authority, &[&path], UnixTime::now()).is_err(), "byte {at}");
+    }
+    fs::write(dir.path().join("short.crl"), &der[..der.len() - 1]).expect("writes");
+    assert!(read(&authority, &[&dir.path().join("short.crl")], UnixTime::now()).is_err());
+}
+
+#[test]
+fn an_older_list_does_not_take_the_place_of_a_newer_one() {
+    let (dir, authority, _) = federation();
+    let path = authority.crl(&place("ae-on/ae-az"), CRL_DAYS).expect("a list");
+    let old = dir.path().join("old.pem");
+    fs::copy(&path, &old).expect("copied");
+    // Numbers are milliseconds.
+    let newest = loop {
+        let path = authority.crl(&place("ae-on/ae-az"), CRL_DAYS).expect("a list");
+        let newest = read(&authority, &[&path], UnixTime::now()).expect("taken");
+        if fs::read(&path).expect("reads") != fs::read(&old).expect("reads") {
+            break newest;
+        }
+    };
+    let older = read(&authority, &[&old], UnixTime::now()).expect("by itself it is good");
+    let why = older.follow(&newest).expect_err("older").to_string();
+    assert!(why.contains("older than the list in force"), "{why}");
+    newest.follow(&older).expect("newer");
+    newest.follow(&newest).expect("the same");
+}
+
+#[test]
+fn an_issuer_without_a_list_stops_the_others_unless_that_is_configured() {
+    let (_dir, authority, site) = federation();
+    let path = authority.crl(&place("ae-on/ae-az"), CRL_DAYS).expect("a list");
+    authority.add_issuer(&place("ae-on/ae-du")).expect("an issuer");
+    let why = read(&authority, &[&path], UnixTime::now()).expect_err("one has none").to_string();
+    assert!(why.contains("ae-on/ae-du") && why.contains("revocation.unknown"), "{why}");
+    let files = [(path.clone(), fs::read(&path).expect("reads"))];
+    let crls = Crls::read(&files, &trust(&authority), true, UnixTime::now()).expect("allowed");
+    assert_eq!(verdict(&authority, &crls, &site, UnixTime::now()), "good");
+}
+
+/// Shows TLS-03: two issuers vouch for one place at once, and the old one's certificates go with it.
+#[test]
+fn two_issuers_of_a_place_overlap_until_the_old_one_is_retired() {
+    let (_dir, authority, old) = federation();
+    authority.next_issuer(&place("ae-on/ae-az")).expect("a second issuer");
+    let new = issue(&authority, "hospital-2");
+    let known = |site: &Path| {
+        let cert = first_certificate(&site.join("cert.pem")).expect("a certificate");
+        trust(&authority).identify(&[cert]).is_ok()
+    };
+    assert!(known(&old) && known(&new));
+    assert_eq!(authority.retire_issuers(&place("ae-on/ae-az")).expect("retired"), 1);
+    assert!(!known(&old) && known(&new));
+}

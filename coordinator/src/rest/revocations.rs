@@ -1,0 +1,45 @@
+//! What operators have revoked, and revoking.
+
+use super::{Answer, Ctx, Who, people::asker};
+use crate::{policy::Action, revocations};
+use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
+use falaj_proto::{
+    problem::ProblemJson,
+    rest::{Page, Revocation, RevocationRequest},
+};
+
+fn shown(r: revocations::Revocation) -> Revocation {
+    Revocation { subject: r.subject.to_string(), reason: r.reason, at: r.at, index: r.index }
+}
+
+/// The revocations that stand. Those on issuers' lists and in the deny file are not among them.
+#[utoipa::path(get, path = "/api/v1/revocations", responses((status = 200, body = Page<Revocation>), (status = 403, body = ProblemJson)))]
+pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Revocation>>> {
+    app.grant(&peer, Action::SiteRevoke, None).await?;
+    let items = app.revocations.all().await.into_iter().map(shown).collect();
+    Ok(Json(Page { items, next: None }))
+}
+
+/// Revokes a certificate, or an identity whatever its certificate: whoever is connected by it is ended within seconds.
+#[utoipa::path(post, path = "/api/v1/revocations", request_body = RevocationRequest, responses((status = 201, body = Revocation), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+pub(super) async fn revoke(
+    State(app): Ctx,
+    Extension(peer): Who,
+    body: Bytes,
+) -> Answer<(StatusCode, Json<Revocation>)> {
+    let asked: RevocationRequest = app.document(&peer, Action::SiteRevoke, &body).await?;
+    let done = app.revocations.revoke(asker(&peer)?, &asked.subject, &asked.reason).await?;
+    Ok((StatusCode::CREATED, Json(shown(done))))
+}
+
+/// Takes a revocation back.
+#[utoipa::path(post, path = "/api/v1/reinstatements", request_body = RevocationRequest, responses((status = 200, body = Revocation), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+pub(super) async fn reinstate(
+    State(app): Ctx,
+    Extension(peer): Who,
+    body: Bytes,
+) -> Answer<Json<Revocation>> {
+    let asked: RevocationRequest = app.document(&peer, Action::SiteRevoke, &body).await?;
+    let was = app.revocations.reinstate(asker(&peer)?, &asked.subject, &asked.reason).await?;
+    Ok(Json(shown(was)))
+}

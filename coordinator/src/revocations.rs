@@ -1,0 +1,212 @@
+//! What operators have revoked: certificates, and identities whatever their certificate.
+//!
+//! The log is the list: a revocation is its entry, and one that was taken back has another. Both are read when the
+//! coordinator starts. People stand there by their pseudonyms, so that whoever is erased is on no list after the next start;
+//! their issuer's revocation list, which has serial numbers only, goes on naming them.
+
+use crate::{
+    engine::{Engine, unreadable},
+    erasure::{Asker, entries},
+    policy::{Action, Resource},
+    trusted::{DENIED_MAX, Subject, Trusted},
+};
+use anyhow::Result;
+use falaj_core::{
+    audit::{Draft, Entry, Kind, person::is_person},
+    id::SpiffeId,
+};
+use falaj_proto::problem::{Code, Problem};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::Mutex;
+
+/// A reason is at most this long.
+const REASON_CHARS_MAX: usize = 200;
+
+/// One revocation that stands.
+#[derive(Clone, Debug)]
+pub struct Revocation {
+    /// Whom it is about.
+    pub subject: Subject,
+    /// Why, as whoever did it said.
+    pub reason: String,
+    /// When, RFC 3339 in UTC.
+    pub at: String,
+    /// The entry that says so, in its shard of the log.
+    pub index: u64,
+}
+
+/// Revokes, and knows what is revoked. A cheap handle.
+#[derive(Clone)]
+pub struct Revocations {
+    engine: Engine,
+    trusted: Trusted,
+    /// Whoever has it is the only one who changes them.
+    standing: Arc<Mutex<BTreeMap<Subject, Revocation>>>,
+}
+
+impl Revocations {
+    /// Reads what stands from the log, and puts it in force.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn open(engine: Engine, trusted: Trusted) -> Result<Self> {
+        let mut all = entries(&engine, Kind::CertificateRevoked).await?;
+        all.extend(entries(&engine, Kind::CertificateReinstated).await?);
+        // Times order entries over all shards; of one moment, the log does.
+        all.sort_by(|a, b| (&a.ts, a.seq).cmp(&(&b.ts, b.seq)));
+        let mut standing = BTreeMap::new();
+        for entry in all {
+            // Whoever was erased is nobody any more.
+            let Some(subject) = subject(&engine, &entry) else { continue };
+            if entry.kind == Kind::CertificateReinstated {
+                standing.remove(&subject);
+                continue;
+            }
+            let reason = entry.body().text("reason").unwrap_or_default().to_owned();
+            let (at, index) = (entry.ts.clone(), entry.seq);
+            standing.insert(subject.clone(), Revocation { subject, reason, at, index });
+        }
+        trusted.deny(standing.keys().cloned().collect());
+        Ok(Self { engine, trusted, standing: Arc::new(Mutex::new(standing)) })
+    }
+
+    /// What stands.
+    pub async fn all(&self) -> Vec<Revocation> {
+        self.standing.lock().await.values().cloned().collect()
+    }
+
+    /// Revokes a certificate, or an identity whatever its certificate. Whoever is connected by it is ended at once.
+    ///
+    /// # Errors
+    /// [`Code::Malformed`], [`Code::UnknownCertificate`], or why the log cannot take the entry: nothing is revoked then.
+    pub async fn revoke(
+        &self,
+        asker: Asker<'_>,
+        subject: &str,
+        reason: &str,
+    ) -> Result<Revocation, Problem> {
+        let mut standing = self.standing.lock().await;
+        let read = match self.read(subject).and_then(|s| Ok((s, checked(reason)?))) {
+            Ok(_) if standing.len() >= DENIED_MAX => {
+                Err(Code::Busy.because(format!("{DENIED_MAX} revocations stand already")))
+            }
+            Ok((subject, reason)) => self.known(&subject).await.map(|()| (subject, reason)),
+            Err(problem) => Err(problem),
+        };
+        let (subject, reason) = match read {
+            Ok(read) => read,
+            Err(problem) => return Err(self.refuse_unread(asker, problem).await),
+        };
+        let draft = self.about(Kind::CertificateRevoked, asker, &subject).await?;
+        let draft = draft.text("reason", reason);
+        let granted = self.engine.grant(asker.id, Action::SiteRevoke, &Resource::Service, draft);
+        let (_, committed) = granted.await?;
+        let (at, index) = (committed.at.to_string(), committed.first);
+        let done = Revocation { subject: subject.clone(), reason: reason.to_owned(), at, index };
+        standing.insert(subject, done.clone());
+        self.trusted.deny(standing.keys().cloned().collect());
+        Ok(done)
+    }
+
+    /// Takes a revocation back.
+    ///
+    /// # Errors
+    /// [`Code::Malformed`], [`Code::UnknownCertificate`] when none stands, or why the log cannot take the entry.
+    pub async fn reinstate(
+        &self,
+        asker: Asker<'_>,
+        subject: &str,
+        reason: &str,
+    ) -> Result<Revocation, Problem> {
+        let mut standing = self.standing.lock().await;
+        let read = self.read(subject).and_then(|subject| {
+            let none = || {
+                Code::UnknownCertificate.because(
+                    "nothing of this name was revoked; `falaj site revocations` shows what was",
+                )
+            };
+            Ok((standing.get(&subject).cloned().ok_or_else(none)?, checked(reason)?))
+        });
+        let (was, reason) = match read {
+            Ok(read) => read,
+            Err(problem) => return Err(self.refuse_unread(asker, problem).await),
+        };
+        let draft = self.about(Kind::CertificateReinstated, asker, &was.subject).await?;
+        let draft = draft.text("reason", reason);
+        self.engine.grant(asker.id, Action::SiteRevoke, &Resource::Service, draft).await?;
+        standing.remove(&was.subject);
+        self.trusted.deny(standing.keys().cloned().collect());
+        Ok(was)
+    }
+
+    /// Whom a text names. People are named by their identity here, and by their pseudonym in the log.
+    fn read(&self, text: &str) -> Result<Subject, Problem> {
+        let subject: Subject = text.parse().map_err(|e| Code::Malformed.because(e))?;
+        if let Subject::Identity(id) = &subject {
+            let now = self.trusted.now();
+            let ours = now.trust().trust_domain();
+            if id.trust_domain() != ours {
+                return Err(Code::Malformed.because(format!("this federation is `{ours}`")));
+            }
+        }
+        Ok(subject)
+    }
+
+    /// Whether a certificate has been seen here, so that a wrong digest is noticed. Those of people are not named in the log,
+    /// and their digests are none that it knows.
+    async fn known(&self, subject: &Subject) -> Result<(), Problem> {
+        let Subject::Certificate(digest) = subject else { return Ok(()) };
+        let all = self.engine.parts().store.certificates().await.map_err(unreadable)?;
+        if all.iter().any(|(known, _)| known == digest) {
+            return Ok(());
+        }
+        Err(Code::UnknownCertificate.because(
+            "no site has come with this certificate: name an identity, or put the digest on the list in `revocation.deny`; people are revoked by their identity",
+        ))
+    }
+
+    /// The entry about a subject, which names people by their pseudonyms.
+    async fn about(
+        &self,
+        kind: Kind,
+        asker: Asker<'_>,
+        subject: &Subject,
+    ) -> Result<Draft, Problem> {
+        let draft = Draft::new(kind).actor(asker.actor);
+        Ok(match subject {
+            Subject::Certificate(digest) => draft.digest("cert_sha256", digest),
+            Subject::Identity(id) if is_person(id) => {
+                draft.person(crate::accept::meet(&self.engine.parts().persons, id).await?)
+            }
+            Subject::Identity(id) => draft.text("identity", &id.to_string()),
+        })
+    }
+
+    /// Records a request that cannot be carried out, without its words: why it is refused.
+    async fn refuse_unread(&self, asker: Asker<'_>, problem: Problem) -> Problem {
+        let draft = Draft::new(Kind::AdminRead).actor(asker.actor);
+        let granted = self.engine.grant(asker.id, Action::SiteRevoke, &Resource::Service, draft);
+        granted.await.err().unwrap_or(problem)
+    }
+}
+
+/// Whom an entry is about; nobody when it is a person who was erased.
+fn subject(engine: &Engine, entry: &Entry) -> Option<Subject> {
+    if let Some(person) = entry.person() {
+        return engine.parts().persons.identity(person).map(Subject::Identity);
+    }
+    let body = entry.body();
+    let identity = body.parsed::<SpiffeId>("identity").map(Subject::Identity);
+    identity.or_else(|_| body.parsed("cert_sha256").map(Subject::Certificate)).ok()
+}
+
+/// A reason, as it goes into the log.
+fn checked(reason: &str) -> Result<&str, Problem> {
+    let chars = reason.chars().count();
+    let fits = (1..=REASON_CHARS_MAX).contains(&chars) && !reason.chars().any(char::is_control);
+    if fits {
+        return Ok(reason);
+    }
+    Err(Code::Malformed
+        .because(format!("`reason` has 1 to {REASON_CHARS_MAX} characters and one line")))
+}

@@ -1,0 +1,750 @@
+//! Whom the coordinator lets in, as its files and its log say now: its own certificate, the trust configuration, issuers'
+//! revocation lists, a list of those denied at once, and what operators have revoked.
+//!
+//! Files are looked at every second, and each is taken by itself: one that is broken leaves what it said before in force,
+//! and the others are taken all the same. Whoever is connected is asked about again on every request, and when anything has
+//! changed: who may be here no longer is told so, logged, and cut off ([`Trusted::watch`]). Whether a certificate is on a
+//! list is asked of the TLS library; nothing here reads a list by itself.
+
+use crate::{
+    accept::Peer,
+    clock,
+    config::{IdentityConfig, RevocationConfig},
+    engine::Engine,
+    export::TRUST_FILE,
+    store::writer::{Change, Commit},
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use arc_swap::ArcSwap;
+use falaj_certs::{
+    identity::Identity,
+    revocation::{CRL_BYTES_MAX, Crls},
+    tls::{Credentials, client_verifier, server_config, tls_reason},
+    trust::{TrustFile, TrustStore},
+};
+use falaj_core::{
+    audit::{Draft, Kind},
+    id::{Digest, SiteId, SpiffeId},
+};
+use falaj_proto::problem::{Code, Problem};
+use rustls::{ServerConfig, server::danger::ClientCertVerifier};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// How often files are looked at, and who is connected.
+const GLANCE: Duration = Duration::from_secs(1);
+/// A file other than a revocation list is at most this long.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Who may be denied by the file, and by operators, at most.
+pub const DENIED_MAX: usize = 100_000;
+
+/// Whom a revocation is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// Whoever has this identity, by whichever certificate.
+    Identity(SpiffeId),
+    /// One certificate, by its SHA-256.
+    Certificate(Digest),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Identity(id) => id.fmt(f),
+            Self::Certificate(digest) => digest.fmt(f),
+        }
+    }
+}
+
+/// A text that names neither an identity nor a certificate.
+#[derive(Debug, thiserror::Error)]
+#[error("whom to deny is a SPIFFE ID, or the 64 hexadecimal digits of a certificate's SHA-256")]
+pub struct NoSubject;
+
+impl FromStr for Subject {
+    type Err = NoSubject;
+    fn from_str(text: &str) -> Result<Self, NoSubject> {
+        let identity = text.parse().map(Self::Identity);
+        identity.or_else(|_| text.parse().map(Self::Certificate)).map_err(|_| NoSubject)
+    }
+}
+
+/// Which listener a connection comes in by.
+#[derive(Clone, Copy, Debug)]
+pub enum Door {
+    /// For agents.
+    Agents,
+    /// For operators.
+    Operators,
+}
+
+/// Why somebody is not let in, or may not stay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// One stable word for the log.
+    pub reason: &'static str,
+    /// What whoever it is reads.
+    pub detail: String,
+}
+
+/// What the files say that are in force.
+pub struct InForce {
+    credentials: Arc<Credentials>,
+    trust: TrustStore,
+    trust_sha256: Digest,
+    crls: Crls,
+    denied: Arc<BTreeSet<Subject>>,
+    clients: Arc<dyn ClientCertVerifier>,
+    agents: Arc<ServerConfig>,
+    operators: Arc<ServerConfig>,
+}
+
+impl InForce {
+    /// Whom the federation trusts.
+    #[must_use]
+    pub const fn trust(&self) -> &TrustStore {
+        &self.trust
+    }
+
+    /// TLS for a listener.
+    #[must_use]
+    pub fn tls(&self, door: Door) -> Arc<ServerConfig> {
+        match door {
+            Door::Agents => self.agents.clone(),
+            Door::Operators => self.operators.clone(),
+        }
+    }
+
+    /// Whether a certificate is still good by everything but names, at `now`.
+    fn check(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Why> {
+        let Some((leaf, others)) = chain.split_first() else { return Ok(()) };
+        self.clients.verify_client_cert(leaf, others, now).map_err(|e| Why {
+            reason: tls_reason(&e),
+            detail: format!("this certificate is not trusted any more: {e}"),
+        })?;
+        let known = self.trust.identify(chain);
+        known.map_err(|e| Why { reason: e.reason(), detail: e.to_string() })?;
+        Ok(())
+    }
+
+    /// Until when a check holds if nothing changes, in seconds since the Unix epoch.
+    fn good_until(&self, identity: &Identity) -> i64 {
+        let due = self.crls.first_due().map_or(i64::MAX, |(_, due)| due);
+        identity.not_after.min(due)
+    }
+
+    /// What an entry says of it.
+    fn tell(&self, draft: Draft) -> Draft {
+        let draft = draft
+            .digest("trust_sha256", &self.trust_sha256)
+            .digest("cert_sha256", &Digest::of(self.credentials.certificate()));
+        if self.crls.is_empty() {
+            draft
+        } else {
+            draft.digests("crls_sha256", &self.crls.digests())
+        }
+    }
+}
+
+/// How a file, or several that belong together, was last seen.
+#[derive(Default)]
+struct Seen {
+    /// What was taken.
+    taken: Option<Digest>,
+    /// What was not, and has been seen once.
+    broken: Option<Digest>,
+    /// What was not, and somebody was told.
+    told: Option<Digest>,
+}
+
+/// What becomes of a look at files.
+enum Look<T> {
+    Same,
+    Fresh(T),
+    Broken(anyhow::Error),
+}
+
+impl Seen {
+    /// Takes files if they have changed. What is broken is tried once more before anybody hears of it: it may only be
+    /// half written.
+    fn look<T>(&mut self, print: Digest, take: impl FnOnce() -> Result<T>) -> Look<T> {
+        if self.taken == Some(print) {
+            (self.broken, self.told) = (None, None);
+            return Look::Same;
+        }
+        match take() {
+            Ok(fresh) => {
+                *self = Self { taken: Some(print), broken: None, told: None };
+                Look::Fresh(fresh)
+            }
+            Err(_) if self.told == Some(print) => Look::Same,
+            Err(e) if self.broken == Some(print) => {
+                self.told = Some(print);
+                Look::Broken(e)
+            }
+            Err(_) => {
+                self.broken = Some(print);
+                Look::Same
+            }
+        }
+    }
+}
+
+/// The files, and how each was last seen.
+struct Files {
+    identity: IdentityConfig,
+    revocation: RevocationConfig,
+    certificate: Seen,
+    trust: Seen,
+    crls: Seen,
+    deny: Seen,
+    /// The revocation list of which it was told that it is too old: when its next one was due.
+    overdue: Option<i64>,
+}
+
+/// What a look at the files has found.
+#[derive(Default)]
+struct Found {
+    changed: Vec<&'static str>,
+    alerts: Vec<(&'static str, String)>,
+    rows: Vec<Change>,
+    fresh: Option<InForce>,
+}
+
+struct Inner {
+    now: ArcSwap<InForce>,
+    /// Whom operators have revoked, as the log says.
+    denied: ArcSwap<BTreeSet<Subject>>,
+    /// Counts up with every change of these two, after it.
+    generation: AtomicU64,
+    files: Mutex<Files>,
+    peers: Mutex<(u64, BTreeMap<u64, Weak<Peer>>)>,
+    changed: Notify,
+    pending_kept: bool,
+}
+
+/// Knows whom the coordinator lets in. A cheap handle.
+#[derive(Clone)]
+pub struct Trusted(Arc<Inner>);
+
+impl fmt::Debug for Trusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Trusted({:?})", self.now().trust)
+    }
+}
+
+impl Trusted {
+    /// Reads every file that a configuration names. Whatever is wrong with one stops the start.
+    ///
+    /// # Errors
+    /// What is wrong, where, and what to do.
+    pub fn open(identity: &IdentityConfig, revocation: &RevocationConfig) -> Result<Self> {
+        let mut files = Files {
+            identity: identity.clone(),
+            revocation: revocation.clone(),
+            certificate: Seen::default(),
+            trust: Seen::default(),
+            crls: Seen::default(),
+            deny: Seen::default(),
+            overdue: None,
+        };
+        let credentials = Arc::new(Credentials::load(&identity.cert, &identity.key)?);
+        files.certificate.taken = Some(files.print_certificate());
+        let (trust, trust_sha256) = files.read_trust(None)?;
+        files.trust.taken = Some(files.print_trust());
+        let crls = files.read_crls(&trust)?;
+        files.crls.taken = Some(files.print_crls(&trust_sha256));
+        let denied = Arc::new(files.read_denied()?);
+        files.deny.taken = Some(files.print_denied());
+        let now = in_force((credentials, trust, trust_sha256, crls), denied)?;
+        Ok(Self(Arc::new(Inner {
+            now: ArcSwap::from_pointee(now),
+            denied: ArcSwap::default(),
+            generation: AtomicU64::new(0),
+            files: Mutex::new(files),
+            peers: Mutex::default(),
+            changed: Notify::new(),
+            pending_kept: revocation.pending.is_kept(),
+        })))
+    }
+
+    /// What is in force now.
+    #[must_use]
+    pub fn now(&self) -> Arc<InForce> {
+        self.0.now.load_full()
+    }
+
+    /// Whom the coordinator's own certificate names.
+    ///
+    /// # Errors
+    /// When it names nobody.
+    pub fn own_identity(&self) -> Result<Identity> {
+        Ok(self.now().credentials.identity()?)
+    }
+
+    /// What the first entry of a run says of it, and the rows that belong to it.
+    #[must_use]
+    pub fn started(&self, draft: Draft) -> (Draft, Vec<Change>) {
+        let now = self.now();
+        let rows = self.files().rows(&now);
+        (now.tell(draft), rows)
+    }
+
+    /// Denies whom operators have revoked, as the log says, from now on.
+    pub fn deny(&self, denied: BTreeSet<Subject>) {
+        self.0.denied.store(Arc::new(denied));
+        self.0.generation.fetch_add(1, Ordering::Release);
+        self.0.changed.notify_one();
+    }
+
+    /// How somebody stands who is about to be let in.
+    ///
+    /// # Errors
+    /// [`Why`], when they are denied by name: the handshake asks for all else.
+    pub fn standing(&self, identity: &Identity) -> Result<Standing, Why> {
+        let generation = self.0.generation.load(Ordering::Acquire);
+        self.check_denied(&self.now(), identity)?;
+        let standing = Standing::default();
+        standing.renew(generation, self.now().good_until(identity));
+        Ok(standing)
+    }
+
+    fn check_denied(&self, now: &InForce, identity: &Identity) -> Result<(), Why> {
+        let subjects = [
+            Subject::Identity(identity.spiffe.clone()),
+            Subject::Certificate(identity.cert_sha256),
+        ];
+        let by_log = self.0.denied.load();
+        if subjects.iter().any(|s| by_log.contains(s) || now.denied.contains(s)) {
+            let detail = "this certificate was revoked: ask the coordinator's operator".into();
+            return Err(Why { reason: "revoked", detail });
+        }
+        Ok(())
+    }
+
+    /// Takes up somebody who was let in; the number is theirs until [`Self::leave`].
+    pub fn join(&self, peer: &Arc<Peer>) -> u64 {
+        let mut peers = self.peers();
+        peers.0 += 1;
+        let serial = peers.0;
+        peers.1.insert(serial, Arc::downgrade(peer));
+        serial
+    }
+
+    /// Somebody's connection is gone.
+    pub fn leave(&self, serial: u64) {
+        self.peers().1.remove(&serial);
+    }
+
+    /// Whether somebody who was let in may still be here: asked afresh when anything has changed since it was asked last.
+    ///
+    /// # Errors
+    /// [`Why`].
+    pub fn check(&self, peer: &Peer, identity: &Identity) -> Result<(), Why> {
+        // Before what it counts: what changes meanwhile is asked about next time.
+        let generation = self.0.generation.load(Ordering::Acquire);
+        let at = UnixTime::now();
+        if peer.standing.is_good(generation, seconds()) {
+            return Ok(());
+        }
+        let now = self.now();
+        let denied = self.check_denied(&now, identity);
+        let checked = denied.and_then(|()| now.check(&peer.chain, at));
+        match &checked {
+            Ok(()) => peer.standing.renew(generation, now.good_until(identity)),
+            Err(_) => self.0.changed.notify_one(),
+        }
+        checked
+    }
+
+    /// Looks at the files and at who is connected until shutdown.
+    pub async fn watch(self, engine: Engine, shutdown: CancellationToken) {
+        let mut glance = tokio::time::interval(GLANCE);
+        glance.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.0.changed.notified() => {}
+                _ = glance.tick() => self.glance(&engine).await,
+            }
+            self.sweep(&engine).await;
+        }
+    }
+
+    /// Takes what has changed in the files, and logs it.
+    async fn glance(&self, engine: &Engine) {
+        let this = self.clone();
+        let found = tokio::task::spawn_blocking(move || this.look()).await;
+        let Ok(Found { changed, alerts, rows, fresh }) = found else {
+            tracing::error!("the look at the files that say who is trusted broke off");
+            return;
+        };
+        let parts = engine.parts();
+        for (alert, detail) in alerts {
+            tracing::error!(alert, detail, "what was in force stays so");
+            parts.metrics.alert(alert);
+            let draft = Draft::new(Kind::AlertRaised).text("alert", alert).text("detail", &detail);
+            if let Err(e) = parts.writer.record(vec![draft]).await {
+                tracing::error!(error = %e, alert, "an alert could not be logged");
+            }
+        }
+        let Some(fresh) = fresh else { return };
+        let changed = changed.join(", ");
+        let entry = fresh.tell(Draft::new(Kind::TrustLoaded).text("changed", &changed));
+        // In force before it is logged: a log that is full keeps nobody in whom a list names.
+        self.0.now.store(Arc::new(fresh));
+        self.0.generation.fetch_add(1, Ordering::Release);
+        tracing::info!(changed, "whom the coordinator trusts was read again");
+        let commit = Commit { rows, entries: vec![entry], round: None };
+        if let Err(e) = parts.writer.commit(commit).await {
+            tracing::error!(error = %e, "what is trusted from now on could not be logged");
+        }
+    }
+
+    /// What has changed in the files. Blocks.
+    fn look(&self) -> Found {
+        let mut files = self.files();
+        let now = self.now();
+        let mut found = Found::default();
+        let mut certificate = Arc::clone(&now.credentials);
+        let (mut trust, mut trust_sha256) = (now.trust.clone(), now.trust_sha256);
+        let mut crls = now.crls.clone();
+        let mut denied = now.denied.clone();
+        let print = files.print_certificate();
+        let taken = {
+            let Files { identity, certificate, .. } = &mut *files;
+            certificate.look(print, || own_certificate(identity, &now.credentials))
+        };
+        note(&mut found, "certificate", "certificate_not_taken", taken, |c| certificate = c);
+        let print = files.print_trust();
+        let mut seen = std::mem::take(&mut files.trust);
+        let taken = seen.look(print, || files.read_trust(Some(&now.trust)));
+        files.trust = seen;
+        note(&mut found, "trust", "trust_not_taken", taken, |t| (trust, trust_sha256) = t);
+        // Who may sign a list has changed with the trust configuration.
+        let print = files.print_crls(&trust_sha256);
+        let mut seen = std::mem::take(&mut files.crls);
+        let taken = seen.look(print, || {
+            let fresh = files.read_crls(&trust)?;
+            fresh.follow(&now.crls)?;
+            Ok(fresh)
+        });
+        files.crls = seen;
+        note(&mut found, "revocation lists", "revocation_list_not_taken", taken, |c| crls = c);
+        let print = files.print_denied();
+        let mut seen = std::mem::take(&mut files.deny);
+        let taken = seen.look(print, || files.read_denied());
+        files.deny = seen;
+        note(&mut found, "deny list", "deny_list_not_taken", taken, |d| denied = Arc::new(d));
+        if let Some((path, due)) = crls.first_due().filter(|(_, due)| *due <= seconds())
+            && files.overdue.replace(due) != Some(due)
+        {
+            let what = format!(
+                "{}: the next one was due, and nobody whom it could name is let in until one is there",
+                path.display()
+            );
+            found.alerts.push(("revocation_list_expired", what));
+        }
+        if found.changed.is_empty() {
+            return found;
+        }
+        match in_force((certificate, trust, trust_sha256, crls), denied) {
+            Ok(fresh) => {
+                found.rows = files.rows(&fresh);
+                found.fresh = Some(fresh);
+            }
+            Err(e) => found.alerts.push(("trust_not_taken", format!("{e:#}"))),
+        }
+        found
+    }
+
+    /// Ends the connections of those who may be here no longer.
+    async fn sweep(&self, engine: &Engine) {
+        let peers: Vec<Arc<Peer>> = self.peers().1.values().filter_map(Weak::upgrade).collect();
+        let this = self.clone();
+        let gone = tokio::task::spawn_blocking(move || {
+            let gone = |peer: Arc<Peer>| {
+                let identity = peer.admitted.as_ref().ok()?;
+                let why = this.check(&peer, identity).err()?;
+                peer.standing.lose().then_some((peer.clone(), why))
+            };
+            peers.into_iter().filter_map(gone).collect::<Vec<_>>()
+        });
+        let gone = gone.await.unwrap_or_default();
+        for (peer, why) in gone {
+            let Ok(identity) = &peer.admitted else { continue };
+            let site = SiteId::try_from(identity.spiffe.clone()).ok();
+            let mut draft = Draft::new(Kind::ConnectionEnded)
+                .actor(&peer.actor)
+                .text("reason", why.reason)
+                .text("detail", &why.detail);
+            if site.is_some() {
+                let pending = if self.0.pending_kept { "kept" } else { "dropped" };
+                draft = draft.text("pending", pending);
+            }
+            let parts = engine.parts();
+            parts.metrics.connection(why.reason);
+            tracing::warn!(who = peer.actor.name(), reason = why.reason, "connection ended");
+            if let Err(e) = parts.writer.record(vec![draft]).await {
+                // Who may not be here is cut off, whatever becomes of the log.
+                tracing::error!(error = %e, "the end of a connection could not be logged");
+            }
+            peer.standing.cut(Code::Revoked.because(why.detail));
+            if let Some(site) = site {
+                self.withdraw(engine, &site).await;
+            }
+        }
+    }
+
+    /// Has the rounds do without a site, unless it is here by another certificate and keeps what it sent.
+    async fn withdraw(&self, engine: &Engine, site: &SiteId) {
+        let kept = self.0.pending_kept;
+        let still_here = self.peers().1.values().filter_map(Weak::upgrade).any(|peer| {
+            let same = peer.admitted.as_ref().is_ok_and(|i| i.spiffe == *site.spiffe());
+            same && !peer.standing.is_lost()
+        });
+        if !(kept && still_here) {
+            engine.withdraw(site, kept).await;
+        }
+    }
+
+    fn peers(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Weak<Peer>>)> {
+        self.0.peers.lock().expect("invariant: nobody panics while holding the peers")
+    }
+
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.0.files.lock().expect("invariant: nobody panics while holding the files")
+    }
+}
+
+/// Puts what a look has given where it belongs.
+fn note<T>(
+    found: &mut Found,
+    name: &'static str,
+    alert: &'static str,
+    look: Look<T>,
+    take: impl FnOnce(T),
+) {
+    match look {
+        Look::Same => {}
+        Look::Fresh(fresh) => {
+            found.changed.push(name);
+            take(fresh);
+        }
+        Look::Broken(e) => found.alerts.push((alert, format!("{e:#}"))),
+    }
+}
+
+fn seconds() -> i64 {
+    clock::now().as_millis() / 1_000
+}
+
+type Parts = (Arc<Credentials>, TrustStore, Digest, Crls);
+
+fn in_force(
+    (credentials, trust, trust_sha256, crls): Parts,
+    denied: Arc<BTreeSet<Subject>>,
+) -> Result<InForce> {
+    let clients = client_verifier(&trust, &crls)?;
+    let server = |alpn: &[&str]| server_config(&credentials, clients.clone(), alpn).map(Arc::new);
+    let (agents, operators) = (server(&["h2"])?, server(&["h2", "http/1.1"])?);
+    Ok(InForce { credentials, trust, trust_sha256, crls, denied, clients, agents, operators })
+}
+
+/// The coordinator's own certificate, which must name whom it named before.
+fn own_certificate(files: &IdentityConfig, before: &Credentials) -> Result<Arc<Credentials>> {
+    let fresh = Credentials::load(&files.cert, &files.key)?;
+    let (found, was) = (fresh.identity()?.spiffe, before.identity()?.spiffe);
+    ensure!(
+        found == was,
+        "{} names {found}, this coordinator is {was}: start it again to make it another",
+        files.cert.display()
+    );
+    Ok(Arc::new(fresh))
+}
+
+/// Reads a file that is not longer than it may be.
+fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    use std::io::Read as _;
+    let file = fs::File::open(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut bytes = Vec::new();
+    file.take(most + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("reading {}", path.display()))?;
+    if bytes.len() as u64 > most {
+        bail!("{} is longer than {most} bytes", path.display());
+    }
+    Ok(bytes)
+}
+
+/// What tells one content of files from another, a missing one from an empty one included.
+fn print<'a>(paths: impl IntoIterator<Item = &'a PathBuf>, most: u64) -> Digest {
+    let mut all = Vec::new();
+    for path in paths {
+        let found = read(path, most).map_or_else(|_| [0; 32], |bytes| Digest::of(&bytes).0);
+        all.extend_from_slice(&found);
+    }
+    Digest::of(&all)
+}
+
+impl Files {
+    fn print_certificate(&self) -> Digest {
+        print([&self.identity.cert, &self.identity.key], FILE_BYTES_MAX)
+    }
+
+    fn print_trust(&self) -> Digest {
+        let path = &self.identity.trust;
+        let text = read(path, FILE_BYTES_MAX).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let file = text.and_then(|text| TrustFile::parse(path, &text).ok());
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let issuers = file.into_iter().flat_map(|file| file.issuers);
+        let issuers: Vec<PathBuf> = issuers.map(|issuer| folder.join(issuer.cert)).collect();
+        print([path].into_iter().chain(&issuers), FILE_BYTES_MAX)
+    }
+
+    fn print_crls(&self, trust: &Digest) -> Digest {
+        let lists = print(&self.revocation.crls, CRL_BYTES_MAX);
+        Digest::of(&[lists.0, trust.0].concat())
+    }
+
+    fn print_denied(&self) -> Digest {
+        print(&self.revocation.deny, FILE_BYTES_MAX)
+    }
+
+    /// The trust configuration and the digest of its file; the trust domain stays what it was.
+    fn read_trust(&self, before: Option<&TrustStore>) -> Result<(TrustStore, Digest)> {
+        let path = &self.identity.trust;
+        let digest = Digest::of(&read(path, FILE_BYTES_MAX)?);
+        let trust = TrustStore::load(path)?;
+        if let Some(before) = before {
+            ensure!(
+                before.trust_domain() == trust.trust_domain(),
+                "{} is of another trust domain: start the coordinator again to change it",
+                path.display()
+            );
+        }
+        Ok((trust, digest))
+    }
+
+    fn read_crls(&self, trust: &TrustStore) -> Result<Crls> {
+        let list = |path: &PathBuf| Ok((path.clone(), read(path, CRL_BYTES_MAX)?));
+        let lists: Result<Vec<_>> = self.revocation.crls.iter().map(list).collect();
+        let allowed = self.revocation.unknown.is_allowed();
+        Ok(Crls::read(&lists?, trust, allowed, UnixTime::now())?)
+    }
+
+    /// The list of those denied at once: one to a line, `#` begins a remark.
+    fn read_denied(&self) -> Result<BTreeSet<Subject>> {
+        let Some(path) = &self.revocation.deny else { return Ok(BTreeSet::new()) };
+        let text = String::from_utf8(read(path, FILE_BYTES_MAX)?)
+            .with_context(|| format!("{} is not text", path.display()))?;
+        let mut denied = BTreeSet::new();
+        for (n, line) in text.lines().enumerate() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if !line.is_empty() {
+                let at = || format!("{}, line {}", path.display(), n + 1);
+                denied.insert(line.parse().with_context(at)?);
+            }
+        }
+        ensure!(denied.len() <= DENIED_MAX, "{} denies more than {DENIED_MAX}", path.display());
+        Ok(denied)
+    }
+
+    /// What whoever reads the log later needs: the trust configuration, its issuers, and the coordinator's certificate.
+    fn rows(&self, now: &InForce) -> Vec<Change> {
+        let kept = |der: &[u8]| Change::Certificate(Digest::of(der), der.to_vec());
+        let mut rows: Vec<Change> = now.trust.issuers().iter().map(|(der, _)| kept(der)).collect();
+        rows.push(kept(now.credentials.certificate()));
+        let text = read(&self.identity.trust, FILE_BYTES_MAX).ok();
+        let text = text.filter(|bytes| Digest::of(bytes) == now.trust_sha256);
+        rows.extend(text.map(|bytes| Change::Policy(now.trust_sha256, TRUST_FILE.into(), bytes)));
+        rows
+    }
+}
+
+/// How somebody who is connected stands.
+#[derive(Default)]
+pub struct Standing {
+    /// What was in force when it was checked last, and until when that holds.
+    good: Mutex<(u64, i64)>,
+    state: Mutex<State>,
+    cut: CancellationToken,
+    over: AtomicBool,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Good,
+    /// It is being logged that they may be here no longer.
+    Lost,
+    /// They are cut off, and every request is answered with this.
+    Cut(Problem),
+}
+
+impl Standing {
+    fn is_good(&self, generation: u64, now: i64) -> bool {
+        let (checked, until) = *self.good.lock().unwrap_or_else(PoisonError::into_inner);
+        checked == generation && now < until
+    }
+
+    fn renew(&self, generation: u64, until: i64) {
+        *self.good.lock().unwrap_or_else(PoisonError::into_inner) = (generation, until);
+    }
+
+    /// They may be here no longer. Whether that is new.
+    fn lose(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = matches!(*state, State::Good);
+        if new {
+            *state = State::Lost;
+        }
+        new
+    }
+
+    fn is_lost(&self) -> bool {
+        !matches!(*self.state.lock().unwrap_or_else(PoisonError::into_inner), State::Good)
+    }
+
+    fn cut(&self, problem: Problem) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Cut(problem);
+        self.cut.cancel();
+    }
+
+    /// Done once they are cut off.
+    #[must_use]
+    pub const fn end(&self) -> &CancellationToken {
+        &self.cut
+    }
+
+    /// Whether the connection is broken.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// The connection is broken.
+    pub(crate) fn over(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// With what every request is answered, once they are cut off.
+    #[must_use]
+    pub fn problem(&self) -> Option<Problem> {
+        match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
+            State::Cut(problem) => Some(problem.clone()),
+            State::Good | State::Lost => None,
+        }
+    }
+}
