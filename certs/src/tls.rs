@@ -301,8 +301,13 @@ impl ServerCertVerifier for CoordinatorVerifier {
 
 /// Why a certificate is refused, as one stable word for the log.
 #[must_use]
-pub const fn certificate_reason(error: &CertificateError) -> &'static str {
+pub fn certificate_reason(error: &CertificateError) -> &'static str {
     match error {
+        CertificateError::Other(other) => match other.0.downcast_ref::<webpki::Error>() {
+            Some(webpki::Error::CaUsedAsEndEntity) => "authority_certificate",
+            Some(webpki::Error::UnsupportedCriticalExtension) => "unknown_critical_extension",
+            _ => "bad_certificate",
+        },
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "not_yet_valid"
@@ -335,7 +340,7 @@ pub fn handshake_reason(error: &io::Error) -> &'static str {
 
 /// What the TLS library found wrong, as one stable word for the log.
 #[must_use]
-pub const fn tls_reason(error: &TlsError) -> &'static str {
+pub fn tls_reason(error: &TlsError) -> &'static str {
     match error {
         TlsError::NoCertificatesPresented => "no_client_certificate",
         TlsError::InvalidCertificate(e) => certificate_reason(e),

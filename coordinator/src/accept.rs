@@ -134,7 +134,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.peer.trusted.leave(self.serial);
+        self.peer.trusted.leave(self.serial, self.peer.actor.cert);
     }
 }
 

@@ -27,11 +27,13 @@ use falaj_core::{
     id::{Digest, SiteId, SpiffeId},
 };
 use falaj_proto::problem::{Code, Problem};
+use futures_util::StreamExt as _;
 use rustls::{ServerConfig, server::danger::ClientCertVerifier};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
     sync::{
@@ -49,6 +51,14 @@ const GLANCE: Duration = Duration::from_secs(1);
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Who may be denied by the file, and by operators, at most.
 pub const DENIED_MAX: usize = 100_000;
+
+/// The alert of a certificate in use from two networks at once.
+const ELSEWHERE: &str = "certificate_in_two_networks";
+/// Such alerts that wait to be logged.
+const ELSEWHERE_MAX: usize = 1_024;
+
+/// Connections that are ended side by side.
+const ENDS: usize = 256;
 
 /// Whom a revocation is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -223,6 +233,16 @@ struct Found {
     fresh: Option<InForce>,
 }
 
+/// Who is connected.
+#[derive(Default)]
+struct Peers {
+    serial: u64,
+    by_serial: BTreeMap<u64, Weak<Peer>>,
+    by_cert: BTreeMap<Digest, BTreeSet<u64>>,
+    /// Those who came while their certificate was in use from another network.
+    elsewhere: Vec<Arc<Peer>>,
+}
+
 struct Inner {
     now: ArcSwap<InForce>,
     /// Whom operators have revoked, as the log says.
@@ -230,7 +250,7 @@ struct Inner {
     /// Counts up with every change of these two, after it.
     generation: AtomicU64,
     files: Mutex<Files>,
-    peers: Mutex<(u64, BTreeMap<u64, Weak<Peer>>)>,
+    peers: Mutex<Peers>,
     changed: Notify,
     pending_kept: bool,
 }
@@ -334,18 +354,39 @@ impl Trusted {
         Ok(())
     }
 
-    /// Takes up somebody who was let in; the number is theirs until [`Self::leave`].
+    /// Takes up somebody who was let in; the number is theirs until [`Self::leave`]. Whether their certificate is in use
+    /// from another network at this moment is noticed here.
     pub fn join(&self, peer: &Arc<Peer>) -> u64 {
         let mut peers = self.peers();
-        peers.0 += 1;
-        let serial = peers.0;
-        peers.1.insert(serial, Arc::downgrade(peer));
+        peers.serial += 1;
+        let serial = peers.serial;
+        if let (Ok(_), Some(cert)) = (&peer.admitted, peer.actor.cert) {
+            let others = peers.by_cert.get(&cert).into_iter().flatten();
+            let others = others.filter_map(|other| peers.by_serial.get(other)?.upgrade());
+            let here = network_of(peer);
+            let mut far = others.filter(|other| network_of(other) != here);
+            if far.next().is_some() && peers.elsewhere.len() < ELSEWHERE_MAX {
+                peers.elsewhere.push(peer.clone());
+                self.0.changed.notify_one();
+            }
+            peers.by_cert.entry(cert).or_default().insert(serial);
+        }
+        peers.by_serial.insert(serial, Arc::downgrade(peer));
         serial
     }
 
     /// Somebody's connection is gone.
-    pub fn leave(&self, serial: u64) {
-        self.peers().1.remove(&serial);
+    pub fn leave(&self, serial: u64, cert: Option<Digest>) {
+        let mut peers = self.peers();
+        peers.by_serial.remove(&serial);
+        if let Some(cert) = cert
+            && let Some(serials) = peers.by_cert.get_mut(&cert)
+        {
+            serials.remove(&serial);
+            if serials.is_empty() {
+                peers.by_cert.remove(&cert);
+            }
+        }
     }
 
     /// Whether somebody who was let in may still be here: asked afresh when anything has changed since it was asked last.
@@ -472,19 +513,27 @@ impl Trusted {
 
     /// Ends the connections of those who may be here no longer.
     async fn sweep(&self, engine: &Engine) {
-        let peers: Vec<Arc<Peer>> = self.peers().1.values().filter_map(Weak::upgrade).collect();
+        self.tell_elsewhere(engine).await;
+        let peers: Vec<Arc<Peer>> =
+            self.peers().by_serial.values().filter_map(Weak::upgrade).collect();
         let this = self.clone();
         let gone = tokio::task::spawn_blocking(move || {
             let gone = |peer: Arc<Peer>| {
-                let identity = peer.admitted.as_ref().ok()?;
+                let identity = peer.admitted.as_ref().ok().filter(|_| !peer.standing.is_lost())?;
                 let why = this.check(&peer, identity).err()?;
                 peer.standing.lose().then_some((peer.clone(), why))
             };
             peers.into_iter().filter_map(gone).collect::<Vec<_>>()
         });
         let gone = gone.await.unwrap_or_default();
-        for (peer, why) in gone {
-            let Ok(identity) = &peer.admitted else { continue };
+        // Side by side, for when an issuer goes: its sites wait for one transaction of the log, not for one each.
+        let ends = gone.into_iter().map(|(peer, why)| self.end(engine, peer, why));
+        futures_util::stream::iter(ends).for_each_concurrent(ENDS, |end| end).await;
+    }
+
+    /// Logs that somebody may be here no longer, and cuts them off.
+    async fn end(&self, engine: &Engine, peer: Arc<Peer>, why: Why) {
+        if let Ok(identity) = &peer.admitted {
             let site = SiteId::try_from(identity.spiffe.clone()).ok();
             let mut draft = Draft::new(Kind::ConnectionEnded)
                 .actor(&peer.actor)
@@ -508,10 +557,28 @@ impl Trusted {
         }
     }
 
+    /// Raises an alert for each certificate that is in use from two networks.
+    async fn tell_elsewhere(&self, engine: &Engine) {
+        let elsewhere = std::mem::take(&mut self.peers().elsewhere);
+        for peer in elsewhere {
+            let parts = engine.parts();
+            parts.metrics.alert(ELSEWHERE);
+            tracing::error!(who = peer.actor.name(), alert = ELSEWHERE, "look who has the key");
+            // Where else it is used stands in the entries that let it in: of people, addresses are not told in clear.
+            let draft = Draft::new(Kind::AlertRaised)
+                .actor(&peer.actor)
+                .text("alert", ELSEWHERE)
+                .text("detail", "its certificate is in use from another network at the same time");
+            if let Err(e) = parts.writer.record(vec![draft]).await {
+                tracing::error!(error = %e, alert = ELSEWHERE, "an alert could not be logged");
+            }
+        }
+    }
+
     /// Has the rounds do without a site, unless it is here by another certificate and keeps what it sent.
     async fn withdraw(&self, engine: &Engine, site: &SiteId) {
         let kept = self.0.pending_kept;
-        let still_here = self.peers().1.values().filter_map(Weak::upgrade).any(|peer| {
+        let still_here = self.peers().by_serial.values().filter_map(Weak::upgrade).any(|peer| {
             let same = peer.admitted.as_ref().is_ok_and(|i| i.spiffe == *site.spiffe());
             same && !peer.standing.is_lost()
         });
@@ -520,13 +587,22 @@ impl Trusted {
         }
     }
 
-    fn peers(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Weak<Peer>>)> {
+    fn peers(&self) -> MutexGuard<'_, Peers> {
         self.0.peers.lock().expect("invariant: nobody panics while holding the peers")
     }
 
     fn files(&self) -> MutexGuard<'_, Files> {
         self.0.files.lock().expect("invariant: nobody panics while holding the files")
     }
+}
+
+/// The network that somebody comes from: 24 bits of an IPv4 address, 48 of an IPv6 address.
+fn network_of(peer: &Peer) -> Option<u64> {
+    let address: SocketAddr = peer.actor.address.as_deref()?.parse().ok()?;
+    Some(match address.ip().to_canonical() {
+        IpAddr::V4(ip) => u64::from(ip.to_bits() >> 8),
+        IpAddr::V6(ip) => (1 << 63) | u64::try_from(ip.to_bits() >> 80).unwrap_or(0),
+    })
 }
 
 /// Puts what a look has given where it belongs.

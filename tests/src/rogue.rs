@@ -11,8 +11,12 @@ use falaj_proto::{
     v1::{self, federation_client::FederationClient, push, update_part},
 };
 use hyper_util::rt::TokioIo;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::net::TcpStream;
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 use tokio_stream::StreamExt as _;
 use tonic::{
@@ -84,6 +88,19 @@ impl Rogue {
         credentials: Credentials,
         trust: &TrustStore,
     ) -> Result<Self> {
+        Self::connect_from(Ipv4Addr::LOCALHOST, address, credentials, trust).await
+    }
+
+    /// As [`Self::connect`], from an address of this machine.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_from(
+        from: Ipv4Addr,
+        address: SocketAddr,
+        credentials: Credentials,
+        trust: &TrustStore,
+    ) -> Result<Self> {
         let expect = ServerExpectation::coordinator(&["ae-on/*"]);
         let config = Arc::new(tls::client_config(&credentials, trust, &expect, &["h2"])?);
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?.timeout(PATIENCE);
@@ -91,7 +108,9 @@ impl Rogue {
             .connect_with_connector(tower::service_fn(move |_| {
                 let connector = TlsConnector::from(config.clone());
                 async move {
-                    let tcp = TcpStream::connect(address).await?;
+                    let socket = TcpSocket::new_v4()?;
+                    socket.bind((from, 0).into())?;
+                    let tcp = socket.connect(address).await?;
                     let name = address.ip().into();
                     Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, tcp).await?))
                 }

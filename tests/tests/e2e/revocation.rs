@@ -9,7 +9,7 @@ use falaj_tests::{
     rogue::Rogue,
 };
 use serde_json::Value;
-use std::{fs, path::Path, time::Instant};
+use std::{fs, net::Ipv4Addr, path::Path, time::Instant};
 use tonic::{Status, Streaming};
 
 const PLACES: [&str; 4] = ["ae-on/ae-az", "ae-on/ae-du", "ae-on/ae-sh", "gb/gb-lnd"];
@@ -382,5 +382,32 @@ fn an_issuer_is_replaced_without_a_restart_and_its_certificates_go_with_it() -> 
         anyhow::Ok(())
     })?;
     federation.verified_by(&federation.ca().join("auditor.toml"))?;
+    Ok(())
+}
+
+#[test]
+fn a_certificate_in_use_from_two_networks_at_once_raises_an_alert() -> Result<()> {
+    let (federation, _coordinator) = federation(|_| Ok(String::new()))?;
+    runtime()?.block_on(async {
+        let address = federation.addresses.context("started")?.grpc;
+        let mut here = connect(&federation).await?;
+        let _stream = here.open().await?;
+        let from = |ip: [u8; 4]| {
+            let credentials = federation.credentials("site", "hospital-1")?;
+            Ok::<_, anyhow::Error>((Ipv4Addr::from(ip), credentials))
+        };
+        // A neighbour in the same network is no alarm.
+        let (ip, credentials) = from([127, 0, 0, 9])?;
+        let near = Rogue::connect_from(ip, address, credentials, &federation.trust()?).await?;
+        let (ip, credentials) = from([127, 0, 9, 1])?;
+        let far = Rogue::connect_from(ip, address, credentials, &federation.trust()?).await?;
+        let alert = alert_is_raised(&federation, "certificate_in_two_networks")?;
+        let seen = alert["entry"]["actor"]["address"].as_str().unwrap_or_default();
+        ensure!(seen.starts_with("127.0.9.1:"), "{alert}");
+        ensure!(federation.entries("alert.raised")?.len() == 1, "one alert");
+        drop((near, far));
+        anyhow::Ok(())
+    })?;
+    federation.verified()?;
     Ok(())
 }
