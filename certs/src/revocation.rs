@@ -16,8 +16,11 @@ use x509_parser::{
     revocation_list::CertificateRevocationList,
 };
 
-/// A revocation list is at most this long: some hundred thousand certificates.
-pub const CRL_BYTES_MAX: u64 = 16 << 20;
+/// A revocation list is at most this long: some fifty thousand certificates. Its signature is checked in every handshake, over
+/// all of it, so a longer one would let anybody with a certificate keep the coordinator busy.
+pub const CRL_BYTES_MAX: u64 = 2 << 20;
+/// The extension of a list that speaks of a part of its issuer's certificates only (RFC 5280, section 5.2.5).
+const PARTIAL: &str = "2.5.29.28";
 
 /// Revocation lists that were checked, and what is done where none speaks.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +77,14 @@ impl Crls {
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let lists = files.iter().map(|(path, bytes)| Crl::read(path, bytes, trust, now));
         let this = Self { lists: lists.collect::<Result<_, _>>()?, unknown_allowed };
+        for (n, list) in this.lists.iter().enumerate() {
+            // Only the first would be asked, be it the older one.
+            if let Some(other) = this.lists[..n].iter().find(|other| other.issuer == list.issuer) {
+                let first = other.path.display();
+                let what = format!("{first} is a list of the same issuer: name the newer one only");
+                return Err(CrlError::List { path: list.path.clone(), what });
+            }
+        }
         if !this.lists.is_empty() && !unknown_allowed {
             for (issuer, entry) in trust.issuers() {
                 let (_, issuer) = X509Certificate::from_der(issuer)
@@ -154,6 +165,11 @@ impl Crl {
         // Whoever will ask it reads more strictly than this parser does.
         webpki::BorrowedCertRevocationList::from_der(&der)
             .map_err(|e| wrong(&format!("it cannot be used ({e})")))?;
+        if crl.extensions().iter().any(|extension| extension.oid.to_id_string() == PARTIAL) {
+            return Err(wrong(
+                "it speaks of a part of its issuer's certificates only (issuingDistributionPoint): name a complete list",
+            ));
+        }
         let issuer = crl.tbs_cert_list.issuer.as_raw().to_vec();
         if !trust.signed_by_issuer(
             &issuer,

@@ -7,6 +7,10 @@ use falaj_certs::{
     trust::TrustStore,
 };
 use falaj_core::id::{Place, Role};
+use rcgen::{
+    CertificateRevocationListParams, CrlDistributionPoint, CrlIssuingDistributionPoint, CrlScope,
+    Issuer, KeyIdMethod, KeyPair, SerialNumber, date_time_ymd,
+};
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime, pem::PemObject as _};
 use std::{
     fs,
@@ -164,4 +168,47 @@ fn two_issuers_of_a_place_overlap_until_the_old_one_is_retired() {
     assert!(known(&old) && known(&new));
     assert_eq!(authority.retire_issuers(&place("ae-on/ae-az")).expect("retired"), 1);
     assert!(!known(&old) && known(&new));
+}
+
+/// Only one list of an issuer is ever asked, so an older one must not stand in the way of a newer one.
+#[test]
+fn a_second_list_of_one_issuer_is_not_taken() {
+    let (dir, authority, _) = federation();
+    let path = authority.crl(&place("ae-on/ae-az"), CRL_DAYS).expect("a list");
+    let old = dir.path().join("old.pem");
+    fs::copy(&path, &old).expect("copied");
+    let why = read(&authority, &[&old, &path], UnixTime::now()).expect_err("two").to_string();
+    assert!(why.contains("old.pem") && why.contains("same issuer"), "{why}");
+}
+
+/// Of certificates that a partial list does not speak of, nothing would be known, and `unknown = "allow"` would let them in.
+#[test]
+fn a_list_that_speaks_of_some_certificates_only_is_not_taken() {
+    let (_dir, authority, _) = federation();
+    let path = authority.crl(&place("ae-on/ae-az"), CRL_DAYS).expect("a list");
+    let home = path.parent().expect("a folder");
+    let key = fs::read_to_string(home.join("key.pem")).expect("reads");
+    let key = KeyPair::from_pem(&key).expect("a key");
+    let cert = fs::read_to_string(home.join("cert.pem")).expect("reads");
+    let issuer = Issuer::from_ca_cert_pem(&cert, key).expect("an issuer");
+    let uris = vec!["http://lists.test/1.crl".to_owned()];
+    let part = |scope| {
+        let distribution_point = CrlDistributionPoint { uris: uris.clone() };
+        let point = CrlIssuingDistributionPoint { distribution_point, scope };
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2025, 1, 1),
+            next_update: date_time_ymd(2099, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: Some(point),
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&issuer).expect("signed").pem().expect("PEM")
+    };
+    for scope in [None, Some(CrlScope::UserCertsOnly), Some(CrlScope::CaCertsOnly)] {
+        let files = [(path.clone(), part(scope).into_bytes())];
+        let taken = Crls::read(&files, &trust(&authority), true, UnixTime::now());
+        let why = taken.expect_err("a part").to_string();
+        assert!(why.contains("issuingDistributionPoint"), "{why}");
+    }
 }
