@@ -136,6 +136,8 @@ impl<'a> Seen<'a> {
         for (name, value) in entry.body().members() {
             match name {
                 "actor" => actor = value.find_text("id"),
+                // Who wants to know everything about a site wants to know this too.
+                "identity" => seen.site = value.as_text().and_then(|site| site.parse().ok()),
                 "decision" => seen.decision = value.as_text().unwrap_or_default(),
                 "policy_ids" => seen.decided_by = Some(value),
                 "round" => number = value.as_int(),
@@ -564,6 +566,61 @@ mod tests {
             assert_eq!(summary(&report, name), count, "{name}");
         }
         assert_eq!(report.list("sections").expect("sections").len(), 15);
+    }
+
+    /// Who was revoked, by whom, why and when; of a site, whoever asks about it reads so too.
+    #[test]
+    fn revocations_and_what_was_taken_back_are_told_with_who_did_it() {
+        let person = Person([7; 16]);
+        let cert = Digest::of(b"lost");
+        let by = |kind| allowed(Draft::new(kind).actor(&actor(SARA))).text("action", "site.revoke");
+        let mut drafts = clean();
+        drafts.extend([
+            by(Kind::CertificateRevoked).text("identity", SITE).text("reason", "left"),
+            by(Kind::CertificateRevoked).digest("cert_sha256", &cert).text("reason", "key lost"),
+            by(Kind::CertificateRevoked).person(person).text("reason", "left too"),
+            by(Kind::CertificateReinstated).text("identity", SITE).text("reason", "back"),
+            Draft::new(Kind::AlertRaised).text("alert", "deny_list_not_taken").text("detail", "x"),
+        ]);
+        let rows = |report: &Canon, name: &str| -> Vec<Vec<String>> {
+            let sections = report.list("sections").expect("sections");
+            let mut tables = sections.iter().flat_map(|s| s.list("tables").expect("tables"));
+            let table = tables.find(|t| t.text("name") == Ok(name)).expect("the table");
+            let rows = table.list("rows").expect("rows").iter();
+            let cell = |cell: &Canon| match cell {
+                Canon::Text(text) => text.clone(),
+                Canon::Int(number) => number.to_string(),
+                other => panic!("{other:?}"),
+            };
+            let cells = |row: &Canon| match row {
+                Canon::List(cells) => cells.iter().map(cell).collect(),
+                other => panic!("{other:?}"),
+            };
+            rows.map(cells).collect()
+        };
+        let at = |day: u32| format!("2026-03-{day:02}T00:00:00.000Z");
+        let all = report(drafts.clone(), governed(), Scope::default());
+        assert_eq!(fact(&all, "E7.revocation"), Some("recorded"));
+        let (cert, person) = (cert.to_string(), format!("person:{person}"));
+        let expected: Vec<Vec<String>> = [
+            ["certificate.revoked", SITE, "left", SARA, &at(12), "11"],
+            ["certificate.revoked", &cert, "key lost", SARA, &at(13), "12"],
+            ["certificate.revoked", &person, "left too", SARA, &at(14), "13"],
+            ["certificate.reinstated", SITE, "back", SARA, &at(15), "14"],
+        ]
+        .map(|row| row.map(str::to_owned).to_vec())
+        .to_vec();
+        assert_eq!(rows(&all, "revocations"), expected);
+        let incidents = rows(&all, "incidents");
+        assert_eq!(
+            incidents[0][..3],
+            ["alert.raised", "deny_list_not_taken", "15"],
+            "{incidents:?}"
+        );
+        let subject = Scope { subject: Some(SITE.parse().expect("valid")), ..Scope::default() };
+        let about = rows(&report(drafts, governed(), subject), "revocations");
+        assert_eq!(about, [expected[0].clone(), expected[3].clone()]);
+        assert_eq!(fact(&report(clean(), governed(), Scope::default()), "E7.revocation"), None);
     }
 
     /// CMP-03: each planted violation is found where it is, and nothing else.

@@ -39,6 +39,9 @@ pub(super) struct Security {
     laws: BTreeMap<String, String>,
     /// What each rule decided: allowed and refused.
     rules: BTreeMap<String, [u64; 2]>,
+    /// Who was revoked and reinstated, by whom, and why: the first of them.
+    revocations: Vec<Vec<Canon>>,
+    revoked: Tally,
     /// Keys of the log that followed one another, and the shard that it goes on from.
     keys: Vec<Vec<Canon>>,
     /// What somebody has to look into: the first of them.
@@ -63,13 +66,21 @@ impl Security {
         {
             self.in_force.entry(set).or_default().add(index);
         }
-        if seen.kind() == Kind::PolicyRefused {
+        let incident = match seen.kind() {
+            Kind::PolicyRefused => Some("reason"),
+            Kind::AlertRaised => Some("alert"),
+            _ => None,
+        };
+        if let Some(what) = incident {
             self.incident.add(index);
             if self.incidents.len() < ROWS_MAX {
-                let texts = [seen.kind().as_str(), seen.text("reason")].map(Canon::from);
+                let texts = [seen.kind().as_str(), seen.text(what)].map(Canon::from);
                 let when = [count_of(index), seen.entry.ts.as_str().into()];
                 self.incidents.push(texts.into_iter().chain(when).collect());
             }
+        }
+        if matches!(seen.kind(), Kind::CertificateRevoked | Kind::CertificateReinstated) {
+            self.revocation(seen);
         }
         if let Some(Ok(step)) = seen.succession.map(Succession::open) {
             self.succeeded(step, index);
@@ -93,6 +104,25 @@ impl Security {
                 self.transported.add(index);
             }
         }
+    }
+
+    fn revocation(&mut self, seen: &Seen<'_>) {
+        self.revoked.add(seen.index());
+        if self.revocations.len() == ROWS_MAX {
+            return;
+        }
+        let whom = match (seen.entry.person(), &seen.site) {
+            (Some(person), _) => people::name(person),
+            (None, Some(site)) => site.to_string(),
+            (None, None) => match seen.text("identity") {
+                "" => seen.text("cert_sha256").to_owned(),
+                identity => identity.to_owned(),
+            },
+        };
+        let texts = [seen.kind().as_str().to_owned(), whom, seen.text("reason").to_owned()];
+        let by = [seen.who(), seen.entry.ts.clone()];
+        let cells = texts.into_iter().chain(by).map(Canon::Text);
+        self.revocations.push(cells.chain([count_of(seen.index())]).collect());
     }
 
     fn succeeded(&mut self, step: Succession, index: u64) {
@@ -180,7 +210,9 @@ impl Security {
         let columns =
             ["party", "certificate", "issuer", "valid_from", "valid_until", "days", "state"];
         e7.table("certificates", &columns, rows);
-        e7.table("revocations", &[], []);
+        e7.fact("E7.revocation", Level::Recorded, self.revoked);
+        let columns = ["kind", "revoked", "reason", "revoked_by", "ts", "index"];
+        e7.first_of("revocations", &columns, self.revocations.clone(), self.revoked.count);
         bars.sort();
         charts.over_names("chart_certificates", &["days"], bars);
     }
