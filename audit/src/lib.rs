@@ -9,6 +9,7 @@ mod erased;
 mod keys;
 mod ledger;
 mod replay;
+mod revoked;
 mod stamps;
 
 pub use erased::ErasedReport;

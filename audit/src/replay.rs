@@ -5,6 +5,7 @@ use crate::{
     WitnessReport, Wrong,
     decisions::Decisions,
     ledger::{self, LedgerReport},
+    revoked::Revoked,
 };
 use ed25519_dalek::VerifyingKey;
 use falaj_certs::{history::History, trust::TrustFile};
@@ -27,6 +28,7 @@ const INTENTS_MAX: usize = 100_000;
 #[derive(Default)]
 pub(crate) struct Replay {
     history: History,
+    revoked: Revoked,
     /// Keys by whom they belong to, from certificates for which an issuer vouches.
     keys: BTreeMap<String, Vec<VerifyingKey>>,
     /// The header that waits for its signature.
@@ -182,6 +184,7 @@ impl Replay {
         self.folds.iter_mut().for_each(|f| f.take(entry));
         let body = entry.body();
         self.check_actor(entry)?;
+        self.revoked.take(entry)?;
         let files = |set: &Digest| self.policies.get(set).map(Vec::as_slice);
         self.decisions.take(entry, entry.requester().as_deref(), files)?;
         let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
