@@ -67,6 +67,26 @@ async fn a_rule_of_which_no_property_speaks_is_named() -> Done {
     Ok(())
 }
 
+/// Should somebody widen the schema too, the properties hold it.
+#[tokio::test]
+async fn a_site_that_may_revoke_is_refuted() -> Done {
+    let mut files = files()?;
+    let schema = String::from_utf8(files[SCHEMA].clone())?;
+    let only_operators = "\"site.revoke\" appliesTo {\n        principal: [Operator],";
+    let wider = only_operators.replace("[Operator]", "[Site, Operator]");
+    assert!(schema.contains(only_operators), "the schema was changed: change this test");
+    files.insert(SCHEMA.to_owned(), schema.replace(only_operators, &wider).into_bytes());
+    let rule = r#"@id("SELF") permit (principal is Falaj::Site, action == Falaj::Action::"site.revoke", resource);"#;
+    let text = [files[POLICIES].as_slice(), rule.as_bytes()].concat();
+    files.insert(POLICIES.to_owned(), text);
+    let Some(mut prover) = prover(&files)? else { return Ok(()) };
+    let refutations = prover.refutations().await?;
+    let mut ids: Vec<&str> = refutations.iter().map(|r| r.id.as_str()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["only-operators-onshore-revoke", "sites-do-nothing-else"]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_rule_that_can_err_is_named() -> Done {
     let mut files = files()?;
