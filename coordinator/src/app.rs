@@ -169,6 +169,9 @@ impl App {
         };
         let reports = config.log.reports.clone().map(reporting).transpose()?;
         let revocations = Revocations::open(engine.clone(), trusted.clone()).await?;
+        // Whoever was revoked while nobody was here to be told is in no model that follows.
+        trusted.withdraw_absent(&engine).await?;
+        engine.begin();
         let acceptor = |door| Acceptor { trusted: trusted.clone(), door, engine: engine.clone() };
         let rest = rest::router(Arc::new(rest::App {
             engine: engine.clone(),

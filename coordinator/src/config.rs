@@ -243,15 +243,16 @@ impl Unknown {
     }
 }
 
-/// What becomes of a revoked site's updates in rounds that are not over. What is still on its way is refused in any case.
+/// What becomes of a revoked site's updates in rounds that are not over. What is still on its way is refused in any case, and
+/// what was sent by a certificate that has merely expired since stays.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pending {
-    /// They stay: they were signed with a certificate that was good, and a receipt was given.
+    /// A round that counts one fails, and is tried again without the site: who revokes it rarely knows since when it lied.
     #[default]
-    Keep,
-    /// A round that counts one fails, and is tried again without the site.
     Drop,
+    /// They stay: they were signed with a certificate that was good, and a receipt was given.
+    Keep,
 }
 
 impl Pending {

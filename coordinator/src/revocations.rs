@@ -8,6 +8,7 @@ use crate::{
     engine::{Engine, unreadable},
     erasure::{Asker, entries},
     policy::{Action, Resource},
+    store::writer::{Commit, Committed},
     trusted::{DENIED_MAX, Subject, Trusted},
 };
 use anyhow::Result;
@@ -16,9 +17,18 @@ use falaj_core::{
     id::SpiffeId,
 };
 use falaj_proto::problem::{Code, Problem};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::sync::Mutex;
 
+/// How long to wait before the log is asked again whether it has taken what was in doubt.
+const RETRY: Duration = Duration::from_secs(1);
 /// A reason is at most this long.
 const REASON_CHARS_MAX: usize = 200;
 
@@ -42,6 +52,8 @@ pub struct Revocations {
     trusted: Trusted,
     /// Whoever has it is the only one who changes them.
     standing: Arc<Mutex<BTreeMap<Subject, Revocation>>>,
+    /// Whether the log may have taken one that is not in force yet.
+    in_doubt: Arc<AtomicBool>,
 }
 
 impl Revocations {
@@ -50,14 +62,25 @@ impl Revocations {
     /// # Errors
     /// When the log cannot be read.
     pub async fn open(engine: Engine, trusted: Trusted) -> Result<Self> {
-        let mut all = entries(&engine, Kind::CertificateRevoked).await?;
-        all.extend(entries(&engine, Kind::CertificateReinstated).await?);
+        let this = Self { engine, trusted, standing: Arc::default(), in_doubt: Arc::default() };
+        this.read_again().await?;
+        Ok(this)
+    }
+
+    /// Puts in force what the log says.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn read_again(&self) -> Result<()> {
+        let mut standing = self.standing.lock().await;
+        let mut all = entries(&self.engine, Kind::CertificateRevoked).await?;
+        all.extend(entries(&self.engine, Kind::CertificateReinstated).await?);
         // Times order entries over all shards; of one moment, the log does.
         all.sort_by(|a, b| (&a.ts, a.seq).cmp(&(&b.ts, b.seq)));
-        let mut standing = BTreeMap::new();
+        standing.clear();
         for entry in all {
             // Whoever was erased is nobody any more.
-            let Some(subject) = subject(&engine, &entry) else { continue };
+            let Some(subject) = subject(&self.engine, &entry) else { continue };
             if entry.kind == Kind::CertificateReinstated {
                 standing.remove(&subject);
                 continue;
@@ -66,8 +89,42 @@ impl Revocations {
             let (at, index) = (entry.ts.clone(), entry.seq);
             standing.insert(subject.clone(), Revocation { subject, reason, at, index });
         }
-        trusted.deny(standing.keys().cloned().collect());
-        Ok(Self { engine, trusted, standing: Arc::new(Mutex::new(standing)) })
+        self.trusted.deny(standing.keys().cloned().collect());
+        Ok(())
+    }
+
+    /// What the log has not taken in time it may take yet: once it takes anything again, what it says is put in force.
+    async fn settle(self) {
+        let shutdown = self.engine.shutdown().clone();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+            // Commits are made in their order: what was in doubt is decided when a later one is.
+            if self.engine.parts().writer.commit(Commit::default()).await.is_ok() {
+                // Before it is read: of what comes into doubt meanwhile another task takes care.
+                self.in_doubt.store(false, Ordering::Release);
+                match self.read_again().await {
+                    Ok(()) => return,
+                    Err(e) => {
+                        tracing::error!(error = %format!("{e:#}"), "revocations cannot be read again");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Records a revocation, or that it is taken back.
+    async fn record(&self, asker: Asker<'_>, draft: Draft) -> Result<Committed, Problem> {
+        let granted =
+            self.engine.grant(asker.id, Action::SiteRevoke, &Resource::Service, draft).await;
+        if granted.as_ref().is_err_and(|problem| problem.code == Code::LogUnavailable)
+            && !self.in_doubt.swap(true, Ordering::AcqRel)
+        {
+            tokio::spawn(self.clone().settle());
+        }
+        Ok(granted?.1)
     }
 
     /// What stands.
@@ -75,7 +132,8 @@ impl Revocations {
         self.standing.lock().await.values().cloned().collect()
     }
 
-    /// Revokes a certificate, or an identity whatever its certificate. Whoever is connected by it is ended at once.
+    /// Revokes a certificate, or an identity whatever its certificate. Whoever is connected by it is ended at once. This must
+    /// be run to its end: what is in the log and not yet in force would be so only after the next start.
     ///
     /// # Errors
     /// [`Code::Malformed`], [`Code::UnknownCertificate`], or why the log cannot take the entry: nothing is revoked then.
@@ -99,8 +157,7 @@ impl Revocations {
         };
         let draft = self.about(Kind::CertificateRevoked, asker, &subject).await?;
         let draft = draft.text("reason", reason);
-        let granted = self.engine.grant(asker.id, Action::SiteRevoke, &Resource::Service, draft);
-        let (_, committed) = granted.await?;
+        let committed = self.record(asker, draft).await?;
         let (at, index) = (committed.at.to_string(), committed.first);
         let done = Revocation { subject: subject.clone(), reason: reason.to_owned(), at, index };
         standing.insert(subject, done.clone());
@@ -108,7 +165,7 @@ impl Revocations {
         Ok(done)
     }
 
-    /// Takes a revocation back.
+    /// Takes a revocation back. This must be run to its end.
     ///
     /// # Errors
     /// [`Code::Malformed`], [`Code::UnknownCertificate`] when none stands, or why the log cannot take the entry.
@@ -133,7 +190,7 @@ impl Revocations {
         };
         let draft = self.about(Kind::CertificateReinstated, asker, &was.subject).await?;
         let draft = draft.text("reason", reason);
-        self.engine.grant(asker.id, Action::SiteRevoke, &Resource::Service, draft).await?;
+        self.record(asker, draft).await?;
         standing.remove(&was.subject);
         self.trusted.deny(standing.keys().cloned().collect());
         Ok(was)

@@ -206,10 +206,10 @@ impl Federation for Rpc {
         let resource = Resource::Study(&round.study, mechanism);
         let decision =
             self.engine.parts().policy.decide(site.spiffe(), Action::UpdateSend, &resource);
-        let actor = peer.actor.clone();
         let answered = if decision.allow {
             let (site, round) = (site.clone(), round.clone());
-            let answer = Answer { site, actor, decision, round, attempt, phase, messages };
+            let peer = peer.clone();
+            let answer = Answer { site, peer, decision, round, attempt, phase, messages };
             self.engine.answered(answer).await
         } else {
             Err(Code::Denied.because(&decision.reason))
@@ -428,7 +428,7 @@ impl Federation for Rpc {
 impl Rpc {
     async fn receive(
         &self,
-        peer: &Peer,
+        peer: &Arc<Peer>,
         site: &SiteId,
         key: &VerifyingKey,
         parts: &mut Streaming<UpdatePart>,
@@ -486,12 +486,10 @@ impl Rpc {
             spooled = self.spool(&header, parts) => spooled?,
             () = peer.standing.end().cancelled() => {}
         }
-        // An upload may take long, and whoever sent it may have been revoked meanwhile.
-        peer.identity()?;
         self.engine
             .count(Arrived {
                 site: site.clone(),
-                actor: peer.actor.clone(),
+                peer: peer.clone(),
                 decision,
                 header,
                 header_bytes: header_bytes.to_vec(),

@@ -6,6 +6,9 @@
 //! changed: who may be here no longer is told so, logged, and cut off ([`Trusted::watch`]). Whether a certificate is on a
 //! list is asked of the TLS library; nothing here reads a list by itself.
 
+#[cfg(test)]
+mod tests;
+
 use crate::{
     accept::Peer,
     clock,
@@ -23,8 +26,8 @@ use falaj_certs::{
     trust::{TrustFile, TrustStore},
 };
 use falaj_core::{
-    audit::{Draft, Kind},
-    id::{Digest, SiteId, SpiffeId},
+    audit::{Draft, Entry, Kind},
+    id::{Digest, RoundId, SiteId, SpiffeId},
 };
 use falaj_proto::problem::{Code, Problem};
 use futures_util::StreamExt as _;
@@ -56,6 +59,9 @@ pub const DENIED_MAX: usize = 100_000;
 const ELSEWHERE: &str = "certificate_in_two_networks";
 /// Such alerts that wait to be logged.
 const ELSEWHERE_MAX: usize = 1_024;
+
+/// Nothing that was checked is believed for longer than this, in seconds, whatever nobody has thought of.
+const GOOD_S: i64 = 60;
 
 /// Connections that are ended side by side.
 const ENDS: usize = 256;
@@ -152,7 +158,7 @@ impl InForce {
     /// Until when a check holds if nothing changes, in seconds since the Unix epoch.
     fn good_until(&self, identity: &Identity) -> i64 {
         let due = self.crls.first_due().map_or(i64::MAX, |(_, due)| due);
-        identity.not_after.min(due)
+        identity.not_after.min(due).min(seconds() + GOOD_S)
     }
 
     /// What an entry says of it.
@@ -166,6 +172,11 @@ impl InForce {
             draft.digests("crls_sha256", &self.crls.digests())
         }
     }
+}
+
+/// Whether somebody is out because time has passed, and nobody took their certificate away.
+fn is_of_time(reason: &str) -> bool {
+    matches!(reason, "expired" | "issuer_expired" | "revocation_list_expired")
 }
 
 /// How a file, or several that belong together, was last seen.
@@ -187,6 +198,11 @@ enum Look<T> {
 }
 
 impl Seen {
+    /// Whether this was seen once already, and not taken.
+    fn is_second_look(&self, print: Digest) -> bool {
+        self.broken == Some(print)
+    }
+
     /// Takes files if they have changed. What is broken is tried once more before anybody hears of it: it may only be
     /// half written.
     fn look<T>(&mut self, print: Digest, take: impl FnOnce() -> Result<T>) -> Look<T> {
@@ -253,6 +269,8 @@ struct Inner {
     peers: Mutex<Peers>,
     changed: Notify,
     pending_kept: bool,
+    /// For which generation the certificates of counted updates were looked at.
+    looked: AtomicU64,
 }
 
 /// Knows whom the coordinator lets in. A cheap handle.
@@ -286,7 +304,7 @@ impl Trusted {
         files.trust.taken = Some(files.print_trust());
         let crls = files.read_crls(&trust)?;
         files.crls.taken = Some(files.print_crls(&trust_sha256));
-        let denied = Arc::new(files.read_denied()?);
+        let denied = Arc::new(files.read_denied(trust.trust_domain())?);
         files.deny.taken = Some(files.print_denied());
         let now = in_force((credentials, trust, trust_sha256, crls), denied)?;
         Ok(Self(Arc::new(Inner {
@@ -297,6 +315,7 @@ impl Trusted {
             peers: Mutex::default(),
             changed: Notify::new(),
             pending_kept: revocation.pending.is_kept(),
+            looked: AtomicU64::new(u64::MAX),
         })))
     }
 
@@ -346,12 +365,15 @@ impl Trusted {
             Subject::Identity(identity.spiffe.clone()),
             Subject::Certificate(identity.cert_sha256),
         ];
-        let by_log = self.0.denied.load();
-        if subjects.iter().any(|s| by_log.contains(s) || now.denied.contains(s)) {
+        if subjects.iter().any(|subject| self.is_denied(now, subject)) {
             let detail = "this certificate was revoked: ask the coordinator's operator".into();
             return Err(Why { reason: "revoked", detail });
         }
         Ok(())
+    }
+
+    fn is_denied(&self, now: &InForce, subject: &Subject) -> bool {
+        self.0.denied.load().contains(subject) || now.denied.contains(subject)
     }
 
     /// Takes up somebody who was let in; the number is theirs until [`Self::leave`]. Whether their certificate is in use
@@ -418,7 +440,12 @@ impl Trusted {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = self.0.changed.notified() => {}
-                _ = glance.tick() => self.glance(&engine).await,
+                _ = glance.tick() => {
+                    self.glance(&engine).await;
+                    if let Err(e) = self.withdraw_absent(&engine).await {
+                        tracing::error!(error = %format!("{e:#}"), "whose updates are pending cannot be read");
+                    }
+                }
             }
             self.sweep(&engine).await;
         }
@@ -486,7 +513,16 @@ impl Trusted {
         note(&mut found, "revocation lists", "revocation_list_not_taken", taken, |c| crls = c);
         let print = files.print_denied();
         let mut seen = std::mem::take(&mut files.deny);
-        let taken = seen.look(print, || files.read_denied());
+        let second = seen.is_second_look(print);
+        let taken = seen.look(print, || {
+            let fresh = files.read_denied(trust.trust_domain())?;
+            // Of a file that is being written only the beginning may be there.
+            ensure!(
+                second || fresh.is_superset(&now.denied),
+                "somebody is denied no longer: that is taken when it is seen twice"
+            );
+            Ok(fresh)
+        });
         files.deny = seen;
         note(&mut found, "deny list", "deny_list_not_taken", taken, |d| denied = Arc::new(d));
         if let Some((path, due)) = crls.first_due().filter(|(_, due)| *due <= seconds())
@@ -535,12 +571,16 @@ impl Trusted {
     async fn end(&self, engine: &Engine, peer: Arc<Peer>, why: Why) {
         if let Ok(identity) = &peer.admitted {
             let site = SiteId::try_from(identity.spiffe.clone()).ok();
+            let kept = self.0.pending_kept || is_of_time(why.reason);
+            if let Some(site) = &site {
+                self.withdraw(engine, site, kept);
+            }
             let mut draft = Draft::new(Kind::ConnectionEnded)
                 .actor(&peer.actor)
                 .text("reason", why.reason)
                 .text("detail", &why.detail);
             if site.is_some() {
-                let pending = if self.0.pending_kept { "kept" } else { "dropped" };
+                let pending = if kept { "kept" } else { "dropped" };
                 draft = draft.text("pending", pending);
             }
             let parts = engine.parts();
@@ -551,9 +591,6 @@ impl Trusted {
                 tracing::error!(error = %e, "the end of a connection could not be logged");
             }
             peer.standing.cut(Code::Revoked.because(why.detail));
-            if let Some(site) = site {
-                self.withdraw(engine, &site).await;
-            }
         }
     }
 
@@ -576,15 +613,61 @@ impl Trusted {
     }
 
     /// Has the rounds do without a site, unless it is here by another certificate and keeps what it sent.
-    async fn withdraw(&self, engine: &Engine, site: &SiteId) {
-        let kept = self.0.pending_kept;
+    fn withdraw(&self, engine: &Engine, site: &SiteId, kept: bool) {
         let still_here = self.peers().by_serial.values().filter_map(Weak::upgrade).any(|peer| {
             let same = peer.admitted.as_ref().is_ok_and(|i| i.spiffe == *site.spiffe());
             same && !peer.standing.is_lost()
         });
         if !(kept && still_here) {
-            engine.withdraw(site, kept).await;
+            engine.withdraw(site, kept);
         }
+    }
+
+    /// Has the rounds do without sites that were revoked while they were not connected, or while the coordinator was down:
+    /// they may have sent an update and left.
+    ///
+    /// # Errors
+    /// When the store cannot be read. What was not looked at is looked at next time.
+    pub async fn withdraw_absent(&self, engine: &Engine) -> Result<()> {
+        let generation = self.0.generation.load(Ordering::Acquire);
+        let now = self.now();
+        let kept = self.0.pending_kept;
+        let mut counted = Vec::new();
+        for study in engine.studies() {
+            let view = study.view();
+            let open = view.round.filter(|round| view.state == "running" && !round.is_over());
+            let Some(round) = open else { continue };
+            let updates = round.updates();
+            let seats = round.standing().into_iter().filter(|(_, word)| word == "joined");
+            let sites: BTreeSet<&SiteId> =
+                seats.map(|(site, _)| site).chain(updates.keys()).collect();
+            for site in sites {
+                if self.is_denied(&now, &Subject::Identity(site.spiffe().clone())) {
+                    engine.withdraw(site, kept);
+                }
+            }
+            let each =
+                updates.iter().map(|(site, u)| (round.id().clone(), site.clone(), u.payload));
+            counted.extend(each);
+        }
+        if !kept && self.0.looked.load(Ordering::Relaxed) != generation {
+            let known = if counted.is_empty() {
+                BTreeMap::new()
+            } else {
+                engine.parts().store.certificates().await?.into_iter().collect()
+            };
+            for (round, site, payload) in counted {
+                let Some(cert) = sent_by(engine, &round, &site, &payload).await? else { continue };
+                let denied = self.is_denied(&now, &Subject::Certificate(cert));
+                let chain = known.get(&cert).map(|der| [CertificateDer::from(&der[..])]);
+                let checked = chain.map_or(Ok(()), |chain| now.check(&chain, UnixTime::now()));
+                if denied || checked.is_err_and(|why| !is_of_time(why.reason)) {
+                    engine.withdraw(&site, false);
+                }
+            }
+            self.0.looked.store(generation, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn peers(&self) -> MutexGuard<'_, Peers> {
@@ -594,6 +677,29 @@ impl Trusted {
     fn files(&self) -> MutexGuard<'_, Files> {
         self.0.files.lock().expect("invariant: nobody panics while holding the files")
     }
+}
+
+/// The certificate by which a counted update was sent, as its entry in the log has it.
+async fn sent_by(
+    engine: &Engine,
+    round: &RoundId,
+    site: &SiteId,
+    payload: &Digest,
+) -> Result<Option<Digest>> {
+    let parts = engine.parts();
+    let Some(row) = parts.store.update(round, &site.to_string(), payload).await? else {
+        return Ok(None);
+    };
+    // Indexes begin anew in each shard.
+    for (shard, _) in parts.shards.all() {
+        let at = row.log_index;
+        for (_, bytes, leaf) in shard.entries(at, at + 1, 1, None).await? {
+            if leaf == row.leaf {
+                return Ok(Entry::parse(&bytes)?.actor_cert());
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The network that somebody comes from: 24 bits of an IPv4 address, 48 of an IPv6 address.
@@ -704,6 +810,11 @@ impl Files {
         let path = &self.identity.trust;
         let digest = Digest::of(&read(path, FILE_BYTES_MAX)?);
         let trust = TrustStore::load(path)?;
+        ensure!(
+            Digest::of(&read(path, FILE_BYTES_MAX)?) == digest,
+            "{} has changed while it was read",
+            path.display()
+        );
         if let Some(before) = before {
             ensure!(
                 before.trust_domain() == trust.trust_domain(),
@@ -721,17 +832,32 @@ impl Files {
         Ok(Crls::read(&lists?, trust, allowed, UnixTime::now())?)
     }
 
-    /// The list of those denied at once: one to a line, `#` begins a remark.
-    fn read_denied(&self) -> Result<BTreeSet<Subject>> {
+    /// The list of those denied at once: one to a line, `#` begins a remark. A file that was cut short is none.
+    fn read_denied(&self, trust_domain: &str) -> Result<BTreeSet<Subject>> {
         let Some(path) = &self.revocation.deny else { return Ok(BTreeSet::new()) };
         let text = String::from_utf8(read(path, FILE_BYTES_MAX)?)
             .with_context(|| format!("{} is not text", path.display()))?;
+        ensure!(
+            !text.is_empty(),
+            "{} is empty: to deny nobody, write a line that begins with `#`",
+            path.display()
+        );
+        ensure!(
+            text.ends_with('\n'),
+            "the last line of {} has no end: it may be cut short; end it",
+            path.display()
+        );
         let mut denied = BTreeSet::new();
         for (n, line) in text.lines().enumerate() {
             let line = line.split('#').next().unwrap_or_default().trim();
             if !line.is_empty() {
                 let at = || format!("{}, line {}", path.display(), n + 1);
-                denied.insert(line.parse().with_context(at)?);
+                let subject: Subject = line.parse().with_context(at)?;
+                if let Subject::Identity(id) = &subject {
+                    let ours = id.trust_domain() == trust_domain;
+                    ensure!(ours, "{}: this federation is `{trust_domain}`", at());
+                }
+                denied.insert(subject);
             }
         }
         ensure!(denied.len() <= DENIED_MAX, "{} denies more than {DENIED_MAX}", path.display());

@@ -134,7 +134,7 @@ kinds! {
 
 impl Kind {
     /// What stays of a shard that is pruned: who speaks for the log after whom, and whatever binds those who come later.
-    pub const KEPT: [Self; 10] = [
+    pub const KEPT: [Self; 12] = [
         Self::LogOpened,
         Self::LogClosed,
         Self::KeyRotated,
@@ -142,6 +142,8 @@ impl Kind {
         Self::ErasurePerformed,
         Self::HoldPlaced,
         Self::HoldReleased,
+        Self::CertificateRevoked,
+        Self::CertificateReinstated,
         Self::PruningBegun,
         Self::PruningPerformed,
         Self::ReportExported,

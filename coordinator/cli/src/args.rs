@@ -64,7 +64,7 @@ pub(crate) struct Connection {
     pub(crate) trust: Option<PathBuf>,
     /// Where the coordinator may be, for example ae-on/ae-az [default: ae-on/*].
     #[arg(
-        long = "coordinator-place",
+        long = "place",
         global = true,
         env = "FALAJ_PLACES",
         hide_env_values = true,
@@ -281,8 +281,8 @@ pub(crate) enum LogCommand {
     Shards,
     /// Delete the contents of a shard that has ended, under the coordinator's written policy. It cannot be undone.
     ///
-    /// Hashes stay, so that checkpoints and proofs still verify, and so do the entries by which keys, holds and erasures are
-    /// known. You show that you hold everything: the bundle has to be what is exported of the shard now. Refused while a
+    /// Hashes stay, so that checkpoints and proofs still verify, and so do the entries by which keys, holds, erasures and
+    /// revocations are known. You show that you hold everything: the bundle has to be what is exported of the shard now. Refused while a
     /// legal hold covers something in it, or a term is not over; the log has the refusal, the article and the day. Should the
     /// connection break, the coordinator goes on: `falaj log shards` tells.
     #[command(

@@ -7,6 +7,7 @@
 use super::{
     Answer, Arrived, Engine, Mail, Meta, SignedReceipt, View,
     exchange::{self, Exchange},
+    leaving::Leaving,
     problem_of, update_ref,
 };
 use crate::{
@@ -53,8 +54,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How long to wait before trying again what could not be made durable.
 const RETRY: Duration = Duration::from_millis(500);
-/// How often it is tried to do without a site before somebody has to look.
-const WITHDRAWALS: u32 = 20;
 /// Bytes read from the spool at once: whole values in every width.
 const BLOCK_BYTES: usize = 3 << 18;
 
@@ -75,6 +74,8 @@ pub(super) struct Actor {
     waiting: Option<Waiting>,
     /// What is not worth another try. It is forgotten by a restart, after which the round is tried again.
     unwitnessed: Option<Unwitnessed>,
+    /// Whom the round has to do without.
+    leaving: Arc<Leaving>,
     seq: u64,
 }
 
@@ -129,8 +130,8 @@ impl Actor {
     pub(super) fn new(
         engine: Engine,
         meta: Arc<Meta>,
-        viewing: watch::Sender<View>,
-        events: broadcast::Sender<StudyEvent>,
+        (viewing, events): (watch::Sender<View>, broadcast::Sender<StudyEvent>),
+        leaving: Arc<Leaving>,
         round: Option<(AnyRound, u64)>,
     ) -> Self {
         let owed = round.as_ref().map(|(r, _)| r.owed()).unwrap_or_default().into();
@@ -146,6 +147,7 @@ impl Actor {
             exchange: None,
             waiting: None,
             unwitnessed: None,
+            leaving,
             seq: 0,
         }
     }
@@ -212,7 +214,8 @@ impl Actor {
                 let answer = self.answered(*answer).await;
                 let _ = reply.send(answer);
             }
-            Mail::Withdrawn(site, keep) => self.withdrawn(site, keep).await,
+            // That is done next, before anything else.
+            Mail::Look => {}
             Mail::Stop(actor, reply) => {
                 let answer = self.stop(&actor).await;
                 let _ = reply.send(answer);
@@ -321,6 +324,7 @@ impl Actor {
 
     /// Does what is owed. Stops at what cannot be made durable now; it stays owed.
     async fn act(&mut self) -> Result<(), ()> {
+        self.leave_or_wait().await?;
         if self.round.is_none() {
             let base = self.viewing.borrow().model;
             if let Err(Failed::Commit(e)) = self.open(1, 0, base).await {
@@ -330,6 +334,8 @@ impl Actor {
             }
         }
         while let Some(effect) = self.owed.front().cloned() {
+            // Whoever was revoked while a mean was computed is not in the model that follows.
+            self.leave_or_wait().await?;
             let done = match &effect {
                 Effect::SendTask(site) => self.send_task(site).await,
                 Effect::Ask(site) => self.ask(site).await,
@@ -352,6 +358,26 @@ impl Actor {
             }
         }
         Ok(())
+    }
+
+    /// Does without those who are leaving. None of them is forgotten: what cannot be made durable now stays owed, and
+    /// nothing else becomes of the round before.
+    async fn leave(&mut self) -> Result<(), Failed> {
+        while let Some((site, keep)) = self.leaving.first() {
+            match self.apply(Event::Revoked { site: site.clone(), keep }).await {
+                Ok(_) | Err(Failed::Refused(_)) => self.leaving.done(&site, keep),
+                Err(e @ Failed::Commit(_)) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    async fn leave_or_wait(&mut self) -> Result<(), ()> {
+        self.leave().await.map_err(|failed| {
+            if let Failed::Commit(e) = failed {
+                tracing::warn!(study = %self.meta.study.id, error = %e, "a withdrawal must wait");
+            }
+        })
     }
 
     async fn send_task(&mut self, site: &SiteId) -> Result<(), Failed> {
@@ -477,7 +503,9 @@ impl Actor {
 
     /// Checks a site's answer, and makes it durable.
     async fn answered(&mut self, answer: Answer) -> Result<(), Problem> {
-        let Answer { site, actor, decision, round, attempt, phase, messages } = answer;
+        let Answer { site, peer, decision, round, attempt, phase, messages } = answer;
+        // The mail may have waited, and whoever sent it may have been revoked meanwhile.
+        peer.identity()?;
         let packed = exchange::pack(&messages);
         let event = Event::Answered(site.clone(), phase, Digest::of(&packed));
         let Some((open, _)) = &self.round else {
@@ -512,7 +540,7 @@ impl Actor {
             )
         };
         let rows = vec![Change::Exchange(row)];
-        let Err(failed) = self.apply_with(event, &actor, rows, described).await else {
+        let Err(failed) = self.apply_with(event, &peer.actor, rows, described).await else {
             return Ok(());
         };
         // It was taken in, and is not durable: what is stored is read again.
@@ -672,6 +700,8 @@ impl Actor {
 
     /// `stood` are the witnesses that stand behind the round, and how many entries each has cosigned.
     async fn judge(&mut self, candidate: Digest, stood: Vec<(String, u64)>) -> Result<(), Failed> {
+        // While witnesses were waited for somebody may have been revoked.
+        self.leave().await?;
         let Some((AnyRound::Gated(round), _)) = &self.round else { return Ok(()) };
         let behind = u32::try_from(stood.len()).unwrap_or(u32::MAX);
         // Aggregation refuses a candidate with a parameter that is not finite.
@@ -885,22 +915,10 @@ impl Actor {
         }
     }
 
-    /// Does without a site from now on. What cannot be made durable is tried again: the site must not stay in.
-    async fn withdrawn(&mut self, site: SiteId, keep: bool) {
-        for _ in 0..WITHDRAWALS {
-            match self.apply(Event::Revoked { site: site.clone(), keep }).await {
-                Ok(_) | Err(Failed::Refused(_)) => return,
-                Err(Failed::Commit(e)) => {
-                    tracing::warn!(study = %self.meta.study.id, %site, error = %e, "a withdrawal must wait");
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
-        }
-        tracing::error!(study = %self.meta.study.id, %site, "a revoked site may still be counted in this round");
-    }
-
     async fn count(&mut self, arrived: Arrived) -> Result<SignedReceipt, Problem> {
-        let Arrived { site, actor, decision, header, header_bytes, signature } = arrived;
+        let Arrived { site, peer, decision, header, header_bytes, signature } = arrived;
+        // The mail may have waited, and whoever sent it may have been revoked meanwhile.
+        peer.identity()?;
         let update = update_ref(&header, &header_bytes);
         let Some((round, _)) = &self.round else {
             return Err(Code::NotEnrolled.because("no round is open"));
@@ -936,7 +954,7 @@ impl Actor {
                 .text("action", Action::UpdateSend.as_str())
                 .decided(true, &decision.policies, &decision.policy_set)
         };
-        let applied = self.apply_with(event, &actor, rows, described).await;
+        let applied = self.apply_with(event, &peer.actor, rows, described).await;
         match applied {
             Ok(Some(committed)) => {
                 row.log_index = committed.first;

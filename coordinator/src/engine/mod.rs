@@ -7,9 +7,11 @@ mod actor;
 mod exchange;
 pub(crate) use actor::refusal;
 pub use exchange::MESSAGES_MAX;
+mod leaving;
 pub mod sites;
 
 use crate::{
+    accept::Peer,
     blob::Blobs,
     config::Limits,
     metrics::Metrics,
@@ -42,6 +44,7 @@ use falaj_proto::{
     problem::{Code, Problem},
     rest::StudyEvent,
 };
+use leaving::Leaving;
 use sites::Sites;
 use std::{
     collections::BTreeMap,
@@ -95,6 +98,8 @@ struct Inner {
     studies: RwLock<BTreeMap<StudyId, Handle>>,
     submitting: Mutex<()>,
     tasks: TaskTracker,
+    /// Done once studies may go on.
+    begun: CancellationToken,
     shutdown: CancellationToken,
 }
 
@@ -143,6 +148,7 @@ pub struct Handle {
     view: watch::Receiver<View>,
     events: broadcast::Sender<StudyEvent>,
     mailbox: mpsc::Sender<Mail>,
+    leaving: Arc<Leaving>,
 }
 
 impl Handle {
@@ -170,7 +176,7 @@ pub struct Arrived {
     /// Whose it is.
     pub site: SiteId,
     /// Who sent it.
-    pub actor: Actor,
+    pub peer: Arc<Peer>,
     /// Under which policies it was taken.
     pub decision: Decision,
     /// What it says.
@@ -186,7 +192,7 @@ pub struct Answer {
     /// Whose it is.
     pub site: SiteId,
     /// Who sent it.
-    pub actor: Actor,
+    pub peer: Arc<Peer>,
     /// Under which policies it was taken.
     pub decision: Decision,
     /// The round.
@@ -216,7 +222,8 @@ enum Mail {
     Update(Box<Arrived>, oneshot::Sender<Result<SignedReceipt, Problem>>),
     Answered(Box<Answer>, oneshot::Sender<Result<(), Problem>>),
     Stop(Actor, oneshot::Sender<Result<(), Problem>>),
-    Withdrawn(SiteId, bool),
+    /// Somebody is leaving: see [`Leaving`].
+    Look,
 }
 
 /// What callers are told when nothing could be made durable.
@@ -257,7 +264,7 @@ pub fn unreadable(error: StoreError) -> Problem {
 }
 
 impl Engine {
-    /// Takes up every study that was running when the coordinator ended.
+    /// Takes up every study that was running when the coordinator ended. They wait for [`Self::begin`].
     ///
     /// # Errors
     /// When what is stored cannot be read.
@@ -269,6 +276,7 @@ impl Engine {
                 studies: RwLock::default(),
                 submitting: Mutex::default(),
                 tasks: TaskTracker::new(),
+                begun: CancellationToken::new(),
                 shutdown,
             }),
         };
@@ -276,6 +284,17 @@ impl Engine {
             this.resume(row).await?;
         }
         Ok(this)
+    }
+
+    /// Lets the studies go on: it is known whom they have to do without.
+    pub fn begin(&self) {
+        self.inner.begun.cancel();
+    }
+
+    /// Done when the coordinator ends.
+    #[must_use]
+    pub fn shutdown(&self) -> &CancellationToken {
+        &self.inner.shutdown
     }
 
     /// What it is made of.
@@ -324,12 +343,15 @@ impl Engine {
         })
     }
 
-    /// Has every round that is not over do without a site. What is counted of it stays if it is kept, and ends the try
-    /// otherwise.
-    pub async fn withdraw(&self, site: &SiteId, keep: bool) {
+    /// Has every round that is not over do without a site, before anything else becomes of it. What is counted of the site
+    /// stays if it is kept, and ends the try otherwise.
+    pub fn withdraw(&self, site: &SiteId, keep: bool) {
         for study in self.studies() {
-            // A study that is over reads no mail, and has nothing to withdraw.
-            let _ = study.mailbox.send(Mail::Withdrawn(site.clone(), keep)).await;
+            if study.view.borrow().state == "running" {
+                study.leaving.add(site, keep);
+                // Whoever has a full mailbox is awake, and looks in any case.
+                let _ = study.mailbox.try_send(Mail::Look);
+            }
         }
     }
 
@@ -600,16 +622,29 @@ impl Engine {
         let (viewing, watched) = watch::channel(view);
         let (events, _) = broadcast::channel(EVENTS);
         let (mailbox, mail) = mpsc::channel(MAILBOX);
-        let handle = Handle { meta: meta.clone(), view: watched, events: events.clone(), mailbox };
+        let leaving = Arc::new(Leaving::default());
+        let handle = Handle {
+            meta: meta.clone(),
+            view: watched,
+            events: events.clone(),
+            mailbox,
+            leaving: leaving.clone(),
+        };
         self.inner
             .studies
             .write()
             .expect("invariant: the map is never left half changed")
             .insert(id, handle);
         if running {
-            let actor = actor::Actor::new(self.clone(), meta, viewing, events, newest);
-            let shutdown = self.inner.shutdown.clone();
-            self.inner.tasks.spawn(actor.run(mail, shutdown));
+            let actor = actor::Actor::new(self.clone(), meta, (viewing, events), leaving, newest);
+            let (begun, shutdown) = (self.inner.begun.clone(), self.inner.shutdown.clone());
+            self.inner.tasks.spawn(async move {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = begun.cancelled() => {}
+                }
+                actor.run(mail, shutdown).await;
+            });
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ mod outcomes;
 mod pruning;
 mod reads;
 mod reporting;
+mod revoking;
 #[expect(dead_code, reason = "the conformance test of the store needs more of it")]
 #[path = "../store/server.rs"]
 mod server;

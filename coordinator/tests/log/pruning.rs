@@ -1,11 +1,12 @@
 //! Pruning a shard that has ended: what keeps it, what goes and what stays, and that a crash loses no part of it.
 
-use super::world::{RETENTION, STUDY, World, pruning, study, text};
+use super::world::{RETENTION, REVOKED, STUDY, World, pruning, study, text, trusted};
 use anyhow::{Context as _, Result, ensure};
 use axum::http::{Method, Request, StatusCode};
 use falaj_coordinator::{
     erasure::Erasures,
     pruning::Prunings,
+    revocations::Revocations,
     store::writer::{Change, Commit},
 };
 use falaj_core::{
@@ -38,6 +39,8 @@ async fn ended() -> Result<World> {
         let answer = world.call(Method::POST, &format!("/api/v1/studies/{study}/stop")).await?;
         ensure!(answer.status() == StatusCode::OK, "{}", text(answer).await?);
     }
+    let asker = super::erasing::asker(&world.operator);
+    world.revocations.revoke(asker, REVOKED, "left").await?;
     world.get("log/checkpoint").await?;
     world.next(NEW).await
 }
@@ -175,6 +178,9 @@ async fn gone(world: &World, bundle: &[u8]) -> Result<()> {
     ensure!(asked(world, OLD, bundle).await?.1["code"] == "pruned");
     // What was kept is known at the next start.
     Erasures::open(world.engine.clone()).await?;
+    let revocations = Revocations::open(world.engine.clone(), trusted(world.dir.path())?).await?;
+    let revoked = revocations.all().await;
+    ensure!(revoked.len() == 1 && revoked[0].subject.to_string() == REVOKED, "{revoked:?}");
     Ok(())
 }
 

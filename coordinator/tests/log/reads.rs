@@ -1,6 +1,6 @@
 //! AUD-14: every read of the log, and whatever else an operator asks for, is itself an entry before it is served.
 
-use super::world::{OMAR, STUDY, World, text};
+use super::world::{OMAR, REVOKED, STUDY, World, text};
 use anyhow::{Context as _, Result, ensure};
 use axum::{
     body::Body,
@@ -20,6 +20,7 @@ async fn every_route_is_an_entry_before_it_is_served() -> Result<()> {
         id: world.operator.actor.id.as_ref().context("an operator")?,
         actor: &world.operator.actor,
     };
+    world.revocations.revoke(sara, REVOKED, "left").await?;
     let hold = world.erasures.place(sara, (None, Some(STUDY)), "Article 1").await?;
     for request in World::every_route(&hold.id)? {
         let shown = format!("{} {}", request.method(), request.uri());

@@ -64,6 +64,10 @@ const BYTES_MAX: usize = 64 << 20;
 pub(crate) const OMAR: &str = "spiffe://falaj.test/ae-on/ae-az/operator/omar";
 /// The file in a world's folder that may have a policy of retention.
 pub(crate) const RETENTION: &str = "retention.toml";
+/// Somebody who is revoked before every route is asked, and reinstated then.
+pub(crate) const REVOKED: &str = "spiffe://falaj.test/ae-on/ae-az/site/gone";
+/// Somebody who is revoked when every route is asked.
+const NEWCOMER: &str = "spiffe://falaj.test/ae-on/ae-az/site/newcomer";
 /// The study that every world has.
 pub(crate) const STUDY: &str = "heart";
 
@@ -72,6 +76,7 @@ pub(crate) struct World {
     pub(crate) dir: TempDir,
     pub(crate) engine: Engine,
     pub(crate) erasures: Erasures,
+    pub(crate) revocations: Revocations,
     pub(crate) persons: Persons,
     pub(crate) store: Store,
     pub(crate) writer: writer::Writer,
@@ -278,7 +283,9 @@ impl World {
         };
         let shutdown = CancellationToken::new();
         let engine = Engine::open(parts, shutdown.clone()).await?;
+        engine.begin();
         let erasures = Erasures::open(engine.clone()).await?;
+        let revocations = Revocations::open(engine.clone(), trusted(path)?).await?;
         let checkpointer = Checkpointer::new(writer.clone(), signer, None);
         let policy = Some(path.join(RETENTION));
         let prunings = Prunings::open(erasures.clone(), policy).await?;
@@ -286,7 +293,7 @@ impl World {
             engine: engine.clone(),
             erasures: erasures.clone(),
             prunings: prunings.clone(),
-            revocations: Revocations::open(engine.clone(), trusted(path)?).await?,
+            revocations: revocations.clone(),
             checkpointer: checkpointer.clone(),
             timestamps: None,
             identity: home,
@@ -299,6 +306,7 @@ impl World {
             dir,
             engine,
             erasures,
+            revocations,
             persons,
             store,
             writer,
@@ -345,6 +353,10 @@ impl World {
                         path.clone(),
                         format!("{{\"study\":\"{STUDY}\",\"article\":\"Article 1\"}}"),
                     ),
+                    "/api/v1/revocations" if method == "post" => {
+                        (path.clone(), revocation(NEWCOMER))
+                    }
+                    "/api/v1/reinstatements" => (path.clone(), revocation(REVOKED)),
                     "/api/v1/log/mirror" => {
                         (format!("{path}?from=0&place=ae-on/ae-az"), String::new())
                     }
@@ -391,6 +403,11 @@ pub(crate) fn erasure(person: &str, article: &str) -> String {
 /// A request's document that asks for a pruning.
 pub(crate) fn pruning(shard: &str, bundle: &[u8; 32]) -> String {
     serde_json::json!({ "shard": shard, "bundle_sha256": Digest(*bundle).to_string() }).to_string()
+}
+
+/// A request's document that revokes somebody, or takes that back.
+pub(crate) fn revocation(subject: &str) -> String {
+    serde_json::json!({ "subject": subject, "reason": "left" }).to_string()
 }
 
 /// The whole body of an answer.

@@ -238,14 +238,34 @@ fn a_broken_revocation_list_leaves_the_old_one_in_force_and_stops_a_start() -> R
     Ok(())
 }
 
+/// When a site is revoked whose update is counted, and how.
+enum Revoked {
+    /// While it is connected, by its name.
+    There,
+    /// After it has left, by its name.
+    Gone,
+    /// After it has left, by its certificate alone.
+    GoneByCertificate,
+    /// While the coordinator is down, by the deny file.
+    CoordinatorDown,
+}
+
 /// What a round makes of a site that was revoked after its update was counted.
-fn pending(kept: bool) -> Result<Vec<Value>> {
-    let word = if kept { "keep" } else { "drop" };
-    let (federation, _coordinator) =
-        federation(|_| Ok(format!("[revocation]\npending = \"{word}\"\n")))?;
+fn pending(kept: Option<bool>, when: &Revoked) -> Result<Vec<Value>> {
+    let (mut federation, mut coordinator) = federation(|federation| {
+        let denied = federation.dir().join("denied");
+        fs::write(&denied, "# nobody yet\n")?;
+        let pending = kept.map_or(String::new(), |kept| {
+            format!("pending = \"{}\"\n", if kept { "keep" } else { "drop" })
+        });
+        Ok(format!("[revocation]\ndeny = {denied:?}\n{pending}"))
+    })?;
+    let kept = kept.unwrap_or_default();
     let yaml = study_yaml("revoked", 1, 2).replace("grace_s: 2", "grace_s: 2, retries: 3");
     federation.submit(&yaml)?;
     federation.issue("site", "hospital-2", "ae-on/ae-du")?;
+    let cert = federation.identity("site", "hospital-1").join("cert.pem");
+    let digest = Digest::of(&first_certificate(&cert)?).to_string();
     runtime()?.block_on(async {
         let address = federation.addresses.context("started")?.grpc;
         let other = federation.credentials("site", "hospital-2")?;
@@ -255,12 +275,26 @@ fn pending(kept: bool) -> Result<Vec<Value>> {
         let tasked = rogue.tasked().await?;
         let forgery = rogue.forge(&rogue.honest(&tasked)?, Rogue::zeros(&tasked)?);
         rogue.submit(forgery).await?;
-        falaj(&federation, &["site", "revoke", SITE, "--reason", "poison"])?;
-        let ended = index(&federation, "connection.ended", "revoked")?;
-        let told = federation.entries("connection.ended")?;
-        let told = told.iter().find(|e| e["index"] == ended).context("there")?;
-        let pending = told["entry"]["pending"].as_str().unwrap_or_default().to_owned();
-        ensure!(pending == if kept { "kept" } else { "dropped" }, "{told}");
+        match when {
+            Revoked::There => {
+                falaj(&federation, &["site", "revoke", SITE, "--reason", "poison"])?;
+                let ended = index(&federation, "connection.ended", "revoked")?;
+                let told = federation.entries("connection.ended")?;
+                let told = told.iter().find(|e| e["index"] == ended).context("there")?;
+                let pending = told["entry"]["pending"].as_str().unwrap_or_default().to_owned();
+                ensure!(pending == if kept { "kept" } else { "dropped" }, "{told}");
+            }
+            Revoked::Gone | Revoked::GoneByCertificate => {
+                drop((rogue, tasked));
+                wait_for("the site to be gone", || {
+                    let sites = federation.falaj_json(&["sites"])?;
+                    Ok((!sites.to_string().contains("hospital-1")).then_some(()))
+                })?;
+                let whom = if matches!(when, Revoked::Gone) { SITE } else { &digest };
+                falaj(&federation, &["site", "revoke", whom, "--reason", "poison"])?;
+            }
+            Revoked::CoordinatorDown => {}
+        }
         if kept {
             // The other site ends the round, in which both are counted.
             let tasked = other.tasked().await?;
@@ -270,27 +304,68 @@ fn pending(kept: bool) -> Result<Vec<Value>> {
             let published = federation.entries("model.published")?;
             let counted = published[0]["entry"]["updates"].as_array().map(Vec::len);
             ensure!(counted == Some(2), "{published:?}");
-        } else {
-            wait_for("the round to fail", || {
-                Ok((!federation.entries("round.failed")?.is_empty()).then_some(()))
-            })?;
         }
-        federation.verified()?;
-        federation.entries("round.failed")
-    })
+        anyhow::Ok(())
+    })?;
+    if matches!(when, Revoked::CoordinatorDown) {
+        coordinator.terminate()?;
+        fs::write(federation.dir().join("denied"), format!("{SITE}\n"))?;
+        coordinator = federation.start_coordinator()?;
+    }
+    if !kept {
+        wait_for("the round to fail", || {
+            Ok((!federation.entries("round.failed")?.is_empty()).then_some(()))
+        })?;
+    }
+    federation.verified()?;
+    let failed = federation.entries("round.failed");
+    drop(coordinator);
+    failed
 }
 
 #[test]
 fn what_a_revoked_site_sent_before_is_kept_when_that_is_configured() -> Result<()> {
-    ensure!(pending(true)?.is_empty(), "the round failed");
+    ensure!(pending(Some(true), &Revoked::There)?.is_empty(), "the round failed");
     Ok(())
 }
 
+/// That is so unless something else is configured, and wherever the site is when it is revoked.
 #[test]
-fn a_round_that_counts_a_revoked_site_fails_when_its_updates_are_dropped() -> Result<()> {
-    let failed = pending(false)?;
-    ensure!(failed[0]["entry"]["reason"].to_string().contains("revoked"), "{failed:?}");
+fn a_round_that_counts_a_revoked_site_fails_wherever_that_site_is() -> Result<()> {
+    for (configured, when) in [
+        (None, Revoked::There),
+        (Some(false), Revoked::Gone),
+        (None, Revoked::GoneByCertificate),
+        (None, Revoked::CoordinatorDown),
+    ] {
+        let failed = pending(configured, &when)?;
+        ensure!(failed[0]["entry"]["reason"].to_string().contains("revoked"), "{failed:?}");
+    }
     Ok(())
+}
+
+/// The updates are fixed and the candidate is there; only witnesses are waited for.
+#[test]
+fn a_round_that_is_about_to_publish_does_not_when_a_site_in_it_is_revoked() -> Result<()> {
+    let (federation, _coordinator) = federation(|_| Ok(String::new()))?;
+    let governance = "governance: { witnesses: { quorum: 1, within_s: 600 } }\n";
+    federation.submit(&(study_yaml("gated", 1, 1) + governance))?;
+    runtime()?.block_on(async {
+        let mut rogue = connect(&federation).await?;
+        let tasked = rogue.tasked().await?;
+        let forgery = rogue.forge(&rogue.honest(&tasked)?, Rogue::zeros(&tasked)?);
+        rogue.submit(forgery).await?;
+        wait_for("a candidate", || {
+            let rounds = federation.falaj_json(&["study", "rounds", "gated"])?;
+            Ok((rounds["items"][0]["stage"] == "gated").then_some(()))
+        })?;
+        falaj(&federation, &["site", "revoke", SITE, "--reason", "poison"])
+    })?;
+    wait_for("the round to fail", || {
+        Ok((!federation.entries("round.failed")?.is_empty()).then_some(()))
+    })?;
+    ensure!(federation.entries("model.published")?.is_empty(), "it was published");
+    federation.verified().map(drop)
 }
 
 /// What certificate the coordinator shows.

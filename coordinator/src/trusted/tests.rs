@@ -1,0 +1,158 @@
+//! Which files are taken, and which leave what was before in force.
+
+use super::*;
+use falaj_certs::ca::{Authority, CRL_DAYS, Request};
+use falaj_core::id::{Place, Role};
+use tempfile::TempDir;
+
+const SITE: &str = "spiffe://falaj.test/ae-on/ae-az/site/hospital-1";
+const OTHER: &str = "spiffe://falaj.test/ae-on/ae-az/site/hospital-2";
+
+/// A coordinator's files in a folder of their own.
+struct Home {
+    dir: TempDir,
+    authority: Authority,
+    identity: IdentityConfig,
+    revocation: RevocationConfig,
+}
+
+fn place() -> Place {
+    "ae-on/ae-az".parse().expect("a place")
+}
+
+fn home() -> Home {
+    let dir = tempfile::tempdir().expect("a folder");
+    let authority = Authority::init(dir.path(), "falaj.test").expect("an authority");
+    authority.add_issuer(&place()).expect("an issuer");
+    let (role, name) = (Role::Coordinator, "main".into());
+    let request = Request { role, name, place: place(), days: 1, dns: Vec::new() };
+    let own = authority.issue(&request).expect("a certificate");
+    let (cert, key) = (own.join("cert.pem"), own.join("key.pem"));
+    let identity = IdentityConfig { cert, key, trust: authority.trust_path() };
+    Home { dir, authority, identity, revocation: RevocationConfig::default() }
+}
+
+impl Home {
+    fn deny_file(mut self, text: &str) -> Self {
+        self.revocation.deny = Some(self.dir.path().join("denied"));
+        self.write(text);
+        self
+    }
+
+    fn write(&self, text: &str) {
+        fs::write(self.dir.path().join("denied"), text).expect("written");
+    }
+
+    fn open(&self) -> Result<Trusted> {
+        Trusted::open(&self.identity, &self.revocation)
+    }
+
+    fn refusal(&self) -> String {
+        format!("{:#}", self.open().expect_err("it is not taken"))
+    }
+}
+
+/// Looks once, takes what is found: what somebody is told.
+fn look(trusted: &Trusted) -> Vec<(&'static str, String)> {
+    let found = trusted.look();
+    if let Some(fresh) = found.fresh {
+        trusted.0.now.store(Arc::new(fresh));
+    }
+    found.alerts
+}
+
+fn denies(trusted: &Trusted, whom: &str) -> bool {
+    trusted.is_denied(&trusted.now(), &whom.parse().expect("a subject"))
+}
+
+/// Shows TLS-02: a deny file that is empty, cut short, gone or about another federation lets nobody back in.
+#[test]
+fn a_deny_file_that_is_not_whole_lets_nobody_back_in() {
+    let home = home().deny_file(&format!("{SITE}\n{OTHER}\n"));
+    let trusted = home.open().expect("opened");
+    assert!(denies(&trusted, SITE) && denies(&trusted, OTHER));
+    let cut = format!("{SITE}\n{}", &OTHER[..OTHER.len() - 1]);
+    let stranger = SITE.replace("falaj.test", "falaj.tset") + "\n";
+    for (text, told) in [
+        (Some(""), "is empty"),
+        (Some(&cut[..]), "has no end"),
+        (Some(&stranger[..]), "this federation is `falaj.test`"),
+        (Some("\u{0}\n"), "line 1"),
+        (None, "reading"),
+    ] {
+        match text {
+            Some(text) => home.write(text),
+            None => fs::remove_file(home.dir.path().join("denied")).expect("removed"),
+        }
+        // It may only be half written, so nobody hears of it at once.
+        assert_eq!(look(&trusted), []);
+        let alerts = look(&trusted);
+        assert_eq!(alerts.len(), 1, "{alerts:?}");
+        let (alert, detail) = &alerts[0];
+        assert_eq!(*alert, "deny_list_not_taken");
+        assert!(detail.contains(told), "{detail}");
+        assert!(look(&trusted).is_empty(), "it was told of twice");
+        assert!(denies(&trusted, SITE) && denies(&trusted, OTHER), "{told}");
+        // Neither does a coordinator start with it.
+        assert!(home.refusal().contains(told), "{}", home.refusal());
+    }
+}
+
+#[test]
+fn whoever_is_denied_is_so_at_once_and_whoever_is_not_any_more_when_that_is_seen_twice() {
+    let home = home().deny_file("# nobody\n");
+    let trusted = home.open().expect("opened");
+    home.write(&format!("{SITE}\n{OTHER}\n"));
+    assert_eq!(look(&trusted), []);
+    assert!(denies(&trusted, SITE) && denies(&trusted, OTHER));
+    // Of a list that is written anew, the first lines.
+    home.write(&format!("{OTHER}\n"));
+    assert_eq!(look(&trusted), []);
+    assert!(denies(&trusted, SITE));
+    home.write(&format!("{OTHER}\n{SITE}\n"));
+    assert_eq!(look(&trusted), []);
+    assert!(denies(&trusted, SITE));
+    home.write("# nobody\n");
+    assert_eq!(look(&trusted), []);
+    assert!(denies(&trusted, SITE));
+    assert_eq!(look(&trusted), []);
+    assert!(!denies(&trusted, SITE) && !denies(&trusted, OTHER));
+}
+
+/// An identity has one spelling, and a digest is the same in either case.
+#[test]
+fn whom_to_deny_is_spelled_in_one_way() {
+    for wrong in [
+        SITE.to_uppercase(),
+        SITE.replace("hospital", "Hospital"),
+        SITE.replace("spiffe", "SPIFFE"),
+        SITE.replace('-', "%2d"),
+        format!("{SITE}/"),
+        SITE.replace("/site", "//site"),
+        SITE.replace("/site", "/x/../site"),
+    ] {
+        let home = home().deny_file(&format!("{wrong}\n"));
+        assert!(home.refusal().contains("line 1"), "{wrong}: {}", home.refusal());
+    }
+    let digest = Digest::of(b"a certificate").to_string();
+    let home = home().deny_file(&format!("  {digest}\t# lost\r\n"));
+    assert!(denies(&home.open().expect("opened"), &digest));
+}
+
+/// Shows TLS-02: a list whose check would keep the coordinator busy is not taken.
+#[test]
+fn a_revocation_list_that_is_too_long_is_not_taken() {
+    let mut home = home();
+    let list = home.authority.crl(&place(), CRL_DAYS).expect("a list");
+    home.revocation.crls = vec![list.clone()];
+    let trusted = home.open().expect("opened");
+    let before = trusted.now().crls.digests();
+    let long = vec![b'x'; usize::try_from(CRL_BYTES_MAX).expect("small") + 1];
+    fs::write(&list, long).expect("written");
+    assert_eq!(look(&trusted), []);
+    let alerts = look(&trusted);
+    assert!(alerts[0].0 == "revocation_list_not_taken", "{alerts:?}");
+    assert!(alerts[0].1.contains("longer than"), "{alerts:?}");
+    assert_eq!(trusted.now().crls.digests(), before);
+    assert!(home.refusal().contains("longer than"));
+}
