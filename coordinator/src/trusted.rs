@@ -418,7 +418,7 @@ impl Trusted {
     pub fn check(&self, peer: &Peer, identity: &Identity) -> Result<(), Why> {
         // Before what it counts: what changes meanwhile is asked about next time.
         let generation = self.0.generation.load(Ordering::Acquire);
-        let at = UnixTime::now();
+        let at = now_unix();
         if peer.standing.is_good(generation, seconds()) {
             return Ok(());
         }
@@ -660,7 +660,7 @@ impl Trusted {
                 let Some(cert) = sent_by(engine, &round, &site, &payload).await? else { continue };
                 let denied = self.is_denied(&now, &Subject::Certificate(cert));
                 let chain = known.get(&cert).map(|der| [CertificateDer::from(&der[..])]);
-                let checked = chain.map_or(Ok(()), |chain| now.check(&chain, UnixTime::now()));
+                let checked = chain.map_or(Ok(()), |chain| now.check(&chain, now_unix()));
                 if denied || checked.is_err_and(|why| !is_of_time(why.reason)) {
                     engine.withdraw(&site, false);
                 }
@@ -727,6 +727,11 @@ fn note<T>(
         }
         Look::Broken(e) => found.alerts.push((alert, format!("{e:#}"))),
     }
+}
+
+fn now_unix() -> UnixTime {
+    let ms = u64::try_from(clock::now().as_millis()).unwrap_or_default();
+    UnixTime::since_unix_epoch(Duration::from_millis(ms))
 }
 
 fn seconds() -> i64 {
@@ -829,7 +834,7 @@ impl Files {
         let list = |path: &PathBuf| Ok((path.clone(), read(path, CRL_BYTES_MAX)?));
         let lists: Result<Vec<_>> = self.revocation.crls.iter().map(list).collect();
         let allowed = self.revocation.unknown.is_allowed();
-        Ok(Crls::read(&lists?, trust, allowed, UnixTime::now())?)
+        Ok(Crls::read(&lists?, trust, allowed, now_unix())?)
     }
 
     /// The list of those denied at once: one to a line, `#` begins a remark. A file that was cut short is none.

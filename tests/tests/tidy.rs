@@ -174,7 +174,7 @@ fn clocks_and_chance_are_read_where_they_belong() -> Result<()> {
         "certs/src/ca.rs",
         "certs/src/trust.rs",
     ];
-    for room in ["core", "proto", "certs", "coordinator/src", "client/src", "audit"] {
+    for room in ["core", "proto", "certs/src", "coordinator/src", "client/src", "audit"] {
         for (path, text) in sources(room)? {
             if owners.iter().any(|o| path.ends_with(o)) {
                 continue;
