@@ -108,7 +108,6 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::ConnectionAdmitted => (Authentication, LOGON, Informational, true),
         Kind::ConnectionRefused => (Authentication, LOGON, Medium, false),
         Kind::ConnectionEnded => (Authentication, LOGOFF, Medium, false),
-        Kind::CertificateRevoked => (ApiActivity, DELETE, Medium, true),
         Kind::CertificateReinstated => (ApiActivity, UPDATE, Medium, true),
         Kind::StudySubmitted => (ApiActivity, CREATE, Low, true),
         Kind::StudyStopped | Kind::HoldPlaced | Kind::HoldReleased => {
@@ -124,7 +123,9 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::LogExported => (ApiActivity, READ, Low, true),
         Kind::AccessServed => (ApiActivity, READ, Informational, true),
         Kind::ErasureBegun | Kind::ErasurePerformed => (ApiActivity, DELETE, Low, true),
-        Kind::PruningBegun | Kind::PruningPerformed => (ApiActivity, DELETE, Medium, true),
+        Kind::CertificateRevoked | Kind::PruningBegun | Kind::PruningPerformed => {
+            (ApiActivity, DELETE, Medium, true)
+        }
         Kind::ErasureRefused | Kind::PruningRefused => (ApiActivity, DELETE, Medium, false),
         Kind::AccessDenied => (ApiActivity, OTHER, Medium, false),
         Kind::LogOpened
