@@ -690,10 +690,11 @@ async fn sent_by(
     let Some(row) = parts.store.update(round, &site.to_string(), payload).await? else {
         return Ok(None);
     };
-    // Indexes begin anew in each shard.
+    // Indexes begin anew in each shard, and one that was pruned has no such entry any more.
+    let kind = Some(Kind::UpdateAccepted.as_str());
     for (shard, _) in parts.shards.all() {
         let at = row.log_index;
-        for (_, bytes, leaf) in shard.entries(at, at + 1, 1, None).await? {
+        for (_, bytes, leaf) in shard.entries(at, at + 1, 1, kind).await? {
             if leaf == row.leaf {
                 return Ok(Entry::parse(&bytes)?.actor_cert());
             }
