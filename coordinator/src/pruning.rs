@@ -10,7 +10,7 @@ use crate::{
     erased::Erased,
     erasure::{Asker, Erasures, entries, time_of, touches},
     export,
-    policy::Action,
+    policy::{Action, Resource},
     reports::hashed,
     store::{
         Store,
@@ -121,6 +121,12 @@ impl Prunings {
         (scratch, checkpointer): (&Path, &Checkpointer),
         now: Timestamp,
     ) -> Result<Pruned, Problem> {
+        // Whoever may not do it makes nobody write a bundle.
+        let policy = &self.erasures.engine().parts().policy;
+        if !policy.decide(asker.id, Action::LogPrune, &Resource::Service).allow {
+            let denied = Code::Denied.because("policy does not permit this");
+            return Err(self.erasures.refuse_unread(asker, Action::LogPrune, denied).await);
+        }
         let _one_at_a_time = self.one_at_a_time.lock().await;
         let read = async {
             let policy = self.read_policy()?;

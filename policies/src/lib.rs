@@ -449,6 +449,35 @@ mod tests {
     }
 
     #[test]
+    fn every_ready_set_decides_as_its_cases_say_under_the_same_schema() {
+        let sets = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("sets");
+        let mut seen = 0;
+        for entry in std::fs::read_dir(sets).expect("the sets") {
+            let folder = entry.expect("an entry").path();
+            if !folder.is_dir() {
+                continue;
+            }
+            let shown = folder.display();
+            let read = |name: &str| {
+                std::fs::read_to_string(folder.join(name))
+                    .unwrap_or_else(|e| panic!("{shown}: {e}"))
+            };
+            assert_eq!(read(SCHEMA), include_str!("../coordinator.cedarschema"), "{shown}");
+            let files = [POLICIES, SCHEMA].map(|name| (name.to_owned(), read(name).into_bytes()));
+            let set = Policies::parse(&files).unwrap_or_else(|e| panic!("{shown}: {e}"));
+            for rule in set.rules() {
+                assert!(rule.law.is_some(), "{shown}: {} names no law", rule.id);
+                assert!(!rule.forbids || rule.reason.is_some(), "{shown}: {}: no reason", rule.id);
+            }
+            let cases = Cases::parse(&read(crate::cases::CASES)).expect("cases");
+            assert!(cases.count() >= 10, "{shown}");
+            assert_eq!(cases.mismatches(&set), [], "{shown}");
+            seen += 1;
+        }
+        assert_eq!(seen, 3);
+    }
+
+    #[test]
     fn a_set_that_lacks_a_file_or_does_not_fit_its_schema_is_refused_by_name() {
         let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
         let schema = file(SCHEMA, include_str!("../coordinator.cedarschema"));

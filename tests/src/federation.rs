@@ -336,6 +336,14 @@ impl Federation {
         Ok(process)
     }
 
+    /// Where agents connect to the coordinator that was started last.
+    ///
+    /// # Errors
+    /// When none was started.
+    pub fn agents_connect_to(&self) -> Result<SocketAddr> {
+        Ok(self.addresses.context("start the coordinator first")?.grpc)
+    }
+
     /// What Prometheus would scrape from the coordinator that was started last.
     ///
     /// # Errors

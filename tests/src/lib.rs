@@ -2,8 +2,9 @@
 //!
 //! [`federation`] makes a certificate authority and configurations in a temporary folder and starts the
 //! very binaries that a deployment runs; [`rogue`] is a site that holds a real certificate and breaks the
-//! protocol in one chosen way. Everything waits on conditions with a bound, never on the clock alone.
+//! protocol in one chosen way; [`wiretap`] reads what a site sends. Everything waits on conditions with a bound, never on the clock alone.
 
 pub mod federation;
 pub mod regulator;
 pub mod rogue;
+pub mod wiretap;

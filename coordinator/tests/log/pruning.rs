@@ -101,6 +101,11 @@ async fn a_shard_is_pruned_when_nothing_keeps_it_and_not_before() -> Result<()> 
     refusal("falaj.test/none", &bundle, "not_found", "no such shard", Kind::AdminRead).await?;
     refusal(NEW, &bundle, "retained", "still written", Kind::AdminRead).await?;
     refusal(OLD, b"another", "conflict", "export it again", Kind::AdminRead).await?;
+    // Who may not do it is told so before anything is compared.
+    let body = pruning(OLD, &Digest::of(b"another").0);
+    let request = Request::post("/api/v1/log/prunings").body(body.into())?;
+    let answer = world.ask(request, &world.site).await?;
+    ensure!(answer.status() == StatusCode::FORBIDDEN, "{}", text(answer).await?);
     // The study's own term first, then the policy's.
     let entry = refusal(OLD, &bundle, "retained", "kidney", Kind::PruningRefused).await?;
     ensure!(entry.body().text("study") == Ok("kidney") && entry.body().text("log") == Ok(OLD));

@@ -1,6 +1,7 @@
 //! End to end over real processes, certificates, sockets and records. One binary, many modules.
 
 mod audit;
+mod canary;
 mod crash;
 mod erasure;
 mod ftrl;
