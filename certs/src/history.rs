@@ -172,7 +172,7 @@ impl History {
     }
 
     /// The coordinator, which goes on, works under this trust configuration from `ts` on, as entries have it. What was
-    /// under way then was let in under the one before, and has its entry at most [`UNDER_WAY`] later.
+    /// under way then was let in under the one before, and has its entry at most five seconds later.
     ///
     /// # Errors
     /// When it was never taken.

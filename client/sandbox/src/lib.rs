@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// What stays possible.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Files and folders that may be read, beside what every program needs ([`files::SYSTEM`]).
+    /// Files and folders that may be read, beside what every program needs.
     pub read: Vec<PathBuf>,
     /// Folders in which files may be made, changed and removed.
     pub write: Vec<PathBuf>,

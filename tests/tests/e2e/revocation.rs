@@ -258,7 +258,7 @@ fn pending(kept: Option<bool>, when: &Revoked) -> Result<Vec<Value>> {
         let pending = kept.map_or(String::new(), |kept| {
             format!("pending = \"{}\"\n", if kept { "keep" } else { "drop" })
         });
-        Ok(format!("[revocation]\ndeny = {denied:?}\n{pending}"))
+        Ok(format!("[revocation]\ndeny = \"{}\"\n{pending}", denied.display()))
     })?;
     let kept = kept.unwrap_or_default();
     let yaml = study_yaml("revoked", 1, 2).replace("grace_s: 2", "grace_s: 2, retries: 3");
