@@ -121,20 +121,8 @@ impl Erasures {
         };
         let acted = self.acted(person).await?;
         if let Some(kept) = kept(person, now, holds.values(), &acted) {
-            let draft = Draft::new(Kind::ErasureRefused)
-                .actor(asker.actor)
-                .person(person)
-                .text("reason", kept.reason())
-                .text("article", kept.article());
-            let (draft, code) = match &kept {
-                Kept::Hold(hold) => (draft.text("hold", &hold.id), Code::LegalHold),
-                Kept::Term { study, retention, until } => {
-                    let draft = draft.study(study).text("retention", retention.as_str());
-                    let until = until.as_deref().unwrap_or("");
-                    (draft.text("until", until), Code::Retained)
-                }
-                Kept::Shard { until, .. } => (draft.text("until", until), Code::Retained),
-            };
+            let draft = Draft::new(Kind::ErasureRefused).actor(asker.actor).person(person);
+            let (draft, code) = refused(draft, &kept);
             self.grant(asker, Action::PersonErase, draft).await?;
             return Err(code.because(kept));
         }
@@ -331,6 +319,19 @@ impl Erasures {
         let persons = self.engine.parts().persons.clone();
         tokio::task::spawn_blocking(move || persons.forget(person)).await??;
         Ok(())
+    }
+}
+
+/// What an entry says of why something is kept, and the code with which that is answered.
+pub(crate) fn refused(draft: Draft, kept: &Kept) -> (Draft, Code) {
+    let draft = draft.text("reason", kept.reason()).text("article", kept.article());
+    match kept {
+        Kept::Hold(hold) => (draft.text("hold", &hold.id), Code::LegalHold),
+        Kept::Term { study, retention, until } => {
+            let draft = draft.study(study).text("retention", retention.as_str());
+            (draft.text("until", until.as_deref().unwrap_or("")), Code::Retained)
+        }
+        Kept::Shard { until, .. } => (draft.text("until", until), Code::Retained),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     checkpointer::Checkpointer,
     engine::{problem_of, unreadable},
     erased::Erased,
-    erasure::{Asker, Erasures, entries, time_of, touches},
+    erasure::{Asker, Erasures, entries, refused, time_of, touches},
     export,
     policy::{Action, Resource},
     reports::hashed,
@@ -150,17 +150,7 @@ impl Prunings {
                 None => self.kept(store, size, &policy, now).await?,
             };
             if let Some(kept) = kept {
-                let draft = about(Kind::PruningRefused)
-                    .text("reason", kept.reason())
-                    .text("article", kept.article());
-                let (draft, code) = match &kept {
-                    Kept::Hold(hold) => (draft.text("hold", &hold.id), Code::LegalHold),
-                    Kept::Term { study, retention, until } => {
-                        let draft = draft.study(study).text("retention", retention.as_str());
-                        (draft.text("until", until.as_deref().unwrap_or("")), Code::Retained)
-                    }
-                    Kept::Shard { until, .. } => (draft.text("until", until), Code::Retained),
-                };
+                let (draft, code) = refused(about(Kind::PruningRefused), &kept);
                 self.erasures.grant(asker, Action::LogPrune, draft).await?;
                 return Err(code.because(kept));
             }
