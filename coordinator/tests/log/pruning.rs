@@ -78,7 +78,7 @@ async fn refused(
     Ok(entries.remove(0))
 }
 
-/// AUD-10, CMP-04: nothing is deleted without a written policy, before its term and that of every study is over, under a legal
+/// CMP-04: nothing is deleted without a written policy, before its term and that of every study is over, under a legal
 /// hold, or of which the operator holds no whole copy; each refusal is in the log. Afterwards it is, and the log says so.
 #[tokio::test]
 async fn a_shard_is_pruned_when_nothing_keeps_it_and_not_before() -> Result<()> {

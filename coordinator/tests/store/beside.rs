@@ -383,7 +383,7 @@ async fn what_is_sealed_of_people_is_of_its_entry_and_opens_it() -> Result<()> {
     Ok(())
 }
 
-/// AUD-07, AUD-10: beside contents that were deleted under a policy nothing is missed, and nothing may be left.
+/// AUD-07: beside contents that were deleted under a policy nothing is missed, and nothing may be left.
 #[tokio::test]
 async fn beside_contents_that_were_deleted_nothing_is_missed_and_nothing_may_be_left() -> Result<()>
 {

@@ -363,7 +363,7 @@ async fn time_stamps_lie_in_the_shard_that_they_are_of() -> Result<()> {
     Ok(())
 }
 
-/// AUD-10: contents go only where a pruning was begun, and then hashes stay: every proof still verifies, also after a restart,
+/// CMP-04: contents go only where a pruning was begun, and then hashes stay: every proof still verifies, also after a restart,
 /// and whoever asks for contents is told that they are deleted.
 #[tokio::test(flavor = "multi_thread")]
 async fn contents_of_a_shard_go_only_when_its_pruning_was_begun_and_hashes_stay() -> Result<()> {
