@@ -2,6 +2,7 @@
 
 use crate::config::{Config, SandboxMode};
 use anyhow::{Context as _, Result, ensure};
+use falaj_certs::trust::TrustFile;
 use falaj_sandbox::{Entered, Limits, Probe, enter, probe};
 use std::{
     collections::BTreeSet,
@@ -30,6 +31,7 @@ pub fn limits(config: &Config, file: &Path) -> Result<Limits> {
     let identity = &config.identity;
     let beside = [file, &identity.cert, &identity.key, &identity.trust];
     let mut read: BTreeSet<PathBuf> = beside.into_iter().map(folder).collect();
+    read.extend(issuers(&identity.trust));
     read.extend(config.datasets.iter().map(|d| d.path.clone()));
     read.extend(config.train.libtorch_cuda.clone());
     read.extend(libraries());
@@ -87,6 +89,15 @@ fn folder(path: &Path) -> PathBuf {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
         _ => PathBuf::from("."),
     }
+}
+
+/// Where the certificates lie that a trust configuration names: they may be anywhere. What is wrong with it is said when it is
+/// used.
+fn issuers(trust: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(trust).unwrap_or_default();
+    let named = TrustFile::parse(trust, &text).map(|file| file.issuers).unwrap_or_default();
+    let paths = named.into_iter().map(|issuer| folder(trust).join(issuer.cert));
+    paths.filter(|path| path.exists()).map(|path| folder(&path)).collect()
 }
 
 /// Where the libraries lie that this program runs with: they open others beside them when they are needed.
