@@ -6,42 +6,45 @@
 //! changed: who may be here no longer is told so, logged, and cut off ([`Trusted::watch`]). Whether a certificate is on a
 //! list is asked of the TLS library; nothing here reads a list by itself.
 
+mod files;
+mod standing;
 #[cfg(test)]
 mod tests;
+
+pub use standing::Standing;
 
 use crate::{
     accept::Peer,
     clock,
     config::{IdentityConfig, RevocationConfig},
     engine::Engine,
-    export::TRUST_FILE,
     store::writer::{Change, Commit},
 };
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use arc_swap::ArcSwap;
 use falaj_certs::{
     identity::Identity,
-    revocation::{CRL_BYTES_MAX, Crls},
+    revocation::Crls,
     tls::{Credentials, client_verifier, server_config, tls_reason},
-    trust::{TrustFile, TrustStore},
+    trust::TrustStore,
 };
 use falaj_core::{
     audit::{Draft, Entry, Kind},
     id::{Digest, RoundId, SiteId, SpiffeId},
 };
-use falaj_proto::problem::{Code, Problem};
+use falaj_proto::problem::Code;
+use files::{Files, Look, Seen, own_certificate};
 use futures_util::StreamExt as _;
 use rustls::{ServerConfig, server::danger::ClientCertVerifier};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs,
+    fmt,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
     str::FromStr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, Weak,
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -50,8 +53,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How often files are looked at, and who is connected.
 const GLANCE: Duration = Duration::from_secs(1);
-/// A file other than a revocation list is at most this long.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Who may be denied by the file, and by operators, at most.
 pub const DENIED_MAX: usize = 100_000;
 
@@ -177,67 +178,6 @@ impl InForce {
 /// Whether somebody is out because time has passed, and nobody took their certificate away.
 fn is_of_time(reason: &str) -> bool {
     matches!(reason, "expired" | "issuer_expired" | "revocation_list_expired")
-}
-
-/// How a file, or several that belong together, was last seen.
-#[derive(Default)]
-struct Seen {
-    /// What was taken.
-    taken: Option<Digest>,
-    /// What was not, and has been seen once.
-    broken: Option<Digest>,
-    /// What was not, and somebody was told.
-    told: Option<Digest>,
-}
-
-/// What becomes of a look at files.
-enum Look<T> {
-    Same,
-    Fresh(T),
-    Broken(anyhow::Error),
-}
-
-impl Seen {
-    /// Whether this was seen once already, and not taken.
-    fn is_second_look(&self, print: Digest) -> bool {
-        self.broken == Some(print)
-    }
-
-    /// Takes files if they have changed. What is broken is tried once more before anybody hears of it: it may only be
-    /// half written.
-    fn look<T>(&mut self, print: Digest, take: impl FnOnce() -> Result<T>) -> Look<T> {
-        if self.taken == Some(print) {
-            (self.broken, self.told) = (None, None);
-            return Look::Same;
-        }
-        match take() {
-            Ok(fresh) => {
-                *self = Self { taken: Some(print), broken: None, told: None };
-                Look::Fresh(fresh)
-            }
-            Err(_) if self.told == Some(print) => Look::Same,
-            Err(e) if self.broken == Some(print) => {
-                self.told = Some(print);
-                Look::Broken(e)
-            }
-            Err(_) => {
-                self.broken = Some(print);
-                Look::Same
-            }
-        }
-    }
-}
-
-/// The files, and how each was last seen.
-struct Files {
-    identity: IdentityConfig,
-    revocation: RevocationConfig,
-    certificate: Seen,
-    trust: Seen,
-    crls: Seen,
-    deny: Seen,
-    /// The revocation list of which it was told that it is too old: when its next one was due.
-    overdue: Option<i64>,
 }
 
 /// What a look at the files has found.
@@ -749,210 +689,4 @@ fn in_force(
     let server = |alpn: &[&str]| server_config(&credentials, clients.clone(), alpn).map(Arc::new);
     let (agents, operators) = (server(&["h2"])?, server(&["h2", "http/1.1"])?);
     Ok(InForce { credentials, trust, trust_sha256, crls, denied, clients, agents, operators })
-}
-
-/// The coordinator's own certificate, which must name whom it named before.
-fn own_certificate(files: &IdentityConfig, before: &Credentials) -> Result<Arc<Credentials>> {
-    let fresh = Credentials::load(&files.cert, &files.key)?;
-    let (found, was) = (fresh.identity()?.spiffe, before.identity()?.spiffe);
-    ensure!(
-        found == was,
-        "{} names {found}, this coordinator is {was}: start it again to make it another",
-        files.cert.display()
-    );
-    Ok(Arc::new(fresh))
-}
-
-/// Reads a file that is not longer than it may be.
-fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
-    use std::io::Read as _;
-    let file = fs::File::open(path).with_context(|| format!("reading {}", path.display()))?;
-    let mut bytes = Vec::new();
-    file.take(most + 1)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("reading {}", path.display()))?;
-    if bytes.len() as u64 > most {
-        bail!("{} is longer than {most} bytes", path.display());
-    }
-    Ok(bytes)
-}
-
-/// What tells one content of files from another, a missing one from an empty one included.
-fn print<'a>(paths: impl IntoIterator<Item = &'a PathBuf>, most: u64) -> Digest {
-    let mut all = Vec::new();
-    for path in paths {
-        let found = read(path, most).map_or_else(|_| [0; 32], |bytes| Digest::of(&bytes).0);
-        all.extend_from_slice(&found);
-    }
-    Digest::of(&all)
-}
-
-impl Files {
-    fn print_certificate(&self) -> Digest {
-        print([&self.identity.cert, &self.identity.key], FILE_BYTES_MAX)
-    }
-
-    fn print_trust(&self) -> Digest {
-        let path = &self.identity.trust;
-        let text = read(path, FILE_BYTES_MAX).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        let file = text.and_then(|text| TrustFile::parse(path, &text).ok());
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let issuers = file.into_iter().flat_map(|file| file.issuers);
-        let issuers: Vec<PathBuf> = issuers.map(|issuer| folder.join(issuer.cert)).collect();
-        print([path].into_iter().chain(&issuers), FILE_BYTES_MAX)
-    }
-
-    fn print_crls(&self, trust: &Digest) -> Digest {
-        let lists = print(&self.revocation.crls, CRL_BYTES_MAX);
-        Digest::of(&[lists.0, trust.0].concat())
-    }
-
-    fn print_denied(&self) -> Digest {
-        print(&self.revocation.deny, FILE_BYTES_MAX)
-    }
-
-    /// The trust configuration and the digest of its file; the trust domain stays what it was.
-    fn read_trust(&self, before: Option<&TrustStore>) -> Result<(TrustStore, Digest)> {
-        let path = &self.identity.trust;
-        let digest = Digest::of(&read(path, FILE_BYTES_MAX)?);
-        let trust = TrustStore::load(path)?;
-        ensure!(
-            Digest::of(&read(path, FILE_BYTES_MAX)?) == digest,
-            "{} has changed while it was read",
-            path.display()
-        );
-        if let Some(before) = before {
-            ensure!(
-                before.trust_domain() == trust.trust_domain(),
-                "{} is of another trust domain: start the coordinator again to change it",
-                path.display()
-            );
-        }
-        Ok((trust, digest))
-    }
-
-    fn read_crls(&self, trust: &TrustStore) -> Result<Crls> {
-        let list = |path: &PathBuf| Ok((path.clone(), read(path, CRL_BYTES_MAX)?));
-        let lists: Result<Vec<_>> = self.revocation.crls.iter().map(list).collect();
-        let allowed = self.revocation.unknown.is_allowed();
-        Ok(Crls::read(&lists?, trust, allowed, now_unix())?)
-    }
-
-    /// The list of those denied at once: one to a line, `#` begins a remark. A file that was cut short is none.
-    fn read_denied(&self, trust_domain: &str) -> Result<BTreeSet<Subject>> {
-        let Some(path) = &self.revocation.deny else { return Ok(BTreeSet::new()) };
-        let text = String::from_utf8(read(path, FILE_BYTES_MAX)?)
-            .with_context(|| format!("{} is not text", path.display()))?;
-        ensure!(
-            !text.is_empty(),
-            "{} is empty: to deny nobody, write a line that begins with `#`",
-            path.display()
-        );
-        ensure!(
-            text.ends_with('\n'),
-            "the last line of {} has no end: it may be cut short; end it",
-            path.display()
-        );
-        let mut denied = BTreeSet::new();
-        for (n, line) in text.lines().enumerate() {
-            let line = line.split('#').next().unwrap_or_default().trim();
-            if !line.is_empty() {
-                let at = || format!("{}, line {}", path.display(), n + 1);
-                let subject: Subject = line.parse().with_context(at)?;
-                if let Subject::Identity(id) = &subject {
-                    let ours = id.trust_domain() == trust_domain;
-                    ensure!(ours, "{}: this federation is `{trust_domain}`", at());
-                }
-                denied.insert(subject);
-            }
-        }
-        ensure!(denied.len() <= DENIED_MAX, "{} denies more than {DENIED_MAX}", path.display());
-        Ok(denied)
-    }
-
-    /// What whoever reads the log later needs: the trust configuration, its issuers, and the coordinator's certificate.
-    fn rows(&self, now: &InForce) -> Vec<Change> {
-        let kept = |der: &[u8]| Change::Certificate(Digest::of(der), der.to_vec());
-        let mut rows: Vec<Change> = now.trust.issuers().iter().map(|(der, _)| kept(der)).collect();
-        rows.push(kept(now.credentials.certificate()));
-        let text = read(&self.identity.trust, FILE_BYTES_MAX).ok();
-        let text = text.filter(|bytes| Digest::of(bytes) == now.trust_sha256);
-        rows.extend(text.map(|bytes| Change::Policy(now.trust_sha256, TRUST_FILE.into(), bytes)));
-        rows
-    }
-}
-
-/// How somebody who is connected stands.
-#[derive(Default)]
-pub struct Standing {
-    /// What was in force when it was checked last, and until when that holds.
-    good: Mutex<(u64, i64)>,
-    state: Mutex<State>,
-    cut: CancellationToken,
-    over: AtomicBool,
-}
-
-#[derive(Default)]
-enum State {
-    #[default]
-    Good,
-    /// It is being logged that they may be here no longer.
-    Lost,
-    /// They are cut off, and every request is answered with this.
-    Cut(Problem),
-}
-
-impl Standing {
-    fn is_good(&self, generation: u64, now: i64) -> bool {
-        let (checked, until) = *self.good.lock().unwrap_or_else(PoisonError::into_inner);
-        checked == generation && now < until
-    }
-
-    fn renew(&self, generation: u64, until: i64) {
-        *self.good.lock().unwrap_or_else(PoisonError::into_inner) = (generation, until);
-    }
-
-    /// They may be here no longer. Whether that is new.
-    fn lose(&self) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = matches!(*state, State::Good);
-        if new {
-            *state = State::Lost;
-        }
-        new
-    }
-
-    fn is_lost(&self) -> bool {
-        !matches!(*self.state.lock().unwrap_or_else(PoisonError::into_inner), State::Good)
-    }
-
-    fn cut(&self, problem: Problem) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Cut(problem);
-        self.cut.cancel();
-    }
-
-    /// Done once they are cut off.
-    #[must_use]
-    pub const fn end(&self) -> &CancellationToken {
-        &self.cut
-    }
-
-    /// Whether the connection is broken.
-    pub(crate) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
-    }
-
-    /// The connection is broken.
-    pub(crate) fn over(&self) {
-        self.over.store(true, Ordering::Relaxed);
-    }
-
-    /// With what every request is answered, once they are cut off.
-    #[must_use]
-    pub fn problem(&self) -> Option<Problem> {
-        match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
-            State::Cut(problem) => Some(problem.clone()),
-            State::Good | State::Lost => None,
-        }
-    }
 }

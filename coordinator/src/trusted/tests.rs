@@ -1,8 +1,12 @@
 //! Which files are taken, and which leave what was before in force.
 
 use super::*;
-use falaj_certs::ca::{Authority, CRL_DAYS, Request};
+use falaj_certs::{
+    ca::{Authority, CRL_DAYS, Request},
+    revocation::CRL_BYTES_MAX,
+};
 use falaj_core::id::{Place, Role};
+use std::fs;
 use tempfile::TempDir;
 
 const SITE: &str = "spiffe://falaj.test/ae-on/ae-az/site/hospital-1";

@@ -1,0 +1,219 @@
+//! The files that say who is trusted: read, told apart, and taken or not.
+
+use super::{DENIED_MAX, InForce, Subject, now_unix};
+use crate::{
+    config::{IdentityConfig, RevocationConfig},
+    export::TRUST_FILE,
+    store::writer::Change,
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use falaj_certs::{
+    revocation::{CRL_BYTES_MAX, Crls},
+    tls::Credentials,
+    trust::{TrustFile, TrustStore},
+};
+use falaj_core::id::Digest;
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// A file other than a revocation list is at most this long.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// How a file, or several that belong together, was last seen.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// What was taken.
+    pub(super) taken: Option<Digest>,
+    /// What was not, and has been seen once.
+    pub(super) broken: Option<Digest>,
+    /// What was not, and somebody was told.
+    pub(super) told: Option<Digest>,
+}
+
+/// What becomes of a look at files.
+pub(super) enum Look<T> {
+    Same,
+    Fresh(T),
+    Broken(anyhow::Error),
+}
+
+impl Seen {
+    /// Whether this was seen once already, and not taken.
+    pub(super) fn is_second_look(&self, print: Digest) -> bool {
+        self.broken == Some(print)
+    }
+
+    /// Takes files if they have changed. What is broken is tried once more before anybody hears of it: it may only be
+    /// half written.
+    pub(super) fn look<T>(&mut self, print: Digest, take: impl FnOnce() -> Result<T>) -> Look<T> {
+        if self.taken == Some(print) {
+            (self.broken, self.told) = (None, None);
+            return Look::Same;
+        }
+        match take() {
+            Ok(fresh) => {
+                *self = Self { taken: Some(print), broken: None, told: None };
+                Look::Fresh(fresh)
+            }
+            Err(_) if self.told == Some(print) => Look::Same,
+            Err(e) if self.broken == Some(print) => {
+                self.told = Some(print);
+                Look::Broken(e)
+            }
+            Err(_) => {
+                self.broken = Some(print);
+                Look::Same
+            }
+        }
+    }
+}
+
+/// The files, and how each was last seen.
+pub(super) struct Files {
+    pub(super) identity: IdentityConfig,
+    pub(super) revocation: RevocationConfig,
+    pub(super) certificate: Seen,
+    pub(super) trust: Seen,
+    pub(super) crls: Seen,
+    pub(super) deny: Seen,
+    /// The revocation list of which it was told that it is too old: when its next one was due.
+    pub(super) overdue: Option<i64>,
+}
+
+/// The coordinator's own certificate, which must name whom it named before.
+pub(super) fn own_certificate(
+    files: &IdentityConfig,
+    before: &Credentials,
+) -> Result<Arc<Credentials>> {
+    let fresh = Credentials::load(&files.cert, &files.key)?;
+    let (found, was) = (fresh.identity()?.spiffe, before.identity()?.spiffe);
+    ensure!(
+        found == was,
+        "{} names {found}, this coordinator is {was}: start it again to make it another",
+        files.cert.display()
+    );
+    Ok(Arc::new(fresh))
+}
+
+/// Reads a file that is not longer than it may be.
+pub(super) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    use std::io::Read as _;
+    let file = fs::File::open(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut bytes = Vec::new();
+    file.take(most + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("reading {}", path.display()))?;
+    if bytes.len() as u64 > most {
+        bail!("{} is longer than {most} bytes", path.display());
+    }
+    Ok(bytes)
+}
+
+/// What tells one content of files from another, a missing one from an empty one included.
+pub(super) fn print<'a>(paths: impl IntoIterator<Item = &'a PathBuf>, most: u64) -> Digest {
+    let mut all = Vec::new();
+    for path in paths {
+        let found = read(path, most).map_or_else(|_| [0; 32], |bytes| Digest::of(&bytes).0);
+        all.extend_from_slice(&found);
+    }
+    Digest::of(&all)
+}
+
+impl Files {
+    pub(super) fn print_certificate(&self) -> Digest {
+        print([&self.identity.cert, &self.identity.key], FILE_BYTES_MAX)
+    }
+
+    pub(super) fn print_trust(&self) -> Digest {
+        let path = &self.identity.trust;
+        let text = read(path, FILE_BYTES_MAX).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let file = text.and_then(|text| TrustFile::parse(path, &text).ok());
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let issuers = file.into_iter().flat_map(|file| file.issuers);
+        let issuers: Vec<PathBuf> = issuers.map(|issuer| folder.join(issuer.cert)).collect();
+        print([path].into_iter().chain(&issuers), FILE_BYTES_MAX)
+    }
+
+    pub(super) fn print_crls(&self, trust: &Digest) -> Digest {
+        let lists = print(&self.revocation.crls, CRL_BYTES_MAX);
+        Digest::of(&[lists.0, trust.0].concat())
+    }
+
+    pub(super) fn print_denied(&self) -> Digest {
+        print(&self.revocation.deny, FILE_BYTES_MAX)
+    }
+
+    /// The trust configuration and the digest of its file; the trust domain stays what it was.
+    pub(super) fn read_trust(&self, before: Option<&TrustStore>) -> Result<(TrustStore, Digest)> {
+        let path = &self.identity.trust;
+        let digest = Digest::of(&read(path, FILE_BYTES_MAX)?);
+        let trust = TrustStore::load(path)?;
+        ensure!(
+            Digest::of(&read(path, FILE_BYTES_MAX)?) == digest,
+            "{} has changed while it was read",
+            path.display()
+        );
+        if let Some(before) = before {
+            ensure!(
+                before.trust_domain() == trust.trust_domain(),
+                "{} is of another trust domain: start the coordinator again to change it",
+                path.display()
+            );
+        }
+        Ok((trust, digest))
+    }
+
+    pub(super) fn read_crls(&self, trust: &TrustStore) -> Result<Crls> {
+        let list = |path: &PathBuf| Ok((path.clone(), read(path, CRL_BYTES_MAX)?));
+        let lists: Result<Vec<_>> = self.revocation.crls.iter().map(list).collect();
+        let allowed = self.revocation.unknown.is_allowed();
+        Ok(Crls::read(&lists?, trust, allowed, now_unix())?)
+    }
+
+    /// The list of those denied at once: one to a line, `#` begins a remark. A file that was cut short is none.
+    pub(super) fn read_denied(&self, trust_domain: &str) -> Result<BTreeSet<Subject>> {
+        let Some(path) = &self.revocation.deny else { return Ok(BTreeSet::new()) };
+        let text = String::from_utf8(read(path, FILE_BYTES_MAX)?)
+            .with_context(|| format!("{} is not text", path.display()))?;
+        ensure!(
+            !text.is_empty(),
+            "{} is empty: to deny nobody, write a line that begins with `#`",
+            path.display()
+        );
+        ensure!(
+            text.ends_with('\n'),
+            "the last line of {} has no end: it may be cut short; end it",
+            path.display()
+        );
+        let mut denied = BTreeSet::new();
+        for (n, line) in text.lines().enumerate() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if !line.is_empty() {
+                let at = || format!("{}, line {}", path.display(), n + 1);
+                let subject: Subject = line.parse().with_context(at)?;
+                if let Subject::Identity(id) = &subject {
+                    let ours = id.trust_domain() == trust_domain;
+                    ensure!(ours, "{}: this federation is `{trust_domain}`", at());
+                }
+                denied.insert(subject);
+            }
+        }
+        ensure!(denied.len() <= DENIED_MAX, "{} denies more than {DENIED_MAX}", path.display());
+        Ok(denied)
+    }
+
+    /// What whoever reads the log later needs: the trust configuration, its issuers, and the coordinator's certificate.
+    pub(super) fn rows(&self, now: &InForce) -> Vec<Change> {
+        let kept = |der: &[u8]| Change::Certificate(Digest::of(der), der.to_vec());
+        let mut rows: Vec<Change> = now.trust.issuers().iter().map(|(der, _)| kept(der)).collect();
+        rows.push(kept(now.credentials.certificate()));
+        let text = read(&self.identity.trust, FILE_BYTES_MAX).ok();
+        let text = text.filter(|bytes| Digest::of(bytes) == now.trust_sha256);
+        rows.extend(text.map(|bytes| Change::Policy(now.trust_sha256, TRUST_FILE.into(), bytes)));
+        rows
+    }
+}
