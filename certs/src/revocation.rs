@@ -98,6 +98,20 @@ impl Crls {
         Ok(this)
     }
 
+    /// Lists that were in force once, to tell newer ones from older ones: neither their signatures nor their times are asked about.
+    ///
+    /// # Errors
+    /// [`CrlError::List`], for a file that is no list.
+    pub fn remember(files: &[(PathBuf, Vec<u8>)]) -> Result<Self, CrlError> {
+        let lists = files.iter().map(|(path, bytes)| Crl::parse(path, bytes));
+        Ok(Self { lists: lists.collect::<Result<_, _>>()?, unknown_allowed: false })
+    }
+
+    /// The lists, each with the digest of its issuer's name.
+    pub fn by_issuer(&self) -> impl Iterator<Item = (Digest, &[u8])> {
+        self.lists.iter().map(|list| (Digest::of(&list.issuer), list.der.as_ref()))
+    }
+
     /// Whether these may take the place of `before`: no list is older than the one of the same issuer there.
     ///
     /// # Errors
@@ -149,7 +163,30 @@ impl Crls {
 }
 
 impl Crl {
+    /// A list that holds now, signed by an issuer in the trust configuration.
     fn read(path: &Path, bytes: &[u8], trust: &TrustStore, now: i64) -> Result<Self, CrlError> {
+        let this = Self::parse(path, bytes)?;
+        let wrong = |what: &str| CrlError::List { path: path.to_owned(), what: what.to_owned() };
+        let (_, crl) = CertificateRevocationList::from_der(&this.der)
+            .map_err(|_| wrong("it is no revocation list"))?;
+        if !trust.signed_by_issuer(
+            &this.issuer,
+            crl.tbs_cert_list.as_ref(),
+            &crl.signature_algorithm,
+            &crl.signature_value.data,
+        ) {
+            return Err(wrong("no issuer in the trust configuration signed it"));
+        }
+        if this.this_update > now {
+            return Err(wrong("it is from the future: look at the clock of whoever made it"));
+        }
+        if this.next_update <= now {
+            return Err(wrong("it is too old: the next one was due; put the newest one there"));
+        }
+        Ok(this)
+    }
+
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self, CrlError> {
         let wrong = |what: &str| CrlError::List { path: path.to_owned(), what: what.to_owned() };
         let der = if bytes.starts_with(b"-----") {
             CertificateRevocationListDer::from_pem_slice(bytes)
@@ -171,24 +208,10 @@ impl Crl {
             ));
         }
         let issuer = crl.tbs_cert_list.issuer.as_raw().to_vec();
-        if !trust.signed_by_issuer(
-            &issuer,
-            crl.tbs_cert_list.as_ref(),
-            &crl.signature_algorithm,
-            &crl.signature_value.data,
-        ) {
-            return Err(wrong("no issuer in the trust configuration signed it"));
-        }
         let next_update = crl.next_update().map(|at| at.timestamp());
         let next_update = next_update
             .ok_or_else(|| wrong("it does not say when the next one is due (nextUpdate)"))?;
         let this_update = crl.last_update().timestamp();
-        if this_update > now {
-            return Err(wrong("it is from the future: look at the clock of whoever made it"));
-        }
-        if next_update <= now {
-            return Err(wrong("it is too old: the next one was due; put the newest one there"));
-        }
         let number = crl.crl_number().map(BigUint::to_bytes_be).unwrap_or_default();
         Ok(Self { path: path.to_owned(), issuer, number, this_update, next_update, der })
     }

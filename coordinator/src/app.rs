@@ -119,7 +119,14 @@ impl App {
         let outside = witnesses::load(&config.log.witnesses, identity.spiffe.trust_domain())?;
         let dir = &config.state.dir;
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        trusted.keep_lists(dir.join("revocation-lists"))?;
         let persons = Persons::open(&dir.join("persons"))?;
+        if !persons.all().is_empty() && !policy.lets_in(&persons) {
+            tracing::error!(
+                policies = %config.policy.dir.display(),
+                "no operator who is known may connect: put the policies right; until then `falaj-coordinator break-glass` lets operators look, stop and revoke"
+            );
+        }
         let scratch = emptied(&dir.join("scratch"))?;
         let keys = log_keys(&config)?;
         let metrics = Arc::new(Metrics::default());
@@ -412,7 +419,8 @@ async fn started(
         .digest("policy_set_sha256", &policy.digest());
     let (entry, trust_rows) = trusted.started(entry);
     let rows = policy.rows().into_iter().chain(trust_rows).collect();
-    let mut commit = Commit { rows, entries: vec![entry], round: None };
+    let entries = [Some(entry), policy.broken()].into_iter().flatten().collect();
+    let mut commit = Commit { rows, entries, round: None };
     if let Some(begins) = begins {
         begins.put(&mut commit);
     }

@@ -7,7 +7,7 @@ use falaj_coordinator::{
     config::Config,
     fsck,
     persons::Persons,
-    policy::PolicyEngine,
+    policy::{PolicyEngine, glass},
     store::{self, Database, Store},
     timestamps::Authority,
     trusted::Trusted,
@@ -62,6 +62,28 @@ enum Command {
         /// Print JSON, one line for each shard of the log.
         #[arg(long)]
         json: bool,
+    },
+    /// Put rescue policies in the place of all others for a while, when those lock out whoever could put them right.
+    ///
+    /// Operators of the coordinator's jurisdiction may look, stop studies and revoke; sites wait; nothing is learnt and nothing
+    /// leaves. The log says `glass.broken`, with the reason, and who did what meanwhile. A running coordinator takes it up
+    /// within seconds.
+    #[command(
+        after_help = "Examples:\n  falaj-coordinator break-glass --config coordinator.toml --reason \"RES-002 locks everybody out\"\n  falaj-coordinator break-glass --config coordinator.toml --mend"
+    )]
+    BreakGlass {
+        /// The configuration.
+        #[arg(long, env = "FALAJ_COORDINATOR_CONFIG")]
+        config: PathBuf,
+        /// Why: one line, which stands in the log.
+        #[arg(long, required_unless_present = "mend", conflicts_with = "mend")]
+        reason: Option<String>,
+        /// For how many minutes.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=i64::from(glass::MINUTES_MAX)))]
+        minutes: u32,
+        /// Mend it before its time is over.
+        #[arg(long)]
+        mend: bool,
     },
     /// Look after a PostgreSQL database.
     Database {
@@ -132,6 +154,12 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Fsck { config, json } => fsck(&Config::load(&config)?, json).await,
+        Command::BreakGlass { config, reason, minutes, .. } => {
+            let dir = Config::load(&config)?.policy.dir;
+            break_glass(&dir, reason.as_deref(), minutes)
+                .with_context(|| format!("in {}", dir.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Database { command: DatabaseCommand::Init { config, owner_url_file } } => {
             database_init(&Config::load(&config)?, &owner_url_file).await
         }
@@ -146,6 +174,19 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Breaks the glass for a reason, and mends it without.
+fn break_glass(dir: &Path, reason: Option<&str>, minutes: u32) -> Result<()> {
+    match reason {
+        Some(reason) => {
+            let glass = glass::break_it(dir, reason, minutes)?;
+            println!("broken until {}: put the policies right meanwhile", glass.until);
+        }
+        None if glass::mend(dir)? => println!("mended: the policies are asked again"),
+        None => println!("it was not broken"),
+    }
+    Ok(())
 }
 
 async fn database_init(config: &Config, owner_url_file: &Path) -> Result<ExitCode> {

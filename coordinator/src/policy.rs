@@ -1,6 +1,8 @@
 //! The policies in force: read from a folder, and again when its files change. What they say is decided in
 //! `falaj_policies`.
 
+pub mod glass;
+
 use crate::{
     metrics::Metrics,
     persons::Persons,
@@ -12,7 +14,8 @@ use falaj_core::{
     id::{Digest, Place, SpiffeId},
 };
 pub use falaj_policies::{Action, Decision, Resource};
-use falaj_policies::{POLICIES, Policies, PolicyError, SCHEMA};
+use falaj_policies::{POLICIES, Policies, PolicyError, SCHEMA, rescue};
+use glass::Glass;
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -42,6 +45,9 @@ pub enum LoadError {
         "{0}: no operator who is known could connect any more; an operator could until now, so this is taken for a mistake"
     )]
     LockOut(PathBuf),
+    /// What breaks the glass is no such file.
+    #[error("{0}: {1}; `falaj-coordinator break-glass` writes it")]
+    Glass(PathBuf, String),
 }
 
 /// Why other policies were not put in force.
@@ -55,9 +61,24 @@ enum NotInForce {
 
 type Files = Vec<(String, Vec<u8>)>;
 
+/// What a look at the folder finds.
+struct Found {
+    files: Files,
+    /// That the glass is broken; the files are not the folder's then.
+    glass: Option<Glass>,
+}
+
+impl Found {
+    /// What tells one find from another.
+    fn state(&self) -> (Digest, Option<Glass>) {
+        (policy_set(&self.files), self.glass.clone())
+    }
+}
+
 struct Loaded {
     policies: Policies,
     files: Files,
+    glass: Option<Glass>,
 }
 
 /// Decides. A cheap handle: clones share the set in force.
@@ -88,6 +109,12 @@ impl PolicyEngine {
     #[must_use]
     pub fn files(&self) -> Files {
         self.loaded.load().files.clone()
+    }
+
+    /// The entry which says that the glass is broken, if it is.
+    #[must_use]
+    pub fn broken(&self) -> Option<Draft> {
+        self.loaded.load().glass.as_ref().map(broken)
     }
 
     /// The rows that keep the files in force for whoever reads the log later.
@@ -135,8 +162,11 @@ pub async fn follow(
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // What was judged last, and what was seen last: nothing when the files could not be read.
-    let mut judged = Some(engine.digest());
-    let mut seen = judged;
+    let mut judged = {
+        let loaded = engine.loaded.load();
+        Some((loaded.policies.digest(), loaded.glass.clone()))
+    };
+    let mut seen = judged.clone();
     loop {
         let asked = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -146,16 +176,16 @@ pub async fn follow(
             },
             _ = look.tick() => false,
         };
-        let files = read(&engine.dir);
-        let now = files.as_ref().ok().map(|files| policy_set(files));
+        let found = read(&engine.dir);
+        let now = found.as_ref().ok().map(Found::state);
         let settled = now == seen;
-        seen = now;
+        seen.clone_from(&now);
         if !asked && (now == judged || !settled) {
             continue;
         }
         judged = now;
-        let taken = match files {
-            Ok(files) => engine.take_up(files, &persons, &writer).await,
+        let taken = match found {
+            Ok(found) => engine.take_up(found, &persons, &writer, &metrics).await,
             Err(e) => Err(e.into()),
         };
         match taken {
@@ -184,26 +214,45 @@ pub async fn follow(
 }
 
 impl PolicyEngine {
+    /// Whether any operator who is known could connect.
+    #[must_use]
+    pub fn lets_in(&self, persons: &Persons) -> bool {
+        self.connects(&self.loaded.load().policies, persons)
+    }
+
+    fn connects(&self, policies: &Policies, persons: &Persons) -> bool {
+        let may = |who: &SpiffeId| {
+            policies.decide(&self.place, who, Action::Connect, &Resource::Service).allow
+        };
+        persons.all().iter().any(|(_, who)| may(who))
+    }
+
     /// Puts other policies in force, after their entry is durable.
     async fn take_up(
         &self,
-        files: Files,
+        found: Found,
         persons: &Persons,
         writer: &Writer,
+        metrics: &Metrics,
     ) -> Result<Digest, NotInForce> {
-        let fresh = load(&self.dir, files)?;
-        let connects = |policies: &Policies| {
-            let may = |who: &SpiffeId| {
-                policies.decide(&self.place, who, Action::Connect, &Resource::Service).allow
-            };
-            persons.all().iter().any(|(_, who)| may(who))
-        };
-        if connects(&self.loaded.load().policies) && !connects(&fresh.policies) {
+        let fresh = load(&self.dir, found)?;
+        let before = self.loaded.load().glass.clone();
+        // What is mended is as it was: the glass is broken for a bounded time, whatever comes after it.
+        let mended = before.is_some() && fresh.glass.is_none();
+        if !mended && self.lets_in(persons) && !self.connects(&fresh.policies, persons) {
             return Err(LoadError::LockOut(self.dir.to_path_buf()).into());
         }
         let set = fresh.policies.digest();
-        let entry = Draft::new(Kind::PolicyLoaded).digest("policy_set_sha256", &set);
-        let commit = Commit { rows: rows(&fresh), entries: vec![entry], round: None };
+        let mut entries = vec![Draft::new(Kind::PolicyLoaded).digest("policy_set_sha256", &set)];
+        if mended {
+            let why = before.as_ref().map_or("", |glass| glass.reason.as_str());
+            entries.push(Draft::new(Kind::GlassMended).text("reason", why));
+        } else if let Some(glass) = fresh.glass.as_ref().filter(|_| fresh.glass != before) {
+            entries.push(broken(glass));
+            metrics.alert("glass_broken");
+            tracing::error!(reason = glass.reason, until = glass.until, "THE GLASS IS BROKEN");
+        }
+        let commit = Commit { rows: rows(&fresh), entries, round: None };
         writer.commit(commit).await?;
         self.loaded.store(Arc::new(fresh));
         Ok(set)
@@ -216,16 +265,24 @@ fn rows(loaded: &Loaded) -> Vec<Change> {
     loaded.files.iter().map(row).collect()
 }
 
-fn read(dir: &Path) -> Result<Files, LoadError> {
+fn broken(glass: &Glass) -> Draft {
+    Draft::new(Kind::GlassBroken).text("reason", &glass.reason).text("until", &glass.until)
+}
+
+fn read(dir: &Path) -> Result<Found, LoadError> {
+    if let Some(glass) = glass::read(dir)? {
+        return Ok(Found { files: rescue(), glass: Some(glass) });
+    }
     let read = |name: &str| {
         let path = dir.join(name);
         let bytes = fs::read(&path).map_err(|e| LoadError::Read(path, e))?;
         Ok((name.to_owned(), bytes))
     };
-    [POLICIES, SCHEMA].into_iter().map(read).collect()
+    let files = [POLICIES, SCHEMA].into_iter().map(read).collect::<Result<_, _>>()?;
+    Ok(Found { files, glass: None })
 }
 
-fn load(dir: &Path, files: Files) -> Result<Loaded, LoadError> {
+fn load(dir: &Path, Found { files, glass }: Found) -> Result<Loaded, LoadError> {
     let policies = Policies::parse(&files).map_err(|e| LoadError::Invalid(dir.to_owned(), e))?;
-    Ok(Loaded { policies, files })
+    Ok(Loaded { policies, files, glass })
 }

@@ -20,7 +20,7 @@ use crate::{
     engine::Engine,
     store::writer::{Change, Commit},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use arc_swap::ArcSwap;
 use falaj_certs::{
     identity::Identity,
@@ -39,8 +39,9 @@ use rustls::{ServerConfig, server::danger::ClientCertVerifier};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, fs,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     str::FromStr,
     sync::{
         Arc, Mutex, MutexGuard, Weak,
@@ -237,6 +238,7 @@ impl Trusted {
             crls: Seen::default(),
             deny: Seen::default(),
             overdue: None,
+            kept: None,
         };
         let credentials = Arc::new(Credentials::load(&identity.cert, &identity.key)?);
         files.certificate.taken = Some(files.print_certificate());
@@ -257,6 +259,19 @@ impl Trusted {
             pending_kept: revocation.pending.is_kept(),
             looked: AtomicU64::new(u64::MAX),
         })))
+    }
+
+    /// Keeps the newest revocation list of each issuer in `dir`, so that none is put back while nobody looks.
+    ///
+    /// # Errors
+    /// When a list in force is older than the one that was kept, or the folder cannot be used.
+    pub fn keep_lists(&self, dir: PathBuf) -> Result<()> {
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let mut files = self.files();
+        files.kept = Some(dir);
+        let now = self.now();
+        now.crls.follow(&files.read_kept()?)?;
+        files.keep(&now.crls)
     }
 
     /// What is in force now.
@@ -480,6 +495,11 @@ impl Trusted {
         match in_force((certificate, trust, trust_sha256, crls), denied) {
             Ok(fresh) => {
                 found.rows = files.rows(&fresh);
+                if let Err(e) = files.keep(&fresh.crls) {
+                    // They are in force all the same.
+                    let e = format!("{e:#}");
+                    tracing::error!(error = e, "revocation lists cannot be kept over a restart");
+                }
                 found.fresh = Some(fresh);
             }
             Err(e) => found.alerts.push(("trust_not_taken", format!("{e:#}"))),

@@ -52,6 +52,10 @@ kinds! {
     PolicyLoaded = "policy.loaded";
     /// Changed policies cannot be used; the old ones stay in force.
     PolicyRefused = "policy.refused";
+    /// Rescue policies took the place of all others: somebody with the run of the machine broke the glass.
+    GlassBroken = "glass.broken";
+    /// The policies of before are asked again.
+    GlassMended = "glass.mended";
     /// A connection was let in.
     ConnectionAdmitted = "connection.admitted";
     /// A connection was refused: at the handshake, for its identity, or by policy.

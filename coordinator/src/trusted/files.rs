@@ -16,12 +16,15 @@ use falaj_core::id::Digest;
 use std::{
     collections::BTreeSet,
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 /// A file other than a revocation list is at most this long.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// How the name of a list ends that is kept over a restart.
+const KEPT: &str = "crl";
 
 /// How a file, or several that belong together, was last seen.
 #[derive(Default)]
@@ -82,6 +85,8 @@ pub(super) struct Files {
     pub(super) deny: Seen,
     /// The revocation list of which it was told that it is too old: when its next one was due.
     pub(super) overdue: Option<i64>,
+    /// Where the newest list of each issuer is kept over a restart.
+    pub(super) kept: Option<PathBuf>,
 }
 
 /// The coordinator's own certificate, which must name whom it named before.
@@ -172,6 +177,33 @@ impl Files {
         let lists: Result<Vec<_>> = self.revocation.crls.iter().map(list).collect();
         let allowed = self.revocation.unknown.is_allowed();
         Ok(Crls::read(&lists?, trust, allowed, now_unix())?)
+    }
+
+    /// The lists that were in force when the coordinator ran last.
+    pub(super) fn read_kept(&self) -> Result<Crls> {
+        let Some(dir) = &self.kept else { return Ok(Crls::default()) };
+        let mut lists = Vec::new();
+        for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == KEPT) {
+                lists.push((path.clone(), read(&path, CRL_BYTES_MAX)?));
+            }
+        }
+        let kept = Crls::remember(&lists);
+        kept.context("remove the file if the newest list of its issuer is the one configured")
+    }
+
+    /// Keeps lists that are in force, whatever becomes of those of issuers that have none now.
+    pub(super) fn keep(&self, crls: &Crls) -> Result<()> {
+        let Some(dir) = &self.kept else { return Ok(()) };
+        for (issuer, list) in crls.by_issuer() {
+            let path = dir.join(format!("{issuer}.{KEPT}"));
+            let mut file = tempfile::NamedTempFile::new_in(dir)?;
+            file.write_all(list)?;
+            file.as_file().sync_all()?;
+            file.persist(&path).with_context(|| format!("writing {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// The list of those denied at once: one to a line, `#` begins a remark. A file that was cut short is none.

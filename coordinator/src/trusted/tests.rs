@@ -6,7 +6,6 @@ use falaj_certs::{
     revocation::CRL_BYTES_MAX,
 };
 use falaj_core::id::{Place, Role};
-use std::fs;
 use tempfile::TempDir;
 
 const SITE: &str = "spiffe://falaj.test/ae-on/ae-az/site/hospital-1";

@@ -53,6 +53,8 @@ pub enum Severity {
     Low,
     /// Somebody was refused, or something failed.
     Medium,
+    /// Somebody should look now.
+    High,
 }
 
 impl Severity {
@@ -62,15 +64,17 @@ impl Severity {
             Self::Informational => 1,
             Self::Low => 2,
             Self::Medium => 3,
+            Self::High => 4,
         }
     }
 
-    /// Informational, notice or warning (RFC 5424, table 2).
+    /// Informational, notice, warning or error (RFC 5424, table 2).
     const fn syslog(self) -> u8 {
         match self {
             Self::Informational => 6,
             Self::Low => 5,
             Self::Medium => 4,
+            Self::High => 3,
         }
     }
 }
@@ -92,7 +96,7 @@ pub struct Shape {
 #[must_use]
 pub const fn shape(kind: Kind) -> Shape {
     use Class::{ApiActivity, ApplicationLifecycle, Authentication, Base};
-    use Severity::{Informational, Low, Medium};
+    use Severity::{High, Informational, Low, Medium};
     const CREATE: i64 = 1;
     const LOGON: i64 = 1;
     const LOGOFF: i64 = 2;
@@ -105,6 +109,8 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::CoordinatorStarted => (ApplicationLifecycle, START, Low, true),
         Kind::PolicyLoaded | Kind::TrustLoaded => (ApplicationLifecycle, OTHER, Low, true),
         Kind::PolicyRefused => (ApplicationLifecycle, OTHER, Medium, false),
+        Kind::GlassBroken => (ApplicationLifecycle, OTHER, High, false),
+        Kind::GlassMended => (ApplicationLifecycle, OTHER, Medium, true),
         Kind::ConnectionAdmitted => (Authentication, LOGON, Informational, true),
         Kind::ConnectionRefused => (Authentication, LOGON, Medium, false),
         Kind::ConnectionEnded => (Authentication, LOGOFF, Medium, false),
@@ -418,7 +424,7 @@ mod tests {
             assert_eq!(int("type_uid"), int("class_uid") * 100 + int("activity_id"));
             assert_eq!(int("category_uid"), int("class_uid") / 1_000);
             assert_eq!(int("time"), 1_709_251_199_999);
-            assert!((1..=3).contains(&int("severity_id")) && (1..=2).contains(&int("status_id")));
+            assert!((1..=4).contains(&int("severity_id")) && (1..=2).contains(&int("status_id")));
             let metadata = event.member("metadata").expect("metadata");
             assert_eq!(metadata.text("version"), Ok(OCSF_VERSION));
             assert_eq!(metadata.text("event_code"), Ok(kind.as_str()));

@@ -65,6 +65,8 @@ impl Charts {
             | Kind::CoordinatorStarted
             | Kind::PolicyLoaded
             | Kind::PolicyRefused
+            | Kind::GlassBroken
+            | Kind::GlassMended
             | Kind::TrustLoaded
             | Kind::CertificateRevoked
             | Kind::CertificateReinstated

@@ -67,7 +67,7 @@ impl Security {
             self.in_force.entry(set).or_default().add(index);
         }
         let incident = match seen.kind() {
-            Kind::PolicyRefused => Some("reason"),
+            Kind::PolicyRefused | Kind::GlassBroken | Kind::GlassMended => Some("reason"),
             Kind::AlertRaised => Some("alert"),
             _ => None,
         };

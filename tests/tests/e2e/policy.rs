@@ -90,6 +90,55 @@ fn changed_policies_come_into_force_by_themselves_and_broken_ones_leave_the_old_
     Ok(())
 }
 
+/// A coordinator that starts with policies which lock everybody out is put right by whoever has the run of its machine, and
+/// the log says so.
+#[test]
+fn whoever_is_locked_out_breaks_the_glass_and_does_no_more_than_look_stop_and_revoke() -> Result<()>
+{
+    let mut federation = Federation::new()?;
+    let folder = federation.dir().join("policies");
+    fs::create_dir(&folder)?;
+    for file in ["coordinator.cedar", "coordinator.cedarschema"] {
+        fs::copy(federation.policies.join(file), folder.join(file))?;
+    }
+    let rules = folder.join("coordinator.cedar");
+    let shipped = fs::read_to_string(&rules)?;
+    fs::write(&rules, "@id(\"OUT\") forbid (principal, action, resource);")?;
+    federation.policies = folder;
+    let _coordinator = federation.start_coordinator()?;
+    let refused = federation.falaj(&["status"])?;
+    ensure!(!refused.status.success() && text(&refused).contains("OUT"), "{}", text(&refused));
+
+    let config = federation.dir().join("coordinator/coordinator.toml").display().to_string();
+    let break_glass = |more: &[&str]| {
+        run("falaj-coordinator", &[&["break-glass", "--config", &config], more].concat())
+    };
+    let long = break_glass(&["--reason", "x", "--minutes", "241"]);
+    ensure!(long.is_err_and(|e| e.to_string().contains("241")));
+    break_glass(&["--reason", "rule OUT locks everybody out"])?;
+    // Who cannot get in cannot ask the log, either: getting in shows that it is broken.
+    wait_for("an operator to be let in", || {
+        Ok(federation.falaj(&["status"])?.status.success().then_some(()))
+    })?;
+    let broken = federation.entries("glass.broken")?;
+    ensure!(broken.len() == 1, "{broken:?}");
+    ensure!(broken[0]["entry"]["reason"] == "rule OUT locks everybody out", "{broken:?}");
+    let file = federation.dir().join("study.yaml");
+    fs::write(&file, study_yaml("meanwhile", 1, 2))?;
+    let submitted = federation.falaj(&["study", "submit", &file.display().to_string()])?;
+    ensure!(text(&submitted).contains("BRK-003"), "{}", text(&submitted));
+
+    fs::write(&rules, &shipped)?;
+    break_glass(&["--mend"])?;
+    wait_for("the shipped policies", || {
+        let submitted = federation.falaj(&["study", "submit", &file.display().to_string()])?;
+        Ok(submitted.status.success().then_some(()))
+    })?;
+    ensure!(federation.entries("glass.mended")?.len() == 1);
+    federation.verified()?;
+    Ok(())
+}
+
 #[test]
 fn what_other_policies_would_have_decided_is_shown_from_the_log() -> Result<()> {
     let mut federation = Federation::new()?;

@@ -235,6 +235,10 @@ fn a_broken_revocation_list_leaves_the_old_one_in_force_and_stops_a_start() -> R
     coordinator.terminate()?;
     let said = federation.start_coordinator().expect_err("a list is missing").to_string();
     ensure!(said.contains("crl.pem"), "{said}");
+    // An older one that would hold for days yet is not taken because nobody was there when it was put back.
+    fs::write(&list, &first)?;
+    let said = federation.start_coordinator().expect_err("a list is older").to_string();
+    ensure!(said.contains("older than the list in force"), "{said}");
     Ok(())
 }
 
