@@ -5,6 +5,13 @@
 
 use crate::trust::{IssuerEntry, TrustFile, spki_sha256};
 use anyhow::{Context as _, Result, bail, ensure};
+use ed25519_dalek::{
+    SigningKey,
+    pkcs8::{
+        DecodePrivateKey as _, EncodePrivateKey as _, KeypairBytes,
+        spki::der::{pem::LineEnding, zeroize::Zeroizing},
+    },
+};
 use falaj_core::id::{Place, Role, SpiffeId};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
@@ -314,10 +321,17 @@ impl Authority {
             .mode(0o600)
             .open(&path)
             .with_context(|| format!("writing {}", path.display()))?;
-        file.write_all(key.serialize_pem().as_bytes())?;
+        file.write_all(key_pem(key)?.as_bytes())?;
         fs::write(dir.join("cert.pem"), cert)?;
         Ok(())
     }
+}
+
+/// A private key in PEM form, without its public half (PKCS#8, version 1): OpenSSL before 3.2 and what is built on it, curl for
+/// one, read no other.
+fn key_pem(key: &KeyPair) -> Result<Zeroizing<String>> {
+    let secret_key = SigningKey::from_pkcs8_der(key.serialized_der())?.to_bytes();
+    Ok(KeypairBytes { secret_key, public_key: None }.to_pkcs8_pem(LineEnding::LF)?)
 }
 
 fn authority_params(name: &str, days: u32, path_length: u8) -> CertificateParams {

@@ -86,7 +86,7 @@ fn test(args: &[String]) -> Result<()> {
     setup::go();
     setup::postgresql();
     setup::strace();
-    setup::openssl();
+    setup::tls();
     setup::cvc5();
     // End-to-end tests run the very binaries, so all of them come first.
     tools::cargo(&["build", "--workspace", "--bins"])?;

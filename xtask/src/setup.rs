@@ -82,8 +82,13 @@ const POSTGRESQL: [&str; 1] = ["postgresql"];
 /// Debian's package by which calls to the operating system are made to fail.
 const STRACE: [&str; 1] = ["strace"];
 
-/// Debian's package by which the log is stamped in tests, and by which stamps are checked.
-const OPENSSL: [&str; 1] = ["openssl"];
+/// Programs that speak TLS and are not ours, each with what makes it say its version, and Debian's package of it. OpenSSL
+/// stamps the log in tests as well, and checks stamps.
+const TLS: [[&str; 3]; 3] = [
+    ["openssl", "version", "openssl"],
+    ["curl", "--version", "curl"],
+    ["testssl", "--version", "testssl.sh"],
+];
 
 /// Debian's package of the solver by which policies are proven.
 const CVC5: [&str; 1] = ["cvc5"];
@@ -117,10 +122,13 @@ pub(crate) fn strace() {
     }
 }
 
-/// Makes sure that OpenSSL is there if this may install it; without it the tests that need it say that they are skipped.
-pub(crate) fn openssl() {
-    if !quiet("openssl", &["version"]) {
-        packages(&OPENSSL);
+/// Makes sure that OpenSSL, curl and testssl.sh are there if this may install them; without one the tests that need it say
+/// that they are skipped.
+pub(crate) fn tls() {
+    for [program, version, package] in TLS {
+        if !quiet(program, &[version]) {
+            packages(&[package]);
+        }
     }
 }
 

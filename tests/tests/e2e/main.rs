@@ -13,6 +13,7 @@ mod mirror;
 mod outcomes;
 mod outside;
 mod policy;
+mod probing;
 mod quorum;
 mod report;
 mod reports;
