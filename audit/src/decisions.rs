@@ -5,7 +5,7 @@ use falaj_core::{
     canon::Node,
     id::{Digest, Place, SpiffeId, StudyId},
 };
-use falaj_policies::{Action, Policies, Resource};
+use falaj_policies::{Action, Party, Policies, Resource, With};
 use std::{
     collections::{BTreeMap, HashSet},
     fmt::Write as _,
@@ -73,33 +73,42 @@ impl Decisions {
             },
             None => None,
         };
-        let taking = action.parse::<Action>().is_ok_and(|action| Action::TAKING.contains(&action));
-        let destination = entry.destination().filter(|_| taking);
+        let somewhere = action.parse::<Action>().is_ok_and(Action::is_somewhere);
+        let destination = entry.destination().filter(|_| somewhere);
+        let endpoint = body.find_text("endpoint").unwrap_or_default();
+        let evidence = entry.evidence().map_err(|e| e.to_string())?;
+        let roles = entry.actor_roles().map_err(|e| e.to_string())?.unwrap_or_default();
         let decision = body.text("decision").map_err(|e| e.to_string())?;
         let ids = body.list("policy_ids").map_err(|e| e.to_string())?;
         self.key.clear();
         let texts = [Some(decision), Some(action), study, mechanism.as_deref()];
         let ids_of = ids.iter().map(|id| id.as_text());
         // Writing to a string cannot fail. Lengths keep apart what was written one after the other.
-        let _ = write!(self.key, "{set} {who}");
+        let _ = write!(self.key, "{set} {who} {roles}");
         if let Some(destination) = &destination {
             let _ = write!(self.key, " to {destination}");
+        }
+        if let Some(evidence) = &evidence {
+            let _ = write!(self.key, " {}:{endpoint} by {evidence:?}", endpoint.len());
         }
         for text in texts.into_iter().chain(ids_of) {
             let text = text.unwrap_or_default();
             let _ = write!(self.key, " {}:{text}", text.len());
         }
         if !self.right.contains(&self.key) {
+            let who = Party { id: who, roles };
             let asked = (set, who, action, study.zip(mechanism.as_deref()));
-            let to = destination.as_ref().unwrap_or(who.place());
-            let (allow, by) = self.decide(asked, to, files)?;
+            let destination = destination.as_ref().unwrap_or(who.id.place());
+            let with = With { destination, evidence: evidence.as_ref(), endpoint };
+            let (allow, by) = self.decide(asked, &with, files)?;
             let same = |(id, by): (&Node<'_>, &String)| id.as_text() == Some(by);
             let allowed = decision == "allow";
             if allowed != allow || ids.len() != by.len() || !ids.iter().zip(&by).all(same) {
                 let word = if allow { "allow" } else { "deny" };
                 return Err(format!(
-                    "it says that the policies decided `{decision}`, and they decide `{word}` by [{}] when {who} asks for {action}",
-                    by.join(", ")
+                    "it says that the policies decided `{decision}`, and they decide `{word}` by [{}] when {} with roles {roles} asks for {action}",
+                    by.join(", "),
+                    who.id
                 ));
             }
             if self.right.len() >= REMEMBERED_MAX {
@@ -118,8 +127,8 @@ impl Decisions {
 
     fn decide<'a>(
         &mut self,
-        (set, who, action, study): (Digest, &SpiffeId, &str, Option<(&str, &str)>),
-        to: &Place,
+        (set, who, action, study): (Digest, Party<'_>, &str, Option<(&str, &str)>),
+        with: &With<'_>,
         files: impl FnOnce(&Digest) -> Option<&'a [(String, Vec<u8>)]>,
     ) -> Result<(bool, Vec<String>), String> {
         if !self.sets.contains_key(&set) {
@@ -141,7 +150,7 @@ impl Decisions {
             }
             None => Resource::Service,
         };
-        let said = self.sets[&set].decide_to(here, who, action, &resource, to);
+        let said = self.sets[&set].decide_with(here, who, action, &resource, with);
         Ok((said.allow, said.policies))
     }
 }

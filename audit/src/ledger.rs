@@ -52,7 +52,7 @@ pub(crate) fn check(
             ledger.entries()
         )));
     }
-    let signature = hex(last.text("signature").map_err(unread)?)
+    let signature = crate::hex(last.text("signature").map_err(unread)?)
         .ok_or_else(|| wrong("its signature cannot be read".into()))?;
     let keys = keys.get(&site.to_string()).map(Vec::as_slice).unwrap_or_default();
     if !keys.iter().any(|key| note::verify_context(key, HEAD_CONTEXT, &head, &signature)) {
@@ -70,9 +70,4 @@ pub(crate) fn check(
         updates: named.len() as u64,
         studies: ledger.studies().into_iter().map(|(d, s)| (d, s.to_string())).collect(),
     })
-}
-
-fn hex(text: &str) -> Option<Vec<u8>> {
-    let pairs = text.as_bytes().chunks(2);
-    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }

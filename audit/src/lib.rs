@@ -5,6 +5,7 @@
 
 pub mod args;
 mod decisions;
+mod egress;
 mod erased;
 mod keys;
 mod ledger;
@@ -12,6 +13,7 @@ mod replay;
 mod revoked;
 mod stamps;
 
+pub use egress::{EgressReport, KindReport};
 pub use erased::ErasedReport;
 use erased::Later;
 use falaj_certs::{timestamp::Issuers, trust::TrustFile};
@@ -98,6 +100,12 @@ pub enum Wrong {
         /// In the checkpoint.
         signed: Digest,
     },
+    /// A site's egress journal does not hold.
+    #[error("an egress journal is wrong: {what}")]
+    Egress {
+        /// What is wrong.
+        what: String,
+    },
     /// A site's budget ledger does not hold.
     #[error("a budget ledger is wrong: {what}")]
     Ledger {
@@ -155,6 +163,8 @@ pub struct Report {
     pub erased: Vec<ErasedReport>,
     /// Budget ledgers that were checked against the updates.
     pub ledgers: Vec<LedgerReport>,
+    /// Egress journals that were checked against the updates.
+    pub egress: Vec<EgressReport>,
     /// The audit report over what was asked for, in the sections of [`falaj_core::report`].
     #[serde(skip)]
     pub sections: Canon,
@@ -186,6 +196,8 @@ pub struct Options<'a> {
     pub scope: Option<&'a Scope>,
     /// Budget ledgers that sites exported beside it.
     pub ledgers: &'a [String],
+    /// Egress journals that sites exported beside it.
+    pub egress: &'a [String],
     /// A folder in which the log is laid out as static files (C2SP tlog-tiles). It has a `checkpoint` only if the
     /// bundle holds.
     pub tiles: Option<&'a Path>,
@@ -414,6 +426,7 @@ impl<'a> Verifier<'a> {
             report_timestamp,
             erased,
             ledgers,
+            egress: self.replay.egress(self.options.egress)?,
             sections,
         })
     }
@@ -695,4 +708,10 @@ impl Log {
         }
         follow(&entry).map_err(wrong)
     }
+}
+
+/// Bytes of a text in hex.
+fn hex(text: &str) -> Option<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }

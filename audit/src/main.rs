@@ -25,7 +25,7 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --trust trust.toml\n  falaj-verify bundle.tar --tsa-ca tsa-ca.pem\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --report march.json --since 2026-03 --until 2026-03\n  falaj-verify bundle.tar --report all-about-h1.json --subject spiffe://falaj.demo/ae-on/ae-az/site/hospital-1\n  falaj-verify bundle.tar --json\n  falaj-verify bundle.tar --tiles public/log\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
+    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --trust trust.toml\n  falaj-verify bundle.tar --tsa-ca tsa-ca.pem\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --egress hospital-1-egress.jsonl\n  falaj-verify bundle.tar --report march.json --since 2026-03 --until 2026-03\n  falaj-verify bundle.tar --report all-about-h1.json --subject spiffe://falaj.demo/ae-on/ae-az/site/hospital-1\n  falaj-verify bundle.tar --json\n  falaj-verify bundle.tar --tiles public/log\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
 )]
 struct Cli {
     /// The bundle, as `falaj log export` wrote it.
@@ -43,6 +43,10 @@ struct Cli {
     /// site's updates were paid from. May be given for several sites.
     #[arg(long)]
     ledger: Vec<PathBuf>,
+    /// What left a site, as `falaj-agent egress export` wrote it: that it is whole, and that each update that the log counts
+    /// left as it says. May be given for several sites, and of one site in several files that follow each other.
+    #[arg(long, conflicts_with = "proof")]
+    egress: Vec<PathBuf>,
     /// Lay the log out as static files in this folder (C2SP tlog-tiles), for any tool or web server that knows them.
     #[arg(long, value_name = "FOLDER", conflicts_with = "proof")]
     tiles: Option<PathBuf>,
@@ -72,16 +76,13 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let mut ledgers = Vec::new();
-    for path in &cli.ledger {
-        match std::fs::read_to_string(path) {
-            Ok(text) => ledgers.push(text),
-            Err(e) => {
-                eprintln!("falaj-verify: {}: {e}", path.display());
-                return ExitCode::from(EXIT_USAGE);
-            }
+    let (ledgers, egress) = match (texts(&cli.ledger), texts(&cli.egress)) {
+        (Ok(ledgers), Ok(egress)) => (ledgers, egress),
+        (Err(e), _) | (_, Err(e)) => {
+            eprintln!("falaj-verify: {e}");
+            return ExitCode::from(EXIT_USAGE);
         }
-    }
+    };
     let trust = match cli.pins.trust() {
         Ok(trust) => trust,
         Err(e) => {
@@ -116,6 +117,7 @@ fn main() -> ExitCode {
         tsa: tsa.as_ref(),
         scope: Some(&scope),
         ledgers: &ledgers,
+        egress: &egress,
         tiles: cli.tiles.as_deref(),
     };
     let verdict = verify(file, options, |done, all| {
@@ -136,6 +138,14 @@ fn main() -> ExitCode {
         }
         Err(wrong) => refuse(&cli, &wrong),
     }
+}
+
+/// The files that sites exported.
+fn texts(paths: &[PathBuf]) -> Result<Vec<String>, String> {
+    let text = |path: &PathBuf| {
+        std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
+    };
+    paths.iter().map(text).collect()
 }
 
 fn refuse(cli: &Cli, wrong: &dyn std::fmt::Display) -> ExitCode {
@@ -266,6 +276,23 @@ fn say(cli: &Cli, report: &Report) {
                 "ledger     {}: whole, {} entries pay for {} updates",
                 l.site, l.entries, l.updates
             );
+        }
+        for e in &report.egress {
+            println!(
+                "egress     {}: whole from entry {} to {}, {} counted updates left as it says; of others {} were refused, and {} are not in this log",
+                e.site,
+                e.first,
+                e.entries.saturating_sub(1),
+                e.updates,
+                e.refused,
+                e.unknown
+            );
+            for (kind, k) in &e.kinds {
+                println!(
+                    "           {kind}: {} messages, {} bytes, the largest {}",
+                    k.messages, k.bytes, k.largest
+                );
+            }
         }
     }
     println!(

@@ -4,6 +4,7 @@
 use crate::{
     WitnessReport, Wrong,
     decisions::Decisions,
+    egress::{self, Counted, EgressReport},
     ledger::{self, LedgerReport},
     revoked::Revoked,
 };
@@ -56,6 +57,10 @@ pub(crate) struct Replay {
     open: BTreeMap<RoundId, Open>,
     /// The ledger heads that each site's counted updates were paid from.
     heads: BTreeMap<SiteId, Vec<Digest>>,
+    /// Each site's counted updates.
+    counted: BTreeMap<SiteId, Vec<Counted>>,
+    /// Payloads that were refused.
+    refused: BTreeSet<Digest>,
     pub(crate) models: u64,
     pub(crate) updates: u64,
     pub(crate) refusals: u64,
@@ -76,6 +81,8 @@ struct Claim {
     base: Digest,
     cohort: Option<Digest>,
     ledger: Digest,
+    /// Of header, signature and payload.
+    bytes: u64,
 }
 
 struct Open {
@@ -153,6 +160,7 @@ impl Replay {
                     base: parsed.base,
                     cohort: parsed.cohort,
                     ledger: parsed.ledger,
+                    bytes: (header.len() + bytes.len()) as u64 + parsed.payload_bytes,
                 },
             );
         } else {
@@ -247,8 +255,20 @@ impl Replay {
             Kind::RoundFailed | Kind::ModelRejected => {
                 self.open.remove(&round()?);
             }
-            Kind::ConnectionRefused | Kind::UpdateRefused | Kind::AccessDenied => {
+            Kind::SiteEnrolled => {
+                let site: SiteId = body.parsed("identity").map_err(|e| e.to_string())?;
+                self.history.check(site.spiffe(), &digest("cert_sha256")?, &entry.ts)?;
+            }
+            Kind::CertificateRenewed => self.renewed(entry, &digest("cert_sha256")?)?,
+            Kind::ConnectionRefused
+            | Kind::EnrolmentRefused
+            | Kind::UpdateRefused
+            | Kind::AccessDenied => {
                 self.refusals += 1;
+                if entry.kind == Kind::UpdateRefused {
+                    // What was refused before its header was read names none.
+                    self.refused.extend(digest("payload_sha256"));
+                }
             }
             Kind::ModelRead | Kind::LogExported => {
                 self.intents.insert(entry.seq, entry.kind);
@@ -260,6 +280,20 @@ impl Replay {
             }
             Kind::AccessServed => self.served(entry)?,
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// A renewed certificate is about the key of the one before it, and names the same site.
+    fn renewed(&self, entry: &Entry, fresh: &Digest) -> Result<(), String> {
+        let who = entry.actor_id().ok_or("it names nobody whose certificate it is")?;
+        self.history.check(who, fresh, &entry.ts)?;
+        let before = entry.actor_cert().ok_or("it names no certificate that was renewed")?;
+        // Of a certificate for whose holder nobody known vouches there is no key, and `check` has said so.
+        if self.history.key(&before) != self.history.key(fresh) {
+            return Err(format!(
+                "the certificate {fresh} of {who} is about another key than {before}"
+            ));
         }
         Ok(())
     }
@@ -349,6 +383,7 @@ impl Replay {
             entry.kind,
             Kind::ConnectionRefused
                 | Kind::ConnectionEnded
+                | Kind::EnrolmentRefused
                 | Kind::AlertRaised
                 | Kind::UpdateRefused
                 | Kind::AccessDenied
@@ -392,6 +427,9 @@ impl Replay {
         open.last = entry.seq;
         open.cohorts.insert(claim.cohort);
         self.heads.entry(site.clone()).or_default().push(claim.ledger);
+        let bytes = claim.bytes;
+        let counted = Counted { round, header, payload, bytes };
+        self.counted.entry(site).or_default().push(counted);
         self.updates += 1;
         Ok(())
     }
@@ -399,6 +437,11 @@ impl Replay {
     /// Checks a site's exported ledger against what was replayed.
     pub(crate) fn ledger(&self, text: &str) -> Result<LedgerReport, Wrong> {
         ledger::check(text, &self.keys, &self.heads)
+    }
+
+    /// Checks sites' exported egress journals against what was replayed.
+    pub(crate) fn egress(&self, texts: &[String]) -> Result<Vec<EgressReport>, Wrong> {
+        egress::check(texts, &self.keys, &self.counted, &self.refused)
     }
 
     /// Whether anything is left over.

@@ -35,6 +35,7 @@ impl Revoked {
             | Kind::StudySubmitted
             | Kind::UpdateAccepted
             | Kind::ExchangeAnswered
+            | Kind::CertificateRenewed
             | Kind::ModelRead
             | Kind::AdminRead
             | Kind::LogExported => self.check(entry)?,

@@ -134,12 +134,12 @@ fn parts_of(study: &str, change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
     }
     .to_bytes();
     let header_digest = Digest::of(&header);
-    let signature = note::sign_context(&key, CONTEXT, &header);
+    let signature = note::sign_context(&key, CONTEXT, &header).expect("signs");
     let actor = Actor {
         id: Some(id.spiffe().clone()),
         cert: Some(Digest::of(&cert)),
         address: Some("127.0.0.1:9".into()),
-        person: None,
+        ..Actor::default()
     };
     let mut drafts = vec![
         Draft::new(Kind::CoordinatorStarted)
@@ -188,7 +188,7 @@ fn parts_of(study: &str, change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
     ]);
     let mut files = vec![
         (bundle::ABOUT.to_owned(), about.to_bytes()),
-        (bundle::CHECKPOINT.to_owned(), signer.sign(&head.body()).into_bytes()),
+        (bundle::CHECKPOINT.to_owned(), signer.sign(&head.body()).expect("signs").into_bytes()),
         (bundle::issuer(&Digest::of(&issuer_cert)), issuer_cert),
         (bundle::trust(&Digest::of(&trust)), trust),
         (bundle::certificate(&Digest::of(&cert)), cert),
@@ -410,7 +410,7 @@ fn witnessed(parts: &Parts, size: usize, root: Digest) -> String {
     let site: SiteId = SITE.parse().expect("a site");
     let name = witness::name_of_party(site.spiffe());
     let line = witness::cosign(&name, &parts.site, 1_700_000_000, &head).expect("a line");
-    signer().sign(&head.body()) + &line
+    signer().sign(&head.body()).expect("signs") + &line
 }
 
 #[test]
@@ -551,7 +551,7 @@ fn ended() -> (Checkpoint, String) {
         tree_size: 9,
         root_hash: Digest::of(b"the shard before"),
     };
-    let note = earlier().1.sign(&head.body());
+    let note = earlier().1.sign(&head.body()).expect("signs");
     (head, note)
 }
 
@@ -559,8 +559,8 @@ fn ended() -> (Checkpoint, String) {
 fn continued() -> (Vec<String>, Draft, Draft) {
     let (old, before) = earlier();
     let (head, note) = ended();
-    let opening = Succession::sign(&before, &old, Some(&head));
-    let rotation = Succession::sign(&old, &signer(), None);
+    let opening = Succession::sign(&before, &old, Some(&head)).expect("signs");
+    let rotation = Succession::sign(&old, &signer(), None).expect("signs");
     let opened = Draft::new(Kind::LogOpened).text("checkpoint", &note).text("succession", &opening);
     let rotated = Draft::new(Kind::KeyRotated).text("succession", &rotation);
     (vec![opening, rotation], opened, rotated)
@@ -613,7 +613,7 @@ fn what_a_bundle_says_of_its_keys_has_to_be_in_the_log_and_the_log_in_it() {
     let both = [Some(&opened), Some(&rotated)];
     let (_, note) = ended();
     let elsewhere = Checkpoint { tree_size: 8, ..ended().0 };
-    let elsewhere = earlier().1.sign(&elsewhere.body());
+    let elsewhere = earlier().1.sign(&elsewhere.body()).expect("signs");
     let other_end = Draft::new(Kind::LogOpened)
         .text("checkpoint", &elsewhere)
         .text("succession", &statements[0]);

@@ -3,10 +3,15 @@
 //! It lives in a folder. Keys are generated there with mode 0600 and never leave it. For production, bind
 //! your own authority's issuers in `trust.toml` instead.
 
-use crate::trust::{IssuerEntry, TrustFile, spki_sha256};
+use crate::{
+    issue::Grant,
+    keys::read_secret,
+    request::{PublicEd25519, SigningRequest},
+    trust::{IssuerEntry, TrustFile, spki_sha256},
+};
 use anyhow::{Context as _, Result, bail, ensure};
 use ed25519_dalek::{
-    SigningKey,
+    SigningKey, VerifyingKey,
     pkcs8::{
         DecodePrivateKey as _, EncodePrivateKey as _, KeypairBytes,
         spki::der::{pem::LineEnding, zeroize::Zeroizing},
@@ -14,9 +19,9 @@ use ed25519_dalek::{
 };
 use falaj_core::id::{Place, Role, SpiffeId};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ED25519,
-    RevocationReason, RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PKCS_ED25519, PublicKeyData, RevocationReason, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use std::{
@@ -176,6 +181,44 @@ impl Authority {
     /// # Errors
     /// When the place has no issuer, the name is taken, or a file cannot be written.
     pub fn issue(&self, request: &Request) -> Result<PathBuf> {
+        self.issue_in(request, None)
+    }
+
+    /// As [`Self::issue`], to a member of a group: the organisational unit in the certificate's subject.
+    ///
+    /// # Errors
+    /// As [`Self::issue`].
+    pub fn issue_in(&self, request: &Request, group: Option<&str>) -> Result<PathBuf> {
+        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        let (dir, cert) = self.certify(request, group, &key)?;
+        Self::write_pair(&dir, &cert, &key)?;
+        Ok(dir)
+    }
+
+    /// Issues a certificate for a key that stays where it is, into `<role>/<name>/cert.pem`.
+    ///
+    /// # Errors
+    /// As [`Self::issue_in`].
+    pub fn issue_for(
+        &self,
+        request: &Request,
+        group: Option<&str>,
+        key: VerifyingKey,
+    ) -> Result<PathBuf> {
+        let (dir, cert) = self.certify(request, group, &PublicEd25519(key.to_bytes()))?;
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let path = dir.join("cert.pem");
+        fs::write(&path, cert).with_context(|| format!("writing {}", path.display()))?;
+        Ok(dir)
+    }
+
+    /// A certificate with its issuer's, PEM, and the folder for them, which is not there yet.
+    fn certify(
+        &self,
+        request: &Request,
+        group: Option<&str>,
+        key: &impl PublicKeyData,
+    ) -> Result<(PathBuf, String)> {
         let Request { role, name, place, days, dns } = request;
         let trust = self.trust()?;
         let spiffe = SpiffeId::new(&trust.trust_domain, place, *role, name)?;
@@ -189,6 +232,9 @@ impl Authority {
         let mut params = CertificateParams::new(dns.clone())?;
         params.subject_alt_names.push(SanType::URI(spiffe.to_string().try_into()?));
         params.distinguished_name.push(DnType::CommonName, name.as_str());
+        if let Some(group) = group {
+            params.distinguished_name.push(DnType::OrganizationalUnitName, group);
+        }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if *role == Role::Coordinator {
@@ -196,10 +242,72 @@ impl Authority {
         }
         params.use_authority_key_identifier_extension = true;
         valid_for(&mut params, *days);
-        let key = KeyPair::generate_for(&PKCS_ED25519)?;
-        let cert = params.signed_by(&key, &issuer)?;
-        Self::write_pair(&dir, &format!("{}{issuer_pem}", cert.pem()), &key)?;
-        Ok(dir)
+        let cert = params.signed_by(key, &issuer)?;
+        Ok((dir, format!("{}{issuer_pem}", cert.pem())))
+    }
+
+    /// A certificate about a request's key that says what is granted, and the issuer that signed it. Nothing that the
+    /// request holds beside the key goes into it.
+    ///
+    /// # Errors
+    /// When no issuer of the place can sign.
+    pub fn sign(
+        &self,
+        request: &SigningRequest,
+        grant: &Grant,
+    ) -> Result<Vec<CertificateDer<'static>>> {
+        let dir = self.signing_issuer(grant)?;
+        let pem = fs::read_to_string(dir.join("cert.pem"))?;
+        let issuer = Issuer::from_ca_cert_pem(&pem, Self::key(&dir)?)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, grant.spiffe.name());
+        params.subject_alt_names.push(SanType::URI(grant.spiffe.to_string().try_into()?));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        // The library's own choice depends on the key alone, and one key gets many certificates.
+        let mut serial = [0; 16];
+        aws_lc_rs::rand::fill(&mut serial).map_err(|_| anyhow::anyhow!("no randomness"))?;
+        params.serial_number = Some(SerialNumber::from(serial.to_vec()));
+        let now = std::time::SystemTime::now();
+        // Of a short life most lies ahead.
+        params.not_before = (now - BACKDATE.min(grant.lifetime / 10)).into();
+        params.not_after = (now + grant.lifetime).into();
+        let cert = params.signed_by(request.key(), &issuer)?;
+        Ok(vec![cert.der().clone(), first_certificate(&dir.join("cert.pem"))?])
+    }
+
+    /// The folder of the issuer that signs for a place: the newest one that has been there for as long as a certificate
+    /// lives, so that everybody has heard of it; the oldest one while there is none.
+    fn signing_issuer(&self, grant: &Grant) -> Result<PathBuf> {
+        let place = grant.spiffe.place().to_string();
+        let now = jiff::Timestamp::now().as_second();
+        let heard_of = i64::try_from((BACKDATE + grant.lifetime).as_secs())?;
+        let mut chosen = None;
+        for entry in self.trust()?.issuers.iter().filter(|entry| entry.places.contains(&place)) {
+            let cert = self.dir.join(&entry.cert);
+            let Some(dir) = cert.parent().filter(|dir| dir.join("key.pem").is_file()) else {
+                continue;
+            };
+            let der = first_certificate(&cert)?;
+            let (_, x509) = X509Certificate::from_der(&der).context("reading an issuer")?;
+            if chosen.is_none() || x509.validity().not_before.timestamp() + heard_of <= now {
+                chosen = Some(dir.to_owned());
+            }
+        }
+        chosen.with_context(|| {
+            format!("no issuer in {} vouches for {place} and has its key there", self.dir.display())
+        })
+    }
+
+    /// The root's certificate, if it lies here.
+    ///
+    /// # Errors
+    /// When it lies here and cannot be read.
+    pub fn root(&self) -> Result<Option<CertificateDer<'static>>> {
+        let path = self.dir.join("root/cert.pem");
+        path.is_file().then(|| first_certificate(&path)).transpose()
     }
 
     /// Puts a certificate on its issuer's revocation list, which is written anew and valid for so many days.
@@ -303,9 +411,9 @@ impl Authority {
 
     fn key(dir: &Path) -> Result<KeyPair> {
         let path = dir.join("key.pem");
-        let pem =
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        Ok(KeyPair::from_pem(&pem)?)
+        let pem = read_secret(&path)?;
+        let pem = std::str::from_utf8(&pem).with_context(|| format!("{}", path.display()))?;
+        Ok(KeyPair::from_pem(pem)?)
     }
 
     fn write_pair(dir: &Path, cert: &str, key: &KeyPair) -> Result<()> {
@@ -329,7 +437,7 @@ impl Authority {
 
 /// A private key in PEM form, without its public half (PKCS#8, version 1): OpenSSL before 3.2 and what is built on it, curl for
 /// one, read no other.
-fn key_pem(key: &KeyPair) -> Result<Zeroizing<String>> {
+pub(crate) fn key_pem(key: &KeyPair) -> Result<Zeroizing<String>> {
     let secret_key = SigningKey::from_pkcs8_der(key.serialized_der())?.to_bytes();
     Ok(KeypairBytes { secret_key, public_key: None }.to_pkcs8_pem(LineEnding::LF)?)
 }

@@ -25,6 +25,9 @@ pub struct Identity {
     pub not_before: i64,
     /// Valid until, in seconds since the Unix epoch.
     pub not_after: i64,
+    /// The organisational units in its subject, in their order; one that is no text is empty. What they stand for is said
+    /// elsewhere.
+    pub groups: Vec<String>,
 }
 
 /// Why a certificate names nobody.
@@ -180,6 +183,11 @@ impl Identity {
             public_key: key.try_into().map_err(|_| IdentityError::Key)?,
             not_before: x509.validity().not_before.timestamp(),
             not_after: x509.validity().not_after.timestamp(),
+            groups: x509
+                .subject()
+                .iter_organizational_unit()
+                .map(|unit| unit.as_str().unwrap_or_default().to_owned())
+                .collect(),
         })
     }
 }

@@ -5,9 +5,14 @@
 //! client certificates, resumption off, and a post-quantum hybrid first. `docs/adr/0002` says why.
 
 pub mod ca;
+pub mod enrolment;
 pub mod history;
 pub mod identity;
+pub mod issue;
+pub mod keys;
+pub mod request;
 pub mod revocation;
 pub mod timestamp;
 pub mod tls;
+pub mod token;
 pub mod trust;

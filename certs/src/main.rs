@@ -1,10 +1,12 @@
 //! `falaj-certs`: a development certificate authority on the command line.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use falaj_certs::{
     ca::{Authority, CRL_DAYS, LEAF_DAYS, Request, first_certificate},
     identity::Identity,
+    keys::open_token,
+    token::TokenKey,
     trust::spki_sha256,
 };
 use falaj_core::id::{Place, Role};
@@ -15,7 +17,7 @@ use std::{path::PathBuf, process::ExitCode};
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-certs init ca --trust-domain falaj.demo\n  falaj-certs issuer ca ae-on/ae-az\n  falaj-certs issue ca coordinator main --place ae-on/ae-az\n  falaj-certs issue ca site hospital-1 --place ae-on/ae-az --days 7\n  falaj-certs revoke ca ca/site/hospital-1/cert.pem\n  falaj-certs show ca/site/hospital-1/cert.pem"
+    after_help = "Examples:\n  falaj-certs init ca --trust-domain falaj.demo\n  falaj-certs issuer ca ae-on/ae-az\n  falaj-certs issue ca coordinator main --place ae-on/ae-az\n  falaj-certs issue ca site hospital-1 --place ae-on/ae-az --days 7\n  falaj-certs issue ca operator sara --place ae-on/ae-az --group auditor\n  falaj-certs revoke ca ca/site/hospital-1/cert.pem\n  falaj-certs show ca/site/hospital-1/cert.pem"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -89,6 +91,13 @@ enum Command {
         /// A DNS name to add, for tools that look at it.
         #[arg(long)]
         dns: Vec<String>,
+        /// The key in a token that the certificate is for: `pkcs11:…`. Without it a key file is made.
+        #[arg(long)]
+        key: Option<TokenKey>,
+        /// An operator's group: the name of a role, such as `auditor`, or a group that `[roles]` in the coordinator's
+        /// configuration speaks of. What whoever is in none may do stands there too.
+        #[arg(long)]
+        group: Option<String>,
     },
     /// Show whom a certificate names.
     Show {
@@ -155,14 +164,27 @@ fn run(cli: &Cli) -> Result<()> {
             made(Authority::open(dir)?.revoke(&first_certificate(cert)?, *days)?);
         }
         Command::Crl { dir, place, days } => made(Authority::open(dir)?.crl(place, *days)?),
-        Command::Issue { dir, role, name, place, days, dns } => {
-            made(Authority::open(dir)?.issue(&Request {
+        Command::Issue { dir, role, name, place, days, dns, key, group } => {
+            let group = group.as_deref();
+            ensure!(
+                group.is_none() || matches!(role, RoleArg::Operator),
+                "only an operator is in a group: leave out --group"
+            );
+            let request = Request {
                 role: (*role).into(),
                 name: name.clone(),
                 place: place.clone(),
                 days: *days,
                 dns: dns.clone(),
-            })?);
+            };
+            let authority = Authority::open(dir)?;
+            made(match key {
+                None => authority.issue_in(&request, group)?,
+                // It signs once when it is opened: whoever asks for the certificate has the key.
+                Some(key) => {
+                    authority.issue_for(&request, group, open_token(key)?.verifying_key())?
+                }
+            });
         }
         Command::Show { file } => {
             let cert = first_certificate(file)?;
@@ -172,6 +194,7 @@ fn run(cli: &Cli) -> Result<()> {
                 "identity": identity.spiffe.to_string(),
                 "place": identity.spiffe.place().to_string(),
                 "role": identity.spiffe.role().as_str(),
+                "groups": identity.groups.join(", "),
                 "cert_sha256": identity.cert_sha256.to_string(),
                 "spki_sha256": spki_sha256(&cert).map_err(anyhow::Error::msg)?.to_string(),
                 "not_before": time(identity.not_before)?,

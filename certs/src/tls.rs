@@ -1,36 +1,45 @@
 //! TLS configurations: 1.3 only, both sides certified, nothing resumed, post-quantum hybrid first.
 
 use crate::{
+    enrolment::Token,
     identity::{Identity, IdentityError},
+    keys::{KeyAt, SecretError, open_token, read_secret},
     revocation::Crls,
-    trust::{ServerError, TrustStore},
+    token::TokenError,
+    trust::{IssuerEntry, ServerError, TrustFile, TrustStore, spki_sha256},
 };
 use ed25519_dalek::{SigningKey, pkcs8::DecodePrivateKey as _};
-use falaj_core::id::Role;
+use falaj_core::{
+    id::Role,
+    sign::{SignError, SignKey},
+};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, PeerIncompatible,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, OtherError,
+    PeerIncompatible, ServerConfig, SignatureAlgorithm, SignatureScheme,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    sign::{CertifiedKey, Signer, SigningKey as TlsKey, SingleCertAndKey},
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
 use std::{
     fmt, fs, io,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+/// What is signed to see whether a key can be used.
+const READY: &[u8] = b"falaj/key/ready/v1";
+
 /// A certificate chain, its key, and what can be signed with it.
 pub struct Credentials {
     chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    signing: SigningKey,
+    tls: Arc<dyn TlsKey>,
+    signing: Arc<dyn SignKey>,
 }
 
 impl fmt::Debug for Credentials {
@@ -53,14 +62,12 @@ pub enum CredentialsError {
         /// What was looked for.
         what: &'static str,
     },
-    /// Others can read the key.
-    #[error("{path} can be read by others (mode {mode:o}): run `chmod 600 {path}`", path = path.display())]
-    Exposed {
-        /// The key file.
-        path: PathBuf,
-        /// Its mode.
-        mode: u32,
-    },
+    /// The key's file cannot be read, or others can.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The key's token cannot be used.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// The key is of another kind.
     #[error("{0} is not an Ed25519 key: make one with `falaj-certs issue`")]
     NotEd25519(PathBuf),
@@ -69,44 +76,41 @@ pub enum CredentialsError {
     Mismatch {
         /// The certificate file.
         cert: PathBuf,
-        /// The key file.
-        key: PathBuf,
+        /// Where the key lies.
+        key: KeyAt,
     },
+    /// No trusted issuer vouches for them.
+    #[error(
+        "no issuer in the trust configuration vouches for this certificate: bind the one that signed it"
+    )]
+    Unvouched,
+    /// A certificate is about another key than the one that is there.
+    #[error("the certificate is about another key")]
+    OtherKey,
     /// The TLS library refuses them.
     #[error("TLS cannot use these credentials")]
     Tls(#[from] TlsError),
 }
 
 impl Credentials {
-    /// Loads a chain and its key.
+    /// Loads a chain and its key, which has to be in a file of mode 0600 or in a token.
     ///
     /// # Errors
-    /// [`CredentialsError`], with the file and what to do.
-    pub fn load(cert: &Path, key: &Path) -> Result<Self, CredentialsError> {
+    /// [`CredentialsError`], with the file or the token and what to do.
+    pub fn load(cert: &Path, key: impl Into<KeyAt>) -> Result<Self, CredentialsError> {
+        let key = key.into();
         let read =
             |path: &Path| fs::read(path).map_err(|e| CredentialsError::Read(path.to_owned(), e));
         let pem = |path: &Path, what| CredentialsError::Pem { path: path.to_owned(), what };
-        let mode = fs::metadata(key)
-            .map_err(|e| CredentialsError::Read(key.to_owned(), e))?
-            .permissions()
-            .mode()
-            & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(CredentialsError::Exposed { path: key.to_owned(), mode });
-        }
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&read(cert)?)
             .collect::<Result<_, _>>()
             .map_err(|_| pem(cert, "certificate"))?;
         let leaf = chain.first().ok_or_else(|| pem(cert, "certificate"))?;
-        let key_der =
-            PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|_| pem(key, "private key"))?;
-        let signing = SigningKey::from_pkcs8_der(key_der.secret_der())
-            .map_err(|_| CredentialsError::NotEd25519(key.to_owned()))?;
-        let matches = public_key(leaf).is_some_and(|k| k == signing.verifying_key().to_bytes());
-        if !matches {
-            return Err(CredentialsError::Mismatch { cert: cert.to_owned(), key: key.to_owned() });
+        let (tls, signing) = open_key(&key)?;
+        if public_key(leaf).is_none_or(|k| k != signing.verifying_key().to_bytes()) {
+            return Err(CredentialsError::Mismatch { cert: cert.to_owned(), key });
         }
-        Ok(Self { chain, key: key_der, signing })
+        Ok(Self { chain, tls, signing })
     }
 
     /// Whom the certificate names.
@@ -119,14 +123,104 @@ impl Credentials {
 
     /// The key that signs, which is the certificate's own.
     #[must_use]
-    pub const fn signing_key(&self) -> &SigningKey {
+    pub const fn signing_key(&self) -> &Arc<dyn SignKey> {
         &self.signing
+    }
+
+    /// Signs once, to see whether the key can be used now.
+    ///
+    /// # Errors
+    /// [`SignError`], with where the key lies.
+    pub fn ready(&self) -> Result<(), SignError> {
+        self.signing.sign(READY).map(drop)
+    }
+
+    /// The key under a chain that begins with its certificate.
+    fn certified(&self, chain: Vec<CertificateDer<'static>>) -> Arc<SingleCertAndKey> {
+        Arc::new(CertifiedKey::new(chain, self.tls.clone()).into())
     }
 
     /// The certificate itself, DER.
     #[must_use]
     pub fn certificate(&self) -> &[u8] {
         &self.chain[0]
+    }
+
+    /// The certificate and those that follow it.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The same key under another certificate about it.
+    ///
+    /// # Errors
+    /// [`CredentialsError::OtherKey`] when it is about another key.
+    pub fn renewed(&self, chain: Vec<CertificateDer<'static>>) -> Result<Self, CredentialsError> {
+        let key = chain.first().and_then(public_key);
+        if key.is_none_or(|key| key != self.signing.verifying_key().to_bytes()) {
+            return Err(CredentialsError::OtherKey);
+        }
+        Ok(Self { chain, tls: self.tls.clone(), signing: self.signing.clone() })
+    }
+
+    /// A request for another certificate about the same key ([`crate::request`]), DER.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn request(&self) -> Result<Vec<u8>, rcgen::Error> {
+        crate::request::request(&*self.signing)
+    }
+}
+
+/// A site's or coordinator's key, for handshakes and for everything else that it signs.
+pub(crate) fn open_key(
+    key: &KeyAt,
+) -> Result<(Arc<dyn TlsKey>, Arc<dyn SignKey>), CredentialsError> {
+    match key {
+        KeyAt::File(path) => {
+            let pem = || CredentialsError::Pem { path: path.clone(), what: "private key" };
+            let der = PrivateKeyDer::from_pem_slice(&read_secret(path)?).map_err(|_| pem())?;
+            let signing = SigningKey::from_pkcs8_der(der.secret_der())
+                .map_err(|_| CredentialsError::NotEd25519(path.clone()))?;
+            Ok((provider().key_provider.load_private_key(der)?, Arc::new(signing)))
+        }
+        KeyAt::Token(token) => {
+            let signing = open_token(token)?;
+            Ok((Arc::new(Elsewhere(signing.clone())), signing))
+        }
+    }
+}
+
+/// A key that is asked to sign, and cannot be read, in a handshake.
+#[derive(Clone)]
+struct Elsewhere(Arc<dyn SignKey>);
+
+impl fmt::Debug for Elsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Elsewhere([redacted])")
+    }
+}
+
+impl TlsKey for Elsewhere {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        let wanted = offered.contains(&SignatureScheme::ED25519);
+        wanted.then(|| Box::new(self.clone()) as Box<dyn Signer>)
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        SignatureAlgorithm::ED25519
+    }
+}
+
+impl Signer for Elsewhere {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, TlsError> {
+        let signed = self.0.sign(message).map(|signature| signature.to_vec());
+        signed.map_err(|e| TlsError::Other(OtherError(Arc::new(e))))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        SignatureScheme::ED25519
     }
 }
 
@@ -184,12 +278,134 @@ pub fn server_config(
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(clients)
-        .with_single_cert(credentials.chain.clone(), credentials.key.clone_key())?;
+        .with_cert_resolver(credentials.certified(credentials.chain.clone()));
     // A resumed session would skip the check of the client's certificate.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
     Ok(config)
+}
+
+/// A server for those who have no certificate yet: it shows its own, and the issuer that vouches for it, which their tokens
+/// name. Nothing but enrolment may be served there.
+///
+/// # Errors
+/// [`CredentialsError::Tls`]; [`CredentialsError::Unvouched`] when no issuer in `trust` vouches for it.
+pub fn enrolment_server_config(
+    credentials: &Credentials,
+    trust: &TrustStore,
+    alpn: &[&str],
+) -> Result<ServerConfig, CredentialsError> {
+    let issuer = trust.issuer_of(&credentials.chain[0]).ok_or(CredentialsError::Unvouched)?;
+    let chain = vec![credentials.chain[0].clone(), issuer];
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(credentials.certified(chain));
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    Ok(config)
+}
+
+/// A client that has no certificate yet, and talks to the coordinator that its token names only: an issuer with the key that
+/// the token pins has to vouch for it.
+///
+/// # Errors
+/// [`CredentialsError::Tls`].
+pub fn enrolment_client_config(
+    token: &Token,
+    alpn: &[&str],
+) -> Result<ClientConfig, CredentialsError> {
+    let provider = Arc::new(provider());
+    let verifier = PinnedVerifier { token: token.clone(), provider: provider.clone() };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    Ok(config)
+}
+
+#[derive(Debug)]
+struct PinnedVerifier {
+    token: Token,
+    provider: Arc<CryptoProvider>,
+}
+
+impl PinnedVerifier {
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), String> {
+        let pinned = |other: &&CertificateDer<'_>| {
+            spki_sha256(other).is_ok_and(|spki| spki == self.token.issuer_sha256)
+        };
+        let issuer = others.iter().find(pinned).ok_or(
+            "whoever answers is not vouched for by the issuer that the token names: it is not the coordinator that made the token, or its issuer was replaced since; ask its operator for another token",
+        )?;
+        let wanted = &self.token.coordinator;
+        let entry = IssuerEntry {
+            cert: PathBuf::from("the issuer that the token names"),
+            spki_sha256: self.token.issuer_sha256.to_string(),
+            places: vec![wanted.place().to_string()],
+        };
+        let file = TrustFile {
+            trust_domain: wanted.trust_domain().to_owned(),
+            issuers: vec![entry],
+            witnesses: Vec::new(),
+        };
+        let issuer = issuer.clone().into_owned();
+        let trust = TrustStore::of(Path::new("the token"), &file, |_| Ok(issuer.clone()))
+            .map_err(|e| e.to_string())?;
+        let found = trust.identify_server(leaf, now).map_err(|e| e.to_string())?.spiffe;
+        if found != *wanted {
+            return Err(format!("whoever answers is {found}, and the token names {wanted}"));
+        }
+        Ok(())
+    }
+}
+
+impl ServerCertVerifier for PinnedVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        // `General` is the one variant whose text reaches the user as it is.
+        self.check(end_entity, intermediates, now).map_err(TlsError::General)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        Err(TlsError::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// Whom a client is ready to talk to.
@@ -227,7 +443,7 @@ pub fn client_config(
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_auth_cert(credentials.chain.clone(), credentials.key.clone_key())?;
+        .with_client_cert_resolver(credentials.certified(credentials.chain.clone()));
     config.resumption = Resumption::disabled();
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
     Ok(config)

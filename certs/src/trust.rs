@@ -18,7 +18,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -27,6 +27,9 @@ use x509_parser::{
     asn1_rs::ToDer as _, certificate::X509Certificate, prelude::FromDer as _,
     x509::AlgorithmIdentifier,
 };
+
+/// Issuers that are taken from somebody else at most.
+const ISSUERS_MAX: usize = 256;
 
 /// The trust configuration as it stands in `trust.toml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -225,6 +228,96 @@ impl TrustStore {
         })
     }
 
+    /// The trust configuration that follows this one, if `offered` may: what somebody says whom this one vouches for. A new
+    /// issuer is taken only when `root`, which is known from before, has signed it, and only for places that issuers are bound
+    /// to already; one that is bound may be left out, or be bound to fewer places. Outside witnesses stay. None when nothing
+    /// changes.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn followed_by(
+        &self,
+        offered: &TrustFile,
+        certificates: &[CertificateDer<'static>],
+        root: &CertificateDer<'_>,
+    ) -> Result<Option<Self>, String> {
+        if offered.trust_domain != self.trust_domain {
+            return Err(format!("it is of trust domain `{}`", offered.trust_domain));
+        }
+        if offered.issuers.len() > ISSUERS_MAX {
+            return Err(format!("it has more than {ISSUERS_MAX} issuers"));
+        }
+        let bound: BTreeSet<String> = self.by_place.keys().map(Place::to_string).collect();
+        let same = |entry: &IssuerEntry| {
+            let of =
+                |(_, e): &&(CertificateDer<'_>, IssuerEntry)| e.spki_sha256 == entry.spki_sha256;
+            self.issuers.iter().find(of).map(|(_, e)| e)
+        };
+        let mut found = Vec::new();
+        for entry in &offered.issuers {
+            let cert = certificates
+                .iter()
+                .find(|cert| spki_sha256(cert).is_ok_and(|s| s.to_string() == entry.spki_sha256))
+                .ok_or_else(|| format!("the issuer with key {} is missing", entry.spki_sha256))?;
+            let is_new = |place: &&String| match same(entry) {
+                Some(before) => !before.places.contains(place),
+                None => !bound.contains(*place),
+            };
+            if let Some(place) = entry.places.iter().find(is_new) {
+                return Err(format!(
+                    "it binds the issuer with key {} to {place}: bind it yourself if you believe that",
+                    entry.spki_sha256
+                ));
+            }
+            if same(entry).is_none() && !self.is_signed_by(cert, root) {
+                return Err(format!(
+                    "the root that is known here did not sign the issuer with key {}",
+                    entry.spki_sha256
+                ));
+            }
+            found.push((cert.clone(), entry.clone()));
+        }
+        let keys = |issuers: &[(CertificateDer<'_>, IssuerEntry)]| -> BTreeSet<_> {
+            issuers.iter().map(|(_, e)| (e.spki_sha256.clone(), e.places.clone())).collect()
+        };
+        if keys(&found) == keys(&self.issuers) {
+            return Ok(None);
+        }
+        let file = TrustFile { issuers: offered.issuers.clone(), ..self.file() };
+        let certificate = |entry: &IssuerEntry| {
+            let cert = found.iter().find(|(_, e)| e.spki_sha256 == entry.spki_sha256);
+            cert.map(|(cert, _)| cert.clone()).ok_or_else(|| "it is missing".to_owned())
+        };
+        Self::of(Path::new("what was offered"), &file, certificate)
+            .map(Some)
+            .map_err(|e| e.to_string())
+    }
+
+    /// Whether an authority, valid itself, signed a certificate.
+    fn is_signed_by(&self, cert: &CertificateDer<'_>, root: &CertificateDer<'_>) -> bool {
+        let (Ok((_, cert)), Ok((_, root))) =
+            (X509Certificate::from_der(cert), X509Certificate::from_der(root))
+        else {
+            return false;
+        };
+        let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+        let valid = |x509: &X509Certificate<'_>| {
+            let validity = x509.validity();
+            x509.is_ca()
+                && validity.not_before.timestamp() <= now
+                && now <= validity.not_after.timestamp()
+        };
+        valid(&root)
+            && valid(&cert)
+            && self.is_signature_of(
+                &root,
+                cert.issuer().as_raw(),
+                cert.tbs_certificate.as_ref(),
+                &cert.signature_algorithm,
+                &cert.signature_value.data,
+            )
+    }
+
     /// The federation's trust domain.
     #[must_use]
     pub fn trust_domain(&self) -> &str {
@@ -235,6 +328,16 @@ impl TrustStore {
     #[must_use]
     pub fn issuers(&self) -> &[(CertificateDer<'static>, IssuerEntry)] {
         &self.issuers
+    }
+
+    /// The trust configuration that says all of this.
+    #[must_use]
+    pub fn file(&self) -> TrustFile {
+        TrustFile {
+            trust_domain: self.trust_domain.clone(),
+            issuers: self.issuers.iter().map(|(_, entry)| entry.clone()).collect(),
+            witnesses: self.witnesses.iter().map(|k| WitnessEntry { key: k.to_string() }).collect(),
+        }
     }
 
     /// The outside witnesses whose cosignatures count.
@@ -251,24 +354,35 @@ impl TrustStore {
         algorithm: &AlgorithmIdentifier<'_>,
         signature: &[u8],
     ) -> bool {
-        let algorithms = self.provider.signature_verification_algorithms.all;
         self.issuers.iter().any(|(der, _)| {
-            let Ok((_, issuer)) = X509Certificate::from_der(der) else { return false };
-            let key = issuer.public_key();
-            // The library's names of algorithms leave the outer SEQUENCE out, as `value_of` does.
-            let (Some(of_key), Some(of_signature)) =
-                (value_of(&key.algorithm), value_of(algorithm))
-            else {
-                return false;
-            };
-            issuer.subject().as_raw() == name
-                && algorithms.iter().any(|a| {
-                    a.public_key_alg_id().as_ref() == of_key
-                        && a.signature_alg_id().as_ref() == of_signature
-                        && a.verify_signature(&key.subject_public_key.data, message, signature)
-                            .is_ok()
-                })
+            X509Certificate::from_der(der).is_ok_and(|(_, issuer)| {
+                self.is_signature_of(&issuer, name, message, algorithm, signature)
+            })
         })
+    }
+
+    /// Whether an authority of this name (DER) signed a message.
+    fn is_signature_of(
+        &self,
+        authority: &X509Certificate<'_>,
+        name: &[u8],
+        message: &[u8],
+        algorithm: &AlgorithmIdentifier<'_>,
+        signature: &[u8],
+    ) -> bool {
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let key = authority.public_key();
+        // The library's names of algorithms leave the outer SEQUENCE out, as `value_of` does.
+        let (Some(of_key), Some(of_signature)) = (value_of(&key.algorithm), value_of(algorithm))
+        else {
+            return false;
+        };
+        authority.subject().as_raw() == name
+            && algorithms.iter().any(|a| {
+                a.public_key_alg_id().as_ref() == of_key
+                    && a.signature_alg_id().as_ref() == of_signature
+                    && a.verify_signature(&key.subject_public_key.data, message, signature).is_ok()
+            })
     }
 
     /// Every bound issuer, as anchors for the handshake.
@@ -282,9 +396,20 @@ impl TrustStore {
     /// # Errors
     /// [`IdentityError`], for the answer and the log.
     pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, IdentityError> {
+        Ok(self.vouched(chain)?.0)
+    }
+
+    /// As [`Self::identify`], and the digest of the key of the issuer that vouches for it.
+    ///
+    /// # Errors
+    /// As [`Self::identify`].
+    pub fn vouched(
+        &self,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<(Identity, Digest), IdentityError> {
         let leaf = chain.first().ok_or(IdentityError::Missing)?;
         match self.identify_at(leaf, UnixTime::now()) {
-            Ok((identity, _)) => Ok(identity),
+            Ok(vouched) => Ok(vouched),
             Err(IdentityError::NotBound(place)) if !self.is_direct(leaf) => {
                 Err(IdentityError::Indirect(place))
             }
@@ -322,6 +447,28 @@ impl TrustStore {
         };
         let spki = issuer.spki;
         Ok((identity, spki))
+    }
+
+    /// The issuer that vouches for a server's certificate.
+    #[must_use]
+    pub fn issuer_of(&self, leaf: &CertificateDer<'_>) -> Option<CertificateDer<'static>> {
+        let identity = Identity::parse(leaf).ok()?;
+        let parsed = ParsedCertificate::try_from(leaf).ok()?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let now = UnixTime::now();
+        let signed = |a: &&Arc<Anchor>| {
+            let roots = &a.roots;
+            verify_server_cert_signed_by_trust_anchor(&parsed, roots, &[], now, algorithms).is_ok()
+        };
+        let spki = self.anchors_of(&identity).ok()?.iter().find(signed)?.spki;
+        self.issuer(&spki)
+    }
+
+    /// The bound issuer with this key.
+    #[must_use]
+    pub fn issuer(&self, spki: &Digest) -> Option<CertificateDer<'static>> {
+        let spki = spki.to_string();
+        self.issuers.iter().find(|(_, e)| e.spki_sha256 == spki).map(|(der, _)| der.clone())
     }
 
     /// As [`Self::identify`], for a server's certificate.

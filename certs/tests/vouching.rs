@@ -3,6 +3,7 @@
 use falaj_certs::{
     ca::{Authority, LEAF_DAYS, Request, first_certificate},
     identity::{Identity, IdentityError},
+    keys::SecretError,
     tls::{Credentials, CredentialsError},
     trust::{TrustError, TrustStore},
 };
@@ -72,7 +73,10 @@ fn keys_are_for_their_owner_only() {
     assert_eq!(fs::metadata(&key).expect("there").permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::metadata(&site).expect("there").permissions().mode() & 0o777, 0o700);
     fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).expect("loosened");
-    assert!(matches!(credentials(&site), Err(CredentialsError::Exposed { mode: 0o640, .. })));
+    assert!(matches!(
+        credentials(&site),
+        Err(CredentialsError::Secret(SecretError::Exposed { mode: 0o640, .. }))
+    ));
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use crate::{
     clock,
     config::Config,
+    egress::Egress,
     guard::ResidencyGuard,
+    identity::{Identities, Now},
     journal::{Journal, JournalError},
     ledger::Ledger,
     local::{self, LocalError, Paid, Site},
@@ -12,24 +14,25 @@ use crate::{
     policy::{Asked, PolicyFile, PolicyRefusal, Sources},
     streams,
     train::{self, Chance, Outcome},
-    transport::{Coordinator, Dialer, TransportError},
+    transport::{Coordinator, TransportError},
     watch::{self, Watch, WatchError},
 };
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use falaj_certs::{tls::Credentials, trust::TrustStore};
 use falaj_core::{
     dp::{DistributedError, Mechanism, Permit, SealError},
+    evidence,
     id::{Digest, RoundId, SiteId, StudyId},
     note::{self, Checkpoint, VerifierKey},
+    sign::SignError,
     study::{Mechanism as Declared, Study},
     succession,
     task::{self, TaskHeader},
-    update::{self, About, RawUpdate, SealedUpdate, SignedUpdate, UpdateHeader},
+    update::{self, About, RawUpdate, SealedUpdate, SignedUpdate, Unsigned, UpdateHeader},
 };
 use falaj_proto::{
     problem::Code,
-    v1::{AnswerRequest, Exchange, Task, Welcome, push},
+    v1::{AnswerRequest, Exchange, Push, Task, Welcome, push},
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
@@ -37,13 +40,20 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
 
 /// The first pause before connecting again; it doubles up to the longest.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 /// The longest pause before connecting again.
 const PAUSE_LONGEST: Duration = Duration::from_secs(10);
+/// The pause before another connection is tried again, while there is one.
+const PAUSE_OTHER: Duration = Duration::from_secs(1);
 /// Tasks that wait while one is trained; the coordinator pushes the rest again.
 const TASKS: usize = 16;
+/// How often the site's key is asked again when it cannot be used.
+const KEY_TRIES: u32 = 30;
+/// The pause between that.
+const KEY_PAUSE: Duration = Duration::from_secs(1);
 /// How often one update is offered before the next connection is waited for.
 const OFFERS: u32 = 8;
 /// How long an update that is sealed gets to leave when the agent is asked to end.
@@ -71,12 +81,13 @@ pub enum Ended {
 /// An agent that is ready to run.
 pub struct Agent {
     config: Arc<Config>,
-    credentials: Arc<Credentials>,
+    /// What was in use when it started: its key stays in use for as long as it runs.
+    first: Arc<Now>,
+    identities: Identities,
     site: SiteId,
-    dialer: Dialer,
     ledger: Ledger,
     journal: Journal,
-    trust: TrustStore,
+    egress: Egress,
     /// Held while this site looks at the log: two looks at once could keep the older of two heads.
     watching: Mutex<()>,
     policy: PolicyFile,
@@ -115,6 +126,8 @@ enum TaskError {
     Distributed(#[from] DistributedError),
     #[error(transparent)]
     Policy(#[from] PolicyRefusal),
+    #[error(transparent)]
+    Key(#[from] SignError),
     #[error("the task cannot be trusted: {0}")]
     Untrusted(String),
     #[error("the study cannot be read: {0}")]
@@ -132,7 +145,9 @@ impl TaskError {
             Self::Masked(e @ MaskedError::Restarted) => Some(("internal", e.to_string())),
             Self::Masked(e) => Some(("policy", e.to_string())),
             Self::Distributed(e) => Some(("study", e.to_string())),
-            Self::Journal(_) => Some(("internal", "the site cannot train at present".into())),
+            Self::Journal(_) | Self::Key(_) => {
+                Some(("internal", "the site cannot train at present".into()))
+            }
             Self::Transport(_) | Self::Untrusted(_) => None,
         }
     }
@@ -144,24 +159,23 @@ impl Agent {
     /// # Errors
     /// What is missing or wrong, where, and what to do.
     pub async fn open(config: Config, options: Options) -> Result<Self> {
-        let credentials = Credentials::load(&config.identity.cert, &config.identity.key)?;
-        let identity = credentials.identity()?;
-        let site = SiteId::try_from(identity.spiffe).with_context(|| {
+        let config = Arc::new(config);
+        let identities = Identities::open(config.clone())?;
+        let first = identities.now();
+        let site = SiteId::try_from(first.identity.spiffe.clone()).with_context(|| {
             format!("{} is not a site's certificate", config.identity.cert.display())
         })?;
-        let trust = TrustStore::load(&config.identity.trust)?;
-        let places = &config.policy.coordinator_places;
-        let dialer = Dialer::new(&config.coordinator.address, &credentials, &trust, places)?;
         let policy = PolicyFile::open(&config.site_policy)?;
         let (ledger, journal) = state(&config.state.dir, &site).await?;
+        let egress = egress(&config.state.dir, &site).await?;
         Ok(Self {
-            config: Arc::new(config),
-            credentials: Arc::new(credentials),
+            config,
+            first,
+            identities,
             site,
-            dialer,
             ledger,
             journal,
-            trust,
+            egress,
             watching: Mutex::default(),
             policy,
             masked: Mutex::default(),
@@ -209,9 +223,13 @@ impl Agent {
 
     /// One connection: from the handshake to the end of the stream.
     async fn session(self: Arc<Self>, shutdown: &CancellationToken) -> Result<(), TransportError> {
-        let mut coordinator = self.dialer.dial().await?;
-        let datasets = self.config.datasets.iter().map(|d| d.name.clone()).collect();
-        let mut pushes = coordinator.open(datasets, train::built()).await?;
+        let dialer = self.identities.dialer()?;
+        let mut changes = self.identities.changes();
+        let mut coordinator = dialer.dial(&self.egress).await?;
+        let mut pushes = self.open_stream(&mut coordinator).await?;
+        let keeping = self.identities.keep(coordinator.clone());
+        tokio::pin!(keeping);
+        let mut again = None;
         let (tasks, waiting) = mpsc::channel(TASKS);
         let mut worker = None;
         let mut waiting = Some(waiting);
@@ -219,6 +237,25 @@ impl Agent {
         let result = loop {
             let next = tokio::select! {
                 () = shutdown.cancelled() => break Ok(()),
+                () = &mut keeping => None,
+                _ = changes.changed() => {
+                    again = Some(tokio::time::Instant::now());
+                    continue;
+                }
+                () = until(again) => {
+                    // With what is in use now, before the old connection ends: what is under way there goes on.
+                    again = match self.go_over(&coordinator).await {
+                        Ok(fresh) => {
+                            pushes = fresh;
+                            None
+                        }
+                        Err(e) => {
+                            tracing::warn!(error = %e, "no other connection with what is in use now; trying again");
+                            Some(tokio::time::Instant::now() + jittered(PAUSE_OTHER))
+                        }
+                    };
+                    continue;
+                }
                 next = pushes.next() => next,
             };
             match next {
@@ -226,6 +263,7 @@ impl Agent {
                 Some(Err(status)) => break Err(status.into()),
                 Some(Ok(push)) => match push.push {
                     Some(push::Push::Welcome(welcome)) => {
+                        self.identities.renewed_there(welcome.renews);
                         let key = match self.welcome(&mut coordinator, &welcome).await {
                             Ok(key) => key,
                             Err(e) => break Err(e),
@@ -233,7 +271,10 @@ impl Agent {
                         if let Err(e) = self.watch(&mut coordinator, &key).await {
                             break Err(e);
                         }
-                        log = Some(key.clone());
+                        if log.replace(key.clone()).is_some_and(|before| before != key) {
+                            // Whoever works at a task knows the key before.
+                            break Ok(());
+                        }
                         if let Some(waiting) = waiting.take() {
                             let work = self.clone().work(waiting, coordinator.clone(), key);
                             worker = Some(tokio::spawn(work));
@@ -258,6 +299,15 @@ impl Agent {
                             tracing::warn!(error = %e, "the log could not be looked at");
                         }
                     }
+                    Some(push::Push::Probe(probe)) => {
+                        match self.answer_probe(&mut coordinator, &probe.nonce).await {
+                            Ok(()) => {}
+                            Err(e @ TransportError::Status(_)) => {
+                                tracing::warn!(error = %e, "a probe could not be answered");
+                            }
+                            Err(e) => break Err(e),
+                        }
+                    }
                     Some(push::Push::StudyOver(over)) => {
                         self.forget(&over.study).await;
                         tracing::info!(study = over.study, outcome = over.outcome, "study over");
@@ -274,6 +324,45 @@ impl Agent {
             }
         }
         result
+    }
+
+    /// Opens the stream on which tasks are pushed.
+    async fn open_stream(
+        &self,
+        coordinator: &mut Coordinator,
+    ) -> Result<Streaming<Push>, TransportError> {
+        let datasets = self.config.datasets.iter().map(|d| d.name.clone()).collect();
+        coordinator.open(datasets, train::built(), &self.config.declared).await
+    }
+
+    /// Connects once more, with what is in use now, and goes over to that connection: the stream of tasks on it.
+    async fn go_over(&self, coordinator: &Coordinator) -> Result<Streaming<Push>, TransportError> {
+        let mut other = self.identities.dialer()?.dial(&self.egress).await?;
+        if other.identity() != coordinator.identity() {
+            let what = format!("{} answers now", other.identity());
+            return Err(TransportError::Unwanted(what));
+        }
+        let pushes = self.open_stream(&mut other).await?;
+        coordinator.go_over(&other);
+        tracing::info!("gone over to another connection");
+        Ok(pushes)
+    }
+
+    /// Signs what was asked, with the clock of this machine: how far away this site is at most, and whether its clock is right.
+    async fn answer_probe(
+        &self,
+        coordinator: &mut Coordinator,
+        nonce: &[u8],
+    ) -> Result<(), TransportError> {
+        if nonce.len() != evidence::NONCE_BYTES {
+            return Err(TransportError::Broken("a probe that is none".into()));
+        }
+        let clock_ms = clock::now().as_millis();
+        let signed = evidence::probe_bytes(nonce, clock_ms);
+        let key = &**self.first.credentials.signing_key();
+        let signature =
+            note::sign_context(key, evidence::CONTEXT, &signed).map_err(TransportError::Key)?;
+        coordinator.answer_probe(clock_ms, &signature).await
     }
 
     /// The log's key: pinned the first time, and followed from there by what both sides have signed.
@@ -316,7 +405,7 @@ impl Agent {
     /// Whether the ledger still holds what this site's newest counted update was paid from: a whole state folder
     /// that was put back is noticed by what the coordinator remembers, signed by this site itself.
     async fn check_ledger(&self, welcome: &Welcome) -> Result<(), TransportError> {
-        let key = self.credentials.signing_key().verifying_key();
+        let key = self.first.credentials.signing_key().verifying_key();
         let (header, signature) = (&welcome.newest_header, &welcome.newest_signature);
         if !note::verify_context(&key, update::CONTEXT, header, signature) {
             // There is none, or it was signed with a key that this site no longer has.
@@ -353,7 +442,7 @@ impl Agent {
             dir: &self.config.state.dir,
             journal: &self.journal,
             site: &self.site,
-            signer: self.credentials.signing_key(),
+            signer: &**self.first.credentials.signing_key(),
             log,
         }
     }
@@ -416,11 +505,12 @@ impl Agent {
         if study.manifest().map_err(LocalError::from)?.digest() != header.manifest {
             return untrusted("it is about another model");
         }
+        self.key_ready().await?;
         self.watch(coordinator, key).await?;
         if matches!(study.privacy.mechanism, Declared::DistributedGaussian { .. }) {
             return self.begin_masked(study, header, &task.members, coordinator).await;
         }
-        let verifying = self.credentials.signing_key().verifying_key();
+        let verifying = self.first.credentials.signing_key().verifying_key();
         let kept = self.journal.find(&header.round, &header.base, &verifying).await?;
         let (update, reservation) = match kept {
             Some(kept) => {
@@ -440,7 +530,7 @@ impl Agent {
         header: &TaskHeader,
         coordinator: &Coordinator,
     ) -> Result<(), TaskError> {
-        let key = self.credentials.signing_key().verifying_key();
+        let key = self.first.credentials.signing_key().verifying_key();
         let live =
             self.masked.lock().await.get(&study.id).is_some_and(|r| r.header.round == header.round);
         let paid = live || self.journal.find(&header.round, &header.base, &key).await?.is_some();
@@ -470,7 +560,7 @@ impl Agent {
         members: &[Bytes],
         coordinator: &mut Coordinator,
     ) -> Result<(), TaskError> {
-        let cohort = masked::cohort(&header, &study, members, &self.trust)?;
+        let cohort = masked::cohort(&header, &study, members, &self.identities.now().trust)?;
         let digest = *cohort.digest();
         let mut rounds = self.masked.lock().await;
         let live = rounds.get(&study.id).filter(|r| *r.digest() == digest);
@@ -490,7 +580,7 @@ impl Agent {
         }
         let paid =
             local::reserve_round(&self.config, &self.ledger, &study, header.round.number).await?;
-        let (id, signer) = (study.id.clone(), self.credentials.signing_key());
+        let (id, signer) = (study.id.clone(), self.first.credentials.signing_key());
         let round = MaskedRound::begin((header, study), cohort, signer, paid, &mut rng)?;
         let messages = round.again("keys").unwrap_or_default();
         let answer = answer_of(&round.header, "keys", messages);
@@ -546,7 +636,7 @@ impl Agent {
         key: &VerifierKey,
     ) -> Result<(), TaskError> {
         let (header, digest) = (live.header.clone(), *live.digest());
-        let verifying = self.credentials.signing_key().verifying_key();
+        let verifying = self.first.credentials.signing_key().verifying_key();
         if !live.wants_update() {
             let kept = self.journal.find(&header.round, &digest, &verifying).await?;
             let (update, id) = kept.ok_or_else(|| MaskedError::Turn("update".into()))?;
@@ -689,7 +779,32 @@ impl Agent {
             ledger: self.ledger.chain().await.map_err(LocalError::from)?.head(),
         };
         let id = sealed.reservation();
-        Ok((sealed.sign(about, self.credentials.signing_key()), id))
+        // It is paid for: a token that is away for a while must not cost it.
+        let (mut sealed, mut tries) = (sealed, 1);
+        loop {
+            match sealed.sign(about.clone(), &**self.first.credentials.signing_key()) {
+                Ok(update) => return Ok((update, id)),
+                Err(Unsigned { why, .. }) if tries == KEY_TRIES => return Err(why.into()),
+                Err(Unsigned { update, why }) => {
+                    tracing::error!(error = %why, tries, "the sealed update waits for the site's key");
+                    sealed = *update;
+                }
+            }
+            tries += 1;
+            tokio::time::sleep(jittered(KEY_PAUSE)).await;
+        }
+    }
+
+    /// Waits until the site's key can be used: nothing is paid for what could not be signed.
+    async fn key_ready(&self) -> Result<(), SignError> {
+        for tries in 1..KEY_TRIES {
+            match self.first.credentials.ready() {
+                Ok(()) => return Ok(()),
+                Err(e) => tracing::error!(error = %e, tries, "a task waits for the site's key"),
+            }
+            tokio::time::sleep(jittered(KEY_PAUSE)).await;
+        }
+        self.first.credentials.ready()
     }
 
     /// Sends until it is acknowledged, refused for good, or the connection is gone.
@@ -704,6 +819,7 @@ impl Agent {
     ) -> Result<(), TaskError> {
         let mut pause = PAUSE_FIRST;
         for offer in 1..=OFFERS {
+            let link = coordinator.serial();
             match coordinator.submit(update, key).await {
                 Ok(ack) => {
                     self.journal
@@ -730,7 +846,9 @@ impl Agent {
                                 | Code::SizeMismatch
                         )
                     );
-                    if !passing || offer == OFFERS {
+                    // A connection that was left for another one may end before it is done.
+                    let left = code.is_none() && coordinator.serial() != link;
+                    if !(passing || left) || offer == OFFERS {
                         return Err(e.into());
                     }
                     tracing::warn!(round = %header.round, code = code.map(Code::as_str), error = %e, "not taken; offering it again");
@@ -809,16 +927,35 @@ pub async fn state(dir: &Path, site: &SiteId) -> Result<(Ledger, Journal)> {
     Ok((ledger, journal))
 }
 
+/// The egress journal in a state folder.
+///
+/// # Errors
+/// When it cannot be opened, or is not what it was.
+pub async fn egress(dir: &Path, site: &SiteId) -> Result<Egress> {
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let opened = Egress::open(dir, site).await;
+    opened.with_context(|| format!("opening the egress journal in {}", dir.display()))
+}
+
 /// Why a site that watched does not go on.
 fn unwatched(e: WatchError) -> TransportError {
     match e {
         WatchError::Transport(e) => e,
+        WatchError::Key(e) => TransportError::Key(e),
         e => TransportError::Unwanted(e.to_string()),
     }
 }
 
+/// Waits until then, for ever if there is no such time.
+async fn until(then: Option<tokio::time::Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Half to the whole of a pause: agents that lost the same coordinator do not come back all at once.
-fn jittered(pause: Duration) -> Duration {
+pub(crate) fn jittered(pause: Duration) -> Duration {
     let mut byte = [0];
     // Without randomness the whole pause is waited.
     let share = if getrandom::fill(&mut byte).is_ok() { u32::from(byte[0]) } else { 255 };

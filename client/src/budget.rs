@@ -2,10 +2,10 @@
 
 use crate::{
     config::{Config, DatasetConfig},
-    ledger::{Ledger, LedgerError},
+    ledger::Ledger,
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use falaj_certs::{tls::Credentials, trust::TrustStore};
+use falaj_certs::{keys::KeyAt, tls::Credentials, trust::TrustStore};
 use falaj_core::{
     canon::Canon,
     dp::rdp::RdpCurve,
@@ -141,16 +141,12 @@ fn hex(bytes: &[u8]) -> String {
 /// `falaj-verify --ledger` reads it.
 ///
 /// # Errors
-/// When the ledger cannot be read.
-pub async fn export(
-    ledger: &Ledger,
-    credentials: &Credentials,
-    site: &SiteId,
-) -> Result<String, LedgerError> {
+/// When the ledger cannot be read, or the site's key cannot be used now.
+pub async fn export(ledger: &Ledger, credentials: &Credentials, site: &SiteId) -> Result<String> {
     let chain = ledger.chain().await?;
     let head = head_bytes(site, chain.entries(), &chain.head());
-    let signature =
-        note::sign_context(credentials.signing_key(), falaj_core::ledger::HEAD_CONTEXT, &head);
+    let key = credentials.signing_key();
+    let signature = note::sign_context(&**key, falaj_core::ledger::HEAD_CONTEXT, &head)?;
     let mut out = String::new();
     let entries = ledger.entries().await?;
     let whole = usize::try_from(chain.entries()).unwrap_or(usize::MAX);
@@ -177,7 +173,7 @@ pub async fn other_people(
     config: &Config,
     ledger: &Ledger,
     site: &SiteId,
-    (cert, key): (&Path, &Path),
+    (cert, key): (&Path, &KeyAt),
     (dataset, because): (&str, &str),
 ) -> Result<()> {
     ensure!(
@@ -203,7 +199,7 @@ pub async fn other_people(
         because: because.trim().to_owned(),
     }
     .to_bytes();
-    let signature = note::sign_context(steward.signing_key(), OTHERS_CONTEXT, &statement);
+    let signature = note::sign_context(&**steward.signing_key(), OTHERS_CONTEXT, &statement)?;
     let text = String::from_utf8(statement)?;
     ledger.other_people(&text, &signature, Digest::of(steward.certificate())).await?;
     Ok(())

@@ -1,8 +1,9 @@
 //! The agent's configuration: TOML, read once. What it permits is final here; `site.cedar` beside it can narrow that.
 
+use falaj_certs::keys::KeyAt;
 use falaj_core::id::Place;
 use falaj_policies::SITE_POLICIES;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -29,6 +30,9 @@ pub struct Config {
     pub train: TrainConfig,
     /// Where its state lies.
     pub state: StateConfig,
+    /// Where the site says that it keeps and uses records.
+    #[serde(default)]
+    pub declared: DeclaredConfig,
     /// What it takes away from itself.
     #[serde(default)]
     pub sandbox: SandboxConfig,
@@ -43,10 +47,20 @@ pub struct Config {
 pub struct IdentityConfig {
     /// Certificate chain, PEM.
     pub cert: PathBuf,
-    /// Its key, PEM, mode 0600; it also signs updates.
-    pub key: PathBuf,
+    /// Its key, which also signs updates: a PEM file with mode 0600, or `pkcs11:…`.
+    pub key: KeyAt,
     /// Whom the federation trusts.
     pub trust: PathBuf,
+    /// The certificate of the root that signs issuers, PEM. With it the agent follows the coordinator to new issuers that this
+    /// root has signed, for places that `trust` has already; it follows to none when absent.
+    pub root: Option<PathBuf>,
+    /// Whether the agent has its certificate renewed by the coordinator, if that does so.
+    #[serde(default = "yes")]
+    pub renew: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Where the coordinator is.
@@ -124,12 +138,31 @@ impl Default for TrainConfig {
     }
 }
 
+/// Where the site says that it keeps and uses records. The coordinator is told, and its policies decide over it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeclaredConfig {
+    /// Where records are stored: `ae-on/ae-az`.
+    #[serde(deserialize_with = "place")]
+    pub storage: Option<Place>,
+    /// Where it trains.
+    #[serde(deserialize_with = "place")]
+    pub compute: Option<Place>,
+}
+
+fn place<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Place>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
 /// What the agent takes away from itself before it touches records (Landlock, seccomp).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SandboxConfig {
     /// Whether it does.
     pub mode: SandboxMode,
+    /// Folders that the module of a key in a token reads and writes: where its tokens lie, and its configuration.
+    pub token_dirs: Vec<PathBuf>,
 }
 
 /// Whether the agent restricts itself.
@@ -187,9 +220,14 @@ impl Config {
             toml::from_str(&text).map_err(|e| ConfigError::Toml(path.to_owned(), Box::new(e)))?;
         let base = path.parent().unwrap_or(Path::new("."));
         let id = &mut this.identity;
-        for p in [&mut id.cert, &mut id.key, &mut id.trust, &mut this.state.dir] {
+        for p in [&mut id.cert, &mut id.trust, &mut this.state.dir] {
             *p = base.join(&*p);
         }
+        id.key = id.key.clone().below(base);
+        for dir in &mut this.sandbox.token_dirs {
+            *dir = base.join(&*dir);
+        }
+        id.root = id.root.as_ref().map(|root| base.join(root));
         this.site_policy = base.join(SITE_POLICIES);
         for d in &mut this.datasets {
             d.path = base.join(&d.path);

@@ -1,7 +1,7 @@
 //! The agent: runs beside the records, trains on them, and lets only sealed updates out.
 //!
 //! Connections are outbound only. The road of an update is [`data`] → [`guard`] → [`ledger`] → [`train`] →
-//! `falaj_core::dp` → [`journal`] → [`transport`]; [`agent`] walks it for each task.
+//! `falaj_core::dp` → [`journal`] → [`transport`] → [`egress`] → [`wire`]; [`agent`] walks it for each task.
 
 pub mod agent;
 pub mod audit;
@@ -9,8 +9,11 @@ pub mod budget;
 pub mod clock;
 pub mod config;
 pub mod data;
+pub mod egress;
+pub mod enrol;
 pub mod evaluate;
 pub mod guard;
+pub mod identity;
 pub mod journal;
 pub mod ledger;
 pub mod local;
@@ -23,3 +26,4 @@ pub mod streams;
 pub mod train;
 pub mod transport;
 pub mod watch;
+pub mod wire;

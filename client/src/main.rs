@@ -7,8 +7,9 @@ use falaj_agent::{
     audit::{self, Audit, Sabotage},
     budget, clock,
     config::{Config, TrainConfig},
-    data, evaluate,
+    data, egress, enrol, evaluate,
     guard::ResidencyGuard,
+    identity,
     ledger::Ledger,
     local::{self, Alone},
     model_file,
@@ -17,11 +18,16 @@ use falaj_agent::{
     train::{self, Chance},
     watch,
 };
-use falaj_certs::tls::Credentials;
+use falaj_certs::{
+    enrolment::{TOKEN_BYTES_MAX, Token},
+    keys::KeyAt,
+    tls::Credentials,
+};
 use falaj_core::{
-    id::{Digest, Role, SiteId, SpiffeId},
+    id::{Digest, Place, Role, SiteId, SpiffeId},
     note::VerifierKey,
     study::Study,
+    time::Timestamp,
 };
 use falaj_sandbox::Probe;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -46,7 +52,7 @@ const NO_POLICY: &str = "none: the configuration alone decides";
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-agent explain study.yaml --config agent.toml\n  falaj-agent run --config agent.toml\n  falaj-agent budget show --config agent.toml --json\n  falaj-agent evaluate study.yaml --model model.safetensors --data held_out.csv"
+    after_help = "Examples:\n  falaj-agent enroll hospital-1.token --place ae-on/ae-az --config agent.toml\n  falaj-agent explain study.yaml --config agent.toml\n  falaj-agent run --config agent.toml\n  falaj-agent budget show --config agent.toml --json\n  falaj-agent evaluate study.yaml --model model.safetensors --data held_out.csv"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -72,6 +78,28 @@ enum Command {
         #[cfg(debug_assertions)]
         #[arg(long, hide = true)]
         insecure_seed: Option<u64>,
+    },
+    /// Get this site's first certificate, for a token from the coordinator's operator: the key is made here and stays here.
+    ///
+    /// Nothing that is there is written over. An enrolment that broke off is taken up again by the same command.
+    #[command(
+        after_help = "Examples:\n  falaj-agent enroll hospital-1.token --place ae-on/ae-az --config agent.toml\n  falaj-agent enroll - --place ae-on/ae-az --dir identity < hospital-1.token\n  falaj-agent enroll new.token --place ae-on/ae-az --config agent.toml --again"
+    )]
+    Enroll {
+        /// A file with the token, or `-` for standard input: a secret on a command line can be read by others.
+        token: PathBuf,
+        /// Where this site is, `<jurisdiction>/<region>`: a token for a site elsewhere is refused.
+        #[arg(long)]
+        place: Place,
+        /// The configuration, which says where key, certificate and trust configuration are to lie.
+        #[arg(long, env = "FALAJ_AGENT_CONFIG", required_unless_present = "dir")]
+        config: Option<PathBuf>,
+        /// A folder for them, instead.
+        #[arg(long, conflicts_with = "config")]
+        dir: Option<PathBuf>,
+        /// The site has enrolled before, and its certificate has expired: keep the key, and get another certificate about it.
+        #[arg(long)]
+        again: bool,
     },
     /// Look at what the agent takes away from itself before it touches records.
     Sandbox {
@@ -116,6 +144,11 @@ enum Command {
     Refusals {
         #[command(flatten)]
         config: ConfigArg,
+    },
+    /// Look at what left this site, message by message, and give that to an auditor.
+    Egress {
+        #[command(subcommand)]
+        command: EgressCommand,
     },
     /// Look at the records.
     Data {
@@ -236,9 +269,43 @@ enum BudgetCommand {
         /// The steward's certificate: an operator's of this site's place.
         #[arg(long)]
         cert: PathBuf,
-        /// The steward's key.
+        /// The steward's key: a PEM file with mode 0600, or `pkcs11:…`.
         #[arg(long)]
-        key: PathBuf,
+        key: KeyAt,
+    },
+}
+
+#[derive(Subcommand)]
+enum EgressCommand {
+    /// Show what left: each message, and what it comes to by kind.
+    #[command(
+        after_help = "Examples:\n  falaj-agent egress show --config agent.toml --since 2027-03-01\n  falaj-agent egress show --config agent.toml --openmetrics > /var/lib/node_exporter/falaj.prom"
+    )]
+    Show {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Only messages from this day or moment on, in UTC: `2027-03-01` or `2027-03-01T09:30:00.000Z`.
+        #[arg(long, value_parser = moment)]
+        since: Option<Timestamp>,
+        /// Counters alone, as OpenMetrics: the agent opens no port, so a collector reads a file.
+        #[arg(long, conflicts_with = "since")]
+        openmetrics: bool,
+    },
+    /// Write the journal for an auditor, its head signed by this site; `falaj-verify --egress` reads it.
+    Export {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Where to; standard output otherwise.
+        #[arg(long, short)]
+        out: Option<PathBuf>,
+    },
+    /// Drop entries that were exported, and keep what they come to. The next export begins after them.
+    Release {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// The number of the last entry that goes.
+        #[arg(long)]
+        through: u64,
     },
 }
 
@@ -404,12 +471,39 @@ async fn run(cli: Cli) -> Result<ExitCode> {
                 }
             });
         }
+        Command::Enroll { token, place, config, dir, again } => {
+            let token: Token = read_token(&token)?.parse()?;
+            let files = match (config, dir) {
+                (_, Some(dir)) => enrol::Files::within(&dir),
+                (Some(config), None) => {
+                    let config = Config::load(&config)?;
+                    let spoken_to = &config.policy.coordinator_places;
+                    let at = token.coordinator.place();
+                    ensure!(
+                        spoken_to.iter().any(|p| at.matches(p)),
+                        "the token is for a coordinator in {at}, and `policy.coordinator_places` permits only {}",
+                        spoken_to.join(", ")
+                    );
+                    enrol::Files::of(&config)
+                }
+                (None, None) => anyhow::bail!("say where it is to lie: `--config` or `--dir`"),
+            };
+            let identity = enrol::enrol(&token, &files, &place, again).await?;
+            let until = falaj_core::time::Timestamp::from_millis(identity.not_after * 1_000);
+            let told = json!({
+                "identity": identity.spiffe.to_string(),
+                "until": until.to_string(),
+                "cert": files.cert,
+                "key": files.key.to_string(),
+                "trust": files.trust,
+            });
+            say(cli.json, &told);
+        }
         Command::Sandbox { .. } => unreachable!("it is done before there is a runtime"),
         Command::Config { command: ConfigCommand::Check { config } } => {
             let config = Config::load(&config.config)?;
-            let credentials = Credentials::load(&config.identity.cert, &config.identity.key)?;
-            let identity = credentials.identity()?;
-            falaj_certs::trust::TrustStore::load(&config.identity.trust)?;
+            let identity = identity::credentials(&config)?.identity()?;
+            identity::trust(&config)?;
             let policy = PolicyFile::open(&config.site_policy)?.current();
             let policy = policy.map_or_else(|| NO_POLICY.into(), |p| p.digest().to_string());
             let identity = identity.spiffe.to_string();
@@ -428,6 +522,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             }
         },
         Command::Refusals { config } => refusals(&config.config, cli.json).await?,
+        Command::Egress { command } => egress(command, cli.json).await?,
         Command::Data { command: DataCommand::Check { study, config } } => {
             let (study, _) = read_study(&study)?;
             let config = Config::load(&config.config)?;
@@ -513,6 +608,21 @@ fn say(json: bool, value: &serde_json::Value) {
     }
 }
 
+/// A token from a file, or from standard input.
+fn read_token(path: &Path) -> Result<String> {
+    use std::io::Read as _;
+    let most = TOKEN_BYTES_MAX as u64 + 1;
+    let mut text = String::new();
+    if path == Path::new("-") {
+        std::io::stdin().take(most).read_to_string(&mut text)?;
+    } else {
+        let file = fs::File::open(path);
+        let file = file.with_context(|| format!("reading the token in {}", path.display()))?;
+        file.take(most).read_to_string(&mut text)?;
+    }
+    Ok(text)
+}
+
 /// A steward's name: it stands in policies and in the journal.
 fn steward(text: &str) -> Result<String, String> {
     let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -543,7 +653,7 @@ async fn approve(
     );
     let at = clock::now();
     let word = Approval { study: study.id.to_string(), study_sha256, steward, at, approved };
-    approvals.keep(credentials.signing_key(), &word).await?;
+    approvals.keep(&**credentials.signing_key(), &word).await?;
     say(json, &shown(&word));
     Ok(())
 }
@@ -600,6 +710,51 @@ async fn refusals(config: &Path, json: bool) -> Result<()> {
         println!("the site's own policy has refused nothing");
     }
     Ok(())
+}
+
+async fn egress(command: EgressCommand, json: bool) -> Result<()> {
+    let (EgressCommand::Show { config, .. }
+    | EgressCommand::Export { config, .. }
+    | EgressCommand::Release { config, .. }) = &command;
+    let config = Config::load(&config.config)?;
+    let (credentials, site, _) = opened(&config).await?;
+    let journal = agent::egress(&config.state.dir, &site).await?;
+    match command {
+        EgressCommand::Show { openmetrics: true, .. } => {
+            print!("{}", egress::openmetrics(&journal.counts().await?));
+        }
+        EgressCommand::Show { since, .. } => {
+            let left = journal.left(since).await?;
+            let counts = journal.counts().await?;
+            if json {
+                println!("{}", json!({ "messages": left, "all_time": counts }));
+                return Ok(());
+            }
+            for m in &left {
+                println!("{m}");
+            }
+            for (kind, count) in &counts {
+                println!("{kind:16} {:>9} messages {:>14} bytes", count.messages, count.bytes);
+            }
+        }
+        EgressCommand::Export { out, .. } => {
+            let key = credentials.signing_key();
+            let text = journal.export(&**key, credentials.certificate()).await?;
+            budget::write(out.as_deref(), &text)?;
+        }
+        EgressCommand::Release { through, .. } => {
+            journal.release(through).await?;
+            say(json, &json!({ "released_through": through }));
+        }
+    }
+    Ok(())
+}
+
+/// A day, from its beginning, or a moment.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    let whole = if text.contains('T') { text.to_owned() } else { format!("{text}T00:00:00.000Z") };
+    Timestamp::parse(&whole)
+        .ok_or_else(|| "write `2027-03-01` or `2027-03-01T09:30:00.000Z`".to_owned())
 }
 
 /// A coordinator where the configuration expects one: in this site's own region, if only the jurisdiction is said.
@@ -782,7 +937,7 @@ async fn train_alone(
 
 /// This site and what it keeps.
 async fn opened(config: &Config) -> Result<(Credentials, SiteId, Ledger)> {
-    let credentials = Credentials::load(&config.identity.cert, &config.identity.key)?;
+    let credentials = identity::credentials(config)?;
     let site = SiteId::try_from(credentials.identity()?.spiffe)?;
     let (ledger, _) = agent::state(&config.state.dir, &site).await?;
     Ok((credentials, site, ledger))
@@ -825,7 +980,7 @@ async fn budget(command: BudgetCommand, json: bool) -> Result<()> {
         BudgetCommand::OtherPeople { config, dataset, because, cert, key } => {
             let config = Config::load(&config.config)?;
             let (_, site, ledger) = opened(&config).await?;
-            let steward = (cert.as_path(), key.as_path());
+            let steward = (cert.as_path(), &key);
             let statement = (dataset.as_str(), because.as_str());
             budget::other_people(&config, &ledger, &site, steward, statement).await?;
             say(json, &json!({ "dataset": dataset, "spent": "0, from now on" }));

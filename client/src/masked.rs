@@ -5,7 +5,7 @@
 
 use crate::local::Paid;
 use bytes::Bytes;
-use ed25519_dalek::{SigningKey, VerifyingKey};
+use ed25519_dalek::VerifyingKey;
 use falaj_certs::trust::TrustStore;
 use falaj_core::{
     id::{Digest, SiteId},
@@ -14,11 +14,13 @@ use falaj_core::{
         site::{Advertised, Confirmed, MaskedStage, Shared},
         wire::{Advert, Confirmation, Envelope},
     },
+    sign::SignKey,
     study::{Mechanism, Study},
     task::TaskHeader,
     update::{PartialUpdate, SealedUpdate},
 };
 use rand_core::CryptoRng;
+use std::sync::Arc;
 
 /// Why a site takes no part, or no further part.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +124,7 @@ impl MaskedRound {
     pub fn begin(
         (header, study): (TaskHeader, Study),
         cohort: Cohort,
-        signer: &SigningKey,
+        signer: &Arc<dyn SignKey>,
         paid: Paid,
         rng: &mut impl CryptoRng,
     ) -> Result<Self, MaskedError> {

@@ -11,12 +11,13 @@ use crate::{
     ledger::{Ledger, LedgerError},
     streams::{self, Turn},
 };
-use ed25519_dalek::{SigningKey, VerifyingKey};
+use ed25519_dalek::VerifyingKey;
 use falaj_core::{
     canon::{self, Canon, CanonError},
     dp::rdp::{AccountantError, Epsilon, RdpCurve},
     id::{Digest, SiteId, SpiffeId},
     note,
+    sign::SignKey,
     study::Study,
     time::Timestamp,
 };
@@ -359,11 +360,11 @@ impl Approvals<'_> {
     /// Keeps a steward's word, signed.
     ///
     /// # Errors
-    /// [`JournalError`].
-    pub async fn keep(self, signer: &SigningKey, word: &Approval) -> Result<(), JournalError> {
+    /// When the journal fails, or the key cannot be used now.
+    pub async fn keep(self, signer: &dyn SignKey, word: &Approval) -> anyhow::Result<()> {
         let body = word.to_bytes(self.site);
-        let signature = note::sign_context(signer, APPROVAL_CONTEXT, &body);
-        self.journal.approve(&word.study_sha256, &body, &signature).await
+        let signature = note::sign_context(signer, APPROVAL_CONTEXT, &body)?;
+        Ok(self.journal.approve(&word.study_sha256, &body, &signature).await?)
     }
 
     /// Who has approved a study file, by the newest word about it. A word that this site's key did not sign is none.

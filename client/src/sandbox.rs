@@ -2,7 +2,10 @@
 
 use crate::config::{Config, SandboxMode};
 use anyhow::{Context as _, Result, ensure};
-use falaj_certs::trust::TrustFile;
+use falaj_certs::{
+    keys::{KeyAt, open_token},
+    trust::TrustFile,
+};
 use falaj_sandbox::{Entered, Limits, Probe, enter, probe};
 use std::{
     collections::BTreeSet,
@@ -29,8 +32,10 @@ pub fn limits(config: &Config, file: &Path) -> Result<Limits> {
         .with_context(|| format!("making {}", config.state.dir.display()))?;
     // Files that are replaced by others of their name: what may be read is their folder.
     let identity = &config.identity;
-    let beside = [file, &identity.cert, &identity.key, &identity.trust];
-    let mut read: BTreeSet<PathBuf> = beside.into_iter().map(folder).collect();
+    let beside = [file, &identity.cert, &identity.trust];
+    let beside = beside.into_iter().chain(identity.root.as_deref());
+    let mut read: BTreeSet<PathBuf> = beside.map(folder).collect();
+    read.extend(identity.key.files().into_iter().map(folder));
     read.extend(issuers(&identity.trust));
     read.extend(config.datasets.iter().map(|d| d.path.clone()));
     read.extend(config.train.libtorch_cuda.clone());
@@ -42,7 +47,7 @@ pub fn limits(config: &Config, file: &Path) -> Result<Limits> {
     };
     Ok(Limits {
         read: read.into_iter().collect(),
-        write: vec![config.state.dir.clone()],
+        write: [&config.state.dir].into_iter().chain(&config.sandbox.token_dirs).cloned().collect(),
         port: Some(port),
         names: host.parse::<IpAddr>().is_err(),
         gpu,
@@ -81,7 +86,12 @@ pub fn check(config: &Config, file: &Path) -> Result<(Entered, Vec<Probe>)> {
     // Nothing can be removed any more once the sandbox is entered.
     let outside_of_it = outside.path().to_owned();
     let entered = enter(&limits).context("the sandbox cannot be entered")?;
-    Ok((entered, probe(&limits, address, &outside_of_it)))
+    let mut probes = probe(&limits, address, &outside_of_it);
+    if let KeyAt::Token(token) = &config.identity.key {
+        let refused = open_token(token).err().map(|e| e.to_string());
+        probes.push(Probe { what: format!("sign with {token}"), unwanted: false, refused });
+    }
+    Ok((entered, probes))
 }
 
 fn folder(path: &Path) -> PathBuf {

@@ -1,30 +1,40 @@
 //! Speaking with the coordinator: outbound only, over mutual TLS, models and updates in chunks.
 
+use crate::{
+    config::DeclaredConfig,
+    egress::{Egress, EgressError},
+    wire::{self, Wire},
+};
+use falaj_certs::enrolment::Token;
 use falaj_certs::identity::Identity;
 use falaj_certs::tls::{self, Credentials, CredentialsError, ServerExpectation};
 use falaj_certs::trust::TrustStore;
 use falaj_core::{
     aggregate::params_from_bytes,
-    id::{Digest, SpiffeId},
+    id::{Digest, Place, SpiffeId},
     note,
     note::VerifierKey,
     receipt::{self, Receipt},
+    sign::SignError,
     update::SignedUpdate,
 };
 use falaj_proto::{
-    CHUNK_BYTES_MAX,
     problem::{Code, code_of},
     v1::{
         AnswerRequest, CheckpointReply, CheckpointRequest, ConnectRequest, CosignRequest,
-        DeclineRequest, FetchModelRequest, ProveInclusionRequest, Push, UpdateOpen, UpdatePart,
-        federation_client::FederationClient, model_part, update_part,
+        DeclineRequest, EnrolReply, EnrolRequest, FetchModelRequest, ProbeAnswer,
+        ProveInclusionRequest, Push, RenewReply, RenewRequest, model_part,
     },
 };
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_stream::StreamExt as _;
 use tonic::{
     Status, Streaming,
@@ -49,6 +59,12 @@ pub enum TransportError {
     /// We do not want to speak with whoever answers: our own check refused it.
     #[error("{0}")]
     Unwanted(String),
+    /// This site's own key cannot be used now.
+    #[error(transparent)]
+    Key(SignError),
+    /// What should leave could not be written down.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
     /// The coordinator refuses us.
     #[error("the coordinator refuses: {0}")]
     Refused(String),
@@ -105,12 +121,24 @@ impl Dialer {
         Ok(Self { address: address.to_owned(), tls })
     }
 
-    /// Connects.
+    /// Connects; what is sent then is written down in `egress`.
     ///
     /// # Errors
     /// [`TransportError::Connect`] when nobody answers, [`TransportError::Unwanted`] when it is somebody
     /// whom our policy does not permit.
-    pub async fn dial(&self) -> Result<Coordinator, TransportError> {
+    pub async fn dial(&self, egress: &Egress) -> Result<Coordinator, TransportError> {
+        let stream = self.handshake().await?;
+        // The handshake has checked the certificate; it is read once more for who it names.
+        let peer = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let identity = peer.map(Identity::parse).and_then(Result::ok).map(|i| i.spiffe);
+        let identity = identity
+            .ok_or_else(|| TransportError::Broken("no certificate that names it".into()))?;
+        let channel = self.channel(stream).await?;
+        let link = Link { serial: 0, wire: Wire::new(channel, MESSAGE_BYTES_MAX) };
+        Ok(Coordinator { link: Arc::new(RwLock::new(link)), egress: egress.clone(), identity })
+    }
+
+    async fn handshake(&self) -> Result<TlsStream<TcpStream>, TransportError> {
         // The handshake comes first, by hand, so that its errors reach the user as they are.
         let connect = async {
             let tcp = TcpStream::connect(&self.address).await?;
@@ -120,19 +148,17 @@ impl Dialer {
                 rustls::pki_types::ServerName::try_from("coordinator").map_err(io::Error::other)?;
             TlsConnector::from(self.tls.clone()).connect(name, tcp).await
         };
-        let stream = match tokio::time::timeout(CONNECT, connect).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(e)) => return Err(self.explain(&e)),
+        match tokio::time::timeout(CONNECT, connect).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(e)) => Err(self.explain(&e)),
             Err(_) => {
                 let what = format!("{} does not answer", self.address);
-                return Err(TransportError::Connect(what));
+                Err(TransportError::Connect(what))
             }
-        };
-        // The handshake has checked the certificate; it is read once more for who it names.
-        let peer = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let identity = peer.map(Identity::parse).and_then(Result::ok).map(|i| i.spiffe);
-        let identity = identity
-            .ok_or_else(|| TransportError::Broken("no certificate that names it".into()))?;
+        }
+    }
+
+    async fn channel(&self, stream: TlsStream<TcpStream>) -> Result<Channel, TransportError> {
         let mut first = Some(stream);
         let endpoint = Endpoint::from_static("http://coordinator")
             .http2_keep_alive_interval(KEEPALIVE)
@@ -140,20 +166,23 @@ impl Dialer {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES);
-        let channel = endpoint
+        endpoint
             .connect_with_connector(tower::service_fn(move |_| {
                 // One connection; when it breaks, the agent dials again and says so.
                 let stream = first.take().ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe));
                 std::future::ready(stream.map(TokioIo::new))
             }))
             .await
-            .map_err(|e| TransportError::Connect(format!("{}: {e}", self.address)))?;
-        let client = FederationClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Coordinator { client, identity })
+            .map_err(|e| TransportError::Connect(format!("{}: {e}", self.address)))
     }
 
     fn explain(&self, error: &io::Error) -> TransportError {
         let tls = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::Other(e)) = tls
+            && let Some(e) = e.0.downcast_ref::<SignError>()
+        {
+            return TransportError::Key(e.clone());
+        }
         match tls {
             Some(rustls::Error::General(why)) => TransportError::Unwanted(why.clone()),
             Some(rustls::Error::InvalidCertificate(e)) => TransportError::Unwanted(format!(
@@ -167,11 +196,32 @@ impl Dialer {
     }
 }
 
-/// An open connection to the coordinator.
+/// Asks for a site's first certificate, where and of whom its token says.
+///
+/// # Errors
+/// [`TransportError`].
+pub async fn enrol(token: &Token, asked: EnrolRequest) -> Result<EnrolReply, TransportError> {
+    let tls = tls::enrolment_client_config(token, &["h2"])
+        .map_err(|e| TransportError::Connect(e.to_string()))?;
+    let dialer = Dialer { address: token.address.clone(), tls: Arc::new(tls) };
+    let channel = dialer.channel(dialer.handshake().await?).await?;
+    Ok(wire::enrol(channel, asked, MESSAGE_BYTES_MAX).await?)
+}
+
+/// An open connection to the coordinator. Clones share it, and go over to another one together.
 #[derive(Clone)]
 pub struct Coordinator {
-    client: FederationClient<Channel>,
+    link: Arc<RwLock<Link>>,
+    egress: Egress,
     identity: SpiffeId,
+}
+
+/// One connection.
+#[derive(Clone)]
+struct Link {
+    /// How many came before it.
+    serial: u64,
+    wire: Wire,
 }
 
 /// What came of sending an update.
@@ -194,6 +244,38 @@ impl Coordinator {
         &self.identity
     }
 
+    /// How often the connection was replaced.
+    #[must_use]
+    pub fn serial(&self) -> u64 {
+        self.link().serial
+    }
+
+    /// Goes over to another connection to the same coordinator: what is under way ends on this one, what follows begins on the
+    /// other.
+    pub fn go_over(&self, other: &Self) {
+        let wire = other.wire();
+        let mut link = self.link.write().unwrap_or_else(PoisonError::into_inner);
+        *link = Link { serial: link.serial + 1, wire };
+    }
+
+    fn link(&self) -> Link {
+        self.link.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn wire(&self) -> Wire {
+        self.link().wire
+    }
+
+    /// Asks for another certificate about the key of the one that this site comes with: certificates, and whom the
+    /// coordinator trusts.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub async fn renew(&mut self, request: Vec<u8>) -> Result<RenewReply, TransportError> {
+        let asked = self.egress.note(RenewRequest { request: request.into() }).await?;
+        Ok(self.wire().renew(asked).await?)
+    }
+
     /// Opens the stream on which tasks are pushed.
     ///
     /// # Errors
@@ -202,10 +284,32 @@ impl Coordinator {
         &mut self,
         datasets: Vec<String>,
         trainers: Vec<String>,
+        declared: &DeclaredConfig,
     ) -> Result<Streaming<Push>, TransportError> {
-        let agent_version = env!("CARGO_PKG_VERSION").into();
-        let hello = ConnectRequest { agent_version, datasets, trainers };
-        Ok(self.client.connect(hello).await?.into_inner())
+        let place = |place: &Option<Place>| place.as_ref().map(ToString::to_string);
+        let hello = ConnectRequest {
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            datasets,
+            trainers,
+            storage: place(&declared.storage).unwrap_or_default(),
+            compute: place(&declared.compute).unwrap_or_default(),
+            answers_probes: true,
+        };
+        Ok(self.wire().connect(self.egress.note(hello).await?).await?)
+    }
+
+    /// Answers a probe.
+    ///
+    /// # Errors
+    /// [`TransportError`].
+    pub async fn answer_probe(
+        &mut self,
+        clock_ms: i64,
+        signature: &[u8],
+    ) -> Result<(), TransportError> {
+        let signature = bytes::Bytes::copy_from_slice(signature);
+        let answer = ProbeAnswer { clock_ms, signature };
+        Ok(self.wire().answer_probe(self.egress.note(answer).await?).await?)
     }
 
     /// Declines a round.
@@ -220,8 +324,7 @@ impl Coordinator {
         reason: String,
     ) -> Result<(), TransportError> {
         let decline = DeclineRequest { study: study.into(), round, code: code.into(), reason };
-        self.client.decline(decline).await?;
-        Ok(())
+        Ok(self.wire().decline(self.egress.note(decline).await?).await?)
     }
 
     /// The newest checkpoint of a shard of the log, and the proof that it goes on from one of `seen` entries.
@@ -234,8 +337,8 @@ impl Coordinator {
         seen: u64,
     ) -> Result<(String, Vec<Digest>), TransportError> {
         let wanted = CheckpointRequest { seen_size: seen, origin: origin.into() };
-        let reply = self.client.checkpoint(wanted).await?;
-        let CheckpointReply { checkpoint, proof } = reply.into_inner();
+        let reply = self.wire().checkpoint(self.egress.note(wanted).await?).await?;
+        let CheckpointReply { checkpoint, proof } = reply;
         Ok((checkpoint, digests(proof)?))
     }
 
@@ -250,8 +353,8 @@ impl Coordinator {
         line: String,
     ) -> Result<(), TransportError> {
         let origin = origin.into();
-        self.client.cosign(CosignRequest { tree_size, cosignature: line, origin }).await?;
-        Ok(())
+        let cosignature = CosignRequest { tree_size, cosignature: line, origin };
+        Ok(self.wire().cosign(self.egress.note(cosignature).await?).await?)
     }
 
     /// The proof that entry `index` is among the first `tree_size` of a shard of the log.
@@ -265,7 +368,7 @@ impl Coordinator {
         tree_size: u64,
     ) -> Result<Vec<Digest>, TransportError> {
         let wanted = ProveInclusionRequest { index, tree_size, origin: origin.into() };
-        digests(self.client.prove_inclusion(wanted).await?.into_inner().proof)
+        digests(self.wire().prove_inclusion(self.egress.note(wanted).await?).await?.proof)
     }
 
     /// Downloads a model of `params` parameters and checks its digest.
@@ -279,7 +382,7 @@ impl Coordinator {
         params: usize,
     ) -> Result<Vec<f32>, TransportError> {
         let wanted = FetchModelRequest { study: study.into(), model_sha256: model.to_string() };
-        let mut parts = self.client.fetch_model(wanted).await?.into_inner();
+        let mut parts = self.wire().fetch_model(self.egress.note(wanted).await?).await?;
         let expected = params * 4;
         let mut bytes = Vec::new();
         while let Some(part) = parts.next().await {
@@ -311,8 +414,7 @@ impl Coordinator {
     /// # Errors
     /// [`TransportError`].
     pub async fn answer(&mut self, answer: AnswerRequest) -> Result<(), TransportError> {
-        self.client.answer(answer).await?;
-        Ok(())
+        Ok(self.wire().answer(self.egress.note(answer).await?).await?)
     }
 
     /// Sends a signed update in chunks, and checks the receipt that comes back.
@@ -324,20 +426,7 @@ impl Coordinator {
         update: &SignedUpdate,
         log_key: &VerifierKey,
     ) -> Result<Acknowledged, TransportError> {
-        let open = UpdateOpen {
-            header: update.header().to_vec().into(),
-            signature: update.signature().to_vec().into(),
-        };
-        let payload = bytes::Bytes::copy_from_slice(update.payload());
-        let chunks = (0..payload.len()).step_by(CHUNK_BYTES_MAX).map(move |at| {
-            let end = (at + CHUNK_BYTES_MAX).min(payload.len());
-            update_part::Part::Chunk(payload.slice(at..end))
-        });
-        let parts = std::iter::once(update_part::Part::Open(open))
-            .chain(chunks)
-            .map(|part| UpdatePart { part: Some(part) })
-            .collect::<Vec<_>>();
-        let reply = self.client.submit_update(tokio_stream::iter(parts)).await?.into_inner();
+        let reply = self.wire().submit(self.egress.note(update).await?).await?;
         let broken = |what: &str| TransportError::Broken(what.to_owned());
         if !note::verify_context(log_key.key(), receipt::CONTEXT, &reply.receipt, &reply.signature)
         {

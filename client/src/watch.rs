@@ -6,15 +6,15 @@
 
 use crate::{
     clock,
-    journal::{Journal, JournalError},
+    journal::{Journal, JournalError, Promise},
     transport::{Coordinator, TransportError},
 };
-use ed25519_dalek::SigningKey;
 use falaj_core::{
     id::{Digest, SiteId},
     merkle::verify_inclusion,
-    note::{Checkpoint, VerifierKey},
+    note::{Checkpoint, NoteError, VerifierKey},
     receipt::Receipt,
+    sign::{SignError, SignKey},
     succession::Succession,
     witness,
 };
@@ -48,6 +48,9 @@ pub enum WatchError {
     /// The coordinator could not be asked.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// This site's own key cannot be used now.
+    #[error(transparent)]
+    Key(SignError),
     /// What was seen could not be kept; nothing is cosigned then.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -65,7 +68,7 @@ pub struct Watch<'a> {
     /// Who watches.
     pub site: &'a SiteId,
     /// The key of the site's certificate.
-    pub signer: &'a SigningKey,
+    pub signer: &'a dyn SignKey,
     /// The log's key.
     pub log: &'a VerifierKey,
 }
@@ -91,8 +94,10 @@ impl Watch<'_> {
     /// [`WatchError`]; nothing may be sent then.
     pub async fn look(&self, coordinator: &mut Coordinator) -> Result<Checkpoint, WatchError> {
         self.is_clear().await?;
+        // Before the checkpoint is asked for: what is promised meanwhile need not be in it.
+        let promised = self.journal.unproven().await?;
         let (note, shown) = self.goes_on(coordinator).await?;
-        self.prove(coordinator, &note, &shown).await?;
+        self.prove(coordinator, promised, &note, &shown).await?;
         Ok(shown)
     }
 
@@ -118,8 +123,12 @@ impl Watch<'_> {
                 );
                 return Err(self.alarm(&what, &[&note], &[]).await);
             }
-            while !self.journal.unproven().await?.is_empty() {
-                self.prove(coordinator, &note, &last).await?;
+            loop {
+                let promised = self.journal.unproven().await?;
+                if promised.is_empty() {
+                    break;
+                }
+                self.prove(coordinator, promised, &note, &last).await?;
             }
         }
         self.journal.repin(LOG_KEY, &step.to.to_string(), step.ended.is_some()).await?;
@@ -151,21 +160,24 @@ impl Watch<'_> {
             self.journal.see(&note).await?;
             let time = u64::try_from(clock::now().as_millis() / 1_000).unwrap_or(0);
             let name = witness::name_of_party(self.site.spiffe());
-            let line = witness::cosign(&name, self.signer, time, &shown)
-                .map_err(|e| broken(e.to_string()))?;
+            let line = witness::cosign(&name, self.signer, time, &shown).map_err(|e| match e {
+                NoteError::Sign(e) => WatchError::Key(e),
+                e => broken(e.to_string()),
+            })?;
             coordinator.cosign(origin, shown.tree_size, line).await?;
         }
         Ok((note, shown))
     }
 
-    /// Has the receipts that this site holds proven.
+    /// Has receipts that this site holds proven.
     async fn prove(
         &self,
         coordinator: &mut Coordinator,
+        promised: Vec<Promise>,
         note: &str,
         head: &Checkpoint,
     ) -> Result<(), WatchError> {
-        for promise in self.journal.unproven().await? {
+        for promise in promised {
             let Ok(receipt) = Receipt::parse(&promise.receipt) else { continue };
             let text = String::from_utf8_lossy(&promise.receipt);
             let (index, size) = (receipt.log_index, head.tree_size);

@@ -91,7 +91,7 @@ async fn an_approval_counts_for_one_file_until_it_is_revoked_and_only_under_the_
     assert_eq!(steward().await, None);
     let other = Approval { study_sha256: Digest::of(b"other"), ..word.clone() };
     let body = other.to_bytes(&site);
-    let signature = note::sign_context(&signer, APPROVAL_CONTEXT, &body);
+    let signature = note::sign_context(&signer, APPROVAL_CONTEXT, &body).expect("signs");
     journal.approve(&study_sha256, &body, &signature).await.expect("kept");
     assert_eq!(steward().await, None);
 

@@ -5,9 +5,11 @@
 //! admitted (an entry, before anything is served).
 
 use crate::{
+    config::RolesConfig,
     engine::{Engine, problem_of},
+    evidence::Known,
     persons::Persons,
-    policy::{Action, Resource},
+    policy::{Action, Party},
     store::writer::{Change, Commit},
     trusted::{Door, Standing, Trusted},
 };
@@ -21,6 +23,7 @@ use falaj_core::{
         Actor, Draft, Kind,
         person::{Person, is_person},
     },
+    evidence::Evidence,
     id::{Digest, SiteId, SpiffeId},
 };
 use falaj_proto::problem::{Code, Problem};
@@ -64,6 +67,8 @@ pub struct Peer {
     pub standing: Standing,
     /// Who knows that.
     pub trusted: Trusted,
+    /// What is known of the connection.
+    pub known: Known,
     /// Who it is, or why every request is refused.
     pub admitted: Result<Identity, Problem>,
 }
@@ -79,8 +84,16 @@ impl Peer {
             return Err(problem);
         }
         let checked = self.trusted.check(self, identity);
-        checked.map_err(|why| Code::Revoked.because(why.detail))?;
+        checked.map_err(|why| why.problem())?;
         Ok(identity)
+    }
+
+    /// Who it is, as policies see it.
+    ///
+    /// # Errors
+    /// As [`Self::identity`].
+    pub fn party(&self) -> Result<Party<'_>, Problem> {
+        Ok(Party { id: &self.identity()?.spiffe, roles: self.actor.roles })
     }
 
     /// Which site it is.
@@ -134,7 +147,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.peer.trusted.leave(self.serial, self.peer.actor.cert);
+        self.peer.trusted.leave(self.serial, &self.peer);
     }
 }
 
@@ -210,6 +223,8 @@ pub struct Acceptor {
     pub door: Door,
     /// Where decisions and entries are made.
     pub engine: Engine,
+    /// Which roles operators have.
+    pub roles: Arc<RolesConfig>,
 }
 
 impl Acceptor {
@@ -306,10 +321,12 @@ impl Acceptor {
             chain: chain.clone(),
             standing,
             trusted: self.trusted.clone(),
+            known: Known::default(),
             admitted,
         };
-        let identity = match self.trusted.now().trust().identify(&chain) {
-            Ok(identity) => identity,
+        let in_force = self.trusted.now();
+        let (identity, issuer) = match in_force.trust().vouched(&chain) {
+            Ok(vouched) => vouched,
             Err(e) => {
                 // Nobody vouches for what such a certificate says: it may name anybody, and is not kept.
                 let detail = match &e {
@@ -329,7 +346,10 @@ impl Acceptor {
         actor.id = Some(identity.spiffe.clone());
         let rows: Vec<Change> = if is_person(&identity.spiffe) {
             match meet(&parts.persons, &identity.spiffe).await {
-                Ok(person) => actor.person = Some(person),
+                Ok(person) => {
+                    actor.person = Some(person);
+                    actor.roles = self.roles.of(&identity.groups);
+                }
                 Err(problem) => return peer(actor, Standing::default(), Err(problem)),
             }
             let sealed = actor.person.and_then(|p| parts.persons.seal_certificate(p, &certificate));
@@ -341,17 +361,20 @@ impl Acceptor {
             Ok(standing) => standing,
             Err(why) => {
                 self.refuse(&actor, why.reason, &why.detail).await;
-                let problem = Code::Revoked.because(why.detail);
+                let problem = why.problem();
                 return peer(actor, Standing::default(), Err(problem));
             }
         };
-        let decision = parts.policy.decide(&identity.spiffe, Action::Connect, &Resource::Service);
+        let found = Evidence { issuer: Some(issuer), ..Evidence::default() };
+        let found = in_force.located(found, identity.spiffe.place(), Some(address));
+        let who = Party { id: &identity.spiffe, roles: actor.roles };
+        let decision = parts.policy.decide_connect(who, &found);
         let draft = |kind: Kind| {
-            Draft::new(kind).actor(&actor).text("action", Action::Connect.as_str()).decided(
-                decision.allow,
-                &decision.policies,
-                &decision.policy_set,
-            )
+            Draft::new(kind)
+                .actor(&actor)
+                .text("action", Action::Connect.as_str())
+                .decided(decision.allow, &decision.policies, &decision.policy_set)
+                .evidence(&found)
         };
         let entry = if decision.allow {
             draft(Kind::ConnectionAdmitted)
@@ -371,7 +394,9 @@ impl Acceptor {
             Ok(_) => Ok(identity),
             Err(e) => Err(problem_of(&e)),
         };
-        peer(actor, standing, admitted)
+        let peer = peer(actor, standing, admitted);
+        peer.known.take(found);
+        peer
     }
 
     async fn refuse(&self, actor: &Actor, reason: &str, detail: &str) {

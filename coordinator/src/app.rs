@@ -6,7 +6,9 @@ use crate::{
     checkpointer::{Checkpointer, high_water},
     clock,
     config::Config,
+    endpoints,
     engine::{Engine, Parts},
+    enrolment::{Enrolments, door},
     erasure::Erasures,
     metrics::Metrics,
     outcomes::{self, Outcomes},
@@ -30,11 +32,16 @@ use crate::{
 use anyhow::{Context as _, Result, ensure};
 use axum::{Extension, Router};
 use ed25519_dalek::SigningKey;
+use falaj_certs::{
+    identity::Identity,
+    keys::{KeyAt, open_token, read_secret},
+};
 use falaj_core::{
     audit::{Draft, Kind},
     id::Role,
     ml_dsa::{MlDsaKey, MlDsaSigner},
     note::{NoteSigner, VerifierKey},
+    sign::SignKey,
 };
 use falaj_proto::v1::federation_server::FederationServer;
 use hyper_util::{
@@ -46,7 +53,7 @@ use std::{
     fs,
     io::Write as _,
     net::SocketAddr,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -81,6 +88,8 @@ pub struct Bound {
     pub metrics: Option<SocketAddr>,
     /// For whoever reads tiles.
     pub tiles: Option<SocketAddr>,
+    /// For sites that have no certificate yet.
+    pub enrolment: Option<SocketAddr>,
 }
 
 /// A coordinator that is ready to run.
@@ -92,6 +101,7 @@ pub struct App {
     reports: Option<Reports>,
     acceptors: [Acceptor; 2],
     trusted: Trusted,
+    enrolments: Enrolments,
     rest: Router,
     metrics: Arc<Metrics>,
     policy: PolicyEngine,
@@ -105,7 +115,7 @@ impl App {
     /// # Errors
     /// What is missing or wrong, where, and what to do.
     pub async fn open(config: Config, shutdown: &CancellationToken) -> Result<Self> {
-        let trusted = Trusted::open(&config.identity, &config.revocation)?;
+        let trusted = Trusted::open(&config.identity, &config.revocation, &config.evidence)?;
         let identity = trusted.own_identity()?;
         ensure!(
             identity.spiffe.role() == Role::Coordinator,
@@ -115,8 +125,8 @@ impl App {
         );
         let place = identity.spiffe.place().clone();
         let policy = PolicyEngine::load(&config.policy.dir, &place)?;
-        let authority = config.log.timestamps.as_ref().map(Authority::load).transpose()?;
-        let outside = witnesses::load(&config.log.witnesses, identity.spiffe.trust_domain())?;
+        trusted.decided_by(policy.clone());
+        let spoken_to = SpokenTo::load(&config, &identity, &policy, &trusted).await?;
         let dir = &config.state.dir;
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         trusted.keep_lists(dir.join("revocation-lists"))?;
@@ -142,7 +152,7 @@ impl App {
         if begins.is_none() {
             outcomes::settle(&store, &writer).await?;
         }
-        started(&writer, begins, &policy, &me, &trusted).await?;
+        started(&writer, begins, &policy, &me, &trusted, spoken_to.entries).await?;
         let parts = Parts {
             store: store.clone(),
             writer: writer.clone(),
@@ -151,7 +161,7 @@ impl App {
             persons,
             outcomes: Outcomes::new(writer.clone(), metrics.clone()),
             policy: policy.clone(),
-            witnesses: Counted::of(&outside, trusted.now().trust()),
+            witnesses: Counted::of(&spoken_to.witnesses, trusted.now().trust()),
             metrics: metrics.clone(),
             signer: keys.signer.clone(),
             shards: Shards::load(&store, keys.signer.verifier())
@@ -166,7 +176,7 @@ impl App {
         if let Some((before, retiring)) = keys.retiring.zip(config.log.retiring.as_ref()) {
             checkpointer = checkpointer.beside(before, retiring.until);
         }
-        let timestamps = authority.map(|authority| {
+        let timestamps = spoken_to.authority.map(|authority| {
             let (writer, checkpointer) = (writer.clone(), checkpointer.clone());
             Timestamps::new(authority, store, writer, checkpointer, metrics.clone())
         });
@@ -176,15 +186,23 @@ impl App {
         };
         let reports = config.log.reports.clone().map(reporting).transpose()?;
         let revocations = Revocations::open(engine.clone(), trusted.clone()).await?;
+        let me = identity.spiffe.clone();
+        let enrolment = config.enrolment.as_ref();
+        let enrolments = Enrolments::open(engine.clone(), trusted.clone(), me, enrolment).await?;
         // Whoever was revoked while nobody was here to be told is in no model that follows.
         trusted.withdraw_absent(&engine).await?;
         engine.begin();
-        let acceptor = |door| Acceptor { trusted: trusted.clone(), door, engine: engine.clone() };
+        let roles = Arc::new(config.roles.clone());
+        let acceptor = |door| {
+            let (trusted, roles) = (trusted.clone(), roles.clone());
+            Acceptor { trusted, door, engine: engine.clone(), roles }
+        };
         let rest = rest::router(Arc::new(rest::App {
             engine: engine.clone(),
             prunings: Prunings::open(erasures.clone(), config.log.retention.clone()).await?,
             erasures,
             revocations,
+            enrolments: enrolments.clone(),
             checkpointer: checkpointer.clone(),
             timestamps: timestamps.clone(),
             identity: identity.spiffe,
@@ -202,11 +220,12 @@ impl App {
             reports,
             acceptors,
             trusted,
+            enrolments,
             rest,
             metrics,
             policy,
             writer,
-            outside,
+            outside: spoken_to.witnesses,
         })
     }
 
@@ -233,6 +252,7 @@ impl App {
             reports,
             acceptors,
             trusted,
+            enrolments,
             rest,
             metrics,
             policy,
@@ -252,7 +272,13 @@ impl App {
             Some(address) => Some(bind(address).await?),
             None => None,
         };
+        let enrolment = config.enrolment.as_ref();
+        let enrolment_listener = match enrolment.and_then(|enrolment| enrolment.address) {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
         let bound = Bound {
+            enrolment: enrolment_listener.as_ref().map(TcpListener::local_addr).transpose()?,
             tiles: tiles_listener.as_ref().map(TcpListener::local_addr).transpose()?,
             grpc: grpc_listener.local_addr()?,
             rest: rest_listener.local_addr()?,
@@ -272,6 +298,12 @@ impl App {
         let agents = for_agents.run(grpc_listener, most, shutdown.clone());
         let operators = for_operators.run(rest_listener, most, shutdown.clone());
         let operators = tokio::spawn(serve_rest(operators, rest, shutdown.clone()));
+        if let Some((listener, address)) = enrolment_listener.zip(bound.enrolment) {
+            let public = enrolment.and_then(|enrolment| enrolment.public.clone());
+            enrolments.listens(public.unwrap_or_else(|| address.to_string()));
+            let asked = (engine.clone(), trusted.clone());
+            tokio::spawn(door::serve(listener, enrolments.clone(), asked, shutdown.clone()));
+        }
         if let Some(listener) = tiles_listener {
             tokio::spawn(tiles::serve(listener, parts.shards.clone(), shutdown.clone()));
         }
@@ -288,8 +320,8 @@ impl App {
         let (persons, writer, counted) = following;
         tokio::spawn(policy::follow(policy, persons, writer, counted, shutdown.clone()));
         ready(bound)?;
-        let service = FederationServer::new(Rpc::new(engine.clone(), signing))
-            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let rpc = Rpc::new(engine.clone(), signing, enrolments, &config.evidence);
+        let service = FederationServer::new(rpc).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let ended = shutdown.clone();
         let ending = engine.clone();
         let serving = Server::builder()
@@ -323,6 +355,32 @@ impl App {
     }
 }
 
+/// What the coordinator speaks to besides its database, and the entries that say that it may speak to each.
+struct SpokenTo {
+    authority: Option<Authority>,
+    witnesses: Vec<Outside>,
+    entries: Vec<Draft>,
+}
+
+impl SpokenTo {
+    /// Loads what a configuration names, and has policy decide over it and the database before any is spoken to.
+    async fn load(
+        config: &Config,
+        identity: &Identity,
+        policy: &PolicyEngine,
+        trusted: &Trusted,
+    ) -> Result<Self> {
+        let log = &config.log;
+        let trust_domain = identity.spiffe.trust_domain();
+        let authority = log.timestamps.as_ref();
+        Ok(Self {
+            authority: authority.map(|one| Authority::load(one, Some(trusted))).transpose()?,
+            witnesses: witnesses::load(&log.witnesses, trust_domain, Some(trusted))?,
+            entries: endpoints::permitted(config, policy, trusted, identity).await?,
+        })
+    }
+}
+
 /// A folder for what need not outlive a run, without what the last one left.
 fn emptied(folder: &Path) -> Result<PathBuf> {
     // What cannot be removed does no harm.
@@ -334,17 +392,12 @@ fn emptied(folder: &Path) -> Result<PathBuf> {
 /// The log's keys; those that sign are made on the first start.
 fn log_keys(config: &Config) -> Result<Keys> {
     let signer =
-        |path: &Path| Ok::<_, anyhow::Error>(NoteSigner::new(&config.log.origin, log_key(path)?)?);
+        |at: &KeyAt| Ok::<_, anyhow::Error>(NoteSigner::new(&config.log.origin, log_key(at)?)?);
     let retiring = config.log.retiring.as_ref().map(|retiring| {
-        ensure!(
-            retiring.key.exists(),
-            "`log.retiring.key`: {} is not there",
-            retiring.key.display()
-        );
+        ensure!(is_there(&retiring.key), "`log.retiring.key`: {} is not there", retiring.key);
         signer(&retiring.key).map(Arc::new)
     });
-    let path = config.log.key.clone().unwrap_or_else(|| config.state.dir.join("log.key"));
-    let mut signer = signer(&path)?;
+    let mut signer = signer(&key_at(config))?;
     if let Some(path) = &config.log.ml_dsa_key {
         let why = "`log.origin` has more than 255 bytes: `log.ml_dsa_key` cannot sign for it";
         signer = signer.with_ml_dsa(&secret(path)?).context(why)?;
@@ -357,9 +410,9 @@ fn log_keys(config: &Config) -> Result<Keys> {
 /// # Errors
 /// When there is no key yet, or it cannot be read.
 pub fn log_verifier_key(config: &Config) -> Result<VerifierKey> {
-    let path = config.log.key.clone().unwrap_or_else(|| config.state.dir.join("log.key"));
-    ensure!(path.exists(), "{} is not there: this coordinator has never started", path.display());
-    let key = log_key(&path)?.verifying_key();
+    let at = key_at(config);
+    ensure!(is_there(&at), "{at} is not there: this coordinator has never started");
+    let key = log_key(&at)?.verifying_key();
     Ok(VerifierKey::new(&config.log.origin, key)?)
 }
 
@@ -373,8 +426,21 @@ pub fn log_ml_dsa_key(config: &Config) -> Result<Option<MlDsaKey>> {
     Ok(Some(MlDsaSigner::new(&config.log.origin, &secret(path)?)?.key().clone()))
 }
 
-fn log_key(path: &Path) -> Result<SigningKey> {
-    Ok(SigningKey::from_bytes(&secret(path)?))
+fn key_at(config: &Config) -> KeyAt {
+    let named = config.log.key.clone();
+    named.unwrap_or_else(|| KeyAt::File(config.state.dir.join("log.key")))
+}
+
+/// Whether there is such a file; whether a token has the key is seen when it is opened.
+fn is_there(key: &KeyAt) -> bool {
+    key.file().is_none_or(Path::exists)
+}
+
+fn log_key(at: &KeyAt) -> Result<Arc<dyn SignKey>> {
+    Ok(match at {
+        KeyAt::File(path) => Arc::new(SigningKey::from_bytes(&secret(path)?)),
+        KeyAt::Token(token) => open_token(token)?,
+    })
 }
 
 /// The secret behind a log key, made on the first start with mode 0600.
@@ -391,15 +457,9 @@ fn secret(path: &Path) -> Result<[u8; 32]> {
         file.write_all(hex::encode(secret).as_bytes())?;
         file.sync_all()?;
     }
-    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
-    ensure!(
-        mode & 0o077 == 0,
-        "{0} can be read by others (mode {mode:o}): run `chmod 600 {0}`",
-        path.display()
-    );
-    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let text = read_secret(path)?;
     let mut secret = [0; 32];
-    hex::decode_to_slice(text.trim(), &mut secret).with_context(|| {
+    hex::decode_to_slice(text.trim_ascii(), &mut secret).with_context(|| {
         format!("{} is not a log key: restore it from a backup", path.display())
     })?;
     Ok(secret)
@@ -412,6 +472,7 @@ async fn started(
     policy: &PolicyEngine,
     identity: &str,
     trusted: &Trusted,
+    endpoints: Vec<Draft>,
 ) -> Result<()> {
     let entry = Draft::new(Kind::CoordinatorStarted)
         .text("coordinator", identity)
@@ -424,6 +485,7 @@ async fn started(
     if let Some(begins) = begins {
         begins.put(&mut commit);
     }
+    commit.entries.extend(endpoints);
     writer.commit(commit).await?;
     Ok(())
 }

@@ -128,12 +128,10 @@ impl Checkpointer {
         let head = Checkpoint { origin, tree_size, root_hash };
         let now = clock::now();
         let time = u64::try_from(now.as_millis() / 1_000).unwrap_or_default();
-        let mut note = self
-            .signer
-            .checkpoint(&head, time)
-            .map_err(|e| CommitError::Failed(format!("the second key cannot sign: {e}")))?;
+        let unsigned = |e| CommitError::Failed(format!("the checkpoint cannot be signed: {e}"));
+        let mut note = self.signer.checkpoint(&head, time).map_err(unsigned)?;
         if let Some((before, _)) = self.retiring.as_ref().filter(|(_, until)| now < *until) {
-            note += &before.line(&head.body());
+            note += &before.line(&head.body()).map_err(|e| unsigned(e.into()))?;
         }
         Ok(made.insert((tree_size, note)).clone())
     }

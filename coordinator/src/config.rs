@@ -1,13 +1,24 @@
 //! The coordinator's configuration: TOML, read once.
 
 use crate::store::{self, Database, UrlError};
-use falaj_certs::timestamp::Policy;
-use falaj_core::{ml_dsa, time::Timestamp};
+use falaj_certs::{
+    issue::{LIFETIME_MAX, LIFETIME_MIN},
+    keys::KeyAt,
+    timestamp::Policy,
+};
+use falaj_core::{
+    id::Place,
+    ml_dsa,
+    roles::{OperatorRole, Roles},
+    time::Timestamp,
+};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
+    collections::BTreeMap,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Largest update payload that is taken unless the configuration says otherwise: 2 GiB.
@@ -16,6 +27,8 @@ const UPDATE_BYTES_MAX: u64 = 2 << 30;
 const CONNECTIONS_MAX: usize = 12_000;
 /// Uploads at once unless the configuration says otherwise.
 const UPLOADS_MAX: usize = 64;
+/// Sites are probed so often unless the configuration says otherwise: every ten minutes.
+const PROBE_EVERY_S: u64 = 600;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Deserialize)]
@@ -34,9 +47,84 @@ pub struct Config {
     /// Who is let in no longer.
     #[serde(default)]
     pub revocation: RevocationConfig,
+    /// Giving certificates to sites. It gives none when absent.
+    pub enrolment: Option<EnrolmentConfig>,
+    /// What is asked about connections besides certificates.
+    #[serde(default)]
+    pub evidence: EvidenceConfig,
+    /// What operators are there for.
+    #[serde(default)]
+    pub roles: RolesConfig,
     /// What it takes at most.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// Giving certificates to sites: the first for a token, and each further one to whoever comes with the one before it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnrolmentConfig {
+    /// Where sites come with their tokens, by TLS 1.3 without a certificate. Off when absent, and certificates are renewed all
+    /// the same.
+    pub address: Option<SocketAddr>,
+    /// What tokens say of where that is: `host:port`. `address` when absent.
+    pub public: Option<String>,
+    /// The folder of an authority that `falaj-certs` made: issuers' keys lie there, the root's need not.
+    pub authority: Option<PathBuf>,
+    /// Instead of `authority` a program, with its arguments, that has somebody else's authority sign: it reads a signing
+    /// request in PEM form and writes certificates. `{spiffe}`, `{place}` and `{lifetime_s}` stand for what is granted.
+    pub command: Option<Vec<String>>,
+    /// The certificate of the root that signs issuers, PEM: sites keep it, and can follow issuers that it signs. With
+    /// `authority` the one in it when absent.
+    pub root: Option<PathBuf>,
+    /// How long a certificate lives, in seconds.
+    #[serde(default = "lifetime_s", deserialize_with = "checked_lifetime_s")]
+    pub lifetime_s: u64,
+}
+
+/// How long a certificate lives unless the configuration says otherwise: a day.
+fn lifetime_s() -> u64 {
+    86_400
+}
+
+fn checked_lifetime_s<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let life = u64::deserialize(deserializer)?;
+    let (least, most) = (LIFETIME_MIN.as_secs(), LIFETIME_MAX.as_secs());
+    if (least..=most).contains(&life) {
+        return Ok(life);
+    }
+    Err(D::Error::custom(format!("`lifetime_s` is {life}; give {least} to {most}")))
+}
+
+/// Whoever signs.
+#[derive(Clone, Debug)]
+pub enum Authorised {
+    /// An authority in this folder.
+    Folder(PathBuf),
+    /// Somebody else, through this program.
+    Command(Vec<String>),
+}
+
+impl EnrolmentConfig {
+    /// Whoever signs.
+    ///
+    /// # Errors
+    /// [`ConfigError::Authority`] when that is nobody, or two.
+    pub fn authorised(&self) -> Result<Authorised, ConfigError> {
+        match (&self.authority, &self.command) {
+            (Some(dir), None) => Ok(Authorised::Folder(dir.clone())),
+            (None, Some(command)) if !command.is_empty() => {
+                Ok(Authorised::Command(command.clone()))
+            }
+            _ => Err(ConfigError::Authority),
+        }
+    }
+
+    /// How long a certificate lives.
+    #[must_use]
+    pub const fn lifetime(&self) -> Duration {
+        Duration::from_secs(self.lifetime_s)
+    }
 }
 
 /// Who the coordinator is.
@@ -45,8 +133,8 @@ pub struct Config {
 pub struct IdentityConfig {
     /// Certificate chain, PEM.
     pub cert: PathBuf,
-    /// Its key, PEM, mode 0600.
-    pub key: PathBuf,
+    /// Its key: a PEM file with mode 0600, or `pkcs11:…`.
+    pub key: KeyAt,
     /// Whom the federation trusts.
     pub trust: PathBuf,
 }
@@ -83,6 +171,9 @@ pub struct DatabaseConfig {
     /// A file with the database's URL, `postgres://falaj_writer@host/falaj`, mode 0600: it may hold a password. Its role is
     /// the writer's that `falaj-coordinator database init` sets up.
     pub url_file: PathBuf,
+    /// Where it lies: `ae-on/ae-az`. Policy decides over it before it is spoken to.
+    #[serde(deserialize_with = "place")]
+    pub place: Place,
 }
 
 impl StateConfig {
@@ -105,8 +196,9 @@ pub struct LogConfig {
     /// Its name in checkpoints, for example `falaj.demo/audit/2026`. Another name begins the next shard, at the next start at
     /// which no study runs.
     pub origin: String,
-    /// Its Ed25519 key; `log.key` in the state folder when absent. Made on the first start.
-    pub key: Option<PathBuf>,
+    /// Its Ed25519 key: a file, `log.key` in the state folder when absent, made on the first start; or `pkcs11:…`, which
+    /// has to be there. It signs tasks and receipts too.
+    pub key: Option<KeyAt>,
     /// A second key, of ML-DSA-44, which signs checkpoints too. Made on the first start; it serves as long as the log does.
     /// None when absent.
     pub ml_dsa_key: Option<PathBuf>,
@@ -136,6 +228,9 @@ pub struct TimestampConfig {
     pub ca: PathBuf,
     /// The policy under which it is to stamp, an object identifier; its own choice when absent.
     pub policy: Option<Policy>,
+    /// Where it lies: `ae-on/ae-az`. Policy decides over it before it is spoken to.
+    #[serde(deserialize_with = "place")]
+    pub place: Place,
 }
 
 /// Reports that are made without being asked for.
@@ -179,17 +274,24 @@ pub struct WitnessConfig {
     pub key: String,
     /// With `https://`: the certificate of the authority that vouches for it, PEM.
     pub ca: Option<PathBuf>,
+    /// Where it lies: `ae-on/ae-az`. Policy decides over it before it is spoken to.
+    #[serde(deserialize_with = "place")]
+    pub place: Place,
 }
 
 /// A log key that is replaced.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RetiringConfig {
-    /// Its file.
-    pub key: PathBuf,
+    /// Its file, or `pkcs11:…`.
+    pub key: KeyAt,
     /// The last day, in UTC, on which it signs beside the new one; once it is over this section can go.
     #[serde(deserialize_with = "last_day")]
     pub until: Timestamp,
+}
+
+fn place<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Place, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
 }
 
 /// The end of a day such as `"2027-01-31"`.
@@ -208,6 +310,62 @@ fn last_day<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::
 pub struct PolicyConfig {
     /// The folder with `coordinator.cedar` and `coordinator.cedarschema`.
     pub dir: PathBuf,
+}
+
+/// Which roles operators have. What a role may do is in the policies.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RolesConfig {
+    /// Those of whoever's certificate names no group at all. Every one when absent: whoever has issued certificates before
+    /// there were roles gives them here, or none.
+    #[serde(deserialize_with = "roles")]
+    pub default: Roles,
+    /// What each group stands for: an organisational unit of a certificate's subject, spelled just so. A group that is not
+    /// here stands for the roles that it names, one or several with spaces between them, and for none if any word of it is
+    /// another.
+    #[serde(deserialize_with = "roles_by_group")]
+    pub groups: BTreeMap<String, Roles>,
+}
+
+impl Default for RolesConfig {
+    fn default() -> Self {
+        Self { default: Roles::ALL, groups: BTreeMap::new() }
+    }
+}
+
+impl RolesConfig {
+    /// The roles of whoever is in these groups, by a certificate.
+    #[must_use]
+    pub fn of<S: AsRef<str>>(&self, groups: &[S]) -> Roles {
+        if groups.is_empty() {
+            return self.default;
+        }
+        let of = |group: &S| {
+            let group = group.as_ref();
+            let named = || -> Option<Roles> {
+                group.split(' ').map(|word| word.parse::<OperatorRole>().ok()).collect()
+            };
+            self.groups.get(group).copied().unwrap_or_else(|| named().unwrap_or_default())
+        };
+        groups.iter().map(of).fold(Roles::NONE, Roles::and)
+    }
+}
+
+/// A list of roles.
+fn roles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Roles, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let read = texts.iter().map(|text| text.parse::<OperatorRole>());
+    read.collect::<Result<_, _>>().map_err(D::Error::custom)
+}
+
+/// Lists of roles by group.
+fn roles_by_group<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Roles>, D::Error> {
+    #[derive(Deserialize)]
+    struct Listed(#[serde(deserialize_with = "roles")] Roles);
+    let groups = BTreeMap::<String, Listed>::deserialize(deserializer)?;
+    Ok(groups.into_iter().map(|(group, Listed(roles))| (group, roles)).collect())
 }
 
 /// Who is let in no longer, besides whom operators revoke. Files are read again when they change.
@@ -263,6 +421,32 @@ impl Pending {
     }
 }
 
+/// What is asked about connections besides certificates. What becomes of the answers is policy's.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvidenceConfig {
+    /// Lists of networks and their places. They are read again when they change. Without any, addresses are not judged.
+    pub networks: Vec<NetworksConfig>,
+    /// Seconds between two probes of a site's round trip and clock.
+    pub probe_every_s: u64,
+}
+
+impl Default for EvidenceConfig {
+    fn default() -> Self {
+        Self { networks: Vec::new(), probe_every_s: PROBE_EVERY_S }
+    }
+}
+
+/// A list of networks.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworksConfig {
+    /// Lines `network,place`; a provider's (RFC 8805) with `jurisdiction`.
+    pub file: PathBuf,
+    /// The jurisdiction in which a provider's lines count, `ae-on` for example. It says country and region only.
+    pub jurisdiction: Option<String>,
+}
+
 /// What the coordinator takes at most.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -294,6 +478,9 @@ pub enum ConfigError {
     /// The TOML is wrong.
     #[error("{0}: {1}")]
     Toml(PathBuf, Box<toml::de::Error>),
+    /// Nobody signs certificates, or two do.
+    #[error("`[enrolment]` names who signs: set either `authority` or `command`")]
+    Authority,
     /// A second key for the log, and no code for it.
     #[error(
         "{0}: `log.ml_dsa_key` is set, and this build does not sign with ML-DSA-44: use one that was built with `--features ml-dsa`"
@@ -312,9 +499,10 @@ impl Config {
             toml::from_str(&text).map_err(|e| ConfigError::Toml(path.to_owned(), Box::new(e)))?;
         let base = path.parent().unwrap_or(Path::new("."));
         let identity = &mut this.identity;
-        for p in [&mut identity.cert, &mut identity.key, &mut identity.trust] {
+        for p in [&mut identity.cert, &mut identity.trust] {
             *p = base.join(&*p);
         }
+        identity.key = identity.key.clone().below(base);
         this.state.dir = base.join(&this.state.dir);
         if let Some(database) = &mut this.state.database {
             database.url_file = base.join(&database.url_file);
@@ -323,15 +511,24 @@ impl Config {
         for path in revocation.crls.iter_mut().chain(&mut revocation.deny) {
             *path = base.join(&*path);
         }
+        if let Some(enrolment) = &mut this.enrolment {
+            for path in enrolment.authority.iter_mut().chain(&mut enrolment.root) {
+                *path = base.join(&*path);
+            }
+            enrolment.authorised()?;
+        }
+        for list in &mut this.evidence.networks {
+            list.file = base.join(&list.file);
+        }
         this.policy.dir = base.join(&this.policy.dir);
-        this.log.key =
-            Some(this.log.key.map_or_else(|| this.state.dir.join("log.key"), |key| base.join(key)));
+        let named = this.log.key.map(|key| key.below(base));
+        this.log.key = Some(named.unwrap_or_else(|| KeyAt::File(this.state.dir.join("log.key"))));
         this.log.ml_dsa_key = this.log.ml_dsa_key.map(|key| base.join(key));
         if this.log.ml_dsa_key.is_some() && !ml_dsa::BUILT {
             return Err(ConfigError::MlDsa(path.to_owned()));
         }
         if let Some(retiring) = &mut this.log.retiring {
-            retiring.key = base.join(&retiring.key);
+            retiring.key = retiring.key.clone().below(base);
         }
         this.log.high_water = this.log.high_water.map(|path| base.join(path));
         if let Some(timestamps) = &mut this.log.timestamps {
@@ -345,5 +542,35 @@ impl Config {
             *ca = base.join(&*ca);
         }
         Ok(this)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_stand_for_what_the_configuration_says_and_nobody_gets_more() {
+        let text = "default = [\"approver\"]\ngroups = { \"Audit, Dubai\" = [\"auditor\"], operator = [] }";
+        let roles: RolesConfig = toml::from_str(text).expect("roles");
+        for (groups, wanted) in [
+            (&[][..], "approver"),
+            (&["Audit, Dubai"], "auditor"),
+            (&["audit, dubai"], "none"),
+            (&["site-steward"], "site-steward"),
+            (&["approver auditor"], "approver, auditor"),
+            (&["approver root"], "none"),
+            // Listed, so the name counts no more.
+            (&["operator"], "none"),
+            (&["visitors"], "none"),
+            // An organisational unit that is no text.
+            (&[""], "none"),
+            (&["Audit, Dubai", "data-scientist", "visitors"], "auditor, data-scientist"),
+        ] {
+            assert_eq!(roles.of(groups).to_string(), wanted, "{groups:?}");
+        }
+        assert_eq!(RolesConfig::default().of::<&str>(&[]), Roles::ALL);
+        let wrong = toml::from_str::<RolesConfig>("groups = { x = [\"root\"] }");
+        assert!(wrong.expect_err("no role").to_string().contains("`root` is no role"));
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::{
     engine::{Engine, problem_of, unreadable},
-    policy::{Action, Resource},
+    policy::{Action, Party, Resource},
     store::{Store, objects::Wanted},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -51,6 +51,14 @@ pub struct Asker<'a> {
     pub id: &'a SpiffeId,
     /// For the log.
     pub actor: &'a Actor,
+}
+
+impl<'a> Asker<'a> {
+    /// As policies see them.
+    #[must_use]
+    pub const fn party(&self) -> Party<'a> {
+        Party { id: self.id, roles: self.actor.roles }
+    }
 }
 
 /// Erases people, and knows the holds. A cheap handle.
@@ -257,7 +265,7 @@ impl Erasures {
         action: Action,
         draft: Draft,
     ) -> Result<u64, Problem> {
-        let granted = self.engine.grant(asker.id, action, &Resource::Service, draft).await?;
+        let granted = self.engine.grant(asker.party(), action, &Resource::Service, draft).await?;
         Ok(granted.1.first)
     }
 

@@ -166,10 +166,11 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Config { command: ConfigCommand::Check { config } } => {
             let config = Config::load(&config)?;
             config.state.database()?;
-            let trusted = Trusted::open(&config.identity, &config.revocation)?;
+            let trusted = Trusted::open(&config.identity, &config.revocation, &config.evidence)?;
             let identity = trusted.own_identity()?;
             let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
-            config.log.timestamps.as_ref().map(Authority::load).transpose()?;
+            let authority = config.log.timestamps.as_ref();
+            authority.map(|one| Authority::load(one, Some(&trusted))).transpose()?;
             println!("ok: {} under policy set {}", identity.spiffe, policy.digest());
             Ok(ExitCode::SUCCESS)
         }
@@ -283,6 +284,7 @@ fn ready(bound: Bound, file: Option<&Path>) -> Result<()> {
         "rest": bound.rest.to_string(),
         "metrics": bound.metrics.map(|a| a.to_string()),
         "tiles": bound.tiles.map(|a| a.to_string()),
+        "enrolment": bound.enrolment.map(|a| a.to_string()),
     });
     let fresh = path.with_extension("new");
     fs::write(&fresh, text.to_string())?;

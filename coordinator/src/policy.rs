@@ -11,10 +11,12 @@ use crate::{
 use arc_swap::ArcSwap;
 use falaj_core::{
     audit::{Draft, Kind, policy_set},
+    evidence::Evidence,
     id::{Digest, Place, SpiffeId},
+    roles::Roles,
 };
-pub use falaj_policies::{Action, Decision, Resource};
-use falaj_policies::{POLICIES, Policies, PolicyError, SCHEMA, rescue};
+pub use falaj_policies::{Action, Decision, Party, Resource};
+use falaj_policies::{POLICIES, Policies, PolicyError, SCHEMA, With, rescue};
 use glass::Glass;
 use std::{
     fmt, fs, io,
@@ -125,15 +127,43 @@ impl PolicyEngine {
 
     /// Whether `who` may do `action`.
     #[must_use]
-    pub fn decide(&self, who: &SpiffeId, action: Action, resource: &Resource<'_>) -> Decision {
-        self.decide_to(who, action, resource, who.place())
+    pub fn decide<'a>(
+        &self,
+        who: impl Into<Party<'a>>,
+        action: Action,
+        resource: &Resource<'_>,
+    ) -> Decision {
+        let who = who.into();
+        self.decide_to(who, action, resource, who.id.place())
+    }
+
+    /// Whether `who` may speak to the coordinator at all, by what is known of the connection.
+    #[must_use]
+    pub fn decide_connect<'a>(&self, who: impl Into<Party<'a>>, evidence: &Evidence) -> Decision {
+        self.loaded.load().policies.decide_connect(&self.place, who, evidence)
+    }
+
+    /// Whether the coordinator may speak to an endpoint of this kind, which is declared in a place, by what is known of its
+    /// addresses.
+    #[must_use]
+    pub fn decide_endpoint(
+        &self,
+        me: &SpiffeId,
+        endpoint: &str,
+        destination: &Place,
+        evidence: &Evidence,
+    ) -> Decision {
+        let with = With { destination, evidence: Some(evidence), endpoint };
+        let loaded = self.loaded.load();
+        let (action, resource) = (Action::EndpointUse, Resource::Service);
+        loaded.policies.decide_with(&self.place, me, action, &resource, &with)
     }
 
     /// As [`Self::decide`], where `who` takes it to a `destination`.
     #[must_use]
-    pub fn decide_to(
+    pub fn decide_to<'a>(
         &self,
-        who: &SpiffeId,
+        who: impl Into<Party<'a>>,
         action: Action,
         resource: &Resource<'_>,
         destination: &Place,
@@ -221,7 +251,9 @@ impl PolicyEngine {
     }
 
     fn connects(&self, policies: &Policies, persons: &Persons) -> bool {
+        // Which roles somebody has is known when they come: whoever could by some role counts.
         let may = |who: &SpiffeId| {
+            let who = Party { id: who, roles: Roles::ALL };
             policies.decide(&self.place, who, Action::Connect, &Resource::Service).allow
         };
         persons.all().iter().any(|(_, who)| may(who))

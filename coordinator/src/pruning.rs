@@ -123,7 +123,7 @@ impl Prunings {
     ) -> Result<Pruned, Problem> {
         // Whoever may not do it makes nobody write a bundle.
         let policy = &self.erasures.engine().parts().policy;
-        if !policy.decide(asker.id, Action::LogPrune, &Resource::Service).allow {
+        if !policy.decide(asker.party(), Action::LogPrune, &Resource::Service).allow {
             let denied = Code::Denied.because("policy does not permit this");
             return Err(self.erasures.refuse_unread(asker, Action::LogPrune, denied).await);
         }

@@ -3,6 +3,7 @@
 //! Every request is decided by policy and recorded before it is served. `/openapi.json` is generated from
 //! the handlers.
 
+mod enrolment;
 mod log;
 mod mirror;
 mod people;
@@ -15,6 +16,7 @@ use crate::{
     checkpointer::Checkpointer,
     clock,
     engine::{Engine, Handle, View, problem_of, unreadable},
+    enrolment::Enrolments,
     erased::{Beyond, Erased},
     erasure::{Asker, Erasures},
     export,
@@ -71,6 +73,8 @@ pub struct App {
     pub prunings: Prunings,
     /// Revokes certificates.
     pub revocations: Revocations,
+    /// Makes tokens for sites.
+    pub enrolments: Enrolments,
     /// Signs checkpoints.
     pub checkpointer: Checkpointer,
     /// Has an authority stamp reports, if there is one.
@@ -150,6 +154,7 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(people::release))
         .routes(routes!(revocations::list, revocations::revoke))
         .routes(routes!(revocations::reinstate))
+        .routes(routes!(enrolment::offer))
         .split_for_parts()
 }
 
@@ -184,7 +189,7 @@ impl App {
         study: Option<&Handle>,
         asked: &[(&str, String)],
     ) -> Result<Intent, Problem> {
-        let identity = peer.identity()?;
+        let who = peer.party()?;
         let mechanism = study.map_or("none", |h| h.meta.study.privacy.mechanism.as_str());
         let resource =
             study.map_or(Resource::Service, |h| Resource::Study(&h.meta.study.id, mechanism));
@@ -195,14 +200,13 @@ impl App {
         };
         let mut places = asked.iter().filter(|(name, _)| *name == "place");
         let destination: Option<Place> = places.next().and_then(|(_, place)| place.parse().ok());
-        let to = destination.as_ref().unwrap_or(identity.spiffe.place());
+        let to = destination.as_ref().unwrap_or(who.id.place());
         let asked = asked.iter().map(|(name, value)| (*name, value.as_str()));
         let mut draft = Draft::new(kind).actor(&peer.actor).asked(asked);
         if let Some(handle) = study {
             draft = draft.study(&handle.meta.study.id);
         }
-        let (_, committed) =
-            self.engine.grant_to(&identity.spiffe, action, &resource, to, draft).await?;
+        let (_, committed) = self.engine.grant_to(who, action, &resource, to, draft).await?;
         let study = study.map(|handle| handle.meta.study.id.clone());
         Ok(Intent { index: committed.first, kind, actor: peer.actor.clone(), study })
     }

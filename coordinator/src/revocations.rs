@@ -12,13 +12,15 @@ use crate::{
     trusted::{DENIED_MAX, Subject, Trusted},
 };
 use anyhow::Result;
+use falaj_certs::identity::Identity;
 use falaj_core::{
     audit::{Draft, Entry, Kind, person::is_person},
-    id::SpiffeId,
+    id::{Digest, SpiffeId},
 };
 use falaj_proto::problem::{Code, Problem};
+use rustls_pki_types::CertificateDer;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -89,8 +91,28 @@ impl Revocations {
             let (at, index) = (entry.ts.clone(), entry.seq);
             standing.insert(subject.clone(), Revocation { subject, reason, at, index });
         }
-        self.trusted.deny(standing.keys().cloned().collect());
+        self.put_in_force(&standing).await;
         Ok(())
+    }
+
+    /// Denies whom they name, and the keys of certificates that they name.
+    async fn put_in_force(&self, standing: &BTreeMap<Subject, Revocation>) {
+        let subjects: BTreeSet<Subject> = standing.keys().cloned().collect();
+        let of_certificate = |s: &Subject| matches!(s, Subject::Certificate(_));
+        let mut keys = BTreeSet::new();
+        if subjects.iter().any(of_certificate) {
+            match self.engine.parts().store.certificates().await {
+                Ok(all) => {
+                    let named = |d: &Digest| subjects.contains(&Subject::Certificate(*d));
+                    let named = all.into_iter().filter(|(digest, _)| named(digest));
+                    let read = named.map(|(_, der)| Identity::parse(&CertificateDer::from(der)));
+                    keys.extend(read.filter_map(Result::ok).map(|identity| identity.public_key));
+                }
+                // The certificates themselves are denied all the same.
+                Err(e) => tracing::error!(error = %e, "whose keys were revoked cannot be read"),
+            }
+        }
+        self.trusted.deny(subjects, keys);
     }
 
     /// What the log has not taken in time it may take yet: once it takes anything again, what it says is put in force.
@@ -118,7 +140,7 @@ impl Revocations {
     /// Records a revocation, or that it is taken back.
     async fn record(&self, asker: Asker<'_>, draft: Draft) -> Result<Committed, Problem> {
         let granted =
-            self.engine.grant(asker.id, Action::SiteRevoke, &Resource::Service, draft).await;
+            self.engine.grant(asker.party(), Action::SiteRevoke, &Resource::Service, draft).await;
         if granted.as_ref().is_err_and(|problem| problem.code == Code::LogUnavailable)
             && !self.in_doubt.swap(true, Ordering::AcqRel)
         {
@@ -161,7 +183,7 @@ impl Revocations {
         let (at, index) = (committed.at.to_string(), committed.first);
         let done = Revocation { subject: subject.clone(), reason: reason.to_owned(), at, index };
         standing.insert(subject, done.clone());
-        self.trusted.deny(standing.keys().cloned().collect());
+        self.put_in_force(&standing).await;
         Ok(done)
     }
 
@@ -192,7 +214,7 @@ impl Revocations {
         let draft = draft.text("reason", reason);
         self.record(asker, draft).await?;
         standing.remove(&was.subject);
-        self.trusted.deny(standing.keys().cloned().collect());
+        self.put_in_force(&standing).await;
         Ok(was)
     }
 
@@ -242,7 +264,8 @@ impl Revocations {
     /// Records a request that cannot be carried out, without its words: why it is refused.
     async fn refuse_unread(&self, asker: Asker<'_>, problem: Problem) -> Problem {
         let draft = Draft::new(Kind::AdminRead).actor(asker.actor);
-        let granted = self.engine.grant(asker.id, Action::SiteRevoke, &Resource::Service, draft);
+        let granted =
+            self.engine.grant(asker.party(), Action::SiteRevoke, &Resource::Service, draft);
         granted.await.err().unwrap_or(problem)
     }
 }

@@ -4,10 +4,13 @@ use crate::{
     accept::Peer,
     blob::{Blobs, is_full},
     checkpointer::Checkpointer,
+    config::EvidenceConfig,
     engine::{
         Answer, Arrived, Engine, MESSAGES_MAX, SignedReceipt, problem_of, refusal, unreadable,
         update_ref,
     },
+    enrolment::Enrolments,
+    evidence,
     outcomes::Intent,
     policy::{Action, Resource},
     proofs,
@@ -20,7 +23,7 @@ use ed25519_dalek::VerifyingKey;
 use falaj_core::{
     admission::{self, Expectation, HeaderError},
     audit::{Draft, Kind},
-    id::{Digest, RoundId, SiteId, StudyId},
+    id::{Digest, Place, RoundId, SiteId, StudyId},
     round::{self, Event, Phase},
     update::{PayloadCheck, PayloadError, UpdateHeader},
     witness::WitnessKey,
@@ -31,8 +34,9 @@ use falaj_proto::{
     v1::{
         AnswerReply, AnswerRequest, CheckpointReply, CheckpointRequest, ConnectRequest,
         CosignReply, CosignRequest, DeclineReply, DeclineRequest, FetchModelRequest, ModelOpen,
-        ModelPart, ProveInclusionReply, ProveInclusionRequest, Push, SubmitUpdateReply, UpdateOpen,
-        UpdatePart, Welcome, federation_server::Federation, model_part, push, update_part,
+        ModelPart, ProbeAnswer, ProbeReply, ProveInclusionReply, ProveInclusionRequest, Push,
+        RenewReply, RenewRequest, SubmitUpdateReply, UpdateOpen, UpdatePart, Welcome,
+        federation_server::Federation, model_part, push, update_part,
     },
 };
 use std::{
@@ -49,7 +53,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::{Request, Response, Status, Streaming};
 
 /// A site that sends nothing for this long in the middle of an upload has gone.
@@ -65,16 +69,39 @@ const DATASETS_MAX: usize = 256;
 pub struct Rpc {
     engine: Engine,
     checkpointer: Checkpointer,
+    enrolments: Enrolments,
     uploads: Arc<Semaphore>,
     upload_serial: AtomicU64,
+    probe_every: Duration,
+}
+
+/// A site that has opened its stream.
+pub struct Joined {
+    /// Who it is.
+    pub site: SiteId,
+    /// Its connection.
+    pub peer: Arc<Peer>,
+    /// The number of its stream.
+    pub serial: u64,
+    /// Where it says that its records are stored, and that it computes.
+    pub declared: (Option<Place>, Option<Place>),
+    /// Whether it answers probes.
+    pub answers_probes: bool,
 }
 
 impl Rpc {
-    /// A service over an engine, and what signs the log's checkpoints.
+    /// A service over an engine, what signs the log's checkpoints, and what gives certificates.
     #[must_use]
-    pub fn new(engine: Engine, checkpointer: Checkpointer) -> Self {
+    pub fn new(
+        engine: Engine,
+        checkpointer: Checkpointer,
+        enrolments: Enrolments,
+        evidence: &EvidenceConfig,
+    ) -> Self {
         let uploads = Arc::new(Semaphore::new(engine.parts().limits.uploads_max));
-        Self { engine, checkpointer, uploads, upload_serial: AtomicU64::new(0) }
+        let probe_every = Duration::from_secs(evidence.probe_every_s.max(1));
+        let upload_serial = AtomicU64::new(0);
+        Self { engine, checkpointer, enrolments, uploads, upload_serial, probe_every }
     }
 
     /// The shard of the log with this origin; the newest for a site that names none.
@@ -95,6 +122,15 @@ fn bytes_of(hashes: &[Digest]) -> Vec<bytes::Bytes> {
     hashes.iter().map(|h| bytes::Bytes::copy_from_slice(&h.0)).collect()
 }
 
+/// Where a site says that something is; nothing when it says nothing.
+fn declared(what: &str, text: &str) -> Result<Option<Place>, Problem> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let place = text.parse().map(Some);
+    place.map_err(|e| Code::Malformed.because(format!("`{what}` is declared in no place: {e}")))
+}
+
 fn study_id(text: &str) -> Result<StudyId, Problem> {
     text.parse().map_err(|e: falaj_core::id::IdError| Code::UnknownStudy.because(e))
 }
@@ -108,6 +144,7 @@ pub struct Pushes {
     peer: Arc<Peer>,
     /// Done when the site is cut off; none once it has been told.
     cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    _gone: DropGuard,
 }
 
 impl Stream for Pushes {
@@ -144,6 +181,7 @@ impl Federation for Rpc {
                 .because(format!("a site offers at most {DATASETS_MAX} data sets"))
                 .into());
         }
+        let declared = (declared("storage", &hello.storage)?, declared("compute", &hello.compute)?);
         let parts = self.engine.parts();
         let checkpoint = parts.store.newest_checkpoint().await.map_err(unreadable)?;
         let newest = parts.store.newest_update(&site).await.map_err(unreadable)?;
@@ -155,8 +193,17 @@ impl Federation for Rpc {
         let sites = self.engine.sites();
         let (serial, pushed) = sites.connect(&site, address, version, hello.datasets, certificate);
         let cut = Some(Box::pin(peer.standing.end().clone().cancelled_owned()));
-        let (engine, site_there, peer) = (self.engine.clone(), site.clone(), peer.clone());
-        let stream = Pushes { pushed, engine, site: site_there, serial, peer, cut };
+        let (engine, site_there, stays) = (self.engine.clone(), site.clone(), peer.clone());
+        let gone = CancellationToken::new();
+        let stream = Pushes {
+            pushed,
+            engine,
+            site: site_there,
+            serial,
+            peer: stays,
+            cut,
+            _gone: gone.clone().drop_guard(),
+        };
         let connected = i64::try_from(self.engine.sites().count()).unwrap_or(i64::MAX);
         parts.metrics.sites_connected.set(connected);
         let welcome = Welcome {
@@ -166,11 +213,28 @@ impl Federation for Rpc {
             newest_header: newest_header.into(),
             newest_signature: newest_signature.into(),
             successions: parts.shards.statements().to_vec(),
+            renews: self.enrolments.renews(),
         };
         self.engine.sites().push(&site, push::Push::Welcome(welcome));
         tracing::info!(%site, "site connected");
-        self.engine.joined(&site).await;
+        let answers_probes = hello.answers_probes;
+        let joined = Joined { site, peer, serial, declared, answers_probes };
+        tokio::spawn(evidence::attend(self.engine.clone(), joined, self.probe_every, gone));
         Ok(Response::new(stream))
+    }
+
+    async fn answer_probe(
+        &self,
+        request: Request<ProbeAnswer>,
+    ) -> Result<Response<ProbeReply>, Status> {
+        let peer = peer(&request)?;
+        // Whether it may be here is asked afterwards: it takes longer than the way.
+        if let Ok(identity) = &peer.admitted {
+            let ProbeAnswer { clock_ms, signature } = request.get_ref();
+            peer.known.answered(&identity.public_key, *clock_ms, signature)?;
+        }
+        peer.site()?;
+        Ok(Response::new(ProbeReply {}))
     }
 
     async fn decline(
@@ -299,6 +363,18 @@ impl Federation for Rpc {
         Ok(Response::new(ProveInclusionReply { proof: bytes_of(&proof) }))
     }
 
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
+        let peer = peer(&request)?;
+        let (enrolments, asked) = (self.enrolments.clone(), request.into_inner().request);
+        // To its end, even if the site hangs up meanwhile: the entry says that it was given.
+        let done = tokio::spawn(async move { enrolments.renew(&peer, &asked).await }).await;
+        let done = done.unwrap_or_else(|e| {
+            tracing::error!(error = %e, "a renewal broke off");
+            Err(Code::Internal.because("the renewal broke off"))
+        });
+        Ok(Response::new(done?))
+    }
+
     type FetchModelStream = ReceiverStream<Result<ModelPart, Status>>;
 
     async fn fetch_model(
@@ -306,7 +382,7 @@ impl Federation for Rpc {
         request: Request<FetchModelRequest>,
     ) -> Result<Response<Self::FetchModelStream>, Status> {
         let peer = peer(&request)?;
-        let (_, identity) = peer.site()?;
+        peer.site()?;
         let wanted = request.get_ref();
         let handle = self.engine.study(&study_id(&wanted.study)?)?;
         let digest: Digest = wanted
@@ -326,8 +402,7 @@ impl Federation for Rpc {
             .study(id)
             .digest("model_sha256", &digest);
         let resource = Resource::Study(id, handle.meta.study.privacy.mechanism.as_str());
-        let granted =
-            self.engine.grant(&identity.spiffe, Action::ModelRead, &resource, draft).await?;
+        let granted = self.engine.grant(peer.party()?, Action::ModelRead, &resource, draft).await?;
         let intent = Intent {
             index: granted.1.first,
             kind: Kind::ModelRead,

@@ -267,7 +267,7 @@ async fn resume(
         let entry = Draft::new(Kind::KeyRotated)
             .text("from", &before.verifier().to_string())
             .text("to", &key.to_string())
-            .text("succession", &Succession::sign(before, signer, None));
+            .text("succession", &Succession::sign(before, signer, None)?);
         writer.record(vec![entry]).await?;
         tracing::info!(from = %before.verifier(), to = %key, "another key signs the log");
     }
@@ -328,9 +328,9 @@ async fn roll(
     drop((closing, writer));
     let mut writing = serving.await?;
     let head = Checkpoint::of_kept(&note)?;
-    let statement = Succession::sign(&before.signer, &keys.signer, Some(&head));
+    let statement = Succession::sign(&before.signer, &keys.signer, Some(&head))?;
     // A second signature does not fit into an entry; the bundle of the shard that ended has it.
-    let note = before.signer.sign(&head.body());
+    let note = before.signer.sign(&head.body())?;
     let store = writing.enter(store.shard().next(size, next));
     let (writer, service) = writer::open(writing, &keys.signer, None, metrics.clone()).await?;
     tokio::spawn(service.run());

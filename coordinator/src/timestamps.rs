@@ -8,12 +8,14 @@ use crate::{
     clock,
     config::TimestampConfig,
     daily::{daily, day_of},
+    endpoints::Within,
     metrics::Metrics,
     store::{
         Store, StoreError,
         row::{Stamped, TimestampRow},
         writer::{Change, Commit, CommitError, Writer},
     },
+    trusted::Trusted,
 };
 use anyhow::{Context as _, Result, ensure};
 use falaj_certs::{
@@ -84,11 +86,12 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// The authority that a configuration names. Nothing is sent yet.
+    /// The authority that a configuration names. Nothing is sent yet. With `trusted` it is not connected to at an address
+    /// outside the place in which it is declared.
     ///
     /// # Errors
     /// What is wrong with the configuration, and what to do.
-    pub fn load(config: &TimestampConfig) -> Result<Self> {
+    pub fn load(config: &TimestampConfig, trusted: Option<&Trusted>) -> Result<Self> {
         let url: Url = config
             .url
             .parse()
@@ -104,7 +107,11 @@ impl Authority {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(RootCertStore::empty())
             .with_no_client_auth();
-        let http = reqwest::Client::builder()
+        let mut http = reqwest::Client::builder();
+        if let Some(trusted) = trusted {
+            http = http.dns_resolver(Arc::new(Within::new(trusted.clone(), config.place.clone())));
+        }
+        let http = http
             .tls_backend_preconfigured(tls)
             .no_proxy()
             .redirect(redirect::Policy::none())

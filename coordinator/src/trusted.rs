@@ -1,5 +1,5 @@
 //! Whom the coordinator lets in, as its files and its log say now: its own certificate, the trust configuration, issuers'
-//! revocation lists, a list of those denied at once, and what operators have revoked.
+//! revocation lists, a list of those denied at once, which networks belong to which place, and what operators have revoked.
 //!
 //! Files are looked at every second, and each is taken by itself: one that is broken leaves what it said before in force,
 //! and the others are taken all the same. Whoever is connected is asked about again on every request, and when anything has
@@ -16,8 +16,9 @@ pub use standing::Standing;
 use crate::{
     accept::Peer,
     clock,
-    config::{IdentityConfig, RevocationConfig},
+    config::{EvidenceConfig, IdentityConfig, RevocationConfig},
     engine::Engine,
+    policy::{Action, Decision, Party, PolicyEngine},
     store::writer::{Change, Commit},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -25,14 +26,19 @@ use arc_swap::ArcSwap;
 use falaj_certs::{
     identity::Identity,
     revocation::Crls,
-    tls::{Credentials, client_verifier, server_config, tls_reason},
-    trust::TrustStore,
+    tls::{
+        Credentials, CredentialsError, client_verifier, enrolment_server_config, server_config,
+        tls_reason,
+    },
+    trust::{TrustStore, spki_sha256},
 };
 use falaj_core::{
     audit::{Draft, Entry, Kind},
-    id::{Digest, RoundId, SiteId, SpiffeId},
+    evidence::Evidence,
+    id::{Digest, Place, RoundId, SiteId, SpiffeId},
+    networks::Networks,
 };
-use falaj_proto::problem::Code;
+use falaj_proto::problem::{Code, Problem};
 use files::{Files, Look, Seen, own_certificate};
 use futures_util::StreamExt as _;
 use rustls::{ServerConfig, server::danger::ClientCertVerifier};
@@ -44,7 +50,7 @@ use std::{
     path::PathBuf,
     str::FromStr,
     sync::{
-        Arc, Mutex, MutexGuard, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -57,6 +63,8 @@ const GLANCE: Duration = Duration::from_secs(1);
 /// Who may be denied by the file, and by operators, at most.
 pub const DENIED_MAX: usize = 100_000;
 
+/// Why somebody may not stay whom policy lets in no longer.
+const POLICY: &str = "policy";
 /// The alert of a certificate in use from two networks at once.
 const ELSEWHERE: &str = "certificate_in_two_networks";
 /// Such alerts that wait to be logged.
@@ -109,12 +117,38 @@ pub enum Door {
 }
 
 /// Why somebody is not let in, or may not stay.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Why {
     /// One stable word for the log.
     pub reason: &'static str,
     /// What whoever it is reads.
     pub detail: String,
+    /// What policy decided, over which evidence, where it was policy's to decide.
+    pub decided: Option<Box<(Decision, Evidence)>>,
+}
+
+impl Why {
+    const fn new(reason: &'static str, detail: String) -> Self {
+        Self { reason, detail, decided: None }
+    }
+
+    /// Policy lets them stay no longer.
+    fn policy(decision: Decision, evidence: Evidence) -> Self {
+        let detail = decision.reason.clone();
+        Self { reason: POLICY, detail, decided: Some(Box::new((decision, evidence))) }
+    }
+
+    /// What they are told.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        let code = if self.reason == POLICY { Code::Denied } else { Code::Revoked };
+        code.because(&self.detail)
+    }
+
+    /// Whether what they sent before counts all the same: nobody took their certificate away.
+    fn is_pending_kept(&self) -> bool {
+        self.reason == POLICY || is_of_time(self.reason)
+    }
 }
 
 /// What the files say that are in force.
@@ -124,9 +158,12 @@ pub struct InForce {
     trust_sha256: Digest,
     crls: Crls,
     denied: Arc<BTreeSet<Subject>>,
+    networks: Option<Arc<(Networks, Vec<Digest>)>>,
     clients: Arc<dyn ClientCertVerifier>,
     agents: Arc<ServerConfig>,
     operators: Arc<ServerConfig>,
+    /// None while no trusted issuer vouches for the coordinator's own certificate.
+    enrolment: Option<Arc<ServerConfig>>,
 }
 
 impl InForce {
@@ -145,16 +182,45 @@ impl InForce {
         }
     }
 
+    /// TLS for those who have no certificate yet.
+    #[must_use]
+    pub fn enrolment_tls(&self) -> Option<Arc<ServerConfig>> {
+        self.enrolment.clone()
+    }
+
+    /// SHA-256 of the key of the issuer that vouches for the coordinator's own certificate.
+    #[must_use]
+    pub fn own_issuer(&self) -> Option<Digest> {
+        let own = CertificateDer::from(self.credentials.certificate());
+        spki_sha256(&self.trust.issuer_of(&own)?).ok()
+    }
+
     /// Whether a certificate is still good by everything but names, at `now`.
     fn check(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Why> {
         let Some((leaf, others)) = chain.split_first() else { return Ok(()) };
-        self.clients.verify_client_cert(leaf, others, now).map_err(|e| Why {
-            reason: tls_reason(&e),
-            detail: format!("this certificate is not trusted any more: {e}"),
+        self.clients.verify_client_cert(leaf, others, now).map_err(|e| {
+            Why::new(tls_reason(&e), format!("this certificate is not trusted any more: {e}"))
         })?;
         let known = self.trust.identify(chain);
-        known.map_err(|e| Why { reason: e.reason(), detail: e.to_string() })?;
+        known.map_err(|e| Why::new(e.reason(), e.to_string()))?;
         Ok(())
+    }
+
+    /// The evidence with what is known now of the source address of somebody whom a certificate places in `place`.
+    #[must_use]
+    pub fn located(
+        &self,
+        evidence: Evidence,
+        place: &Place,
+        address: Option<SocketAddr>,
+    ) -> Evidence {
+        let networks = self.networks.as_ref().map(|networks| &networks.0);
+        let lies = networks.zip(address).and_then(|(known, at)| known.place_of(at.ip()));
+        Evidence {
+            address_known: networks.is_some(),
+            address_in_place: lies == Some(place),
+            ..evidence
+        }
     }
 
     /// Until when a check holds if nothing changes, in seconds since the Unix epoch.
@@ -168,6 +234,10 @@ impl InForce {
         let draft = draft
             .digest("trust_sha256", &self.trust_sha256)
             .digest("cert_sha256", &Digest::of(self.credentials.certificate()));
+        let draft = match &self.networks {
+            Some(networks) => draft.digests("networks_sha256", &networks.1),
+            None => draft,
+        };
         if self.crls.is_empty() {
             draft
         } else {
@@ -190,26 +260,36 @@ struct Found {
     fresh: Option<InForce>,
 }
 
+/// Whom operators have revoked.
+#[derive(Default)]
+struct Denied {
+    subjects: BTreeSet<Subject>,
+    /// The keys of certificates among them: a renewed certificate is about the same key, and no better.
+    keys: BTreeSet<[u8; 32]>,
+}
+
 /// Who is connected.
 #[derive(Default)]
 struct Peers {
     serial: u64,
     by_serial: BTreeMap<u64, Weak<Peer>>,
-    by_cert: BTreeMap<Digest, BTreeSet<u64>>,
-    /// Those who came while their certificate was in use from another network.
+    by_holder: BTreeMap<Digest, BTreeSet<u64>>,
+    /// Those who came while their certificate, or another one of the same holder, was in use from another network.
     elsewhere: Vec<Arc<Peer>>,
 }
 
 struct Inner {
     now: ArcSwap<InForce>,
     /// Whom operators have revoked, as the log says.
-    denied: ArcSwap<BTreeSet<Subject>>,
+    denied: ArcSwap<Denied>,
     /// Counts up with every change of these two, after it.
     generation: AtomicU64,
     files: Mutex<Files>,
     peers: Mutex<Peers>,
     changed: Notify,
     pending_kept: bool,
+    /// Who decides whether somebody may be here.
+    policy: OnceLock<PolicyEngine>,
     /// For which generation the certificates of counted updates were looked at.
     looked: AtomicU64,
 }
@@ -229,14 +309,20 @@ impl Trusted {
     ///
     /// # Errors
     /// What is wrong, where, and what to do.
-    pub fn open(identity: &IdentityConfig, revocation: &RevocationConfig) -> Result<Self> {
+    pub fn open(
+        identity: &IdentityConfig,
+        revocation: &RevocationConfig,
+        evidence: &EvidenceConfig,
+    ) -> Result<Self> {
         let mut files = Files {
             identity: identity.clone(),
             revocation: revocation.clone(),
+            evidence: evidence.clone(),
             certificate: Seen::default(),
             trust: Seen::default(),
             crls: Seen::default(),
             deny: Seen::default(),
+            networks: Seen::default(),
             overdue: None,
             kept: None,
         };
@@ -248,7 +334,9 @@ impl Trusted {
         files.crls.taken = Some(files.print_crls(&trust_sha256));
         let denied = Arc::new(files.read_denied(trust.trust_domain())?);
         files.deny.taken = Some(files.print_denied());
-        let now = in_force((credentials, trust, trust_sha256, crls), denied)?;
+        let networks = files.read_networks()?.map(Arc::new);
+        files.networks.taken = Some(files.print_networks());
+        let now = in_force((credentials, trust, trust_sha256, crls), denied, networks)?;
         Ok(Self(Arc::new(Inner {
             now: ArcSwap::from_pointee(now),
             denied: ArcSwap::default(),
@@ -257,6 +345,7 @@ impl Trusted {
             peers: Mutex::default(),
             changed: Notify::new(),
             pending_kept: revocation.pending.is_kept(),
+            policy: OnceLock::new(),
             looked: AtomicU64::new(u64::MAX),
         })))
     }
@@ -296,9 +385,15 @@ impl Trusted {
         (now.tell(draft), rows)
     }
 
-    /// Denies whom operators have revoked, as the log says, from now on.
-    pub fn deny(&self, denied: BTreeSet<Subject>) {
-        self.0.denied.store(Arc::new(denied));
+    /// Has policy decide, too, whether whoever is connected may stay. Said once; until then it is not asked.
+    pub fn decided_by(&self, policy: PolicyEngine) {
+        // The first one stays.
+        let _ = self.0.policy.set(policy);
+    }
+
+    /// Denies whom operators have revoked, as the log says, from now on; `keys` are those of certificates among them.
+    pub fn deny(&self, subjects: BTreeSet<Subject>, keys: BTreeSet<[u8; 32]>) {
+        self.0.denied.store(Arc::new(Denied { subjects, keys }));
         self.0.generation.fetch_add(1, Ordering::Release);
         self.0.changed.notify_one();
     }
@@ -320,15 +415,17 @@ impl Trusted {
             Subject::Identity(identity.spiffe.clone()),
             Subject::Certificate(identity.cert_sha256),
         ];
-        if subjects.iter().any(|subject| self.is_denied(now, subject)) {
+        if subjects.iter().any(|subject| self.is_denied(now, subject))
+            || self.0.denied.load().keys.contains(&identity.public_key)
+        {
             let detail = "this certificate was revoked: ask the coordinator's operator".into();
-            return Err(Why { reason: "revoked", detail });
+            return Err(Why::new("revoked", detail));
         }
         Ok(())
     }
 
     fn is_denied(&self, now: &InForce, subject: &Subject) -> bool {
-        self.0.denied.load().contains(subject) || now.denied.contains(subject)
+        self.0.denied.load().subjects.contains(subject) || now.denied.contains(subject)
     }
 
     /// Takes up somebody who was let in; the number is theirs until [`Self::leave`]. Whether their certificate is in use
@@ -337,8 +434,8 @@ impl Trusted {
         let mut peers = self.peers();
         peers.serial += 1;
         let serial = peers.serial;
-        if let (Ok(_), Some(cert)) = (&peer.admitted, peer.actor.cert) {
-            let others = peers.by_cert.get(&cert).into_iter().flatten();
+        if let Some(holder) = holder_of(peer) {
+            let others = peers.by_holder.get(&holder).into_iter().flatten();
             let others = others.filter_map(|other| peers.by_serial.get(other)?.upgrade());
             let here = network_of(peer);
             let mut far = others.filter(|other| network_of(other) != here);
@@ -346,24 +443,40 @@ impl Trusted {
                 peers.elsewhere.push(peer.clone());
                 self.0.changed.notify_one();
             }
-            peers.by_cert.entry(cert).or_default().insert(serial);
+            peers.by_holder.entry(holder).or_default().insert(serial);
         }
         peers.by_serial.insert(serial, Arc::downgrade(peer));
         serial
     }
 
     /// Somebody's connection is gone.
-    pub fn leave(&self, serial: u64, cert: Option<Digest>) {
+    pub fn leave(&self, serial: u64, peer: &Peer) {
         let mut peers = self.peers();
         peers.by_serial.remove(&serial);
-        if let Some(cert) = cert
-            && let Some(serials) = peers.by_cert.get_mut(&cert)
+        if let Some(holder) = holder_of(peer)
+            && let Some(serials) = peers.by_holder.get_mut(&holder)
         {
             serials.remove(&serial);
             if serials.is_empty() {
-                peers.by_cert.remove(&cert);
+                peers.by_holder.remove(&holder);
             }
         }
+    }
+
+    /// Whether nobody of this name, or with this key, may be let in.
+    ///
+    /// # Errors
+    /// [`Why`].
+    pub fn check_name(&self, site: &SiteId, key: &[u8; 32]) -> Result<(), Why> {
+        let now = self.now();
+        if self.is_denied(&now, &Subject::Identity(site.spiffe().clone()))
+            || self.0.denied.load().keys.contains(key)
+        {
+            let detail =
+                "this site, or its key, was revoked: ask the coordinator's operator".into();
+            return Err(Why::new("revoked", detail));
+        }
+        Ok(())
     }
 
     /// Whether somebody who was let in may still be here: asked afresh when anything has changed since it was asked last.
@@ -379,7 +492,9 @@ impl Trusted {
         }
         let now = self.now();
         let denied = self.check_denied(&now, identity);
-        let checked = denied.and_then(|()| now.check(&peer.chain, at));
+        let checked = denied
+            .and_then(|()| now.check(&peer.chain, at))
+            .and_then(|()| self.decide(&now, peer, identity));
         match &checked {
             Ok(()) => peer.standing.renew(generation, now.good_until(identity)),
             Err(_) => self.0.changed.notify_one(),
@@ -387,8 +502,42 @@ impl Trusted {
         checked
     }
 
+    /// Whether policy still lets somebody be here, by what is known of their connection now.
+    fn decide(&self, now: &InForce, peer: &Peer, identity: &Identity) -> Result<(), Why> {
+        let Some(policy) = self.0.policy.get() else { return Ok(()) };
+        let evidence =
+            now.located(peer.known.evidence(), identity.spiffe.place(), address_of(peer));
+        let who = Party { id: &identity.spiffe, roles: peer.actor.roles };
+        let decision = policy.decide_connect(who, &evidence);
+        if decision.allow { Ok(()) } else { Err(Why::policy(decision, evidence)) }
+    }
+
+    /// Takes more that has been found out about a connection, and decides over it: the decision, for the log, if they may stay.
+    /// Whoever may not is cut off.
+    pub async fn know(
+        &self,
+        engine: &Engine,
+        peer: &Arc<Peer>,
+        more: impl FnOnce(Evidence) -> Evidence,
+    ) -> Option<(Decision, Evidence)> {
+        let identity = peer.admitted.as_ref().ok().filter(|_| !peer.standing.is_lost())?;
+        let place = identity.spiffe.place();
+        let evidence = more(self.now().located(peer.known.evidence(), place, address_of(peer)));
+        let who = Party { id: &identity.spiffe, roles: peer.actor.roles };
+        let decision = engine.parts().policy.decide_connect(who, &evidence);
+        if decision.allow {
+            peer.known.take(evidence.clone());
+            return Some((decision, evidence));
+        }
+        if peer.standing.lose() {
+            self.end(engine, peer.clone(), Why::policy(decision, evidence)).await;
+        }
+        None
+    }
+
     /// Looks at the files and at who is connected until shutdown.
     pub async fn watch(self, engine: Engine, shutdown: CancellationToken) {
+        let mut decided_by = engine.parts().policy.digest();
         let mut glance = tokio::time::interval(GLANCE);
         glance.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -397,6 +546,11 @@ impl Trusted {
                 () = self.0.changed.notified() => {}
                 _ = glance.tick() => {
                     self.glance(&engine).await;
+                    let policy = engine.parts().policy.digest();
+                    if decided_by != policy {
+                        decided_by = policy;
+                        self.0.generation.fetch_add(1, Ordering::Release);
+                    }
                     if let Err(e) = self.withdraw_absent(&engine).await {
                         tracing::error!(error = %format!("{e:#}"), "whose updates are pending cannot be read");
                     }
@@ -445,6 +599,7 @@ impl Trusted {
         let (mut trust, mut trust_sha256) = (now.trust.clone(), now.trust_sha256);
         let mut crls = now.crls.clone();
         let mut denied = now.denied.clone();
+        let mut networks = now.networks.clone();
         let print = files.print_certificate();
         let taken = {
             let Files { identity, certificate, .. } = &mut *files;
@@ -480,6 +635,20 @@ impl Trusted {
         });
         files.deny = seen;
         note(&mut found, "deny list", "deny_list_not_taken", taken, |d| denied = Arc::new(d));
+        let print = files.print_networks();
+        let mut seen = std::mem::take(&mut files.networks);
+        let second = seen.is_second_look(print);
+        let taken = seen.look(print, || {
+            let fresh = files.read_networks()?;
+            // Of a list that is being written only the beginning may be there, and it would put out all who are in the rest.
+            ensure!(
+                second,
+                "the lists of networks have changed: that is taken when it is seen twice"
+            );
+            Ok(fresh)
+        });
+        files.networks = seen;
+        note(&mut found, "networks", "networks_not_taken", taken, |n| networks = n.map(Arc::new));
         if let Some((path, due)) = crls.first_due().filter(|(_, due)| *due <= seconds())
             && files.overdue.replace(due) != Some(due)
         {
@@ -492,7 +661,7 @@ impl Trusted {
         if found.changed.is_empty() {
             return found;
         }
-        match in_force((certificate, trust, trust_sha256, crls), denied) {
+        match in_force((certificate, trust, trust_sha256, crls), denied, networks) {
             Ok(fresh) => {
                 found.rows = files.rows(&fresh);
                 if let Err(e) = files.keep(&fresh.crls) {
@@ -531,7 +700,7 @@ impl Trusted {
     async fn end(&self, engine: &Engine, peer: Arc<Peer>, why: Why) {
         if let Ok(identity) = &peer.admitted {
             let site = SiteId::try_from(identity.spiffe.clone()).ok();
-            let kept = self.0.pending_kept || is_of_time(why.reason);
+            let kept = self.0.pending_kept || why.is_pending_kept();
             if let Some(site) = &site {
                 self.withdraw(engine, site, kept);
             }
@@ -543,14 +712,25 @@ impl Trusted {
                 let pending = if kept { "kept" } else { "dropped" };
                 draft = draft.text("pending", pending);
             }
+            if let Some((decision, evidence)) = why.decided.as_deref() {
+                draft = draft
+                    .text("action", Action::Connect.as_str())
+                    .decided(decision.allow, &decision.policies, &decision.policy_set)
+                    .evidence(evidence);
+            }
             let parts = engine.parts();
             parts.metrics.connection(why.reason);
-            tracing::warn!(who = peer.actor.name(), reason = why.reason, "connection ended");
+            tracing::warn!(
+                who = peer.actor.name(),
+                reason = why.reason,
+                why.detail,
+                "connection ended"
+            );
             if let Err(e) = parts.writer.record(vec![draft]).await {
                 // Who may not be here is cut off, whatever becomes of the log.
                 tracing::error!(error = %e, "the end of a connection could not be logged");
             }
-            peer.standing.cut(Code::Revoked.because(why.detail));
+            peer.standing.cut(why.problem());
         }
     }
 
@@ -618,7 +798,13 @@ impl Trusted {
             };
             for (round, site, payload) in counted {
                 let Some(cert) = sent_by(engine, &round, &site, &payload).await? else { continue };
-                let denied = self.is_denied(&now, &Subject::Certificate(cert));
+                let by_operators = self.0.denied.load_full();
+                let same_key = |der: &Vec<u8>| {
+                    let identity = Identity::parse(&CertificateDer::from(&der[..]));
+                    identity.is_ok_and(|i| by_operators.keys.contains(&i.public_key))
+                };
+                let denied = self.is_denied(&now, &Subject::Certificate(cert))
+                    || known.get(&cert).is_some_and(same_key);
                 let chain = known.get(&cert).map(|der| [CertificateDer::from(&der[..])]);
                 let checked = chain.map_or(Ok(()), |chain| now.check(&chain, now_unix()));
                 if denied || checked.is_err_and(|why| !is_of_time(why.reason)) {
@@ -663,13 +849,27 @@ async fn sent_by(
     Ok(None)
 }
 
+/// Whose certificate somebody comes with: a site's, whichever of its certificates it is; of anybody else the key's, which a
+/// renewed certificate has too. Nobody if they were not let in.
+fn holder_of(peer: &Peer) -> Option<Digest> {
+    let identity = peer.admitted.as_ref().ok()?;
+    Some(match SiteId::try_from(identity.spiffe.clone()) {
+        Ok(site) => Digest::of(site.to_string().as_bytes()),
+        Err(_) => Digest::of(&identity.public_key),
+    })
+}
+
 /// The network that somebody comes from: 24 bits of an IPv4 address, 48 of an IPv6 address.
 fn network_of(peer: &Peer) -> Option<u64> {
-    let address: SocketAddr = peer.actor.address.as_deref()?.parse().ok()?;
+    let address = address_of(peer)?;
     Some(match address.ip().to_canonical() {
         IpAddr::V4(ip) => u64::from(ip.to_bits() >> 8),
         IpAddr::V6(ip) => (1 << 63) | u64::try_from(ip.to_bits() >> 80).unwrap_or(0),
     })
+}
+
+fn address_of(peer: &Peer) -> Option<SocketAddr> {
+    peer.actor.address.as_deref()?.parse().ok()
 }
 
 /// Puts what a look has given where it belongs.
@@ -690,7 +890,7 @@ fn note<T>(
     }
 }
 
-fn now_unix() -> UnixTime {
+pub(crate) fn now_unix() -> UnixTime {
     let ms = u64::try_from(clock::now().as_millis()).unwrap_or_default();
     UnixTime::since_unix_epoch(Duration::from_millis(ms))
 }
@@ -704,9 +904,26 @@ type Parts = (Arc<Credentials>, TrustStore, Digest, Crls);
 fn in_force(
     (credentials, trust, trust_sha256, crls): Parts,
     denied: Arc<BTreeSet<Subject>>,
+    networks: Option<Arc<(Networks, Vec<Digest>)>>,
 ) -> Result<InForce> {
     let clients = client_verifier(&trust, &crls)?;
     let server = |alpn: &[&str]| server_config(&credentials, clients.clone(), alpn).map(Arc::new);
     let (agents, operators) = (server(&["h2"])?, server(&["h2", "http/1.1"])?);
-    Ok(InForce { credentials, trust, trust_sha256, crls, denied, clients, agents, operators })
+    let enrolment = match enrolment_server_config(&credentials, &trust, &["h2"]) {
+        Ok(config) => Some(Arc::new(config)),
+        Err(CredentialsError::Unvouched) => None,
+        Err(e) => return Err(e.into()),
+    };
+    Ok(InForce {
+        credentials,
+        trust,
+        trust_sha256,
+        crls,
+        denied,
+        networks,
+        clients,
+        agents,
+        operators,
+        enrolment,
+    })
 }

@@ -5,12 +5,14 @@
 
 use crate::{
     config::WitnessConfig,
+    endpoints::Within,
     metrics::Metrics,
     proofs,
     store::{
         Store, StoreError,
         writer::{Change, Commit, CommitError, Writer},
     },
+    trusted::Trusted,
 };
 use anyhow::{Context as _, Result, ensure};
 use falaj_certs::trust::TrustStore;
@@ -131,11 +133,16 @@ impl NotCosigned {
     }
 }
 
-/// The witnesses that a configuration names; `trust_domain` is the federation's.
+/// The witnesses that a configuration names; `trust_domain` is the federation's. With `trusted` none is connected to at an address
+/// outside the place in which it is declared.
 ///
 /// # Errors
 /// Which entry is wrong, and what to do.
-pub fn load(configured: &[WitnessConfig], trust_domain: &str) -> Result<Vec<Outside>> {
+pub fn load(
+    configured: &[WitnessConfig],
+    trust_domain: &str,
+    trusted: Option<&Trusted>,
+) -> Result<Vec<Outside>> {
     let mut names = BTreeSet::new();
     let one = |config: &WitnessConfig| {
         let at = || format!("`[[log.witnesses]]` with url `{}`", config.url);
@@ -164,7 +171,11 @@ pub fn load(configured: &[WitnessConfig], trust_domain: &str) -> Result<Vec<Outs
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let http = Client::builder()
+        let mut http = Client::builder();
+        if let Some(trusted) = trusted {
+            http = http.dns_resolver(Arc::new(Within::new(trusted.clone(), config.place.clone())));
+        }
+        let http = http
             .tls_backend_preconfigured(tls)
             .no_proxy()
             .redirect(redirect::Policy::none())

@@ -10,8 +10,10 @@ pub mod siem;
 
 use crate::{
     canon::{Canon, CanonError, Document, Node},
+    evidence::Evidence,
     id::{Digest, Place, RoundId, SpiffeId, StudyId},
     merkle::ENTRY_BYTES_MAX,
+    roles::{self, Roles},
     time::Timestamp,
 };
 use person::{Disclosure, Person, PersonError};
@@ -60,6 +62,10 @@ kinds! {
     ConnectionAdmitted = "connection.admitted";
     /// A connection was refused: at the handshake, for its identity, or by policy.
     ConnectionRefused = "connection.refused";
+    /// The coordinator may speak to an endpoint: a database, a witness, an authority for time-stamps.
+    EndpointAllowed = "endpoint.allowed";
+    /// What was found out about a connection, and that it may stay.
+    EvidenceTaken = "evidence.taken";
     /// A connection was ended: whoever it belonged to may not be here any more.
     ConnectionEnded = "connection.ended";
     /// Whom the coordinator trusts, or its own certificate, was read afresh.
@@ -68,6 +74,14 @@ kinds! {
     CertificateRevoked = "certificate.revoked";
     /// A revocation was taken back.
     CertificateReinstated = "certificate.reinstated";
+    /// An operator made a token by which a site gets its first certificate.
+    EnrolmentOffered = "enrolment.offered";
+    /// Somebody who came with a token, or to renew a certificate, gets none.
+    EnrolmentRefused = "enrolment.refused";
+    /// A site is about to be given its first certificate, or is given the same one again.
+    SiteEnrolled = "site.enrolled";
+    /// A site is about to be given another certificate about its key.
+    CertificateRenewed = "certificate.renewed";
     /// Something is wrong that somebody should look into.
     AlertRaised = "alert.raised";
     /// A study was submitted.
@@ -182,6 +196,8 @@ pub struct Actor {
     pub cert: Option<Digest>,
     /// The source address.
     pub address: Option<String>,
+    /// A person's roles.
+    pub roles: Roles,
 }
 
 impl Actor {
@@ -244,6 +260,9 @@ impl Draft {
         if let Some(address) = &actor.address {
             members.insert("address".to_owned(), bounded(address));
         }
+        if !actor.roles.is_empty() {
+            members.insert("roles".to_owned(), roles::list(actor.roles));
+        }
         self.with("actor", Canon::Map(members))
     }
 
@@ -276,6 +295,12 @@ impl Draft {
         self.text("decision", if allow { "allow" } else { "deny" })
             .with("policy_ids", Canon::List(policies.iter().map(|p| bounded(p)).collect()))
             .digest("policy_set_sha256", policy_set)
+    }
+
+    /// What is known of the connection.
+    #[must_use]
+    pub fn evidence(self, evidence: &Evidence) -> Self {
+        self.with("evidence", evidence.to_canon())
     }
 
     /// Which study it is about.
@@ -478,10 +503,33 @@ impl Entry {
         self.body().member("actor")?.find("place")
     }
 
+    /// The roles that the actor had, if it is a person. Entries from before there were roles say nothing of them.
+    ///
+    /// # Errors
+    /// [`CanonError::Member`] when they are no list of roles.
+    pub fn actor_roles(&self) -> Result<Option<Roles>, CanonError> {
+        match self.body().member("actor") {
+            Some(actor) if actor.member("roles").is_some() => {
+                roles::read(actor.list("roles")?.iter().map(|role| role.as_text())).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Where something is taken to, by the word of whoever takes it.
     #[must_use]
     pub fn destination(&self) -> Option<Place> {
         self.body().member("asked")?.text("place").ok()?.parse().ok()
+    }
+
+    /// What was known of the connection, if the entry says so.
+    ///
+    /// # Errors
+    /// [`CanonError::Member`] when it says something else there.
+    pub fn evidence(&self) -> Result<Option<Evidence>, CanonError> {
+        let Some(said) = self.body().member("evidence") else { return Ok(None) };
+        let bad = || CanonError::Member("evidence".into());
+        Evidence::read(said).map(Some).ok_or_else(bad)
     }
 
     /// The actor's identity, when it is known.
@@ -662,7 +710,7 @@ mod tests {
             id: Some(site.clone()),
             cert: Some(Digest::of(b"cert")),
             address: Some("127.0.0.1:1".into()),
-            person: None,
+            ..Actor::default()
         };
         let round = RoundId { study: "s".parse().expect("valid"), number: 2 };
         let bytes = Draft::new(Kind::UpdateAccepted)

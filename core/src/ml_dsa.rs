@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn who_does_not_know_the_key_ignores_the_line() {
         let (v, signer) = (vectors(), ed25519());
-        let note = signer.sign(&head(&v).body());
+        let note = signer.sign(&head(&v).body()).expect("signs");
         assert_eq!(stands_under(&note), Ok(false));
         let both = note + text(&v, "line");
         assert_eq!(stands_under(&both), Ok(true));
@@ -351,7 +351,7 @@ mod tests {
     fn a_build_without_it_finds_no_signature_and_vouches_for_none() {
         let v = vectors();
         let key: MlDsaKey = text(&v, "key").parse().expect("a key");
-        let both = ed25519().sign(&head(&v).body()) + text(&v, "line");
+        let both = ed25519().sign(&head(&v).body()).expect("signs") + text(&v, "line");
         assert_eq!(key.signed(&both), Ok(None));
         assert_eq!(key.require(&both), Err(NoteError::NotBuilt));
     }
@@ -363,7 +363,7 @@ mod tests {
         let key: MlDsaKey = text(&v, "key").parse().expect("a key");
         let seed: [u8; 32] = hex::decode(text(&v, "seed")).expect("hex").try_into().expect("32");
         assert_eq!(*MlDsaSigner::new("falaj.test/log", &seed).expect("valid").key(), key);
-        let note = ed25519().sign(&head(&v).body());
+        let note = ed25519().sign(&head(&v).body()).expect("signs");
         let under = |line: &str| key.signed(&(note.clone() + line));
         assert_eq!(under(text(&v, "line")), Ok(v["signed_at"].as_u64()));
         assert_eq!(under(text(&v, "line_without_time")), Ok(Some(0)));
@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn what_is_signed_verifies_and_a_flipped_bit_anywhere_is_found() {
         use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-        let (v, note) = (vectors(), ed25519().sign(&head(&vectors()).body()));
+        let (v, note) = (vectors(), ed25519().sign(&head(&vectors()).body()).expect("signs"));
         let signer = MlDsaSigner::new("falaj.test/log", &[3; 32]).expect("valid");
         let (one, two) = (signer.line(7, &head(&v)), signer.line(7, &head(&v)));
         let one = one.expect("signed");

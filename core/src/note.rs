@@ -6,11 +6,12 @@
 use crate::{
     id::Digest,
     ml_dsa::{MlDsaKey, MlDsaSigner},
+    sign::{SignError, SignKey},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signature, VerifyingKey};
 use sha2::{Digest as _, Sha256};
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 /// The signature type of a plain Ed25519 note signature.
 const ED25519: u8 = 0x01;
@@ -20,9 +21,11 @@ const SIGNATURES_MAX: usize = 64;
 pub const NOTE_BYTES_MAX: usize = 1 << 20;
 
 /// Signs `bytes` under a context, so that no signature can serve where another was meant.
-#[must_use]
-pub fn sign_context(key: &SigningKey, context: &str, bytes: &[u8]) -> [u8; 64] {
-    key.sign(&contextual(context, bytes)).to_bytes()
+///
+/// # Errors
+/// [`SignError`] when the key cannot be used now.
+pub fn sign_context(key: &dyn SignKey, context: &str, bytes: &[u8]) -> Result<[u8; 64], SignError> {
+    key.sign(&contextual(context, bytes))
 }
 
 /// Whether `signature` is `key`'s over `bytes` under this context.
@@ -58,6 +61,9 @@ pub enum NoteError {
     /// The body is not a checkpoint.
     #[error("not a checkpoint: {0}")]
     Checkpoint(&'static str),
+    /// The key that should sign cannot.
+    #[error(transparent)]
+    Sign(#[from] SignError),
     /// A key that this build cannot use.
     #[error("this build does not check ML-DSA-44: use one that was built with `--features ml-dsa`")]
     NotBuilt,
@@ -153,19 +159,19 @@ pub(crate) fn parse_key_bytes(text: &str, kind: u8) -> Result<(String, Vec<u8>),
 
 /// Signs notes under a name; checkpoints also by a second key, if it has one.
 pub struct NoteSigner {
-    key: SigningKey,
+    key: Arc<dyn SignKey>,
     verifier: VerifierKey,
     ml_dsa: Option<MlDsaSigner>,
 }
 
 impl NoteSigner {
-    /// A signer from a secret key.
+    /// A signer with a secret key, wherever that lies.
     ///
     /// # Errors
     /// [`NoteError::Key`] when the name is not one.
-    pub fn new(name: &str, key: SigningKey) -> Result<Self, NoteError> {
+    pub fn new(name: &str, key: impl SignKey + 'static) -> Result<Self, NoteError> {
         let verifier = VerifierKey::new(name, key.verifying_key())?;
-        Ok(Self { key, verifier, ml_dsa: None })
+        Ok(Self { key: Arc::new(key), verifier, ml_dsa: None })
     }
 
     /// The same, with a second key from this seed.
@@ -195,10 +201,10 @@ impl NoteSigner {
     /// Signs a head with all keys, at `time`, in seconds since 1970. With a second key each call gives other bytes.
     ///
     /// # Errors
-    /// [`NoteError::Key`] when the second key cannot sign.
+    /// [`NoteError::Key`] when the second key cannot sign; [`NoteError::Sign`] when the first cannot.
     pub fn checkpoint(&self, head: &Checkpoint, time: u64) -> Result<String, NoteError> {
         let second = self.ml_dsa.as_ref().map(|second| second.line(time, head)).transpose()?;
-        Ok(self.sign(&head.body()) + second.as_deref().unwrap_or_default())
+        Ok(self.sign(&head.body())? + second.as_deref().unwrap_or_default())
     }
 
     /// The public half.
@@ -208,23 +214,29 @@ impl NoteSigner {
     }
 
     /// Signs a body, which ends with a newline.
-    #[must_use]
-    pub fn sign(&self, body: &str) -> String {
-        format!("{body}\n{}", self.line(body))
+    ///
+    /// # Errors
+    /// [`SignError`] when the key cannot be used now.
+    pub fn sign(&self, body: &str) -> Result<String, SignError> {
+        Ok(format!("{body}\n{}", self.line(body)?))
     }
 
     /// A signature line for a note with this body.
-    #[must_use]
-    pub fn line(&self, body: &str) -> String {
+    ///
+    /// # Errors
+    /// [`SignError`] when the key cannot be used now.
+    pub fn line(&self, body: &str) -> Result<String, SignError> {
         let mut bytes = self.verifier.id().to_vec();
-        bytes.extend_from_slice(&self.key.sign(body.as_bytes()).to_bytes());
-        format!("\u{2014} {} {}\n", self.verifier.name, BASE64.encode(bytes))
+        bytes.extend_from_slice(&self.key.sign(body.as_bytes())?);
+        Ok(format!("\u{2014} {} {}\n", self.verifier.name, BASE64.encode(bytes)))
     }
 
     /// Signs bytes under a context.
-    #[must_use]
-    pub fn sign_context(&self, context: &str, bytes: &[u8]) -> [u8; 64] {
-        sign_context(&self.key, context, bytes)
+    ///
+    /// # Errors
+    /// [`SignError`] when the key cannot be used now.
+    pub fn sign_context(&self, context: &str, bytes: &[u8]) -> Result<[u8; 64], SignError> {
+        sign_context(&*self.key, context, bytes)
     }
 }
 
@@ -356,6 +368,7 @@ impl Checkpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ed25519_dalek::SigningKey;
 
     fn signer(seed: u8) -> NoteSigner {
         NoteSigner::new("falaj.test/log", SigningKey::from_bytes(&[seed; 32])).expect("valid")
@@ -405,7 +418,7 @@ mod tests {
         let seed: [u8; 32] = seed.try_into().expect("32 bytes");
         let signer = NoteSigner::new(key.name(), SigningKey::from_bytes(&seed)).expect("valid");
         let body = go["signed_text"].as_str().expect("text");
-        assert_eq!(signer.sign(body), go["checkpoint"].as_str().expect("text"));
+        assert_eq!(signer.sign(body).expect("signs"), go["checkpoint"].as_str().expect("text"));
     }
 
     #[test]
@@ -416,7 +429,7 @@ mod tests {
             tree_size: 12,
             root_hash: Digest::of(b"root"),
         };
-        let note = s.sign(&head.body());
+        let note = s.sign(&head.body()).expect("signs");
         assert_eq!(Checkpoint::open(&note, s.verifier()), Ok(head));
         let key: VerifierKey = s.verifier().to_string().parse().expect("a key");
         assert_eq!(&key, s.verifier());
@@ -440,7 +453,7 @@ mod tests {
     #[test]
     fn a_signature_serves_in_its_own_context_only() {
         let key = SigningKey::from_bytes(&[3; 32]);
-        let signature = sign_context(&key, "a", b"x");
+        let signature = sign_context(&key, "a", b"x").expect("signs");
         assert!(verify_context(&key.verifying_key(), "a", b"x", &signature));
         assert!(!verify_context(&key.verifying_key(), "b", b"x", &signature));
         assert!(!verify_context(&key.verifying_key(), "a", b"y", &signature));

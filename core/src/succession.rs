@@ -8,6 +8,7 @@ use crate::{
     id::Digest,
     ml_dsa::MlDsaKey,
     note::{self, Checkpoint, NoteError, NoteSigner, VerifierKey},
+    sign::SignError,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 
@@ -50,12 +51,18 @@ pub enum SuccessionError {
 
 impl Succession {
     /// The statement, signed by both: `before` and `after` are the signers of [`Self::from`] and [`Self::to`].
-    #[must_use]
-    pub fn sign(before: &NoteSigner, after: &NoteSigner, ended: Option<&Checkpoint>) -> String {
+    ///
+    /// # Errors
+    /// [`SignError`] when one of the keys cannot be used now.
+    pub fn sign(
+        before: &NoteSigner,
+        after: &NoteSigner,
+        ended: Option<&Checkpoint>,
+    ) -> Result<String, SignError> {
         let (from, to) = (before.verifier().clone(), after.verifier().clone());
         let ended = ended.map(|head| (head.tree_size, head.root_hash));
         let body = Self { from, to, ended }.body();
-        before.sign(&body) + &after.line(&body)
+        Ok(before.sign(&body)? + &after.line(&body)?)
     }
 
     fn body(&self) -> String {
@@ -226,6 +233,10 @@ mod tests {
         NoteSigner::new(origin, SigningKey::from_bytes(&[seed; 32])).expect("a name")
     }
 
+    fn signed(before: &NoteSigner, after: &NoteSigner, ended: Option<&Checkpoint>) -> String {
+        Succession::sign(before, after, ended).expect("signs")
+    }
+
     fn head(origin: &str, tree_size: u64) -> Checkpoint {
         Checkpoint { origin: origin.into(), tree_size, root_hash: Digest::of(b"root") }
     }
@@ -235,11 +246,7 @@ mod tests {
         let (a, b) = (signer("t/2026", 1), signer("t/2026", 2));
         let (c, d) = (signer("t/2027", 2), signer("t/2027", 3));
         let end = head("t/2026", 9);
-        let chain = [
-            Succession::sign(&a, &b, None),
-            Succession::sign(&b, &c, Some(&end)),
-            Succession::sign(&c, &d, None),
-        ];
+        let chain = [signed(&a, &b, None), signed(&b, &c, Some(&end)), signed(&c, &d, None)];
         let steps = follow(a.verifier(), d.verifier(), &chain).expect("a chain");
         assert_eq!(steps.len(), 3);
         assert_eq!(steps[1].ended, Some((9, end.root_hash)));
@@ -262,7 +269,7 @@ mod tests {
     #[test]
     fn a_statement_that_one_side_has_not_signed_or_that_was_changed_leads_nowhere() {
         let (a, b) = (signer("t/2026", 1), signer("t/2026", 2));
-        let whole = Succession::sign(&a, &b, None);
+        let whole = signed(&a, &b, None);
         assert!(whole.len() < 1_000, "it fits into an entry");
         assert_eq!(Succession::open(&whole).expect("holds").to, *b.verifier());
         let lines: Vec<&str> = whole.lines().collect();
@@ -278,27 +285,33 @@ mod tests {
         assert!(changed != whole && Succession::open(&changed).is_err());
         // An end without another shard, another shard without an end.
         let next = signer("t/2027", 2);
-        assert!(Succession::open(&Succession::sign(&a, &b, Some(&head("t/2026", 1)))).is_err());
-        assert!(Succession::open(&Succession::sign(&a, &next, None)).is_err());
+        assert!(Succession::open(&signed(&a, &b, Some(&head("t/2026", 1)))).is_err());
+        assert!(Succession::open(&signed(&a, &next, None)).is_err());
         let longest = "o".repeat(ORIGIN_CHARS_MAX);
         let (old, new) = (signer(&longest, 1), signer(&longest.replace('o', "p"), 2));
         let end = head(&longest, u64::MAX);
-        assert!(Succession::sign(&old, &new, Some(&end)).chars().count() <= 1_000);
+        assert!(signed(&old, &new, Some(&end)).chars().count() <= 1_000);
     }
 
     #[test]
     fn a_checkpoint_opens_under_any_of_a_logs_keys_and_under_no_other() {
         let (a, b) = (signer("t/2026", 1), signer("t/2026", 2));
-        let keys = LogKeys::of("t/2026", b.verifier(), &[Succession::sign(&a, &b, None)])
-            .expect("a chain");
+        let keys = LogKeys::of("t/2026", b.verifier(), &[signed(&a, &b, None)]).expect("a chain");
         let head = head("t/2026", 5);
         let body = head.body();
-        let (old, new, both) = (a.sign(&body), b.sign(&body), b.sign(&body) + &a.line(&body));
+        let (old, new, both) = (
+            a.sign(&body).expect("signs"),
+            b.sign(&body).expect("signs"),
+            b.sign(&body).expect("signs") + &a.line(&body).expect("signs"),
+        );
         for note in [&old, &new, &both] {
             assert_eq!(keys.open(note), Ok(head.clone()));
         }
         assert_eq!(Checkpoint::open(&both, a.verifier()), Ok(head.clone()), "old keys still do");
-        assert!(matches!(keys.open(&signer("t/2026", 7).sign(&body)), Err(NoteError::Unsigned(_))));
+        assert!(matches!(
+            keys.open(&signer("t/2026", 7).sign(&body).expect("signs")),
+            Err(NoteError::Unsigned(_))
+        ));
         let spoilt = both.replace("\n5\n", "\n6\n");
         assert!(matches!(keys.open(&spoilt), Err(NoteError::BadSignature(_))));
     }

@@ -10,8 +10,9 @@ use crate::{
     dp::Rotation,
     id::{Digest, RoundId, SiteId},
     note,
+    sign::{SignError, SignKey},
 };
-use ed25519_dalek::{SigningKey, VerifyingKey};
+use ed25519_dalek::VerifyingKey;
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use zeroize::Zeroizing;
@@ -182,8 +183,10 @@ impl SealedUpdate {
     }
 
     /// Describes and signs it, which makes it fit to be sent.
-    #[must_use]
-    pub fn sign(self, about: About, key: &SigningKey) -> SignedUpdate {
+    ///
+    /// # Errors
+    /// [`Unsigned`] when the key cannot be used now: it gives the update back, to be signed later.
+    pub fn sign(self, about: About, key: &dyn SignKey) -> Result<SignedUpdate, Unsigned> {
         let header = UpdateHeader {
             round: about.round,
             site: about.site,
@@ -200,9 +203,22 @@ impl SealedUpdate {
             ledger: about.ledger,
         };
         let header = header.to_bytes();
-        let signature = note::sign_context(key, CONTEXT, &header);
-        SignedUpdate { header, signature, payload: self.payload }
+        match note::sign_context(key, CONTEXT, &header) {
+            Ok(signature) => Ok(SignedUpdate { header, signature, payload: self.payload }),
+            Err(why) => Err(Unsigned { update: Box::new(self), why }),
+        }
     }
+}
+
+/// An update that could not be signed: nothing of it is lost.
+#[derive(Debug, thiserror::Error)]
+#[error("the update is sealed and cannot be signed at present")]
+pub struct Unsigned {
+    /// As it was.
+    pub update: Box<SealedUpdate>,
+    /// What is wrong with the key.
+    #[source]
+    pub why: SignError,
 }
 
 impl fmt::Debug for SealedUpdate {
@@ -577,6 +593,7 @@ pub(crate) const fn from_24(v: [u8; 3]) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ed25519_dalek::SigningKey;
 
     fn header(bits: u8, payload: &[u8]) -> UpdateHeader {
         UpdateHeader {
@@ -696,7 +713,7 @@ mod tests {
         let key = SigningKey::from_bytes(&[9; 32]);
         let payload = vec![1, 0, 2, 0];
         let h = header(16, &payload).to_bytes();
-        let signature = note::sign_context(&key, CONTEXT, &h);
+        let signature = note::sign_context(&key, CONTEXT, &h).expect("signs");
         let site = key.verifying_key();
         assert!(SignedUpdate::restore(h.clone(), signature, payload.clone(), &site).is_ok());
         let other = SignedUpdate::restore(h.clone(), signature, vec![1, 0, 3, 0], &site);

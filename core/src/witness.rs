@@ -10,9 +10,10 @@ use crate::{
     id::{Digest, SpiffeId},
     merkle::{ProofError, verify_consistency, verify_inclusion},
     note::{self, Checkpoint, NoteError, VerifierKey, decimal},
+    sign::SignKey,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signature, VerifyingKey};
 use std::{fmt, fmt::Write as _, str::FromStr};
 
 /// The signature type of a cosignature by Ed25519.
@@ -116,10 +117,10 @@ fn message(time: u64, body: &str) -> String {
 /// that this witness has seen before. To be made only after the head was kept, durably.
 ///
 /// # Errors
-/// [`NoteError::Key`] when the name is not one.
+/// [`NoteError::Key`] when the name is not one; [`NoteError::Sign`] when the key cannot be used now.
 pub fn cosign(
     name: &str,
-    key: &SigningKey,
+    key: &dyn SignKey,
     time: u64,
     head: &Checkpoint,
 ) -> Result<String, NoteError> {
@@ -128,7 +129,7 @@ pub fn cosign(
     }
     let mut bytes = note::key_id(name, COSIGNATURE, key.verifying_key().as_bytes()).to_vec();
     bytes.extend_from_slice(&time.to_be_bytes());
-    bytes.extend_from_slice(&key.sign(message(time, &head.body()).as_bytes()).to_bytes());
+    bytes.extend_from_slice(&key.sign(message(time, &head.body()).as_bytes())?);
     Ok(format!("\u{2014} {name} {}\n", BASE64.encode(bytes)))
 }
 
@@ -302,6 +303,7 @@ fn hashes<'a>(lines: impl Iterator<Item = &'a str>) -> Option<Vec<Digest>> {
 mod tests {
     use super::*;
     use crate::merkle::{Frontier, leaf_hash};
+    use ed25519_dalek::SigningKey;
     use serde_json::Value;
 
     fn vectors() -> Value {

@@ -56,7 +56,7 @@ fn taken_for_long(length: f32, part: f64, seed: u64) -> f64 {
             .seal(RawUpdate::new(vec![length]), paid, encoding, &manifest, &mut noise)
             .expect("sealed");
         // The payload of an update is seen only once it is signed; one byte pair is one parameter.
-        let signed = sealed.sign(about.clone(), &key);
+        let signed = sealed.sign(about.clone(), &key).expect("signs");
         let seen = i16::from_le_bytes(signed.payload().try_into().expect("two bytes"));
         taken += u32::from(f64::from(seen) * encoding.step() > CLIP_NORM / 2.0);
     }

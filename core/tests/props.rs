@@ -61,7 +61,7 @@ fn signed(values: Vec<f32>, encoding: Encoding, weight: u32) -> SignedUpdate {
         epsilon: "1.0000".into(),
         ledger: Digest::of(b"ledger"),
     };
-    sealed.sign(about, &SigningKey::from_bytes(&[1; 32]))
+    sealed.sign(about, &SigningKey::from_bytes(&[1; 32])).expect("signs")
 }
 
 fn finite() -> impl Strategy<Value = f32> {

@@ -1,7 +1,11 @@
 //! What a set must decide, case by case: the file beside the policies.
 
-use crate::{Action, Policies, Resource};
-use falaj_core::id::{Place, SpiffeId, StudyId};
+use crate::{Action, Party, Policies, Resource, With};
+use falaj_core::{
+    evidence::{Evidence, Skew},
+    id::{Digest, Place, Role, SpiffeId, StudyId},
+    roles::{OperatorRole, Roles},
+};
 use serde::Deserialize;
 use std::fmt;
 
@@ -20,9 +24,11 @@ pub struct Cases {
 struct Asked {
     case: Case,
     who: SpiffeId,
+    roles: Roles,
     action: Action,
     study: StudyId,
     destination: Place,
+    evidence: Evidence,
 }
 
 /// Cases, as they stand in their file.
@@ -41,6 +47,8 @@ struct File {
 struct Case {
     name: String,
     principal: String,
+    /// An operator's roles; every one when absent, as by default for whoever's certificate names none.
+    roles: Option<Vec<String>>,
     action: String,
     /// Asked of a study that is so protected; of the coordinator itself when absent.
     mechanism: Option<String>,
@@ -48,9 +56,50 @@ struct Case {
     study: Option<String>,
     /// Where something is taken to: `ae-on/ae-du`; where the principal is when absent.
     destination: Option<String>,
+    /// What is known of the connection; nothing when absent.
+    #[serde(default)]
+    evidence: Known,
+    /// What an endpoint is to the coordinator.
+    #[serde(default)]
+    endpoint: String,
     allow: bool,
     /// The rules that decide; none when nothing permits it.
     policies: Vec<String>,
+}
+
+/// What is known of a connection, as policies name it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Known {
+    issuer: Option<String>,
+    address_known: bool,
+    address_in_place: bool,
+    probed: bool,
+    rtt_us: Option<u64>,
+    skew_ms: Option<u64>,
+    skew_uncertainty_ms: u64,
+    storage: Option<String>,
+    compute: Option<String>,
+}
+
+impl Known {
+    fn evidence(&self) -> Result<Evidence, String> {
+        let place = |text: &Option<String>| -> Result<Option<Place>, String> {
+            text.as_ref().map(|text| text.parse().map_err(|e| format!("{e}"))).transpose()
+        };
+        let issuer = self.issuer.as_ref().map(|text| text.parse::<Digest>());
+        let uncertainty_ms = self.skew_uncertainty_ms;
+        Ok(Evidence {
+            issuer: issuer.transpose().map_err(|e| e.to_string())?,
+            address_known: self.address_known,
+            address_in_place: self.address_in_place,
+            probed: self.probed,
+            rtt_us: self.rtt_us,
+            skew: self.skew_ms.map(|ms| Skew { ms, uncertainty_ms }),
+            storage: place(&self.storage)?,
+            compute: place(&self.compute)?,
+        })
+    }
 }
 
 /// Why cases cannot be tried.
@@ -100,10 +149,21 @@ impl Cases {
                 Some(place) => place.parse().map_err(|e| wrong(&e))?,
                 None => who.place().clone(),
             };
+            let roles = match &case.roles {
+                Some(_) if who.role() != Role::Operator => {
+                    return Err(wrong(&"only an operator has roles"));
+                }
+                Some(roles) => {
+                    let read = roles.iter().map(|role| role.parse::<OperatorRole>());
+                    read.collect::<Result<_, _>>().map_err(|e| wrong(&e))?
+                }
+                None => Roles::ALL,
+            };
             let action = case.action.parse().map_err(|e| wrong(&e))?;
             let study = case.study.as_deref().unwrap_or("some-study").parse();
             let study = study.map_err(|e| wrong(&e))?;
-            Ok(Asked { case, who, action, study, destination })
+            let evidence = case.evidence.evidence().map_err(|e| wrong(&e))?;
+            Ok(Asked { case, who, roles, action, study, destination, evidence })
         };
         let cases = file.cases.into_iter().map(parsed).collect::<Result<_, _>>()?;
         Ok(Self { here, cases })
@@ -119,10 +179,12 @@ impl Cases {
     #[must_use]
     pub fn mismatches(&self, policies: &Policies) -> Vec<Mismatch> {
         let mut found = Vec::new();
-        for Asked { case, who, action, study, destination } in &self.cases {
+        for Asked { case, who, roles, action, study, destination, evidence } in &self.cases {
             let mechanism = case.mechanism.as_deref();
             let resource = mechanism.map_or(Resource::Service, |m| Resource::Study(study, m));
-            let said = policies.decide_to(&self.here, who, *action, &resource, destination);
+            let who = Party { id: who, roles: *roles };
+            let with = With { destination, evidence: Some(evidence), endpoint: &case.endpoint };
+            let said = policies.decide_with(&self.here, who, *action, &resource, &with);
             let wanted = (case.allow, case.policies.clone());
             let said = (said.allow, said.policies);
             if said != wanted {

@@ -1,8 +1,8 @@
 //! What a set says about one request, for whoever asks why.
 
-use crate::{Action, Decision, Policies, Resource, annotation};
+use crate::{Action, Decision, Party, Policies, Resource, annotation};
 use cedar_policy::{Effect, PolicyId};
-use falaj_core::id::{Place, SpiffeId};
+use falaj_core::id::Place;
 
 /// A rule that decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,10 +22,10 @@ pub struct Rule {
 impl Policies {
     /// What is decided, and by which rules: those that forbid, or else those that permit.
     #[must_use]
-    pub fn explain(
+    pub fn explain<'a>(
         &self,
         here: &Place,
-        who: &SpiffeId,
+        who: impl Into<Party<'a>>,
         action: Action,
         resource: &Resource<'_>,
         destination: &Place,

@@ -104,7 +104,7 @@ fn named(policy: &Policy) -> Option<EntityUid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Action, POLICIES, Policies, Resource, SCHEMA};
+    use crate::{Action, POLICIES, Policies, Resource, SCHEMA, With};
     use falaj_core::id::{Place, SpiffeId, StudyId};
 
     const MORE: &str = r#"
@@ -138,9 +138,13 @@ mod tests {
                     let study: StudyId = study.parse().expect("a study");
                     for action in Action::ALL {
                         for resource in [Resource::Service, Resource::Study(&study, mechanism)] {
-                            let Ok((request, entities, _)) =
-                                policies.request(&here, &who, action, &resource, who.place())
-                            else {
+                            let Ok((request, entities, _)) = policies.request(
+                                &here,
+                                (&who).into(),
+                                action,
+                                &resource,
+                                &With::of(&who),
+                            ) else {
                                 continue;
                             };
                             let all =

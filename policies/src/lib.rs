@@ -19,11 +19,13 @@ use cedar_policy::{
 };
 use falaj_core::{
     audit::{person::is_person, policy_set},
-    id::{Digest, Place, SpiffeId, StudyId},
+    evidence::Evidence,
+    id::{Digest, Place, Role, SpiffeId, StudyId},
+    roles::{OperatorRole, Roles},
 };
 use index::Index;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     str::FromStr,
 };
 
@@ -66,11 +68,15 @@ pub enum Action {
     HoldRelease,
     /// See what was revoked, revoke, and take a revocation back.
     SiteRevoke,
+    /// Make a token by which a site gets its first certificate.
+    SiteEnroll,
+    /// Speak to a database, a witness, or an authority for time-stamps.
+    EndpointUse,
 }
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Connect,
         Self::StudyJoin,
         Self::TaskGet,
@@ -89,6 +95,8 @@ impl Action {
         Self::HoldPlace,
         Self::HoldRelease,
         Self::SiteRevoke,
+        Self::SiteEnroll,
+        Self::EndpointUse,
     ];
 
     /// The word that policies use.
@@ -113,6 +121,8 @@ impl Action {
             Self::HoldPlace => "hold.place",
             Self::HoldRelease => "hold.release",
             Self::SiteRevoke => "site.revoke",
+            Self::SiteEnroll => "site.enroll",
+            Self::EndpointUse => "endpoint.use",
         }
     }
 }
@@ -120,6 +130,12 @@ impl Action {
 impl Action {
     /// What takes something to a place, of which policies may speak.
     pub const TAKING: [Self; 2] = [Self::ModelRead, Self::LogExport];
+
+    /// Whether an entry about it says where: where something is taken to, or an endpoint is declared.
+    #[must_use]
+    pub const fn is_somewhere(self) -> bool {
+        matches!(self, Self::ModelRead | Self::LogExport | Self::EndpointUse)
+    }
 
     /// Whether it is wanted of the coordinator itself, whatever study an entry about it names.
     #[must_use]
@@ -142,7 +158,9 @@ impl Action {
             | Self::HoldRead
             | Self::HoldPlace
             | Self::HoldRelease
-            | Self::SiteRevoke => true,
+            | Self::SiteRevoke
+            | Self::SiteEnroll
+            | Self::EndpointUse => true,
         }
     }
 }
@@ -160,6 +178,22 @@ impl FromStr for Action {
 #[error("there is no action `{0}`")]
 pub struct UnknownAction(String);
 
+/// Who wants it.
+#[derive(Clone, Copy, Debug)]
+pub struct Party<'a> {
+    /// Whom their certificate names.
+    pub id: &'a SpiffeId,
+    /// An operator's roles. Of others they count for nothing.
+    pub roles: Roles,
+}
+
+impl<'a> From<&'a SpiffeId> for Party<'a> {
+    /// Somebody without a role: a site, a coordinator or a witness.
+    fn from(id: &'a SpiffeId) -> Self {
+        Self { id, roles: Roles::NONE }
+    }
+}
+
 /// What it is wanted of.
 #[derive(Clone, Debug)]
 pub enum Resource<'a> {
@@ -167,6 +201,27 @@ pub enum Resource<'a> {
     Service,
     /// A study, sealed by this mechanism.
     Study(&'a StudyId, &'a str),
+}
+
+/// What a request says besides who wants to do what.
+#[derive(Clone, Copy, Debug)]
+pub struct With<'a> {
+    /// Where something is taken to, or an endpoint is declared. It counts for [`Action::TAKING`] and
+    /// [`Action::EndpointUse`] alone.
+    pub destination: &'a Place,
+    /// What is known of the connection; nothing when absent. It counts for [`Action::Connect`] and, of its address, for
+    /// [`Action::EndpointUse`].
+    pub evidence: Option<&'a Evidence>,
+    /// What an endpoint is to the coordinator. It counts for [`Action::EndpointUse`] alone.
+    pub endpoint: &'a str,
+}
+
+impl<'a> With<'a> {
+    /// What is taken goes to where they are, and nothing is known of their connection.
+    #[must_use]
+    pub fn of(who: &'a SpiffeId) -> Self {
+        Self { destination: who.place(), evidence: None, endpoint: "" }
+    }
 }
 
 /// What the policies say.
@@ -215,6 +270,10 @@ pub struct Policies {
     schema: Schema,
     /// Actions whose requests say where something is taken to; older sets know of none.
     destined: Vec<Action>,
+    /// Whether requests to connect say what is known of the connection; older sets know nothing of it.
+    evidenced: bool,
+    /// The roles that operators can have; older sets know of none.
+    roles: BTreeMap<OperatorRole, EntityUid>,
     digest: Digest,
 }
 
@@ -243,7 +302,10 @@ impl Policies {
         }
         let index = Index::new(&policies, &schema).map_err(|e| invalid(POLICIES, e.to_string()))?;
         let destined = destined(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
-        Ok(Self { set: policies, index, schema, destined, digest: policy_set(files) })
+        let evidenced = evidenced(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
+        let roles = known_roles(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
+        let digest = policy_set(files);
+        Ok(Self { set: policies, index, schema, destined, evidenced, roles, digest })
     }
 
     /// SHA-256 of the set's files.
@@ -254,38 +316,66 @@ impl Policies {
 
     /// Whether `who` may do `action` at a coordinator in `here`. What is taken goes to where they are.
     #[must_use]
-    pub fn decide(
+    pub fn decide<'a>(
         &self,
         here: &Place,
-        who: &SpiffeId,
+        who: impl Into<Party<'a>>,
         action: Action,
         resource: &Resource<'_>,
     ) -> Decision {
-        self.decide_to(here, who, action, resource, who.place())
+        let who = who.into();
+        self.decide_to(here, who, action, resource, who.id.place())
     }
 
     /// As [`Self::decide`], where `who` takes it to a `destination`. It counts for [`Action::TAKING`] alone.
     #[must_use]
-    pub fn decide_to(
+    pub fn decide_to<'a>(
         &self,
         here: &Place,
-        who: &SpiffeId,
+        who: impl Into<Party<'a>>,
         action: Action,
         resource: &Resource<'_>,
         destination: &Place,
     ) -> Decision {
+        let who = who.into();
+        self.decide_with(here, who, action, resource, &With { destination, ..With::of(who.id) })
+    }
+
+    /// Whether `who` may speak to a coordinator in `here` at all, by what is known of the connection.
+    #[must_use]
+    pub fn decide_connect<'a>(
+        &self,
+        here: &Place,
+        who: impl Into<Party<'a>>,
+        evidence: &Evidence,
+    ) -> Decision {
+        let who = who.into();
+        let with = With { evidence: Some(evidence), ..With::of(who.id) };
+        self.decide_with(here, who, Action::Connect, &Resource::Service, &with)
+    }
+
+    /// As [`Self::decide`], with all that a request may say besides.
+    #[must_use]
+    pub fn decide_with<'a>(
+        &self,
+        here: &Place,
+        who: impl Into<Party<'a>>,
+        action: Action,
+        resource: &Resource<'_>,
+        with: &With<'_>,
+    ) -> Decision {
+        let who = who.into();
         // An error means that the schema knows no such request: this kind of party never does this.
-        let said =
-            self.ask(here, who, action, resource, destination).unwrap_or_else(|_| Decision {
-                allow: false,
-                policies: Vec::new(),
-                reason: format!("`{}` is not for a {}", action.as_str(), who.role()),
-                policy_set: self.digest,
-            });
-        if !is_person(who) {
+        let said = self.ask(here, who, action, resource, with).unwrap_or_else(|_| Decision {
+            allow: false,
+            policies: Vec::new(),
+            reason: format!("`{}` is not for a {}", action.as_str(), who.id.role()),
+            policy_set: self.digest,
+        });
+        if !is_person(who.id) {
             return said;
         }
-        let reason = said.reason.replace(&who.to_string(), "this operator");
+        let reason = said.reason.replace(&who.id.to_string(), "this operator");
         Decision { reason, ..said }
     }
 
@@ -293,10 +383,10 @@ impl Policies {
     fn request(
         &self,
         here: &Place,
-        who: &SpiffeId,
+        Party { id: who, roles }: Party<'_>,
         action: Action,
         resource: &Resource<'_>,
-        destination: &Place,
+        with: &With<'_>,
     ) -> Result<(Request, Entities, [EntityUid; 3]), Box<dyn std::error::Error + Send + Sync>> {
         let text = |s: &str| RestrictedExpression::new_string(s.to_owned());
         let principal = uid(role_type(who), &who.to_string())?;
@@ -309,7 +399,12 @@ impl Policies {
                 ("jurisdiction".to_owned(), text(place.jurisdiction())),
                 ("region".to_owned(), text(place.region())),
             ]),
-            HashSet::new(),
+            match who.role() {
+                Role::Operator => {
+                    roles.iter().filter_map(|role| self.roles.get(&role).cloned()).collect()
+                }
+                _ => HashSet::new(),
+            },
         )?;
         let jurisdiction = text(here.jurisdiction());
         let (resource_uid, attributes) = match resource {
@@ -330,7 +425,22 @@ impl Policies {
         };
         let resource_entity = Entity::new(resource_uid.clone(), attributes, HashSet::new())?;
         let context = if self.destined.contains(&action) {
-            destined_to(destination)?
+            destined_to(with.destination)?
+        } else if self.evidenced && action == Action::Connect {
+            match with.evidence {
+                Some(evidence) => evidenced_by(evidence)?,
+                None => evidenced_by(&Evidence::default())?,
+            }
+        } else if action == Action::EndpointUse {
+            let known = with.evidence.cloned().unwrap_or_default();
+            let is = RestrictedExpression::new_bool;
+            let endpoint = RestrictedExpression::new_string(with.endpoint.to_owned());
+            Context::from_pairs([
+                ("destination".to_owned(), place_record(with.destination)?),
+                ("endpoint".to_owned(), endpoint),
+                ("address_known".to_owned(), is(known.address_known)),
+                ("address_in_place".to_owned(), is(known.address_in_place)),
+            ])?
         } else {
             Context::empty()
         };
@@ -350,13 +460,13 @@ impl Policies {
     fn ask(
         &self,
         here: &Place,
-        who: &SpiffeId,
+        who: Party<'_>,
         action: Action,
         resource: &Resource<'_>,
-        destination: &Place,
+        with: &With<'_>,
     ) -> Result<Decision, Box<dyn std::error::Error + Send + Sync>> {
         let (request, entities, [principal, named, of]) =
-            self.request(here, who, action, resource, destination)?;
+            self.request(here, who, action, resource, with)?;
         let said = self.index.ask((&principal, &named, &of), &request, &entities);
         let mut policies: Vec<String> = said.decided().iter().map(|id| self.name(id)).collect();
         policies.sort();
@@ -371,13 +481,20 @@ impl Policies {
         let reason = if said.allow() {
             String::new()
         } else if policies.is_empty() {
-            format!("nothing permits {who} to {}", action.as_str())
+            let roles = match who.id.role() {
+                Role::Operator if !self.roles.is_empty() => {
+                    format!(", whose roles are: {},", who.roles)
+                }
+                _ => String::new(),
+            };
+            format!("nothing permits {}{roles} to {}", who.id, action.as_str())
         } else {
             let why = said.decided().iter().filter_map(|id| annotation(&self.set, id, "reason"));
             let why: Vec<String> = why.collect();
             format!(
-                "denied to {who} in {} by {}: {}",
-                who.place(),
+                "denied to {} in {} by {}: {}",
+                who.id,
+                who.id.place(),
                 policies.join(", "),
                 why.join("; ")
             )
@@ -393,12 +510,54 @@ impl Policies {
 
 /// What a request says of where something is taken to.
 fn destined_to(place: &Place) -> Result<Context, Box<dyn std::error::Error + Send + Sync>> {
+    Ok(Context::from_pairs([("destination".to_owned(), place_record(place)?)])?)
+}
+
+fn place_record(
+    place: &Place,
+) -> Result<RestrictedExpression, Box<dyn std::error::Error + Send + Sync>> {
     let text = |s: &str| RestrictedExpression::new_string(s.to_owned());
-    let place = RestrictedExpression::new_record([
+    Ok(RestrictedExpression::new_record([
         ("jurisdiction".to_owned(), text(place.jurisdiction())),
         ("region".to_owned(), text(place.region())),
-    ])?;
-    Ok(Context::from_pairs([("destination".to_owned(), place)])?)
+    ])?)
+}
+
+/// What a request says of the connection.
+fn evidenced_by(evidence: &Evidence) -> Result<Context, Box<dyn std::error::Error + Send + Sync>> {
+    let issuer = evidence.issuer.map(|issuer| issuer.to_string()).unwrap_or_default();
+    let mut members = vec![
+        ("issuer".to_owned(), RestrictedExpression::new_string(issuer)),
+        ("address_known".to_owned(), RestrictedExpression::new_bool(evidence.address_known)),
+        ("address_in_place".to_owned(), RestrictedExpression::new_bool(evidence.address_in_place)),
+        ("probed".to_owned(), RestrictedExpression::new_bool(evidence.probed)),
+    ];
+    let figures = [
+        ("rtt_us", evidence.rtt_us),
+        ("skew_ms", evidence.skew.map(|skew| skew.ms)),
+        ("skew_uncertainty_ms", evidence.skew.map(|skew| skew.uncertainty_ms)),
+    ];
+    for (name, figure) in figures {
+        if let Some(figure) = figure {
+            let figure = i64::try_from(figure).unwrap_or(i64::MAX);
+            members.push((name.to_owned(), RestrictedExpression::new_long(figure)));
+        }
+    }
+    for (name, place) in [("storage", &evidence.storage), ("compute", &evidence.compute)] {
+        if let Some(place) = place {
+            members.push((name.to_owned(), place_record(place)?));
+        }
+    }
+    let record = RestrictedExpression::new_record(members)?;
+    Ok(Context::from_pairs([("evidence".to_owned(), record)])?)
+}
+
+/// Whether requests to connect say what is known of the connection, as a schema has it.
+fn evidenced(schema: &Schema) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    let (principal, named) = (uid("Site", "s")?, uid("Action", Action::Connect.as_str())?);
+    let context = evidenced_by(&Evidence::default())?;
+    let request = Request::new(principal, named, uid("Service", "r")?, context, Some(schema));
+    Ok(request.is_ok())
 }
 
 /// The actions whose requests say where something is taken to, as a schema has it.
@@ -416,12 +575,22 @@ fn destined(schema: &Schema) -> Result<Vec<Action>, Box<dyn std::error::Error + 
     Ok(known)
 }
 
+/// The roles that operators can have, as a schema has it.
+fn known_roles(
+    schema: &Schema,
+) -> Result<BTreeMap<OperatorRole, EntityUid>, Box<dyn std::error::Error + Send + Sync>> {
+    let kind = cedar_policy::EntityTypeName::from_str("Falaj::Role")?;
+    if !schema.entity_types().any(|known| *known == kind) {
+        return Ok(BTreeMap::new());
+    }
+    OperatorRole::ALL.iter().map(|role| Ok((*role, uid("Role", role.as_str())?))).collect()
+}
+
 fn annotation(policies: &PolicySet, id: &cedar_policy::PolicyId, key: &str) -> Option<String> {
     Some(policies.policy(id)?.annotation(key)?.to_owned())
 }
 
 const fn role_type(who: &SpiffeId) -> &'static str {
-    use falaj_core::id::Role;
     match who.role() {
         Role::Site => "Site",
         Role::Operator => "Operator",

@@ -65,6 +65,8 @@ catalog! {
     Revoked = "revoked", "The certificate is not trusted any more", 401, Unauthenticated;
     /// The signature over the header does not verify.
     SignatureInvalid = "signature_invalid", "The signature does not verify", 401, Unauthenticated;
+    /// A token, or a request for a certificate, that is not good.
+    EnrolmentRefused = "enrolment_refused", "No certificate is given for this", 403, PermissionDenied;
     /// Policy says no.
     Denied = "denied", "Policy does not permit this", 403, PermissionDenied;
     /// The update names another site than the certificate.

@@ -277,6 +277,37 @@ pub struct Hold {
     pub article: String,
 }
 
+/// A site that is to enrol.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EnrolmentTokenRequest {
+    /// The site's short name.
+    pub name: String,
+    /// Where it is: `jurisdiction/region`.
+    pub place: String,
+    /// How long the token can be used, in seconds.
+    pub ttl_s: u64,
+}
+
+/// A token by which a site gets its first certificate, once.
+#[derive(Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EnrolmentToken {
+    /// The token, a secret: for the site's operator, and nobody else.
+    pub token: String,
+    /// Its number, as it stands in the log.
+    pub id: String,
+    /// The identity that the site gets.
+    pub site: String,
+    /// Until when it can be used, RFC 3339 in UTC.
+    pub until: String,
+}
+
+impl std::fmt::Debug for EnrolmentToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EnrolmentToken({} for {}, [redacted])", self.id, self.site)
+    }
+}
+
 /// What to revoke, or to take back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -215,7 +215,7 @@ fn who_accessed() -> Result<()> {
                 id: Some(format!("spiffe://bench/ae-on/ae-az/site/s-{site}").parse()?),
                 cert: Some(Digest::of(&site.to_be_bytes())),
                 address: Some("127.0.0.1:1".into()),
-                person: None,
+                ..Actor::default()
             };
             let draft = Draft::new(Kind::ModelRead)
                 .actor(&actor)

@@ -192,6 +192,14 @@ pub struct Federation {
     pub log_origin: String,
     /// The folder with its policies.
     pub policies: PathBuf,
+    /// Where the coordinator's key lies; in its file otherwise.
+    pub coordinator_key: Option<String>,
+    /// Environment of the programs that are started from now on.
+    pub environment: Vec<(String, String)>,
+    /// The address on which it listens, when it is started for the first time.
+    pub listen: String,
+    /// A command through which operators' commands run, for example one that puts them into a network of their own.
+    pub operators_through: Vec<String>,
     starts: u32,
 }
 
@@ -211,6 +219,10 @@ impl Federation {
             log_extra,
             log_origin: format!("{TRUST_DOMAIN}/audit/2026"),
             policies,
+            coordinator_key: None,
+            environment: Vec::new(),
+            listen: "127.0.0.1".into(),
+            operators_through: Vec::new(),
             starts: 0,
         };
         let ca = this.ca();
@@ -281,15 +293,17 @@ impl Federation {
         fs::create_dir_all(dir.join("state"))?;
         let (grpc, rest) = match self.addresses {
             Some(a) => (a.grpc.to_string(), a.rest.to_string()),
-            None => ("127.0.0.1:0".into(), "127.0.0.1:0".into()),
+            None => (format!("{}:0", self.listen), format!("{}:0", self.listen)),
         };
         let identity = self.identity("coordinator", "main");
+        let file = identity.join("key.pem").display().to_string();
         let text = format!(
-            "[identity]\ncert = \"{id}/cert.pem\"\nkey = \"{id}/key.pem\"\ntrust = \"{ca}/trust.toml\"\n\
+            "[identity]\ncert = \"{id}/cert.pem\"\nkey = \"{key}\"\ntrust = \"{ca}/trust.toml\"\n\
              [listen]\ngrpc = \"{grpc}\"\nrest = \"{rest}\"\nmetrics = \"127.0.0.1:0\"\n\
              [state]\ndir = \"state\"\n[log]\norigin = \"{origin}\"\n{log}\
              [policy]\ndir = \"{policies}\"\n{extra}",
             id = identity.display(),
+            key = self.coordinator_key.as_ref().unwrap_or(&file),
             ca = self.ca().display(),
             policies = self.policies.display(),
             origin = self.log_origin,
@@ -342,6 +356,16 @@ impl Federation {
     /// When none was started.
     pub fn agents_connect_to(&self) -> Result<SocketAddr> {
         Ok(self.addresses.context("start the coordinator first")?.grpc)
+    }
+
+    /// Where sites enrol with the coordinator that was started last.
+    ///
+    /// # Errors
+    /// When it gives no certificates.
+    pub fn enrolment(&self) -> Result<SocketAddr> {
+        let ready = self.dir().join(format!("coordinator/ready-{}.json", self.starts));
+        let ready: Value = serde_json::from_str(&fs::read_to_string(ready)?)?;
+        Ok(ready["enrolment"].as_str().context("an address")?.parse()?)
     }
 
     /// What Prometheus would scrape from the coordinator that was started last.
@@ -424,13 +448,18 @@ impl Federation {
     /// # Errors
     /// When it cannot be started.
     pub fn start_agent(&self, site: &SiteSpec) -> Result<Process> {
+        self.start_agent_through(&[], site)
+    }
+
+    /// Starts a prepared site's agent through a wrapping command.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent_through(&self, wrapper: &[&str], site: &SiteSpec) -> Result<Process> {
         let config = self.dir().join("sites").join(&site.name).join("agent.toml");
-        let mut words = vec![
-            binary("falaj-agent").display().to_string(),
-            "run".into(),
-            "--config".into(),
-            config.display().to_string(),
-        ];
+        let mut words: Vec<String> = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        words.push(binary("falaj-agent").display().to_string());
+        words.extend(["run".into(), "--config".into(), config.display().to_string()]);
         words.extend(site.args.iter().cloned());
         self.spawn(&site.name, &words, &format!("sites/{}/log.txt", site.name))
     }
@@ -444,6 +473,7 @@ impl Federation {
         let file = File::options().create(true).append(true).open(&log)?;
         let child = Command::new(&words[0])
             .args(&words[1..])
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -467,7 +497,10 @@ impl Federation {
     pub fn falaj_as(&self, operator: &str, args: &[&str]) -> Result<Output> {
         let addresses = self.addresses.context("start the coordinator first")?;
         let identity = self.identity("operator", operator);
-        Ok(Command::new(binary("falaj"))
+        let falaj = binary("falaj").display().to_string();
+        let mut words = self.operators_through.iter().chain([&falaj]);
+        Ok(Command::new(words.next().context("a command")?)
+            .args(words)
             .arg("--server")
             .arg(format!("https://{}", addresses.rest))
             .arg("--cert")

@@ -4,6 +4,7 @@
 //! very binaries that a deployment runs; [`rogue`] is a site that holds a real certificate and breaks the
 //! protocol in one chosen way; [`wiretap`] reads what a site sends. Everything waits on conditions with a bound, never on the clock alone.
 
+pub mod enrolled;
 pub mod federation;
 pub mod regulator;
 pub mod rogue;

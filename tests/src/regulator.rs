@@ -61,7 +61,7 @@ impl Regulator {
     /// Has the coordinator ask it from its next start on, without a word in the trust configuration.
     pub fn is_asked_unnamed_by(&self, federation: &mut Federation) {
         federation.log_extra = format!(
-            "witnesses = [{{ url = \"http://{}\", key = \"{}\" }}]\n",
+            "witnesses = [{{ url = \"http://{}\", key = \"{}\", place = \"ae-on/ae-az\" }}]\n",
             self.address, self.key
         );
     }

@@ -5,7 +5,7 @@ use falaj_certs::{
     tls::{self, Credentials, ServerExpectation},
     trust::TrustStore,
 };
-use falaj_core::{id::Digest, note, task::TaskHeader, update::UpdateHeader};
+use falaj_core::{evidence, id::Digest, note, task::TaskHeader, update::UpdateHeader};
 use falaj_proto::{
     CHUNK_BYTES_MAX,
     v1::{self, federation_client::FederationClient, push, update_part},
@@ -124,12 +124,39 @@ impl Rogue {
     /// # Errors
     /// The coordinator's refusal.
     pub async fn open(&mut self) -> Result<Streaming<v1::Push>, Status> {
+        self.open_as(v1::ConnectRequest::default()).await
+    }
+
+    /// As [`Self::open`], where the site also says what this request says of places and probes.
+    ///
+    /// # Errors
+    /// The coordinator's refusal.
+    pub async fn open_as(
+        &mut self,
+        hello: v1::ConnectRequest,
+    ) -> Result<Streaming<v1::Push>, Status> {
         let request = v1::ConnectRequest {
             agent_version: "rogue".into(),
             datasets: vec!["wdbc".into()],
             trainers: vec!["linear".into()],
+            ..hello
         };
         Ok(self.client.connect(request).await?.into_inner())
+    }
+
+    /// Answers a probe, by a clock of its own.
+    ///
+    /// # Errors
+    /// The coordinator's refusal.
+    pub async fn answer_probe(&mut self, nonce: &[u8], clock_ms: i64) -> Result<(), Status> {
+        let signed = evidence::probe_bytes(nonce, clock_ms);
+        let key = self.credentials.signing_key();
+        let signature = note::sign_context(&**key, evidence::CONTEXT, &signed)
+            .expect("a key in memory")
+            .to_vec()
+            .into();
+        self.client.answer_probe(v1::ProbeAnswer { clock_ms, signature }).await?;
+        Ok(())
     }
 
     /// The log's newest checkpoint, and how many hashes prove that it goes on from one of `seen` entries.
@@ -211,10 +238,14 @@ impl Rogue {
         Ok(vec![0; study.manifest()?.params() * bytes])
     }
 
-    /// Signs a header with the site's own key.
+    /// Signs a header with the site's own key, which lies in a file.
+    ///
+    /// # Panics
+    /// Never: a key in memory always signs.
     #[must_use]
     pub fn sign(&self, header: &[u8]) -> Vec<u8> {
-        note::sign_context(self.credentials.signing_key(), "falaj/update/v1", header).to_vec()
+        let key = self.credentials.signing_key();
+        note::sign_context(&**key, "falaj/update/v1", header).expect("a key in memory").to_vec()
     }
 
     /// Puts a header, its signature and a payload together.

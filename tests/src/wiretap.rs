@@ -6,6 +6,9 @@ use falaj_certs::{
     revocation::Crls,
     tls::{ServerExpectation, client_config, client_verifier, server_config},
 };
+use falaj_core::id::Digest;
+use falaj_proto::v1::{UpdatePart, update_part::Part};
+use prost::Message as _;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -89,6 +92,72 @@ impl Wiretap {
     }
 }
 
+/// A message that a site sent: what its egress journal should say of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Overheard {
+    /// Whether it is an update, in however many pieces.
+    pub update: bool,
+    /// Its bytes; of an update those of header, signature and payload.
+    pub bytes: u64,
+    /// Their SHA-256; of an update that of the payload.
+    pub sha256: String,
+}
+
+impl Wiretap {
+    /// Every message that the site has sent, whole.
+    ///
+    /// # Errors
+    /// When it is no gRPC over HTTP/2.
+    pub fn messages(&self) -> Result<Vec<Overheard>> {
+        let connections = self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut all = Vec::new();
+        for sent in connections {
+            let sent = sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if sent.len() < PREFACE.len() {
+                continue;
+            }
+            for stream in frames(&sent)?.0.values() {
+                all.extend(overheard(&messages(stream)?)?);
+            }
+        }
+        all.sort();
+        Ok(all)
+    }
+}
+
+/// The messages in a stream's content: a byte, four of length, and the message.
+fn messages(mut stream: &[u8]) -> Result<Vec<&[u8]>> {
+    let mut all = Vec::new();
+    while let Some((head, after)) = stream.split_at_checked(5) {
+        ensure!(head[0] == 0, "nothing of ours is compressed");
+        let length = usize::try_from(u32::from_be_bytes([head[1], head[2], head[3], head[4]]))?;
+        let Some((message, next)) = after.split_at_checked(length) else { break };
+        all.push(message);
+        stream = next;
+    }
+    Ok(all)
+}
+
+/// What a request's messages are: several are the pieces of an update.
+fn overheard(messages: &[&[u8]]) -> Result<Option<Overheard>> {
+    let (update, bytes, hashed) = match messages {
+        [] => return Ok(None),
+        [one] => (false, one.len(), one.to_vec()),
+        pieces => {
+            let (mut head, mut payload) = (0, Vec::new());
+            for piece in pieces {
+                match UpdatePart::decode(*piece)?.part.context("an empty piece")? {
+                    Part::Open(open) => head += open.header.len() + open.signature.len(),
+                    Part::Chunk(chunk) => payload.extend_from_slice(&chunk),
+                }
+            }
+            (true, head + payload.len(), payload)
+        }
+    };
+    let sha256 = Digest::of(&hashed).to_string();
+    Ok(Some(Overheard { update, bytes: bytes as u64, sha256 }))
+}
+
 async fn pass_on(
     near: TcpStream,
     acceptor: &TlsAcceptor,
@@ -126,6 +195,14 @@ fn contents(sent: &[u8]) -> Result<Vec<u8>> {
     if sent.len() < PREFACE.len() {
         return Ok(Vec::new());
     }
+    let (streams, others) = frames(sent)?;
+    let mut all: Vec<u8> = streams.into_values().flatten().collect();
+    all.extend(others);
+    Ok(all)
+}
+
+/// The content of each stream, and all that is no content.
+fn frames(sent: &[u8]) -> Result<(BTreeMap<u32, Vec<u8>>, Vec<u8>)> {
     let mut rest = sent.strip_prefix(PREFACE).context("it is no HTTP/2")?;
     let (mut streams, mut others) = (BTreeMap::<u32, Vec<u8>>::new(), Vec::new());
     while let Some((head, after)) = rest.split_at_checked(HEAD_BYTES) {
@@ -140,9 +217,7 @@ fn contents(sent: &[u8]) -> Result<Vec<u8>> {
         }
         rest = next;
     }
-    let mut all: Vec<u8> = streams.into_values().flatten().collect();
-    all.extend(others);
-    Ok(all)
+    Ok((streams, others))
 }
 
 /// Whether bytes occur in others.

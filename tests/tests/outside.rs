@@ -11,6 +11,7 @@ use falaj_coordinator::{
 };
 use falaj_core::{
     audit::{Draft, Kind},
+    id::Place,
     note::NoteSigner,
     witness::WitnessKey,
 };
@@ -23,6 +24,10 @@ use falaj_witness::{
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::oneshot};
 use tokio_util::sync::CancellationToken;
+
+fn place() -> Place {
+    "ae-on/ae-az".parse().expect("a place")
+}
 
 fn signer() -> NoteSigner {
     NoteSigner::new("falaj.test/log", SigningKey::from_bytes(&[9; 32])).expect("a name")
@@ -69,11 +74,16 @@ async fn an_outside_witness_cosigns_and_wrong_or_silent_ones_do_not_count() -> R
     let pretended = make_key(&dir.path().join("other.key"), "witness.test/bad")?;
     let silent = TcpListener::bind("127.0.0.1:0").await?;
     let nobody = make_key(&dir.path().join("silent.key"), "witness.test/silent")?;
-    let one = |url: String, key: &WitnessKey| WitnessConfig { url, key: key.to_string(), ca: None };
+    let one = |url: String, key: &WitnessKey| WitnessConfig {
+        url,
+        key: key.to_string(),
+        ca: None,
+        place: place(),
+    };
     let silent_url = format!("http://{}", silent.local_addr()?);
     let configured = [one(url, &key), one(other_url, &pretended), one(silent_url, &nobody)];
     let shutdown = CancellationToken::new();
-    for outside in witnesses::load(&configured, TRUST_DOMAIN)? {
+    for outside in witnesses::load(&configured, TRUST_DOMAIN, None)? {
         let (store, writer) = (store.clone(), writer.clone());
         tokio::spawn(outside.run(store, writer, metrics.clone(), shutdown.clone()));
     }
@@ -116,8 +126,8 @@ fn a_witness_under_a_name_of_the_federation_or_without_a_ca_is_refused() -> Resu
         ("https://127.0.0.1:1", &outside, "https needs `ca`"),
         ("ftp://127.0.0.1:1", &outside, "neither http nor https"),
     ] {
-        let one = WitnessConfig { url: url.into(), key: key.clone(), ca: None };
-        let said = witnesses::load(&[one], TRUST_DOMAIN).expect_err("refused").to_string();
+        let one = WitnessConfig { url: url.into(), key: key.clone(), ca: None, place: place() };
+        let said = witnesses::load(&[one], TRUST_DOMAIN, None).expect_err("refused").to_string();
         ensure!(said.contains(word), "{said}");
     }
     Ok(())

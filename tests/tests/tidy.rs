@@ -200,3 +200,22 @@ fn no_private_key_lies_in_the_repository() -> Result<()> {
     }
     Ok(())
 }
+
+/// Whoever meets a word in a refusal finds what to do about it.
+#[test]
+fn every_reason_of_a_refusal_is_in_the_runbook() -> Result<()> {
+    let runbook = fs::read_to_string(repository().join("docs/runbooks/read-a-refusal.md"))?;
+    let mut words = 0;
+    for file in ["certs/src/identity.rs", "certs/src/tls.rs"] {
+        let text = fs::read_to_string(repository().join(file))?;
+        let functions = outside_tests(&text).split("-> &'static str {").skip(1);
+        for body in functions.filter_map(|after| after.split("\n}").next()) {
+            for word in body.split('"').skip(1).step_by(2) {
+                ensure!(runbook.contains(&format!("`{word}`")), "{file}: `{word}`");
+                words += 1;
+            }
+        }
+    }
+    ensure!(words > 30, "only {words} were found: does this test still look where they are?");
+    Ok(())
+}

@@ -41,6 +41,13 @@ enum Command {
         #[arg(long, default_value_t = 2_000)]
         seeds: u32,
     },
+    /// Three agents and a coordinator for as long as is asked, under certificates that live for a minute and issuers that are
+    /// replaced in the middle of rounds: fails when a round is lost, or a process grows.
+    Soak {
+        /// For how long.
+        #[arg(long, default_value_t = 120)]
+        minutes: u64,
+    },
     /// Fuzz every parser that meets foreign bytes, or the named one of `tests/fuzz`.
     Fuzz {
         /// How long each target runs.
@@ -65,6 +72,7 @@ fn main() -> ExitCode {
         Command::Test { args } => test(&args),
         Command::Check => check(),
         Command::Sim { seeds } => sim(seeds),
+        Command::Soak { minutes } => soak(minutes),
         Command::Fuzz { seconds, target } => fuzz::run(seconds, target.as_deref()),
         Command::Bench { parts } => bench::run(&parts),
     };
@@ -87,6 +95,7 @@ fn test(args: &[String]) -> Result<()> {
     setup::postgresql();
     setup::strace();
     setup::tls();
+    setup::tokens();
     setup::cvc5();
     // End-to-end tests run the very binaries, so all of them come first.
     tools::cargo(&["build", "--workspace", "--bins"])?;
@@ -115,6 +124,12 @@ fn check() -> Result<()> {
         eprintln!("skipped: licences and sources; `cargo install cargo-deny --locked` mends that");
     }
     tools::cargo(&["test", "-p", "falaj-tests", "--test", "tidy"])
+}
+
+fn soak(minutes: u64) -> Result<()> {
+    setup::setup()?;
+    tools::cargo(&["build", "--workspace", "--bins"])?;
+    tools::cargo(&["run", "-p", "falaj-tests", "--bin", "soak", "--", &minutes.to_string()])
 }
 
 fn sim(seeds: u32) -> Result<()> {

@@ -90,6 +90,12 @@ const TLS: [[&str; 3]; 3] = [
     ["testssl", "--version", "testssl.sh"],
 ];
 
+/// Debian's packages of a token in software, and of the tool that makes keys in it.
+const TOKENS: [&str; 2] = ["softhsm2", "opensc"];
+
+/// Where Debian puts that token's module.
+const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
+
 /// Debian's package of the solver by which policies are proven.
 const CVC5: [&str; 1] = ["cvc5"];
 
@@ -129,6 +135,15 @@ pub(crate) fn tls() {
         if !quiet(program, &[version]) {
             packages(&[package]);
         }
+    }
+}
+
+/// Makes sure that SoftHSM is there if this may install it; without it the tests that need it say that they are skipped.
+pub(crate) fn tokens() {
+    let there = quiet("softhsm2-util", &["--version"])
+        && quiet("pkcs11-tool", &["--module", SOFTHSM, "--show-info"]);
+    if !there {
+        packages(&TOKENS);
     }
 }
 

@@ -120,7 +120,7 @@ mod built {
         let elsewhere = Checkpoint { root_hash: Digest::of(b"elsewhere"), ..head.clone() };
         let elsewhere = signer.checkpoint(&elsewhere, 1).expect("signed");
         let line = elsewhere.lines().last().expect("a line");
-        let own = super::super::signer().sign(&head.body());
+        let own = super::super::signer().sign(&head.body()).expect("signs");
         *moved.file(bundle::CHECKPOINT) = format!("{own}{line}\n").into_bytes();
         for pinned in [None, Some(&key)] {
             assert!(why(moved.verify_under(pinned)).contains("does not verify"));

@@ -29,6 +29,7 @@ fn who(person: Person, name: &str) -> Actor {
         id: Some(format!("spiffe://t/ae-on/ae-az/operator/{name}").parse().expect("valid")),
         cert: Some(Digest::of(name.as_bytes())),
         address: Some("192.0.2.7:50123".into()),
+        ..Actor::default()
     }
 }
 
@@ -127,7 +128,7 @@ fn later(draft: Draft, signer: &NoteSigner) -> (Vec<u8>, String) {
     leaves.iter().for_each(|leaf| tree.push(*leaf));
     let origin = signer.verifier().name().to_owned();
     let head = Checkpoint { origin, tree_size: 2, root_hash: tree.root() };
-    let (hashes, note) = (vec![leaves[0]], signer.sign(&head.body()));
+    let (hashes, note) = (vec![leaves[0]], signer.sign(&head.body()).expect("signs"));
     (entry, InclusionProof { index: 1, hashes, note }.to_text())
 }
 
@@ -156,7 +157,8 @@ impl Parts {
 #[test]
 fn whoever_was_erased_in_a_later_shard_is_not_missed_in_the_one_that_ended() {
     let (bundle, disclosed) = people(vec![Draft::new(Kind::LogClosed).text("next", "t/log/after")]);
-    let statement = Succession::sign(&super::signer(), &after(), Some(&end(&bundle)));
+    let statement =
+        Succession::sign(&super::signer(), &after(), Some(&end(&bundle))).expect("signs");
     let omar = (OMAR, later(erased(OMAR), &after()));
     let bundle = bundle.disclosing(&disclosed[1..]).shown(&[omar], &[statement]);
     let verified = bundle.verify().expect("verified");
@@ -171,7 +173,9 @@ fn whoever_was_erased_in_a_later_shard_is_not_missed_in_the_one_that_ended() {
 #[test]
 fn an_erasure_that_a_later_shard_does_not_prove_is_wrong() {
     let fresh = || people(Vec::new());
-    let leads = |end: Checkpoint| vec![Succession::sign(&super::signer(), &after(), Some(&end))];
+    let leads = |end: Checkpoint| {
+        vec![Succession::sign(&super::signer(), &after(), Some(&end)).expect("signs")]
+    };
     let none = |_: Checkpoint| Vec::new();
     let elsewhere = |end| leads(Checkpoint { root_hash: Digest::of(b"other"), ..end });
     let shorter = |end: Checkpoint| leads(Checkpoint { tree_size: end.tree_size - 1, ..end });

@@ -12,6 +12,7 @@ use falaj_core::{
     merkle::{self, Frontier, TILE_WIDTH},
     note::{Checkpoint, NoteSigner},
     report::Sections,
+    roles::Roles,
     time::Timestamp,
 };
 use rcgen::{
@@ -80,6 +81,7 @@ impl Scene {
             cert: Some(Digest::of(&self.cert)),
             address: Some("192.0.2.7:50123".into()),
             person: (self.people && index.is_multiple_of(2)).then_some(Person([7; 16])),
+            roles: Roles::ALL,
         };
         let set = policy_set(&self.policies);
         let draft = match index {
@@ -91,7 +93,7 @@ impl Scene {
             _ => Draft::new(Kind::AdminRead).actor(&actor).text("action", "status.read"),
         };
         let mut draft =
-            if index == 0 { draft } else { draft.decided(true, &["ACC-202".into()], &set) };
+            if index == 0 { draft } else { draft.decided(true, &["ACC-205".into()], &set) };
         let at = 1_772_323_200_000 + i64::try_from(index).unwrap_or_default();
         let mut nonce = [0; 16];
         nonce[..8].copy_from_slice(&index.to_le_bytes());
@@ -122,7 +124,7 @@ impl Scene {
         report.certificate(cert, holder.ok_or("nobody vouches for the operator")?);
         let mut tar = tar::Builder::new(out);
         put(&mut tar, bundle::ABOUT, &about.to_bytes())?;
-        put(&mut tar, bundle::CHECKPOINT, self.signer.sign(&head.body()).as_bytes())?;
+        put(&mut tar, bundle::CHECKPOINT, self.signer.sign(&head.body())?.as_bytes())?;
         put(&mut tar, &bundle::issuer(&Digest::of(&self.issuer)), &self.issuer)?;
         put(&mut tar, &bundle::trust(&Digest::of(&self.trust)), &self.trust)?;
         put(&mut tar, &bundle::certificate(&cert), &self.cert)?;

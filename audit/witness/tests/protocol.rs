@@ -62,7 +62,7 @@ impl Log {
     fn signed_by(self, size: u64, seed: u8) -> String {
         let head =
             Checkpoint { origin: ORIGIN.into(), tree_size: size, root_hash: self.root(0, size) };
-        signer(seed).sign(&head.body())
+        signer(seed).sign(&head.body()).expect("signs")
     }
 
     /// A request of a log that believes that the witness has `old` entries.
@@ -216,7 +216,7 @@ async fn each_answer_is_the_one_that_the_protocol_asks_for() -> Result<()> {
     let beyond = AddCheckpoint { old: 6, ..HONEST.request(0, 5) };
     ensure!(world.add(&beyond).await?.0 == StatusCode::BAD_REQUEST);
     let body = HONEST.note(9).split_once("\n\n").context("a note")?.0.to_owned();
-    let note = signer(9).sign(&format!("{body}\nextension\n"));
+    let note = signer(9).sign(&format!("{body}\nextension\n"))?;
     let extended = AddCheckpoint { note, ..HONEST.request(5, 9) };
     ensure!(world.add(&extended).await?.0 == StatusCode::BAD_REQUEST);
     // Another log; another key; a signature that was tampered with.

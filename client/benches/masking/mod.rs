@@ -43,5 +43,5 @@ pub(crate) fn update_bytes(update: SealedUpdate) -> Vec<u8> {
         epsilon: "1".into(),
         ledger: Digest::of(b"ledger"),
     };
-    update.sign(about, &signer(0)).payload().to_vec()
+    update.sign(about, &signer(0)).expect("signs").payload().to_vec()
 }

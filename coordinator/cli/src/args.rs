@@ -6,6 +6,7 @@ use crate::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use falaj_certs::keys::KeyAt;
 use falaj_core::{id::Place, note::VerifierKey};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ use std::path::PathBuf;
 A falaj.toml:
   server = \"https://127.0.0.1:7444\"
   cert   = \"cert.pem\"      # paths are relative to the file
-  key    = \"key.pem\"
+  key    = \"key.pem\"       # or \"pkcs11:…\"
   trust  = \"trust.toml\"
   places = [\"ae-on/*\"]     # where a coordinator may be"
 )]
@@ -56,9 +57,9 @@ pub(crate) struct Connection {
     /// The operator's certificate, PEM.
     #[arg(long, global = true, env = "FALAJ_CERT", hide_env_values = true, value_name = "FILE")]
     pub(crate) cert: Option<PathBuf>,
-    /// Its key, PEM, mode 0600.
-    #[arg(long, global = true, env = "FALAJ_KEY", hide_env_values = true, value_name = "FILE")]
-    pub(crate) key: Option<PathBuf>,
+    /// Its key: a PEM file with mode 0600, or `pkcs11:…`.
+    #[arg(long, global = true, env = "FALAJ_KEY", hide_env_values = true, value_name = "KEY")]
+    pub(crate) key: Option<KeyAt>,
     /// Whom to trust: the federation's trust.toml.
     #[arg(long, global = true, env = "FALAJ_TRUST", hide_env_values = true, value_name = "FILE")]
     pub(crate) trust: Option<PathBuf>,
@@ -409,9 +410,41 @@ pub(crate) enum SiteCommand {
         #[arg(long)]
         reason: String,
     },
+    /// Make a token by which a site gets its first certificate, once: `falaj-agent enroll` uses it.
+    ///
+    /// It is a secret: give it to the site's operator in a way that nobody else reads, and by no other channel than you would
+    /// a password. Who made it, for whom and until when is in the log.
+    #[command(
+        after_help = "Examples:\n  falaj site enroll-token hospital-1 --at-place ae-on/ae-az\n  falaj site enroll-token hospital-1 --at-place ae-on/ae-az --ttl 20m > hospital-1.token"
+    )]
+    EnrollToken {
+        /// The site's short name: lower-case letters, digits and `-`.
+        name: String,
+        /// Where it is: jurisdiction and region. An issuer has to be bound to it.
+        #[arg(long, value_name = "PLACE")]
+        at_place: Place,
+        /// How long it can be used: a number and `s`, `m`, `h` or `d`.
+        #[arg(long, default_value = "1h", value_parser = seconds)]
+        ttl: u64,
+    },
     /// List the revocations that stand. Issuers' lists and the coordinator's deny file are not among them.
     #[command(after_help = "Example:\n  falaj site revocations")]
     Revocations,
+}
+
+/// A span such as `90s`, `20m`, `1h` or `2d`, in seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    let wrong = || "write a number and s, m, h or d, for example 20m".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let each = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(each).ok_or_else(wrong)
 }
 
 /// Work with legal holds, which keep people from being erased.

@@ -10,9 +10,9 @@ use falaj_core::id::{Place, StudyId};
 use falaj_proto::{
     problem::ProblemJson,
     rest::{
-        Accesses, Checkpoint, Erasure, ErasureRequest, Hold, HoldRequest, LogEntry, LogShard,
-        Model, Page, Person, Pruning, PruningRequest, Revocation, RevocationRequest, Round, Site,
-        Status, Study, Timestamp, Witness,
+        Accesses, Checkpoint, EnrolmentToken, EnrolmentTokenRequest, Erasure, ErasureRequest, Hold,
+        HoldRequest, LogEntry, LogShard, Model, Page, Person, Pruning, PruningRequest, Revocation,
+        RevocationRequest, Round, Site, Status, Study, Timestamp, Witness,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
@@ -284,6 +284,14 @@ impl Client {
     /// Releases a legal hold.
     pub(crate) async fn release_hold(&self, hold: &str) -> Answer<Hold> {
         self.read(self.request(Method::POST, &format!("holds/{hold}/release"))).await
+    }
+
+    /// Makes a token by which a site enrols.
+    pub(crate) async fn enrolment_token(
+        &self,
+        asked: &EnrolmentTokenRequest,
+    ) -> Answer<EnrolmentToken> {
+        self.read(self.request(Method::POST, "enrolment-tokens").json(asked)).await
     }
 
     /// The revocations that stand.

@@ -180,6 +180,18 @@ async fn site(client: &Client, command: SiteCommand, json: bool) -> Result<()> {
                 format!("{} is revoked no longer; it was since {}", was.subject, was.at)
             })
         }
+        SiteCommand::EnrollToken { name, at_place, ttl } => {
+            let place = at_place.to_string();
+            let asked = rest::EnrolmentTokenRequest { name, place, ttl_s: ttl };
+            let made = client.enrolment_token(&asked).await?;
+            if !json {
+                eprintln!(
+                    "for {}, until {}; its number in the log: {}",
+                    made.site, made.until, made.id
+                );
+            }
+            show::answer(json, &made, |made| made.token.clone())
+        }
         SiteCommand::Revocations => show::answer(json, &client.revocations().await?, |page| {
             let row = |r: &rest::Revocation| {
                 [r.subject.clone(), r.at.clone(), r.reason.clone(), r.index.to_string()]

@@ -601,7 +601,7 @@ mod tests {
         let draft = Draft::new(Kind::StudySubmitted).study(&study);
         let bytes = draft.finish(0, Timestamp::from_millis(0), [0; 16]);
         let head = Checkpoint { origin: "t".into(), tree_size: 1, root_hash: leaf_hash(&bytes) };
-        let note = signer.sign(&head.body());
+        let note = signer.sign(&head.body()).expect("signs");
         let found = ProvenEntry {
             index: 0,
             leaf_hash: head.root_hash.to_string(),

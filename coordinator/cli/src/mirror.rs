@@ -303,7 +303,7 @@ mod tests {
             header.set_cksum();
             tar.append_data(&mut header, path, bytes).expect("in memory");
         };
-        put(CHECKPOINT, signer().sign(&head.body()).as_bytes());
+        put(CHECKPOINT, signer().sign(&head.body()).expect("signs").as_bytes());
         let mut at = from - from % TILE_WIDTH;
         while at < size && from < size {
             let width = TILE_WIDTH.min(size - at);

@@ -2,6 +2,7 @@
 
 use crate::args::Connection;
 use anyhow::{Context as _, Result, ensure};
+use falaj_certs::keys::KeyAt;
 use falaj_core::id::Place;
 use serde::Deserialize;
 use std::{
@@ -22,7 +23,7 @@ pub(crate) struct Settings {
     /// The operator's certificate.
     pub(crate) cert: PathBuf,
     /// Its key.
-    pub(crate) key: PathBuf,
+    pub(crate) key: KeyAt,
     /// The federation's trust configuration.
     pub(crate) trust: PathBuf,
     /// Where the coordinator may be.
@@ -35,7 +36,7 @@ pub(crate) struct Settings {
 struct File {
     server: Option<String>,
     cert: Option<PathBuf>,
-    key: Option<PathBuf>,
+    key: Option<KeyAt>,
     trust: Option<PathBuf>,
     #[serde(default)]
     places: Vec<String>,
@@ -48,9 +49,10 @@ impl File {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
         let mut file: Self = toml::from_str(&text).with_context(|| format!("{shown} is wrong"))?;
         let base = path.parent().unwrap_or(Path::new("."));
-        for path in [&mut file.cert, &mut file.key, &mut file.trust].into_iter().flatten() {
+        for path in [&mut file.cert, &mut file.trust].into_iter().flatten() {
             *path = base.join(&*path);
         }
+        file.key = file.key.map(|key| key.below(base));
         Ok(file)
     }
 }
@@ -62,14 +64,6 @@ impl Settings {
     /// What is missing or wrong, and how to give it.
     pub(crate) fn new(given: Connection) -> Result<Self> {
         let file = given.config.as_deref().map(File::load).transpose()?.unwrap_or_default();
-        let needed = |given: Option<PathBuf>, from_file: Option<PathBuf>, name: &str| {
-            given.or(from_file).with_context(|| {
-                format!(
-                    "no `{name}` is given: use --{name}, FALAJ_{}, or `{name}` in the file of --config",
-                    name.to_uppercase()
-                )
-            })
-        };
         let server = given.server.or(file.server).unwrap_or_else(|| SERVER_DEFAULT.to_owned());
         ensure!(
             server.starts_with("https://"),
@@ -88,12 +82,21 @@ impl Settings {
         }
         Ok(Self {
             server: server.trim_end_matches('/').to_owned(),
-            cert: needed(given.cert, file.cert, "cert")?,
-            key: needed(given.key, file.key, "key")?,
-            trust: needed(given.trust, file.trust, "trust")?,
+            cert: needed(given.cert.or(file.cert), "cert")?,
+            key: needed(given.key.or(file.key), "key")?,
+            trust: needed(given.trust.or(file.trust), "trust")?,
             places,
         })
     }
+}
+
+fn needed<T>(found: Option<T>, name: &str) -> Result<T> {
+    found.with_context(|| {
+        format!(
+            "no `{name}` is given: use --{name}, FALAJ_{}, or `{name}` in the file of --config",
+            name.to_uppercase()
+        )
+    })
 }
 
 #[cfg(test)]
@@ -105,7 +108,7 @@ mod tests {
             config: None,
             server: None,
             cert: Some("c.pem".into()),
-            key: Some("k.pem".into()),
+            key: Some(KeyAt::File("k.pem".into())),
             trust: Some("t.toml".into()),
             places: Vec::new(),
         }

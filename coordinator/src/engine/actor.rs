@@ -400,7 +400,8 @@ impl Actor {
             .text("site", &site.to_string())
             .digest("base_sha256", &base);
         let resource = Resource::Study(study, mechanism);
-        let granted = self.engine.grant(site.spiffe(), Action::TaskGet, &resource, draft).await;
+        let granted =
+            self.engine.grant(site.spiffe().into(), Action::TaskGet, &resource, draft).await;
         match granted {
             Ok(_) => {}
             Err(p) if p.code == Code::Denied => return Ok(()),
@@ -417,7 +418,12 @@ impl Actor {
             masked,
         }
         .to_bytes();
-        let signature = self.engine.parts().signer.sign_context(task::CONTEXT, &header);
+        let signature = self
+            .engine
+            .parts()
+            .signer
+            .sign_context(task::CONTEXT, &header)
+            .map_err(|e| CommitError::Failed(format!("the task cannot be signed: {e}")))?;
         let task = Task {
             header: header.into(),
             signature: signature.to_vec().into(),
@@ -969,7 +975,7 @@ impl Actor {
                         epsilon,
                     );
                 }
-                Ok(self.engine.receipt(&row, false))
+                self.engine.receipt(&row, false)
             }
             Ok(None) => Err(Code::Internal.because("the update changed nothing")),
             Err(Failed::Refused(r)) => Err(refusal(&r)),

@@ -17,7 +17,7 @@ use crate::{
     metrics::Metrics,
     outcomes::Outcomes,
     persons::Persons,
-    policy::{Action, Decision, PolicyEngine, Resource},
+    policy::{Action, Decision, Party, PolicyEngine, Resource},
     shards::Shards,
     store::{
         Store, StoreError,
@@ -31,7 +31,7 @@ use falaj_certs::identity::Identity;
 use falaj_core::{
     aggregate::{params_digest, params_to_bytes},
     audit::{Actor, Draft, Kind},
-    id::{Digest, Place, RoundId, SiteId, SpiffeId, StudyId},
+    id::{Digest, Place, RoundId, SiteId, StudyId},
     manifest::Manifest,
     note::NoteSigner,
     receipt::{self, Receipt},
@@ -362,12 +362,12 @@ impl Engine {
     /// served then.
     pub async fn grant(
         &self,
-        who: &SpiffeId,
+        who: Party<'_>,
         action: Action,
         resource: &Resource<'_>,
         draft: Draft,
     ) -> Result<(Decision, Committed), Problem> {
-        self.grant_to(who, action, resource, who.place(), draft).await
+        self.grant_to(who, action, resource, who.id.place(), draft).await
     }
 
     /// As [`Self::grant`], where `who` takes it to a `destination`; the draft says so.
@@ -376,7 +376,7 @@ impl Engine {
     /// As [`Self::grant`].
     pub async fn grant_to(
         &self,
-        who: &SpiffeId,
+        who: Party<'_>,
         action: Action,
         resource: &Resource<'_>,
         destination: &Place,
@@ -422,7 +422,7 @@ impl Engine {
         let digest = Digest::of(&yaml);
         let mechanism = study.privacy.mechanism.as_str();
         let decision = self.parts().policy.decide(
-            &who.spiffe,
+            Party { id: &who.spiffe, roles: actor.roles },
             Action::StudySubmit,
             &Resource::Study(&id, mechanism),
         );
@@ -565,11 +565,11 @@ impl Engine {
         payload: &Digest,
     ) -> Result<Option<SignedReceipt>, Problem> {
         let row = self.parts().store.update(round, &site.to_string(), payload).await;
-        Ok(row.map_err(unreadable)?.map(|row| self.receipt(&row, true)))
+        row.map_err(unreadable)?.map(|row| self.receipt(&row, true)).transpose()
     }
 
     /// Receipts are signed deterministically: the same update has the same receipt for ever.
-    fn receipt(&self, row: &UpdateRow, already_counted: bool) -> SignedReceipt {
+    fn receipt(&self, row: &UpdateRow, already_counted: bool) -> Result<SignedReceipt, Problem> {
         let receipt = Receipt {
             round: row.round.clone(),
             site: row.site.clone(),
@@ -580,8 +580,14 @@ impl Engine {
             committed: row.committed,
         }
         .to_bytes();
-        let signature = self.parts().signer.sign_context(receipt::CONTEXT, &receipt);
-        SignedReceipt { receipt, signature, already_counted }
+        let signature =
+            self.parts().signer.sign_context(receipt::CONTEXT, &receipt).map_err(|e| {
+                tracing::error!(error = %e, "a receipt waits for the log's key");
+                Code::Unavailable.because(
+                    "the update is counted, and its receipt cannot be signed now: send it again",
+                )
+            })?;
+        Ok(SignedReceipt { receipt, signature, already_counted })
     }
 
     /// Takes up a study: an actor if it is running, a memory if it is over.

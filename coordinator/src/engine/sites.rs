@@ -79,6 +79,17 @@ impl Sites {
         sent
     }
 
+    /// As [`Self::push`], but on this stream alone.
+    pub fn push_on(&self, site: &SiteId, serial: u64, message: push::Push) -> bool {
+        let mut map = self.map();
+        let Some(connected) = map.get(site).filter(|c| c.serial == serial) else { return false };
+        let sent = connected.pushes.try_send(Ok(Push { push: Some(message) })).is_ok();
+        if !sent {
+            map.remove(site);
+        }
+        sent
+    }
+
     /// Every connected site.
     #[must_use]
     pub fn all(&self) -> Vec<(SiteId, Connected)> {

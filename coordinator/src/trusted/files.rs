@@ -2,17 +2,21 @@
 
 use super::{DENIED_MAX, InForce, Subject, now_unix};
 use crate::{
-    config::{IdentityConfig, RevocationConfig},
+    config::{EvidenceConfig, IdentityConfig, RevocationConfig},
     export::TRUST_FILE,
     store::writer::Change,
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use falaj_certs::{
+    keys::KeyAt,
     revocation::{CRL_BYTES_MAX, Crls},
     tls::Credentials,
     trust::{TrustFile, TrustStore},
 };
-use falaj_core::id::Digest;
+use falaj_core::{
+    id::Digest,
+    networks::{List, Networks},
+};
 use std::{
     collections::BTreeSet,
     fs,
@@ -25,6 +29,8 @@ use std::{
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// How the name of a list ends that is kept over a restart.
 const KEPT: &str = "crl";
+/// A list of networks is at most this long.
+const NETWORKS_BYTES_MAX: u64 = 16 << 20;
 
 /// How a file, or several that belong together, was last seen.
 #[derive(Default)]
@@ -79,10 +85,12 @@ impl Seen {
 pub(super) struct Files {
     pub(super) identity: IdentityConfig,
     pub(super) revocation: RevocationConfig,
+    pub(super) evidence: EvidenceConfig,
     pub(super) certificate: Seen,
     pub(super) trust: Seen,
     pub(super) crls: Seen,
     pub(super) deny: Seen,
+    pub(super) networks: Seen,
     /// The revocation list of which it was told that it is too old: when its next one was due.
     pub(super) overdue: Option<i64>,
     /// Where the newest list of each issuer is kept over a restart.
@@ -130,7 +138,11 @@ pub(super) fn print<'a>(paths: impl IntoIterator<Item = &'a PathBuf>, most: u64)
 
 impl Files {
     pub(super) fn print_certificate(&self) -> Digest {
-        print([&self.identity.cert, &self.identity.key], FILE_BYTES_MAX)
+        let mut files = vec![&self.identity.cert];
+        if let KeyAt::File(path) = &self.identity.key {
+            files.push(path);
+        }
+        print(files, FILE_BYTES_MAX)
     }
 
     pub(super) fn print_trust(&self) -> Digest {
@@ -236,6 +248,30 @@ impl Files {
         }
         ensure!(denied.len() <= DENIED_MAX, "{} denies more than {DENIED_MAX}", path.display());
         Ok(denied)
+    }
+
+    pub(super) fn print_networks(&self) -> Digest {
+        print(self.evidence.networks.iter().map(|list| &list.file), NETWORKS_BYTES_MAX)
+    }
+
+    /// Which networks belong to which place, and the digests of the lists; none when none is configured.
+    pub(super) fn read_networks(&self) -> Result<Option<(Networks, Vec<Digest>)>> {
+        if self.evidence.networks.is_empty() {
+            return Ok(None);
+        }
+        let mut texts = Vec::new();
+        for list in &self.evidence.networks {
+            let name = list.file.display().to_string();
+            let bytes = read(&list.file, NETWORKS_BYTES_MAX)?;
+            let text = String::from_utf8(bytes).with_context(|| format!("{name} is not text"))?;
+            texts.push((name, text, list.jurisdiction.as_deref()));
+        }
+        let lists: Vec<List<'_>> = texts
+            .iter()
+            .map(|(name, text, jurisdiction)| List { name, text, jurisdiction: *jurisdiction })
+            .collect();
+        let digests = texts.iter().map(|(_, text, _)| Digest::of(text.as_bytes())).collect();
+        Ok(Some((Networks::parse(&lists)?, digests)))
     }
 
     /// What whoever reads the log later needs: the trust configuration, its issuers, and the coordinator's certificate.

@@ -1,8 +1,10 @@
 //! Which files are taken, and which leave what was before in force.
 
 use super::*;
+use crate::config::NetworksConfig;
 use falaj_certs::{
     ca::{Authority, CRL_DAYS, Request},
+    keys::KeyAt,
     revocation::CRL_BYTES_MAX,
 };
 use falaj_core::id::{Place, Role};
@@ -17,6 +19,7 @@ struct Home {
     authority: Authority,
     identity: IdentityConfig,
     revocation: RevocationConfig,
+    evidence: EvidenceConfig,
 }
 
 fn place() -> Place {
@@ -31,8 +34,9 @@ fn home() -> Home {
     let request = Request { role, name, place: place(), days: 1, dns: Vec::new() };
     let own = authority.issue(&request).expect("a certificate");
     let (cert, key) = (own.join("cert.pem"), own.join("key.pem"));
-    let identity = IdentityConfig { cert, key, trust: authority.trust_path() };
-    Home { dir, authority, identity, revocation: RevocationConfig::default() }
+    let identity = IdentityConfig { cert, key: KeyAt::File(key), trust: authority.trust_path() };
+    let (revocation, evidence) = (RevocationConfig::default(), EvidenceConfig::default());
+    Home { dir, authority, identity, revocation, evidence }
 }
 
 impl Home {
@@ -47,7 +51,7 @@ impl Home {
     }
 
     fn open(&self) -> Result<Trusted> {
-        Trusted::open(&self.identity, &self.revocation)
+        Trusted::open(&self.identity, &self.revocation, &self.evidence)
     }
 
     fn refusal(&self) -> String {
@@ -158,4 +162,44 @@ fn a_revocation_list_that_is_too_long_is_not_taken() {
     assert!(alerts[0].1.contains("longer than"), "{alerts:?}");
     assert_eq!(trusted.now().crls.digests(), before);
     assert!(home.refusal().contains("longer than"));
+}
+
+/// Shows RES-01: lists that cannot be used, or are being written, change nothing; whole ones are taken when they are seen twice.
+#[test]
+fn lists_of_networks_are_taken_whole_or_not_at_all() {
+    let mut home = home();
+    let path = home.dir.path().join("networks.csv");
+    home.evidence.networks = vec![NetworksConfig { file: path.clone(), jurisdiction: None }];
+    assert!(home.refusal().contains("networks.csv"), "{}", home.refusal());
+    fs::write(&path, "192.0.2.0/24,ae-on/ae-az\n").expect("written");
+    let trusted = home.open().expect("opened");
+    let inside = |address: &str| {
+        let address = format!("{address}:1").parse().ok();
+        let found = trusted.now().located(Evidence::default(), &place(), address);
+        assert!(found.address_known);
+        found.address_in_place
+    };
+    assert!(inside("192.0.2.1") && inside("[::ffff:192.0.2.1]") && !inside("198.51.100.1"));
+    for broken in
+        ["", "192.0.2.0/24,ae-on/ae-a", "192.0.2.0/24,ae-on/ae-az\n192.0.2.9,ae-on/ae-du\n"]
+    {
+        fs::write(&path, broken).expect("written");
+        assert_eq!(look(&trusted), [], "{broken:?}");
+        let alerts = look(&trusted);
+        assert!(alerts.len() == 1 && alerts[0].0 == "networks_not_taken", "{alerts:?}");
+        assert!(alerts[0].1.contains("networks.csv, line "), "{alerts:?}");
+        assert!(inside("192.0.2.1"));
+    }
+    fs::write(&path, "198.51.100.0/24,ae-on/ae-az\n").expect("written");
+    assert_eq!(look(&trusted), []);
+    assert!(inside("192.0.2.1"), "it was seen once");
+    assert_eq!(look(&trusted), []);
+    assert!(!inside("192.0.2.1") && inside("198.51.100.1"));
+}
+
+#[test]
+fn without_lists_no_address_is_known() {
+    let trusted = home().open().expect("opened");
+    let found = trusted.now().located(Evidence::default(), &place(), "192.0.2.1:1".parse().ok());
+    assert_eq!(found, Evidence::default());
 }

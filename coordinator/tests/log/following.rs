@@ -15,8 +15,8 @@ use falaj_certs::{
 use falaj_coordinator::{
     app::App,
     config::{
-        Config, IdentityConfig, Limits, ListenConfig, LogConfig, PolicyConfig, RevocationConfig,
-        StateConfig,
+        Config, EvidenceConfig, IdentityConfig, Limits, ListenConfig, LogConfig, PolicyConfig,
+        RevocationConfig, RolesConfig, StateConfig,
     },
     rest::TAILS_MAX,
 };
@@ -207,7 +207,7 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
     let config = Config {
         identity: IdentityConfig {
             cert: home.join("cert.pem"),
-            key: home.join("key.pem"),
+            key: (&home.join("key.pem")).into(),
             trust: trust.clone(),
         },
         listen: ListenConfig { grpc: local, rest: local, metrics: None, tiles: None },
@@ -225,6 +225,9 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
         },
         policy: PolicyConfig { dir: policies() },
         revocation: RevocationConfig::default(),
+        evidence: EvidenceConfig::default(),
+        roles: RolesConfig::default(),
+        enrolment: None,
         limits: Limits::default(),
     };
     let shutdown = CancellationToken::new();

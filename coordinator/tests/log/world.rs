@@ -17,9 +17,11 @@ use falaj_coordinator::{
     blob::Blobs,
     checkpointer::Checkpointer,
     clock,
-    config::{IdentityConfig, Limits, LogConfig, ReportsConfig, RevocationConfig},
+    config::{EvidenceConfig, IdentityConfig, Limits, LogConfig, ReportsConfig, RevocationConfig},
     engine::{Engine, Parts},
+    enrolment::Enrolments,
     erasure::Erasures,
+    evidence::Known,
     metrics::Metrics,
     outcomes::Outcomes,
     persons::Persons,
@@ -42,6 +44,7 @@ use falaj_core::{
     audit::{Actor, Draft, Entry, Kind},
     id::{Digest, Place, Role},
     note::NoteSigner,
+    roles::Roles,
 };
 use falaj_proto::v1::federation_server::FederationServer;
 use serde_json::Value;
@@ -77,6 +80,7 @@ pub(crate) struct World {
     pub(crate) engine: Engine,
     pub(crate) erasures: Erasures,
     pub(crate) revocations: Revocations,
+    pub(crate) enrolments: Enrolments,
     pub(crate) persons: Persons,
     pub(crate) store: Store,
     pub(crate) writer: writer::Writer,
@@ -120,19 +124,22 @@ pub(crate) fn peer(dir: &Path, persons: &Persons, role: Role, name: &str) -> Res
         id: Some(identity.spiffe.clone()),
         cert: Some(identity.cert_sha256),
         address: Some("127.0.0.1:1".into()),
+        roles: Roles::ALL,
     };
     let certificate = credentials.certificate().into();
     let standing = Standing::default();
     let (chain, trusted) = (Vec::new(), trusted(dir)?);
-    Ok(Arc::new(Peer { actor, certificate, chain, standing, trusted, admitted: Ok(identity) }))
+    let (known, admitted) = (Known::default(), Ok(identity));
+    Ok(Arc::new(Peer { actor, certificate, chain, standing, trusted, known, admitted }))
 }
 
 /// Whom a coordinator lets in that has the authority in this folder.
 pub(crate) fn trusted(dir: &Path) -> Result<Trusted> {
     let own = party(dir, Role::Coordinator, "main")?;
     let trust = dir.join("ca/trust.toml");
-    let identity = IdentityConfig { cert: own.join("cert.pem"), key: own.join("key.pem"), trust };
-    Trusted::open(&identity, &RevocationConfig::default())
+    let identity =
+        IdentityConfig { cert: own.join("cert.pem"), key: (&own.join("key.pem")).into(), trust };
+    Trusted::open(&identity, &RevocationConfig::default(), &EvidenceConfig::default())
 }
 
 pub(crate) fn policies() -> PathBuf {
@@ -286,6 +293,9 @@ impl World {
         engine.begin();
         let erasures = Erasures::open(engine.clone()).await?;
         let revocations = Revocations::open(engine.clone(), trusted(path)?).await?;
+        let (whom, me) = (trusted(path)?, home.clone());
+        let enrolments = Enrolments::open(engine.clone(), whom, me, None).await?;
+        enrolments.listens("127.0.0.1:8447".into());
         let checkpointer = Checkpointer::new(writer.clone(), signer, None);
         let policy = Some(path.join(RETENTION));
         let prunings = Prunings::open(erasures.clone(), policy).await?;
@@ -294,6 +304,7 @@ impl World {
             erasures: erasures.clone(),
             prunings: prunings.clone(),
             revocations: revocations.clone(),
+            enrolments: enrolments.clone(),
             checkpointer: checkpointer.clone(),
             timestamps: None,
             identity: home,
@@ -307,6 +318,7 @@ impl World {
             engine,
             erasures,
             revocations,
+            enrolments,
             persons,
             store,
             writer,
@@ -356,6 +368,10 @@ impl World {
                     "/api/v1/revocations" if method == "post" => {
                         (path.clone(), revocation(NEWCOMER))
                     }
+                    "/api/v1/enrolment-tokens" => {
+                        let asked = r#"{"name":"newcomer","place":"ae-on/ae-az","ttl_s":60}"#;
+                        (path.clone(), asked.into())
+                    }
                     "/api/v1/reinstatements" => (path.clone(), revocation(REVOKED)),
                     "/api/v1/log/mirror" => {
                         (format!("{path}?from=0&place=ae-on/ae-az"), String::new())
@@ -385,7 +401,12 @@ impl World {
 
     /// The RPC service, over its own wire format.
     pub(crate) fn rpc(&self) -> FederationServer<Rpc> {
-        FederationServer::new(Rpc::new(self.engine.clone(), self.checkpointer.clone()))
+        FederationServer::new(Rpc::new(
+            self.engine.clone(),
+            self.checkpointer.clone(),
+            self.enrolments.clone(),
+            &EvidenceConfig::default(),
+        ))
     }
 
     /// Entries from an index on.

@@ -54,7 +54,7 @@ impl Log {
         let who = |name: &str| -> Result<Actor> {
             let id = format!("spiffe://t/ae-on/ae-az/operator/{name}").parse()?;
             let person = Some(persons.meet(&id)?);
-            Ok(Actor { person, id: Some(id), cert: None, address: None })
+            Ok(Actor { person, id: Some(id), ..Actor::default() })
         };
         let (sara, omar) = (who("sara")?, who("omar")?);
         let draft = |n: u64| {

@@ -35,6 +35,7 @@ async fn what_is_sealed_of_people_lies_beside_its_entry_and_opens_only_with_thei
             id: Some(id),
             cert: Some(Digest::of(b"certificate")),
             address: Some("192.0.2.7:1".into()),
+            ..Actor::default()
         };
         let draft = |kind| Draft::new(kind).actor(&actor);
         for _ in 0..2 {

@@ -631,7 +631,7 @@ async fn on_postgresql_the_program_sets_up_runs_and_checks() -> Result<()> {
         format!(
             "[identity]\ncert = \"{id}/cert.pem\"\nkey = \"{id}/key.pem\"\ntrust = \"{trust}\"\n\
          [listen]\ngrpc = \"127.0.0.1:0\"\nrest = \"127.0.0.1:0\"\n\
-         [state]\ndir = \"state\"\n[state.database]\nurl_file = \"database.url\"\n\
+         [state]\ndir = \"state\"\n[state.database]\nurl_file = \"database.url\"\nplace = \"ae-on/ae-az\"\n\
          [log]\norigin = \"falaj.test/log\"\n[policy]\ndir = \"{policies}\"\n",
             id = identity.display(),
             trust = authority.trust_path().display(),
@@ -681,7 +681,7 @@ async fn on_postgresql_the_program_sets_up_runs_and_checks() -> Result<()> {
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status()?.success());
     assert!(running.wait().await?.success());
     let (done, words) = said(&["fsck"]).await?;
-    assert!(done && words.contains("whole: falaj.test/log, 2 entries"), "{words}");
+    assert!(done && words.contains("whole: falaj.test/log, 3 entries"), "{words}");
     assert!(!at("state/coordinator.sqlite").exists());
     Ok(())
 }

@@ -65,7 +65,7 @@ impl Setup {
     /// Starts as the coordinator does, up to its first entry.
     async fn open(&self, home: &Home) -> Result<Opened> {
         let retiring =
-            self.retiring.map(|(_, until)| RetiringConfig { key: PathBuf::new(), until });
+            self.retiring.map(|(_, until)| RetiringConfig { key: (&PathBuf::new()).into(), until });
         let (key, high_water) = (None, self.high_water.clone());
         let config = LogConfig {
             origin: self.origin.into(),
@@ -303,7 +303,7 @@ async fn a_database_from_before_the_shard_that_is_kept_elsewhere_does_not_start(
         let before = Setup { high_water: Some(kept.clone()), ..Setup::new(OLD, 1) };
         before.work(&home, 3).await?;
         let newer = Checkpoint { origin: NEW.into(), tree_size: 2, root_hash: Digest::of(b"root") };
-        std::fs::write(&kept, signer(NEW, 1).sign(&newer.body()))?;
+        std::fs::write(&kept, signer(NEW, 1).sign(&newer.body())?)?;
         let after = Setup { high_water: Some(kept), ..Setup::new(NEW, 1) };
         let refused = refusal(&after, &home).await;
         ensure!(refused.contains("an older database was restored"), "{refused}");

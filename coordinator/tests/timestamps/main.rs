@@ -25,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 const PATIENCE: Duration = Duration::from_mins(1);
 
 fn config(url: String, ca: &Path) -> TimestampConfig {
-    TimestampConfig { url, ca: ca.to_owned(), policy: None }
+    let place = "ae-on/ae-az".parse().expect("a place");
+    TimestampConfig { url, ca: ca.to_owned(), policy: None, place }
 }
 
 /// A log that is stamped.
@@ -47,7 +48,7 @@ impl World {
         writer.record(vec![Draft::new(Kind::AdminRead)]).await?;
         let checkpointer = Checkpointer::new(writer.clone(), signer, None);
         let timestamps = Timestamps::new(
-            Authority::load(config)?,
+            Authority::load(config, None)?,
             store.clone(),
             writer.clone(),
             checkpointer,
@@ -306,7 +307,9 @@ async fn a_policy_is_asked_for_and_held_to() -> Result<()> {
             policy: Some(policy),
             ..config(server.url(), &files.root())
         });
-        async move { Ok::<_, anyhow::Error>(Authority::load(&config?)?.ask(&Digest::of(b"x")).await) }
+        async move {
+            Ok::<_, anyhow::Error>(Authority::load(&config?, None)?.ask(&Digest::of(b"x")).await)
+        }
     };
     ensure!(ask("1.2.3.4.5.6").await?.is_ok());
     let refused = ask("1.2.3.4.9").await?.err().context("a policy that it does not have")?;
@@ -324,7 +327,7 @@ async fn a_policy_is_asked_for_and_held_to() -> Result<()> {
     ensure!(said.contains("under policy 1.2.3.4.1, and 1.2.3.4.5.6 was asked for"), "{said}");
     let url = server.url();
     drop(server);
-    let away = Authority::load(&config(url, &files.root()))?.ask(&Digest::of(b"x")).await;
+    let away = Authority::load(&config(url, &files.root()), None)?.ask(&Digest::of(b"x")).await;
     ensure!(matches!(away, Err(StampError::Unreachable(_))));
     Ok(())
 }
@@ -336,7 +339,8 @@ fn a_configuration_that_cannot_work_is_refused() -> Result<()> {
     let empty = dir.path().join("empty.pem");
     std::fs::write(&empty, "no certificate\n")?;
     let load = |url: &str, ca: &Path| {
-        let refused = Authority::load(&config(url.into(), ca)).err().map(|e| format!("{e:#}"));
+        let refused =
+            Authority::load(&config(url.into(), ca), None).err().map(|e| format!("{e:#}"));
         refused.unwrap_or_default()
     };
     for (url, ca, why) in [

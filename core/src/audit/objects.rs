@@ -187,7 +187,7 @@ mod tests {
             id: Some("spiffe://t/ae-on/ae-az/operator/o".parse().expect("valid")),
             cert: Some(Digest::of(b"cert")),
             address: Some("127.0.0.1:1".into()),
-            person: None,
+            ..Actor::default()
         };
         let round = RoundId { study: "heart".parse().expect("valid"), number: 2 };
         let draft = Draft::new(Kind::UpdateAccepted)

@@ -7,6 +7,7 @@ use super::Actor;
 use crate::{
     canon::{Canon, CanonError, Document, Node},
     id::{Digest, Role, SpiffeId, hex_lower},
+    roles,
 };
 use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, fmt, str::FromStr};
@@ -165,9 +166,10 @@ impl Disclosure {
 
 /// The member `actor` of an entry that a person did.
 pub(super) fn members(person: Person, actor: &Actor) -> BTreeMap<String, Canon> {
-    let place = actor.id.as_ref().map(|id| ("place", id.place().to_string()));
-    let all = [Some(("person", person.to_string())), place];
-    all.into_iter().flatten().map(|(name, value)| (name.to_owned(), value.into())).collect()
+    let place = actor.id.as_ref().map(|id| ("place", id.place().to_string().into()));
+    let roles = ("roles", roles::list(actor.roles));
+    let all = [Some(("person", person.to_string().into())), place, Some(roles)];
+    all.into_iter().flatten().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 #[cfg(test)]
@@ -175,6 +177,7 @@ mod tests {
     use super::*;
     use crate::{
         audit::{Draft, Entry, Kind},
+        roles::OperatorRole,
         time::Timestamp,
     };
 
@@ -184,6 +187,7 @@ mod tests {
             id: Some("spiffe://t/ae-on/ae-az/operator/sara".parse().expect("valid")),
             cert: Some(Digest::of(b"cert")),
             address: Some("192.0.2.7:4711".into()),
+            roles: [OperatorRole::Auditor, OperatorRole::Approver].into_iter().collect(),
         }
     }
 
@@ -194,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_of_a_person_names_a_pseudonym_and_a_place_and_nothing_else() {
+    fn an_entry_of_a_person_names_a_pseudonym_a_place_and_roles_and_nothing_else() {
         let (bytes, disclosure) = entry([2; 32]);
         let text = String::from_utf8(bytes.clone()).expect("text");
         for secret in ["sara", "192.0.2.7", &Digest::of(b"cert").to_string()] {
@@ -204,6 +208,8 @@ mod tests {
         assert_eq!((read.actor_id(), read.actor_cert()), (None, None));
         assert_eq!(read.actor_person(), Some(Person([7; 16])));
         assert_eq!(read.actor_place().map(|p| p.to_string()).as_deref(), Some("ae-on/ae-az"));
+        assert_eq!(read.actor_roles(), Ok(Some(sara().roles)));
+        assert!(text.contains(r#""roles":["approver","auditor"]"#), "{text}");
         let open = read.disclosed(&disclosure).expect("it opens");
         assert_eq!((open.actor_id(), open.actor_cert()), (sara().id.as_ref(), sara().cert));
         let line = disclosure.to_bytes();
@@ -245,6 +251,7 @@ mod tests {
             cert: None,
             address: None,
             person: Some(Person([7; 16])),
+            ..Actor::default()
         };
         let hidden = 777_777;
         let mut draft = Draft::new(Kind::AdminRead).actor(&actor(hidden));

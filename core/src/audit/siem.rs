@@ -112,10 +112,15 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::GlassBroken => (ApplicationLifecycle, OTHER, High, false),
         Kind::GlassMended => (ApplicationLifecycle, OTHER, Medium, true),
         Kind::ConnectionAdmitted => (Authentication, LOGON, Informational, true),
+        Kind::EndpointAllowed => (ApplicationLifecycle, OTHER, Low, true),
+        Kind::EvidenceTaken => (Authentication, OTHER, Informational, true),
         Kind::ConnectionRefused => (Authentication, LOGON, Medium, false),
         Kind::ConnectionEnded => (Authentication, LOGOFF, Medium, false),
         Kind::CertificateReinstated => (ApiActivity, UPDATE, Medium, true),
         Kind::StudySubmitted => (ApiActivity, CREATE, Low, true),
+        Kind::EnrolmentOffered | Kind::SiteEnrolled => (ApiActivity, CREATE, Medium, true),
+        Kind::EnrolmentRefused => (ApiActivity, CREATE, Medium, false),
+        Kind::CertificateRenewed => (ApiActivity, UPDATE, Informational, true),
         Kind::StudyStopped | Kind::HoldPlaced | Kind::HoldReleased => {
             (ApiActivity, UPDATE, Low, true)
         }
@@ -308,7 +313,7 @@ mod tests {
             id: Some("spiffe://t/ae-on/ae-az/operator/sara".parse().expect("an id")),
             cert: Some(Digest::of(b"cert")),
             address: Some(format!("127.0.0.1:9{hostile}")),
-            person: None,
+            ..Actor::default()
         };
         let draft = Draft::new(kind).actor(&actor).text("reason", hostile).text("decision", "deny");
         let bytes = draft.finish(7, Timestamp::from_millis(1_709_251_199_999), [1; 16]);

@@ -70,7 +70,10 @@ impl Charts {
             | Kind::TrustLoaded
             | Kind::CertificateRevoked
             | Kind::CertificateReinstated
+            | Kind::EnrolmentOffered
+            | Kind::SiteEnrolled
             | Kind::ConnectionEnded
+            | Kind::EndpointAllowed
             | Kind::AlertRaised
             | Kind::StudySubmitted
             | Kind::StudyFinished
@@ -87,9 +90,10 @@ impl Charts {
             | Kind::PruningRefused
             | Kind::LogExported => None,
             Kind::ConnectionAdmitted => Some((true, seen.who())),
-            Kind::ConnectionRefused | Kind::AccessDenied | Kind::UpdateRefused => {
-                Some((false, seen.who()))
-            }
+            Kind::ConnectionRefused
+            | Kind::EnrolmentRefused
+            | Kind::AccessDenied
+            | Kind::UpdateRefused => Some((false, seen.who())),
             _ => return,
         };
         if first_of.is_some_and(|who| self.met.len() >= ROWS_MAX || !self.met.insert(who)) {

@@ -6,15 +6,18 @@ use super::{
 };
 use crate::{
     note,
+    sign::SignKey,
     update::{PartialUpdate, SealedUpdate},
 };
 use chacha20poly1305::{
     ChaCha20Poly1305,
     aead::{AeadInOut as _, KeyInit as _},
 };
-use ed25519_dalek::SigningKey;
 use rand_core::CryptoRng;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
@@ -27,7 +30,7 @@ pub(super) const CONFIRM_CONTEXT: &str = "falaj/secagg/confirm/v1";
 struct Own {
     cohort: Cohort,
     index: u16,
-    signer: SigningKey,
+    signer: Arc<dyn SignKey>,
     encryption: StaticSecret,
     masking: StaticSecret,
     seed: Zeroizing<[u8; 32]>,
@@ -61,11 +64,12 @@ impl Site<Advertised> {
     /// generator keyed by it.
     ///
     /// # Errors
-    /// [`MessageError::Key`] when `signer` is not the key that the cohort knows the site by.
+    /// [`MessageError::Key`] when `signer` is not the key that the cohort knows the site by; [`MessageError::Unsigned`]
+    /// when it cannot be used now.
     pub fn advertise(
         cohort: Cohort,
         index: u16,
-        signer: SigningKey,
+        signer: impl SignKey + 'static,
         rng: &mut impl CryptoRng,
     ) -> Result<(Self, Advert), MessageError> {
         let known = cohort.members().get(usize::from(index)).ok_or(MessageError::Member(index))?;
@@ -79,7 +83,7 @@ impl Site<Advertised> {
         };
         let own = Own {
             index,
-            signer,
+            signer: Arc::new(signer),
             encryption: StaticSecret::from(*fresh()),
             masking: StaticSecret::from(*fresh()),
             seed: fresh(),
@@ -93,7 +97,8 @@ impl Site<Advertised> {
             signature: [0; 64],
         };
         let signed = advert.signed_bytes(&own.cohort);
-        advert.signature = note::sign_context(&own.signer, ADVERT_CONTEXT, &signed);
+        advert.signature = note::sign_context(&*own.signer, ADVERT_CONTEXT, &signed)
+            .map_err(|_| MessageError::Unsigned)?;
         Ok((Self { own, stage: Advertised(()) }, advert))
     }
 
@@ -319,7 +324,8 @@ impl Site<MaskedStage> {
             signature: [0; 64],
         };
         let signed = confirmation.signed_bytes(cohort);
-        confirmation.signature = note::sign_context(&own.signer, CONFIRM_CONTEXT, &signed);
+        confirmation.signature = note::sign_context(&*own.signer, CONFIRM_CONTEXT, &signed)
+            .map_err(|_| MessageError::Unsigned)?;
         let stage = Confirmed { held: stage.held, survivors: survivors.to_vec() };
         Ok((Site { own, stage }, confirmation))
     }

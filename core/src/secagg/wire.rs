@@ -49,6 +49,9 @@ pub enum MessageError {
     /// A share for somebody who is no neighbour, or of the wrong kind, or one that is missing.
     #[error("member {0} reveals other shares than the list asks for")]
     Reveals(u16),
+    /// This site's own key cannot be used now.
+    #[error("this site's key cannot sign at present")]
+    Unsigned,
     /// Fewer than the agreed number of sites.
     #[error("{found} sites where at least {needed} must be: there is no sum")]
     TooFew {

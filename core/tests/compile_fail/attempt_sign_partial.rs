@@ -1,8 +1,8 @@
 //! E0599: an update with one site's share of the noise is masked before it is signed.
 use ed25519_dalek::SigningKey;
-use falaj_core::update::{About, PartialUpdate, SignedUpdate};
+use falaj_core::update::{About, PartialUpdate, SignedUpdate, Unsigned};
 
-fn leak(partial: PartialUpdate, about: About, key: &SigningKey) -> SignedUpdate {
+fn leak(partial: PartialUpdate, about: About, key: &SigningKey) -> Result<SignedUpdate, Unsigned> {
     partial.sign(about, key)
 }
 

@@ -19,6 +19,9 @@ use std::{collections::BTreeMap, fmt, str::FromStr as _};
 /// The file with the properties of the set beside it.
 pub const PROPERTIES: &str = "coordinator.properties.cedar";
 
+/// How long the solver may think about one question, in milliseconds. All of them together take as long as they take.
+const ANSWER: &str = "--tlimit-per=60000";
+
 /// Why nothing could be proved or refuted.
 #[derive(Debug, thiserror::Error)]
 pub enum ProveError {
@@ -123,7 +126,8 @@ impl Prover {
             .policies()
             .map(|policy| property(policy).map_err(|what| wrong(PROPERTIES, what)))
             .collect::<Result<Vec<_>, _>>()?;
-        let solver = LocalSolver::cvc5().map_err(|e| ProveError::Solver(Box::new(e.into())))?;
+        let solver = LocalSolver::cvc5_with_args([ANSWER])
+            .map_err(|e| ProveError::Solver(Box::new(e.into())))?;
         let solver = CedarSymCompiler::new(solver).map_err(|e| ProveError::Solver(Box::new(e)))?;
         let mut kinds = Vec::new();
         for environment in schema.request_envs() {

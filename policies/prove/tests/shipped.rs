@@ -90,7 +90,7 @@ async fn a_site_that_may_revoke_is_refuted() -> Done {
     let refutations = prover.refutations().await?;
     let mut ids: Vec<&str> = refutations.iter().map(|r| r.id.as_str()).collect();
     ids.sort_unstable();
-    assert_eq!(ids, ["only-operators-onshore-revoke", "sites-do-nothing-else"]);
+    assert_eq!(ids, ["only-operators-onshore-revoke-and-prune", "sites-do-nothing-else"]);
     Ok(())
 }
 
@@ -100,8 +100,7 @@ async fn a_rule_that_can_err_is_named() -> Done {
     let rule = r#"@id("OVER") permit (principal is Falaj::Site, action == Falaj::Action::"connect", resource)
         when { context.hops + 1 > 0 };"#;
     let schema = String::from_utf8(files[SCHEMA].clone())?;
-    let with_hops =
-        schema.replacen("resource: [Service],", "resource: [Service], context: { hops: Long },", 1);
+    let with_hops = schema.replacen("evidence: Evidence }", "evidence: Evidence, hops: Long }", 1);
     files.insert(SCHEMA.to_owned(), with_hops.into_bytes());
     let text = [files[POLICIES].as_slice(), rule.as_bytes()].concat();
     files.insert(POLICIES.to_owned(), text);

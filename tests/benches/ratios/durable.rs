@@ -65,11 +65,11 @@ fn access() -> Result<Draft> {
         id: Some("spiffe://bench/ae-on/ae-az/operator/sara".parse()?),
         cert: Some(Digest::of(b"certificate")),
         address: Some("192.0.2.7:50123".into()),
-        person: None,
+        ..Actor::default()
     };
     Ok(Draft::new(Kind::AdminRead).actor(&actor).text("action", "study.read").decided(
         true,
-        &["ACC-202".into()],
+        &["ACC-205".into()],
         &Digest::of(b"policies"),
     ))
 }

@@ -42,12 +42,12 @@ fn base() -> Base {
     let (base, payload) = (Digest::of(b"base"), Digest::of(b"payload"));
     let header = seeds::header().to_bytes();
     let digest = Digest::of(&header);
-    let signature = note::sign_context(&key(2), CONTEXT, &header);
+    let signature = note::sign_context(&key(2), CONTEXT, &header).expect("signs");
     let actor = Actor {
         id: Some(site.spiffe().clone()),
         cert: Some(Digest::of(cert)),
         address: Some("127.0.0.1:9".into()),
-        person: None,
+        ..Actor::default()
     };
     let drafts = [
         Draft::new(Kind::CoordinatorStarted)
@@ -99,7 +99,7 @@ fn base() -> Base {
     ]);
     let files = vec![
         (bundle::ABOUT.to_owned(), about.to_bytes()),
-        (bundle::CHECKPOINT.to_owned(), signer.sign(&head.body()).into_bytes()),
+        (bundle::CHECKPOINT.to_owned(), signer.sign(&head.body()).expect("signs").into_bytes()),
         (bundle::issuer(&Digest::of(issuer)), issuer.clone()),
         (bundle::trust(&Digest::of(&trust)), trust),
         (bundle::certificate(&Digest::of(cert)), cert.clone()),

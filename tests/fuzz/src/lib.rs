@@ -8,10 +8,17 @@ mod bundles;
 mod seeds;
 
 use ed25519_dalek::{SigningKey, VerifyingKey};
-use falaj_certs::{history::History, identity::Identity, trust::TrustFile};
+use falaj_certs::{
+    enrolment::{TOKEN_BYTES_MAX, Token},
+    history::History,
+    identity::Identity,
+    request::{REQUEST_BYTES_MAX, SigningRequest},
+    trust::TrustFile,
+};
 use falaj_core::{
     audit::{Entry, objects},
     canon::{Canon, Document},
+    egress,
     id::{Digest, Place, SpiffeId},
     ledger::{Ledger, OtherPeople},
     manifest::Manifest,
@@ -25,6 +32,7 @@ use falaj_core::{
 use falaj_proto::study;
 use rustls_pki_types::CertificateDer;
 use std::{fmt::Display, path::Path, str::FromStr};
+use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
 
 /// One parser, or a few that read the same bytes.
 #[derive(Clone, Copy)]
@@ -51,7 +59,10 @@ pub const TARGETS: &[Target] = &[
     Target { name: "study", run: study, seeds: seeds::study },
     Target { name: "trust", run: trust, seeds: seeds::trust },
     Target { name: "ledger", run: ledger, seeds: seeds::ledger },
+    Target { name: "egress", run: egress, seeds: seeds::egress },
     Target { name: "certificate", run: certificate, seeds: seeds::certificates },
+    Target { name: "token", run: token, seeds: seeds::tokens },
+    Target { name: "request", run: request, seeds: seeds::requests },
     Target { name: "tar", run: bundles::raw, seeds: bundles::raw_seeds },
     Target { name: "bundle", run: bundles::edited, seeds: bundles::edits },
 ];
@@ -77,6 +88,25 @@ fn text<T: FromStr + Display>(what: &str, text: &str) {
     if let Ok(read) = text.parse::<T>() {
         same(what, text.as_bytes(), read.to_string().as_bytes());
     }
+}
+
+/// A token has one spelling, and its secret does not come out otherwise.
+fn token(data: &[u8]) {
+    let Ok(given) = str::from_utf8(data) else { return };
+    let Ok(token) = given.parse::<Token>() else { return };
+    same("token", given.trim().as_bytes(), token.to_string().as_bytes());
+    assert!(data.len() <= TOKEN_BYTES_MAX + data.len() - given.trim().len());
+}
+
+/// Of a request that is accepted the key can be had, it fits its bound, and others read the same key in it.
+fn request(data: &[u8]) {
+    let Ok(asked) = SigningRequest::parse(data) else { return };
+    assert!(data.len() <= REQUEST_BYTES_MAX);
+    let key = VerifyingKey::from_bytes(asked.public_key()).expect("a key");
+    assert!(!key.is_weak());
+    let (_, other) = X509CertificationRequest::from_der(data).expect("a request");
+    let spki = &other.certification_request_info.subject_pki;
+    assert_eq!(&spki.subject_public_key.data[..], asked.public_key());
 }
 
 /// What is accepted is the one spelling of its value, and a general JSON reader reads the same value.
@@ -236,6 +266,24 @@ fn ledger(data: &[u8]) {
         } else {
             assert_eq!((ledger.head(), ledger.entries()), (head, entries));
         }
+    }
+}
+
+/// As of a ledger, of an egress journal: and what goes on from any of its lines comes to the same.
+fn egress(data: &[u8]) {
+    let (mut chain, lines): (_, Vec<&[u8]>) =
+        (egress::Chain::default(), data.split(|b| *b == b'\n').collect());
+    for (at, line) in lines.iter().enumerate() {
+        let before = chain.clone();
+        if chain.take(line).is_err() {
+            assert_eq!(chain, before);
+            continue;
+        }
+        assert_eq!((chain.entries(), chain.head()), (before.entries() + 1, Digest::of(line)));
+        let site = chain.site().expect("it was opened").clone();
+        let mut from = egress::Chain::before(lines[at], site).expect("it was taken");
+        from.take(line).expect("it was taken");
+        assert_eq!(from, chain);
     }
 }
 

@@ -2,7 +2,12 @@
 
 use crate::{bundles, key};
 use ed25519_dalek::pkcs8::EncodePrivateKey as _;
-use falaj_certs::{history::History, trust::spki_sha256};
+use falaj_certs::{
+    enrolment::{Secret, Token},
+    history::History,
+    request,
+    trust::spki_sha256,
+};
 use falaj_core::{
     id::{Digest, RoundId, SiteId},
     ledger::{Event, HEAD_CONTEXT, Ledger, OtherPeople, head_bytes},
@@ -199,6 +204,24 @@ pub(crate) fn ledger() -> Vec<Vec<u8>> {
     vec![LEDGER.clone().into_bytes()]
 }
 
+pub(crate) fn egress() -> Vec<Vec<u8>> {
+    use falaj_core::egress::{Chain, Event, Kind, Sent};
+    let mut chain = Chain::default();
+    let mut lines = Vec::new();
+    let sent = |kind: Kind| {
+        let header = (kind == Kind::Update).then(|| Digest::of(b"header"));
+        let round = (kind != Kind::Hello).then(round);
+        Event::Sent(Sent { kind, bytes: 64, sha256: Digest::of(b"sent"), header, round })
+    };
+    let events = [Event::Opened { site: site() }].into_iter().chain(Kind::ALL.map(sent));
+    for event in events.chain([Event::Released { before: 2 }]) {
+        let line = chain.entry(&event, Timestamp::from_millis(0));
+        chain.take(&line).expect("it goes on");
+        lines.push(line);
+    }
+    vec![lines.join(&b'\n')]
+}
+
 /// A ledger as a site exports it: its entries, of which the second pays for its update, and its head, signed.
 static LEDGER: LazyLock<String> = LazyLock::new(|| {
     let mut ledger = Ledger::default();
@@ -217,7 +240,7 @@ static LEDGER: LazyLock<String> = LazyLock::new(|| {
         lines.push('\n');
     }
     let head = head_bytes(&site(), ledger.entries(), &ledger.head());
-    let signature = sign_context(&key(2), HEAD_CONTEXT, &head);
+    let signature = sign_context(&key(2), HEAD_CONTEXT, &head).expect("signs");
     let last = falaj_core::canon::Canon::map([
         ("head", String::from_utf8(head).expect("JSON").into()),
         ("signature", hex::encode(signature).into()),
@@ -225,3 +248,28 @@ static LEDGER: LazyLock<String> = LazyLock::new(|| {
     lines.push_str(&String::from_utf8(last.to_bytes()).expect("JSON"));
     lines
 });
+
+/// An enrolment token.
+pub(crate) fn tokens() -> Vec<Vec<u8>> {
+    let token = Token {
+        address: "c:1".into(),
+        coordinator: "spiffe://t/ae-on/ae-az/coordinator/c".parse().expect("an id"),
+        issuer_sha256: Digest([1; 32]),
+        site: SITE.parse().expect("an id"),
+        id: "00112233445566778899aabbccddeeff".into(),
+        secret: Secret::new([2; 32]),
+        until: Timestamp::from_millis(1_800_000_000_000),
+    };
+    vec![token.to_string().into_bytes(), format!(" {token}\n").into_bytes()]
+}
+
+/// Signing requests: ours, and one that asks for more than is granted.
+pub(crate) fn requests() -> Vec<Vec<u8>> {
+    let ours = request::request(&key(3)).expect("a request");
+    let der = key(4).to_pkcs8_der().expect("a key");
+    let pair = KeyPair::try_from(der.as_bytes()).expect("a key");
+    let mut params = CertificateParams::new(vec!["a.example".to_owned()]).expect("a name");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let more = params.serialize_request(&pair).expect("a request").der().to_vec();
+    vec![ours, more]
+}

@@ -2,10 +2,13 @@
 
 use anyhow::{Context as _, Result, ensure};
 use falaj_tests::{
-    federation::{Federation, SiteSpec, study_yaml, wisconsin},
-    wiretap::{Wiretap, occurs},
+    federation::{
+        Federation, SiteSpec, binary, run, study_yaml, text as text_of, wait_for, wisconsin,
+    },
+    wiretap::{Overheard, Wiretap, occurs},
 };
-use std::fs;
+use serde_json::Value;
+use std::{fs, path::Path, process::Command};
 
 /// The marked values: columns of the study, their bounds, and what the marked record has there. No other record has any of it.
 const MARKED: [(&str, f64, f64, f64); 6] = [
@@ -74,7 +77,7 @@ fn no_byte_of_a_marked_record_is_on_the_wire() -> Result<()> {
     let real = format!("address = \"{}\"", federation.agents_connect_to()?);
     ensure!(there.contains(&real), "{there}");
     fs::write(&config, there.replace(&real, &format!("address = \"{}\"", tap.address())))?;
-    let _agents = [federation.start_agent(&watched)?, federation.start_agent(&other)?];
+    let mut agents = [federation.start_agent(&watched)?, federation.start_agent(&other)?];
     federation.submit(&study_yaml("canary", 3, 2))?;
     federation.finishes("canary")?;
     ensure!(federation.entries("update.accepted")?.len() == 6);
@@ -96,5 +99,74 @@ fn no_byte_of_a_marked_record_is_on_the_wire() -> Result<()> {
     ensure!(raw.count() == MARKED.len(), "the record is not where it should be");
     let verdict = federation.verified()?;
     ensure!(verdict.contains("verified"), "{verdict}");
+    agents[0].terminate()?;
+    journalled(&federation, &tap, &config)
+}
+
+/// The site's egress journal says what was heard on the wire, message for message, and the verifier holds it against the log.
+fn journalled(federation: &Federation, tap: &Wiretap, config: &Path) -> Result<()> {
+    let config = config.display().to_string();
+    let shown = run("falaj-agent", &["egress", "show", "--config", &config, "--json"])?;
+    let shown: Value = serde_json::from_str(&shown)?;
+    let messages = shown["messages"].as_array().context("messages")?;
+    let mut said = Vec::new();
+    for message in messages {
+        said.push(Overheard {
+            update: message["kind"] == "update",
+            bytes: message["bytes"].as_u64().context("bytes")?,
+            sha256: message["sha256"].as_str().context("sha256")?.to_owned(),
+        });
+    }
+    said.sort();
+    let heard = wait_for("the wire to be quiet", || {
+        let heard = tap.messages()?;
+        Ok((heard.len() >= said.len()).then_some(heard))
+    })?;
+    ensure!(heard == said, "heard {heard:#?}, and the journal says {said:#?}");
+    let updates = said.iter().filter(|message| message.update).count();
+    ensure!(updates == 3 && said.len() > 10, "{said:#?}");
+    ensure!(shown["all_time"]["update"]["messages"] == 3, "{shown}");
+    let metrics = run("falaj-agent", &["egress", "show", "--config", &config, "--openmetrics"])?;
+    ensure!(metrics.contains("falaj_egress_messages_total{kind=\"update\"} 3"), "{metrics}");
+    let later = ["egress", "show", "--config", &config, "--json", "--since", "2100-01-01"];
+    let later: Value = serde_json::from_str(&run("falaj-agent", &later)?)?;
+    ensure!(later["messages"].as_array().is_some_and(Vec::is_empty), "{later}");
+
+    // An auditor holds the journal against the log.
+    let file = |name: &str| federation.dir().join(name).display().to_string();
+    let (whole, bundle) = (file("egress.jsonl"), file("bundle.tar"));
+    run("falaj-agent", &["egress", "export", "--config", &config, "-o", &whole])?;
+    let verdict = run("falaj-verify", &[&bundle, "--egress", &whole])?;
+    ensure!(verdict.contains("3 counted updates left as it says"), "{verdict}");
+    ensure!(verdict.contains("0 were refused, and 0 are not in this log"), "{verdict}");
+    // A line left out, and the end cut off: neither holds.
+    let lines = fs::read_to_string(&whole)?;
+    let lines: Vec<&str> = lines.lines().collect();
+    let update =
+        lines.iter().rposition(|line| line.contains("\"kind\":\"update\"")).context("one")?;
+    let first =
+        lines.iter().position(|line| line.contains("\"kind\":\"update\"")).context("one")?;
+    let without = [&lines[..first], &lines[first + 1..]].concat().join("\n");
+    let cut = [&lines[..update], &lines[lines.len() - 1..]].concat().join("\n");
+    for (name, text, word) in [("without", without, "entry"), ("cut", cut, "signed another head")] {
+        fs::write(file(name), text)?;
+        let words = [bundle.as_str(), "--egress", &file(name)];
+        let out = Command::new(binary("falaj-verify")).args(words).output()?;
+        ensure!(out.status.code() == Some(1) && text_of(&out).contains(word), "{}", text_of(&out));
+    }
+    // What was exported is released; what is exported next belongs behind it.
+    let through = (update - 2).to_string();
+    run("falaj-agent", &["egress", "release", "--config", &config, "--through", &through])?;
+    let rest = file("rest.jsonl");
+    run("falaj-agent", &["egress", "export", "--config", &config, "-o", &rest])?;
+    let out = Command::new(binary("falaj-verify")).args([&bundle, "--egress", &rest]).output()?;
+    ensure!(out.status.code() == Some(1), "{}", text_of(&out));
+    ensure!(text_of(&out).contains("an earlier file, which belongs here too"), "{}", text_of(&out));
+    let words = [bundle.as_str(), "--egress", &rest, "--egress", &whole, "--json"];
+    let verdict: Value = serde_json::from_str(&run("falaj-verify", &words)?)?;
+    let report = &verdict["report"]["egress"][0];
+    ensure!(report["first"] == 0 && report["updates"] == 3, "{report}");
+    let counts = run("falaj-agent", &["egress", "show", "--config", &config, "--openmetrics"])?;
+    ensure!(counts == metrics, "{counts}");
     Ok(())
 }

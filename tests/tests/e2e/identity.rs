@@ -116,7 +116,7 @@ pub(crate) fn server_certificate(
 }
 
 /// A verifier for clients that do not care whom they talk to.
-mod anyone {
+pub(crate) mod anyone {
     use rustls::{
         DigitallySignedStruct, Error, SignatureScheme,
         client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -124,7 +124,7 @@ mod anyone {
     };
 
     #[derive(Debug)]
-    pub(super) struct Anyone;
+    pub(crate) struct Anyone;
 
     impl ServerCertVerifier for Anyone {
         fn verify_server_cert(

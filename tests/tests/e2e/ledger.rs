@@ -275,7 +275,8 @@ fn an_exported_ledger_is_checked_against_the_updates_that_it_paid_for() -> Resul
     let id: SiteId = credentials.identity()?.spiffe.try_into()?;
     let head = falaj_core::ledger::head_bytes(&id, ledger.entries(), &ledger.head());
     let key = credentials.signing_key();
-    let signature = falaj_core::note::sign_context(key, falaj_core::ledger::HEAD_CONTEXT, &head);
+    let signature =
+        falaj_core::note::sign_context(&**key, falaj_core::ledger::HEAD_CONTEXT, &head)?;
     let hex = hex::encode(signature);
     let head = String::from_utf8(head)?.replace('"', "\\\"");
     let resigned = format!(

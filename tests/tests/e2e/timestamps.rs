@@ -50,7 +50,7 @@ impl Stamped {
         let files = Files::make(&folder.join("tsa"), SOUND)?;
         let server = Server::honest(&files)?;
         federation.log_extra = format!(
-            "timestamps = {{ url = \"{}\", ca = \"{}\" }}\n",
+            "timestamps = {{ url = \"{}\", ca = \"{}\", place = \"ae-on/ae-az\" }}\n",
             server.url(),
             files.root().display()
         );

@@ -8,10 +8,15 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use falaj_core::{
-    audit::{Entry, Kind, person::Disclosure},
+    audit::{
+        Entry, Kind,
+        person::{Disclosure, is_person},
+    },
+    evidence::Evidence,
     id::{Place, SpiffeId, StudyId},
+    roles::Roles,
 };
-use falaj_policies::{Action, Policies, Resource};
+use falaj_policies::{Action, Party, Policies, Resource, With};
 use falaj_proto::rest::LogEntry;
 use serde_json::json;
 use std::{
@@ -19,8 +24,8 @@ use std::{
     process::ExitCode,
 };
 
-/// Who, what, of which study, and how it was and would be decided.
-type Change = [String; 6];
+/// Who, by which roles, what, of which study, where to, and how it was and would be decided.
+type Change = [String; 7];
 
 /// The requests that were looked at.
 #[derive(Default)]
@@ -31,7 +36,7 @@ struct Asked {
     /// How often, and the first and the last entry.
     changes: BTreeMap<Change, (u64, u64, u64)>,
     /// Decisions by request: most are asked over and over.
-    known: HashMap<[String; 4], Option<(String, String)>>,
+    known: HashMap<([String; 5], Option<Evidence>, String), Option<(String, String)>>,
 }
 
 /// Asks both sets about every logged request in a span of time, and shows where they differ. Ends with code 1 when they do.
@@ -68,12 +73,24 @@ pub(super) async fn run(
         .await?;
     }
     let row = |(change, (count, first, last)): (&Change, &(u64, u64, u64))| {
-        let [who, action, study, to, was, will] = change.clone();
-        [who, action, study, to, was, will, count.to_string(), first.to_string(), last.to_string()]
+        let [who, roles, action, study, to, was, will] = change.clone();
+        [
+            who,
+            roles,
+            action,
+            study,
+            to,
+            was,
+            will,
+            count.to_string(),
+            first.to_string(),
+            last.to_string(),
+        ]
     };
     let rows: Vec<_> = asked.changes.iter().map(row).collect();
-    let names = ["who", "action", "study", "destination", "old", "new", "count", "first", "last"];
-    let object = |row: &[String; 9]| {
+    let names =
+        ["who", "roles", "action", "study", "destination", "old", "new", "count", "first", "last"];
+    let object = |row: &[String; 10]| {
         let members = names.iter().zip(row).map(|(name, cell)| ((*name).to_owned(), json!(cell)));
         members.collect::<serde_json::Map<_, _>>()
     };
@@ -127,10 +144,18 @@ impl Asked {
             self.unknown += 1;
             return Ok(());
         };
-        let destination = entry.destination().filter(|_| Action::TAKING.contains(&action));
+        let destination = entry.destination().filter(|_| action.is_somewhere());
+        let endpoint = entry.body().find_text("endpoint").unwrap_or_default();
         let to = destination.as_ref().unwrap_or(who.place());
+        let evidence = entry.evidence().with_context(|| format!("entry {index} cannot be read"))?;
         let named = destination.as_ref().map(ToString::to_string).unwrap_or_default();
-        let key = [who.to_string(), action.as_str().to_owned(), study.to_owned(), named];
+        let roles = entry.actor_roles();
+        let roles = roles.with_context(|| format!("entry {index} cannot be read"))?;
+        // Before there were roles, everybody could do what those can who have every one.
+        let roles = roles.unwrap_or(Roles::ALL);
+        let told = if is_person(&who) { roles.to_string() } else { String::new() };
+        let key = [who.to_string(), told, action.as_str().to_owned(), study.to_owned(), named];
+        let key = (key, evidence, endpoint.to_owned());
         let decided = self.known.entry(key.clone()).or_insert_with(|| {
             let study: Option<StudyId> = study.parse().ok();
             let resource = match &study {
@@ -138,7 +163,9 @@ impl Asked {
                 None => Resource::Service,
             };
             let said = |set: &Policies| {
-                let said = set.decide_to(here, &who, action, &resource, to);
+                let with = With { destination: to, evidence: key.1.as_ref(), endpoint };
+                let who = Party { id: &who, roles };
+                let said = set.decide_with(here, who, action, &resource, &with);
                 let word = if said.allow { "allow" } else { "deny" };
                 let by = if said.policies.is_empty() {
                     "no rule".into()
@@ -151,8 +178,8 @@ impl Asked {
             (was.0 != will.0).then_some((was.1, will.1))
         });
         if let Some((was, will)) = decided {
-            let [who, action, study, to] = key;
-            let change = [who, action, study, to, was.clone(), will.clone()];
+            let [who, roles, action, study, to] = key.0;
+            let change = [who, roles, action, study, to, was.clone(), will.clone()];
             let (count, first, last) = self.changes.entry(change).or_insert((0, index, index));
             *count += 1;
             *first = index.min(*first);

@@ -6,8 +6,11 @@ mod diff;
 use crate::{args::Span, client::Client, show};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, Subcommand};
-use falaj_core::id::{Place, SpiffeId, StudyId};
-use falaj_policies::{Action, CASES, Cases, POLICIES, Policies, Resource, Rule, SCHEMA};
+use falaj_core::{
+    id::{Place, Role, SpiffeId, StudyId},
+    roles::{OperatorRole, Roles},
+};
+use falaj_policies::{Action, CASES, Cases, POLICIES, Party, Policies, Resource, Rule, SCHEMA};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -36,7 +39,7 @@ pub(crate) enum PolicyCommand {
     ///
     /// Ends with code 1 when it is denied.
     #[command(
-        after_help = "Examples:\n  falaj policy explain policies --who spiffe://health.example/gb/gb-lnd/site/london --action connect\n  falaj policy explain policies --who spiffe://health.example/ae-on/ae-az/site/hospital-1 --action study.join --study heart --mechanism none"
+        after_help = "Examples:\n  falaj policy explain policies --who spiffe://health.example/gb/gb-lnd/site/london --action connect\n  falaj policy explain policies --who spiffe://health.example/ae-on/ae-az/site/hospital-1 --action study.join --study heart --mechanism none\n  falaj policy explain policies --who spiffe://health.example/ae-on/ae-az/operator/sara --role auditor --action log.export"
     )]
     Explain {
         /// The folder.
@@ -67,6 +70,9 @@ pub(crate) struct Request {
     /// Who asks, by SPIFFE ID.
     #[arg(long, value_name = "ID")]
     who: String,
+    /// A role that an operator has; give it again for each one. Every one when absent.
+    #[arg(long, value_name = "ROLE")]
+    role: Vec<OperatorRole>,
     /// What they want to do.
     #[arg(long)]
     action: String,
@@ -163,9 +169,17 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
         "`{}` takes nothing anywhere: leave out --to-place",
         action.as_str()
     );
+    ensure!(
+        request.role.is_empty() || who.role() == Role::Operator,
+        "only an operator has roles: leave out --role"
+    );
+    let roles = match (who.role(), request.role.as_slice()) {
+        (Role::Operator, []) => Roles::ALL,
+        (_, roles) => roles.iter().copied().collect(),
+    };
     let place = who.place();
     let to = request.to_place.as_ref().unwrap_or(place);
-    let (decision, rules) = set.explain(&here, &who, action, &resource, to);
+    let (decision, rules) = set.explain(&here, Party { id: &who, roles }, action, &resource, to);
     let of = |rule: &Rule| json!({ "id": rule.id, "effect": effect(rule), "law": rule.law, "reason": rule.reason, "text": rule.text });
     let to = Action::TAKING.contains(&action).then(|| to.to_string());
     let answer = json!({
@@ -174,6 +188,7 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
         "reason": decision.reason,
         "attributes": {
             "principal.jurisdiction": place.jurisdiction(), "principal.region": place.region(),
+            "principal.roles": (who.role() == Role::Operator).then(|| roles.to_string()),
             "principal.name": who.name(), "principal.trust_domain": who.trust_domain(),
             "resource.jurisdiction": here.jurisdiction(), "resource.mechanism": request.mechanism,
             "context.destination": to,

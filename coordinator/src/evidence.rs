@@ -1,0 +1,218 @@
+//! What is found out about a connection, besides who it is: a site that has opened its stream is probed, and policy decides
+//! over what is known then, before the site takes part in anything, and again with every probe.
+//!
+//! A probe is a fresh nonce, which the site signs with its clock. The time until the signature is here is measured by the
+//! coordinator's own clock, so that nothing that a site says can make it shorter; delays can only make it longer, and the
+//! shortest of a few counts.
+
+use crate::{clock, engine::Engine, policy::Action, rpc::Joined};
+use ed25519_dalek::VerifyingKey;
+use falaj_core::{
+    audit::{Draft, Kind},
+    evidence::{CONTEXT, Evidence, Sample, Skew, probe_bytes},
+    note,
+};
+use falaj_proto::{
+    problem::{Code, Problem},
+    v1::{Probe, push},
+};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+/// Nonces of one probe.
+const NONCES: usize = 5;
+/// A site that has not answered a nonce for so long does not answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is known of a connection.
+#[derive(Default)]
+pub struct Known {
+    evidence: Mutex<Evidence>,
+    /// The evidence of the newest entry, but for its figures.
+    logged: Mutex<Option<Evidence>>,
+    asked: Mutex<Option<Asked>>,
+}
+
+/// A nonce that is not answered yet.
+struct Asked {
+    nonce: [u8; 32],
+    sent: Instant,
+    sent_ms: i64,
+    answer: oneshot::Sender<Sample>,
+}
+
+impl Known {
+    /// What is known, but for the address: whose networks those are changes with lists.
+    #[must_use]
+    pub fn evidence(&self) -> Evidence {
+        held(&self.evidence).clone()
+    }
+
+    /// This is known from now on.
+    pub fn take(&self, evidence: Evidence) {
+        *held(&self.evidence) = evidence;
+    }
+
+    /// A fresh nonce, which takes the place of one that was not answered.
+    fn ask(&self) -> ([u8; 32], oneshot::Receiver<Sample>) {
+        let (answer, answered) = oneshot::channel();
+        let nonce = clock::secret();
+        let (sent_ms, sent) = (clock::now().as_millis(), Instant::now());
+        *held(&self.asked) = Some(Asked { nonce, sent, sent_ms, answer });
+        (nonce, answered)
+    }
+
+    /// An answer has come.
+    ///
+    /// # Errors
+    /// When nothing was asked, or it is not signed by the site's key; it can be answered once more then.
+    pub fn answered(&self, key: &[u8; 32], clock_ms: i64, signature: &[u8]) -> Result<(), Problem> {
+        let arrived = Instant::now();
+        let mut asked = held(&self.asked);
+        let refused = |why: &str| Code::Malformed.because(why);
+        let Some(open) = asked.as_ref() else {
+            return Err(refused("this site was asked nothing, or too long ago"));
+        };
+        let signed = probe_bytes(&open.nonce, clock_ms);
+        let by_site = VerifyingKey::from_bytes(key)
+            .is_ok_and(|key| note::verify_context(&key, CONTEXT, &signed, signature));
+        if !by_site {
+            return Err(refused("the key of the site's certificate did not sign this nonce"));
+        }
+        if let Some(Asked { sent, sent_ms, answer, .. }) = asked.take() {
+            let round_trip = arrived.saturating_duration_since(sent);
+            // Nobody waits any more.
+            let _ = answer.send(Sample { round_trip, sent_ms, clock_ms });
+        }
+        Ok(())
+    }
+
+    /// Whether the log has something like this already: figures aside.
+    fn is_logged(&self, evidence: &Evidence) -> bool {
+        let plain = Evidence {
+            rtt_us: evidence.rtt_us.map(|_| 0),
+            skew: evidence.skew.map(|_| Skew { ms: 0, uncertainty_ms: 0 }),
+            ..evidence.clone()
+        };
+        let mut logged = held(&self.logged);
+        let same = logged.as_ref() == Some(&plain);
+        *logged = Some(plain);
+        same
+    }
+}
+
+fn held<T>(part: &Mutex<T>) -> MutexGuard<'_, T> {
+    part.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Probes a site that has opened its stream, has policy decide, and lets it take part; then the same again every while until
+/// the stream is gone. An agent that answers no probes is not waited for.
+pub async fn attend(engine: Engine, joined: Joined, every: Duration, gone: CancellationToken) {
+    let mut taking_part = false;
+    loop {
+        let samples = tokio::select! {
+            () = gone.cancelled() => return,
+            samples = probe(&engine, &joined) => samples,
+        };
+        let Joined { site, peer, declared, .. } = &joined;
+        let more = |evidence: Evidence| {
+            let (storage, compute) = declared.clone();
+            Evidence { storage, compute, ..evidence }.probed(&samples)
+        };
+        let Some((decision, evidence)) = peer.trusted.know(&engine, peer, more).await else {
+            return;
+        };
+        if !peer.known.is_logged(&evidence) {
+            let entry = Draft::new(Kind::EvidenceTaken)
+                .actor(&peer.actor)
+                .text("action", Action::Connect.as_str())
+                .decided(decision.allow, &decision.policies, &decision.policy_set)
+                .evidence(&evidence);
+            if let Err(e) = engine.parts().writer.record(vec![entry]).await {
+                tracing::error!(%site, error = %e, "what is known of a connection cannot be logged; it is ended");
+                engine.sites().leave(site, joined.serial);
+                return;
+            }
+        }
+        if !taking_part {
+            taking_part = true;
+            engine.joined(site).await;
+        }
+        tokio::select! {
+            () = gone.cancelled() => return,
+            () = tokio::time::sleep(every) => {}
+        }
+    }
+}
+
+/// What a site answers to one nonce after the other.
+async fn probe(engine: &Engine, joined: &Joined) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    let nonces = if joined.answers_probes { NONCES } else { 0 };
+    for _ in 0..nonces {
+        let (nonce, answered) = joined.peer.known.ask();
+        let push = push::Push::Probe(Probe { nonce: nonce.to_vec().into() });
+        if !engine.sites().push_on(&joined.site, joined.serial, push) {
+            break;
+        }
+        match tokio::time::timeout(PATIENCE, answered).await {
+            Ok(Ok(sample)) => samples.push(sample),
+            _ => break,
+        }
+    }
+    samples
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ed25519_dalek::SigningKey;
+
+    /// Shows RES-02: only the site's key answers, only the nonce that was asked, and only once.
+    #[test]
+    fn a_nonce_is_answered_by_the_sites_key_and_once() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let public = key.verifying_key().to_bytes();
+        let known = Known::default();
+        let signed = |nonce: &[u8], clock_ms, key: &SigningKey| {
+            note::sign_context(key, CONTEXT, &probe_bytes(nonce, clock_ms))
+                .expect("a key in memory")
+        };
+        let refused = |signature: &[u8], clock_ms| {
+            known.answered(&public, clock_ms, signature).expect_err("refused").detail
+        };
+        assert!(refused(&signed(&[0; 32], 5, &key), 5).contains("asked nothing"));
+        let (before, _) = known.ask();
+        let (nonce, mut answered) = known.ask();
+        assert_ne!(before, nonce);
+        for (signature, clock_ms) in [
+            (signed(&before, 5, &key), 5),
+            (signed(&nonce, 5, &SigningKey::from_bytes(&[8; 32])), 5),
+            (signed(&nonce, 5, &key), 6),
+            ([0; 64], 5),
+        ] {
+            assert!(refused(&signature, clock_ms).contains("did not sign"));
+        }
+        let good = signed(&nonce, 5, &key);
+        known.answered(&public, 5, &good).expect("it is good");
+        let sample = answered.try_recv().expect("a sample");
+        assert_eq!(sample.clock_ms, 5);
+        assert!(refused(&good, 5).contains("asked nothing"));
+    }
+
+    #[test]
+    fn an_entry_is_made_when_more_than_figures_have_changed() {
+        let known = Known::default();
+        let sample =
+            |ms: u64| Sample { round_trip: Duration::from_millis(ms), sent_ms: 0, clock_ms: 9 };
+        let quick = Evidence::default().probed(&[sample(1)]);
+        assert!(!known.is_logged(&quick));
+        assert!(known.is_logged(&Evidence::default().probed(&[sample(2)])));
+        assert!(!known.is_logged(&Evidence { address_known: true, ..quick.clone() }));
+        assert!(!known.is_logged(&quick));
+    }
+}
