@@ -28,6 +28,7 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "it is parsed once")]
 enum Command {
     /// Make a new authority in a folder.
     Init {

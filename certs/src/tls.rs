@@ -173,10 +173,11 @@ impl Credentials {
     }
 }
 
+/// One key, as handshakes use it and as everything else that it signs does.
+type OpenKey = (Arc<dyn TlsKey>, Arc<dyn SignKey>);
+
 /// A site's or coordinator's key, for handshakes and for everything else that it signs.
-pub(crate) fn open_key(
-    key: &KeyAt,
-) -> Result<(Arc<dyn TlsKey>, Arc<dyn SignKey>), CredentialsError> {
+pub(crate) fn open_key(key: &KeyAt) -> Result<OpenKey, CredentialsError> {
     match key {
         KeyAt::File(path) => {
             let pem = || CredentialsError::Pem { path: path.clone(), what: "private key" };

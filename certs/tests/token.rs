@@ -67,9 +67,11 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+type Test = fn(&World) -> Result<()>;
+
 fn inside(dir: &Path) -> Result<()> {
     let world = World::new(dir)?;
-    let tests: [(&str, fn(&World) -> Result<()>); 8] = [
+    let tests: [(&str, Test); 8] = [
         ("a_token_signs_as_its_public_key_and_in_many_threads", signs),
         ("both_sides_of_a_handshake_have_their_keys_in_a_token", handshake),
         ("what_is_not_there_is_named", not_there),
@@ -201,14 +203,14 @@ fn handshake(world: &World) -> Result<()> {
         };
         let dir = authority.issue_for(&request, None, open_token(&key)?.verifying_key())?;
         ensure!(!dir.join("key.pem").exists(), "the key is in the token");
-        Ok(Credentials::load(&dir.join("cert.pem"), &KeyAt::Token(key))?)
+        Ok(Credentials::load(&dir.join("cert.pem"), KeyAt::Token(key))?)
     };
     let site = credentials(Role::Site, "h", world.key("token=first;object=site")?)?;
     let coordinator = credentials(Role::Coordinator, "c", world.key("token=first;object=log")?)?;
     site.ready()?;
     // The key of the one is not that of the other's certificate.
     let cert = ca.join("site/h/cert.pem");
-    let wrong = Credentials::load(&cert, &KeyAt::Token(world.key("token=second;object=site")?));
+    let wrong = Credentials::load(&cert, KeyAt::Token(world.key("token=second;object=site")?));
     let Err(e @ CredentialsError::Mismatch { .. }) = wrong else { bail!("taken") };
     ensure!(e.to_string().contains("key `site` in token `second`"), "{e}");
     let trust = TrustStore::load(&authority.trust_path())?;

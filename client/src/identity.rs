@@ -399,8 +399,9 @@ pub fn pem(chain: &[CertificateDer<'_>]) -> String {
 /// little before, so that those who were started together do not come together.
 fn renew_at(identity: &Identity) -> i64 {
     let life = u64::try_from(identity.not_after - identity.not_before).unwrap_or(0);
-    let sixth = Duration::from_secs(life) / 6;
-    let after = Duration::from_secs(life) * 2 / 3 - (sixth - jittered(sixth));
+    let life = Duration::from_secs(life);
+    // Of what is jittered at least the half is waited.
+    let after = life / 2 + jittered(life / 6);
     identity.not_before * 1_000 + i64::try_from(after.as_millis()).unwrap_or(i64::MAX)
 }
 

@@ -239,6 +239,7 @@ enum ConfigCommand {
 #[command(
     after_help = "Examples:\n  falaj-agent budget show --config agent.toml\n  falaj-agent budget show --config agent.toml --study study.yaml --json\n  falaj-agent budget export --config agent.toml -o ledger.jsonl\n  falaj-verify bundle.tar --ledger ledger.jsonl"
 )]
+#[expect(clippy::large_enum_variant, reason = "it is parsed once")]
 enum BudgetCommand {
     /// Show epsilon by data set and study, and what is left.
     Show {
@@ -472,32 +473,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             });
         }
         Command::Enroll { token, place, config, dir, again } => {
-            let token: Token = read_token(&token)?.parse()?;
-            let files = match (config, dir) {
-                (_, Some(dir)) => enrol::Files::within(&dir),
-                (Some(config), None) => {
-                    let config = Config::load(&config)?;
-                    let spoken_to = &config.policy.coordinator_places;
-                    let at = token.coordinator.place();
-                    ensure!(
-                        spoken_to.iter().any(|p| at.matches(p)),
-                        "the token is for a coordinator in {at}, and `policy.coordinator_places` permits only {}",
-                        spoken_to.join(", ")
-                    );
-                    enrol::Files::of(&config)
-                }
-                (None, None) => anyhow::bail!("say where it is to lie: `--config` or `--dir`"),
-            };
-            let identity = enrol::enrol(&token, &files, &place, again).await?;
-            let until = falaj_core::time::Timestamp::from_millis(identity.not_after * 1_000);
-            let told = json!({
-                "identity": identity.spiffe.to_string(),
-                "until": until.to_string(),
-                "cert": files.cert,
-                "key": files.key.to_string(),
-                "trust": files.trust,
-            });
-            say(cli.json, &told);
+            enroll(&token, &place, (config.as_deref(), dir.as_deref()), again, cli.json).await?;
         }
         Command::Sandbox { .. } => unreachable!("it is done before there is a runtime"),
         Command::Config { command: ConfigCommand::Check { config } } => {
@@ -562,6 +538,43 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Enrols this site by a token, into the files that a configuration names or into a folder.
+async fn enroll(
+    token: &Path,
+    place: &Place,
+    to: (Option<&Path>, Option<&Path>),
+    again: bool,
+    json: bool,
+) -> Result<()> {
+    let token: Token = read_token(token)?.parse()?;
+    let files = match to {
+        (_, Some(dir)) => enrol::Files::within(dir),
+        (Some(config), None) => {
+            let config = Config::load(config)?;
+            let spoken_to = &config.policy.coordinator_places;
+            let at = token.coordinator.place();
+            ensure!(
+                spoken_to.iter().any(|p| at.matches(p)),
+                "the token is for a coordinator in {at}, and `policy.coordinator_places` permits only {}",
+                spoken_to.join(", ")
+            );
+            enrol::Files::of(&config)
+        }
+        (None, None) => anyhow::bail!("say where it is to lie: `--config` or `--dir`"),
+    };
+    let identity = enrol::enrol(&token, &files, place, again).await?;
+    let until = falaj_core::time::Timestamp::from_millis(identity.not_after * 1_000);
+    let told = json!({
+        "identity": identity.spiffe.to_string(),
+        "until": until.to_string(),
+        "cert": files.cert,
+        "key": files.key.to_string(),
+        "trust": files.trust,
+    });
+    say(json, &told);
+    Ok(())
 }
 
 async fn evidence(command: EvidenceCommand, json: bool) -> Result<()> {

@@ -21,7 +21,7 @@ fn builds(deps: &Path, name: &str) -> Vec<PathBuf> {
     let prefix = format!("lib{name}-");
     let built = |path: &PathBuf| -> Option<SystemTime> {
         let file = path.file_name()?.to_str()?;
-        let is_it = file.starts_with(&prefix) && file.ends_with(".rlib");
+        let is_it = file.starts_with(&prefix) && path.extension().is_some_and(|e| e == "rlib");
         if is_it { path.metadata().ok()?.modified().ok() } else { None }
     };
     let files = fs::read_dir(deps).expect("a folder").map(|entry| entry.expect("readable").path());

@@ -5,7 +5,7 @@ use crate::{
     blob::Blobs,
     checkpointer::{Checkpointer, high_water},
     clock,
-    config::Config,
+    config::{Config, LogConfig},
     endpoints,
     engine::{Engine, Parts},
     enrolment::{Enrolments, door},
@@ -92,6 +92,46 @@ pub struct Bound {
     pub enrolment: Option<SocketAddr>,
 }
 
+/// What is listened on.
+struct Listeners {
+    grpc: TcpListener,
+    rest: TcpListener,
+    metrics: Option<TcpListener>,
+    tiles: Option<TcpListener>,
+    enrolment: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<(Self, Bound)> {
+        let bind = async |address: SocketAddr| {
+            TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
+        };
+        let bind_if = async |address: Option<SocketAddr>| match address {
+            Some(address) => bind(address).await.map(Some),
+            None => Ok(None),
+        };
+        let (listen, enrolment) = (&config.listen, config.enrolment.as_ref());
+        let this = Self {
+            grpc: bind(listen.grpc).await?,
+            rest: bind(listen.rest).await?,
+            metrics: bind_if(listen.metrics).await?,
+            tiles: bind_if(listen.tiles).await?,
+            enrolment: bind_if(enrolment.and_then(|enrolment| enrolment.address)).await?,
+        };
+        let at = |listener: &Option<TcpListener>| {
+            listener.as_ref().map(TcpListener::local_addr).transpose()
+        };
+        let bound = Bound {
+            grpc: this.grpc.local_addr()?,
+            rest: this.rest.local_addr()?,
+            metrics: at(&this.metrics)?,
+            tiles: at(&this.tiles)?,
+            enrolment: at(&this.enrolment)?,
+        };
+        Ok((this, bound))
+    }
+}
+
 /// A coordinator that is ready to run.
 pub struct App {
     config: Config,
@@ -116,13 +156,7 @@ impl App {
     /// What is missing or wrong, where, and what to do.
     pub async fn open(config: Config, shutdown: &CancellationToken) -> Result<Self> {
         let trusted = Trusted::open(&config.identity, &config.revocation, &config.evidence)?;
-        let identity = trusted.own_identity()?;
-        ensure!(
-            identity.spiffe.role() == Role::Coordinator,
-            "{} is a {}'s certificate, a coordinator's is needed",
-            config.identity.cert.display(),
-            identity.spiffe.role()
-        );
+        let identity = coordinators(trusted.own_identity()?, &config)?;
         let place = identity.spiffe.place().clone();
         let policy = PolicyEngine::load(&config.policy.dir, &place)?;
         trusted.decided_by(policy.clone());
@@ -131,12 +165,7 @@ impl App {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         trusted.keep_lists(dir.join("revocation-lists"))?;
         let persons = Persons::open(&dir.join("persons"))?;
-        if !persons.all().is_empty() && !policy.lets_in(&persons) {
-            tracing::error!(
-                policies = %config.policy.dir.display(),
-                "no operator who is known may connect: put the policies right; until then `falaj-coordinator break-glass` lets operators look, stop and revoke"
-            );
-        }
+        warn_of_lock_out(&persons, &policy, &config);
         let scratch = emptied(&dir.join("scratch"))?;
         let keys = log_keys(&config)?;
         let metrics = Arc::new(Metrics::default());
@@ -171,11 +200,7 @@ impl App {
         };
         let engine = Engine::open(parts, shutdown.clone()).await?;
         let erasures = Erasures::open(engine.clone()).await?;
-        let mut checkpointer =
-            Checkpointer::new(writer.clone(), keys.signer.clone(), config.log.high_water.clone());
-        if let Some((before, retiring)) = keys.retiring.zip(config.log.retiring.as_ref()) {
-            checkpointer = checkpointer.beside(before, retiring.until);
-        }
+        let checkpointer = checkpointer(&writer, keys, &config.log);
         let timestamps = spoken_to.authority.map(|authority| {
             let (writer, checkpointer) = (writer.clone(), checkpointer.clone());
             Timestamps::new(authority, store, writer, checkpointer, metrics.clone())
@@ -259,31 +284,7 @@ impl App {
             writer,
             outside,
         } = self;
-        let listen = &config.listen;
-        let bind = async |address: SocketAddr| {
-            TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
-        };
-        let (grpc_listener, rest_listener) = (bind(listen.grpc).await?, bind(listen.rest).await?);
-        let metrics_listener = match listen.metrics {
-            Some(address) => Some(bind(address).await?),
-            None => None,
-        };
-        let tiles_listener = match listen.tiles {
-            Some(address) => Some(bind(address).await?),
-            None => None,
-        };
-        let enrolment = config.enrolment.as_ref();
-        let enrolment_listener = match enrolment.and_then(|enrolment| enrolment.address) {
-            Some(address) => Some(bind(address).await?),
-            None => None,
-        };
-        let bound = Bound {
-            enrolment: enrolment_listener.as_ref().map(TcpListener::local_addr).transpose()?,
-            tiles: tiles_listener.as_ref().map(TcpListener::local_addr).transpose()?,
-            grpc: grpc_listener.local_addr()?,
-            rest: rest_listener.local_addr()?,
-            metrics: metrics_listener.as_ref().map(TcpListener::local_addr).transpose()?,
-        };
+        let (listeners, bound) = Listeners::bind(&config).await?;
         let signing = checkpointer.clone();
         let checkpoints = tokio::spawn(checkpointer.run(shutdown.clone()));
         let stamping = timestamps.map(|t| tokio::spawn(t.run(shutdown.clone())));
@@ -295,19 +296,19 @@ impl App {
         }
         let [for_agents, for_operators] = acceptors;
         let most = config.limits.connections_max;
-        let agents = for_agents.run(grpc_listener, most, shutdown.clone());
-        let operators = for_operators.run(rest_listener, most, shutdown.clone());
+        let agents = for_agents.run(listeners.grpc, most, shutdown.clone());
+        let operators = for_operators.run(listeners.rest, most, shutdown.clone());
         let operators = tokio::spawn(serve_rest(operators, rest, shutdown.clone()));
-        if let Some((listener, address)) = enrolment_listener.zip(bound.enrolment) {
-            let public = enrolment.and_then(|enrolment| enrolment.public.clone());
+        if let Some((listener, address)) = listeners.enrolment.zip(bound.enrolment) {
+            let public = config.enrolment.as_ref().and_then(|enrolment| enrolment.public.clone());
             enrolments.listens(public.unwrap_or_else(|| address.to_string()));
             let asked = (engine.clone(), trusted.clone());
             tokio::spawn(door::serve(listener, enrolments.clone(), asked, shutdown.clone()));
         }
-        if let Some(listener) = tiles_listener {
+        if let Some(listener) = listeners.tiles {
             tokio::spawn(tiles::serve(listener, parts.shards.clone(), shutdown.clone()));
         }
-        if let Some(listener) = metrics_listener {
+        if let Some(listener) = listeners.metrics {
             tokio::spawn(serve_metrics(
                 listener,
                 metrics.clone(),
@@ -387,6 +388,35 @@ fn emptied(folder: &Path) -> Result<PathBuf> {
     let _ = fs::remove_dir_all(folder);
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     Ok(folder.to_owned())
+}
+
+/// A coordinator's certificate, and nobody else's.
+fn coordinators(identity: Identity, config: &Config) -> Result<Identity> {
+    ensure!(
+        identity.spiffe.role() == Role::Coordinator,
+        "{} is a {}'s certificate, a coordinator's is needed",
+        config.identity.cert.display(),
+        identity.spiffe.role()
+    );
+    Ok(identity)
+}
+
+/// Says so when no operator could come and put the policies right.
+fn warn_of_lock_out(persons: &Persons, policy: &PolicyEngine, config: &Config) {
+    if !persons.all().is_empty() && !policy.lets_in(persons) {
+        tracing::error!(
+            policies = %config.policy.dir.display(),
+            "no operator who is known may connect: put the policies right; until then `falaj-coordinator break-glass` lets operators look, stop and revoke"
+        );
+    }
+}
+
+fn checkpointer(writer: &writer::Writer, keys: Keys, config: &LogConfig) -> Checkpointer {
+    let this = Checkpointer::new(writer.clone(), keys.signer, config.high_water.clone());
+    match keys.retiring.zip(config.retiring.as_ref()) {
+        Some((before, retiring)) => this.beside(before, retiring.until),
+        None => this,
+    }
 }
 
 /// The log's keys; those that sign are made on the first start.

@@ -232,7 +232,7 @@ impl Chain {
         ];
         match event {
             Event::Opened { site } => {
-                members.extend([("kind", "opened".into()), ("site", site.to_string().into())])
+                members.extend([("kind", "opened".into()), ("site", site.to_string().into())]);
             }
             Event::Released { before } => {
                 members.extend([("kind", "released".into()), ("before", int(*before))]);

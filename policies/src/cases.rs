@@ -58,7 +58,7 @@ struct Case {
     destination: Option<String>,
     /// What is known of the connection; nothing when absent.
     #[serde(default)]
-    evidence: Known,
+    evidence: Gathered,
     /// What an endpoint is to the coordinator.
     #[serde(default)]
     endpoint: String,
@@ -70,7 +70,7 @@ struct Case {
 /// What is known of a connection, as policies name it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Known {
+struct Gathered {
     issuer: Option<String>,
     address_known: bool,
     address_in_place: bool,
@@ -82,7 +82,7 @@ struct Known {
     compute: Option<String>,
 }
 
-impl Known {
+impl Gathered {
     fn evidence(&self) -> Result<Evidence, String> {
         let place = |text: &Option<String>| -> Result<Option<Place>, String> {
             text.as_ref().map(|text| text.parse().map_err(|e| format!("{e}"))).transpose()

@@ -148,6 +148,9 @@ impl Rogue {
     ///
     /// # Errors
     /// The coordinator's refusal.
+    ///
+    /// # Panics
+    /// Never: a key in memory signs.
     pub async fn answer_probe(&mut self, nonce: &[u8], clock_ms: i64) -> Result<(), Status> {
         let signed = evidence::probe_bytes(nonce, clock_ms);
         let key = self.credentials.signing_key();

@@ -202,7 +202,9 @@ fn contents(sent: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// The content of each stream, and all that is no content.
-fn frames(sent: &[u8]) -> Result<(BTreeMap<u32, Vec<u8>>, Vec<u8>)> {
+type Frames = (BTreeMap<u32, Vec<u8>>, Vec<u8>);
+
+fn frames(sent: &[u8]) -> Result<Frames> {
     let mut rest = sent.strip_prefix(PREFACE).context("it is no HTTP/2")?;
     let (mut streams, mut others) = (BTreeMap::<u32, Vec<u8>>::new(), Vec::new());
     while let Some((head, after)) = rest.split_at_checked(HEAD_BYTES) {

@@ -291,7 +291,7 @@ impl TokenSigner {
             match self.sign_once(&mut module, &mut open, message) {
                 Ok(signature) => return Ok(signature),
                 Err(e @ TokenError::Module(..)) => {
-                    self.close(&module, &mut open);
+                    close(&module, &mut open);
                     last = Some(e);
                 }
                 Err(e) => return Err(e),
@@ -327,15 +327,16 @@ impl TokenSigner {
         let signature = <[u8; 64]>::try_from(&signature[..]).ok().filter(|_| good);
         signature.ok_or_else(|| failed("the token signed wrongly".into()))
     }
+}
 
-    fn close(&self, module: &Module, open: &mut Option<Open>) {
-        if let Some(open) = open.take()
-            && module.begun.is_some()
-            && open.generation == module.generation
-        {
-            // One that cannot be closed is gone.
-            let _ = open.session.close();
-        }
+/// Ends a session, unless the module has begun anew since.
+fn close(module: &Module, open: &mut Option<Open>) {
+    if let Some(open) = open.take()
+        && module.begun.is_some()
+        && open.generation == module.generation
+    {
+        // One that cannot be closed is gone.
+        let _ = open.session.close();
     }
 }
 
@@ -354,7 +355,7 @@ impl Drop for TokenSigner {
         let module = self.module.clone();
         let module = locked(&module);
         let mut open = locked(&self.open).take();
-        self.close(&module, &mut open);
+        close(&module, &mut open);
     }
 }
 

@@ -42,7 +42,7 @@ const CONNECTIONS_MAX: usize = 64;
 /// A handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A connection that lives longer is closed: one call needs a moment, and an outside authority half a minute.
-const CONNECTION: Duration = Duration::from_secs(60);
+const CONNECTION: Duration = Duration::from_mins(1);
 /// A call takes at most this long.
 const CALL: Duration = Duration::from_secs(45);
 /// A request and its frame.

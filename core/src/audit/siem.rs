@@ -107,27 +107,28 @@ pub const fn shape(kind: Kind) -> Shape {
     const OTHER: i64 = 99;
     let (class, activity, severity, success) = match kind {
         Kind::CoordinatorStarted => (ApplicationLifecycle, START, Low, true),
-        Kind::PolicyLoaded | Kind::TrustLoaded => (ApplicationLifecycle, OTHER, Low, true),
+        Kind::PolicyLoaded | Kind::TrustLoaded | Kind::EndpointAllowed => {
+            (ApplicationLifecycle, OTHER, Low, true)
+        }
         Kind::PolicyRefused => (ApplicationLifecycle, OTHER, Medium, false),
         Kind::GlassBroken => (ApplicationLifecycle, OTHER, High, false),
         Kind::GlassMended => (ApplicationLifecycle, OTHER, Medium, true),
         Kind::ConnectionAdmitted => (Authentication, LOGON, Informational, true),
-        Kind::EndpointAllowed => (ApplicationLifecycle, OTHER, Low, true),
         Kind::EvidenceTaken => (Authentication, OTHER, Informational, true),
         Kind::ConnectionRefused => (Authentication, LOGON, Medium, false),
         Kind::ConnectionEnded => (Authentication, LOGOFF, Medium, false),
         Kind::CertificateReinstated => (ApiActivity, UPDATE, Medium, true),
         Kind::StudySubmitted => (ApiActivity, CREATE, Low, true),
         Kind::EnrolmentOffered | Kind::SiteEnrolled => (ApiActivity, CREATE, Medium, true),
-        Kind::EnrolmentRefused => (ApiActivity, CREATE, Medium, false),
-        Kind::CertificateRenewed => (ApiActivity, UPDATE, Informational, true),
         Kind::StudyStopped | Kind::HoldPlaced | Kind::HoldReleased => {
             (ApiActivity, UPDATE, Low, true)
         }
-        Kind::SiteJoined | Kind::SiteDeclined => (ApiActivity, UPDATE, Informational, true),
+        Kind::CertificateRenewed | Kind::SiteJoined | Kind::SiteDeclined => {
+            (ApiActivity, UPDATE, Informational, true)
+        }
         Kind::ExchangeAnswered | Kind::UpdateAccepted => (ApiActivity, CREATE, Informational, true),
         Kind::UpdateDuplicate => (ApiActivity, OTHER, Informational, true),
-        Kind::UpdateRefused => (ApiActivity, CREATE, Medium, false),
+        Kind::EnrolmentRefused | Kind::UpdateRefused => (ApiActivity, CREATE, Medium, false),
         Kind::TaskSent | Kind::ModelRead | Kind::AdminRead => {
             (ApiActivity, READ, Informational, true)
         }

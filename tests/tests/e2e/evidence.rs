@@ -84,7 +84,7 @@ async fn end(
                 // Whoever was cut off meanwhile reads it on the stream.
                 let _ = rogue.answer_probe(&probe.nonce, i64::try_from(now)? + off_ms).await;
             }
-            Ok(Some(Push { push: Some(push::Push::Task(_)) })) | Ok(None) => return Ok(None),
+            Ok(Some(Push { push: Some(push::Push::Task(_)) }) | None) => return Ok(None),
             Ok(Some(_)) => {}
             Err(status) => return Ok(Some(status)),
         }

@@ -77,7 +77,7 @@ impl Caller {
     /// Asks over a connection of its own.
     fn ask(&self, address: SocketAddr, method: &str, path: &str, body: &str) -> Result<Heard> {
         let mut tcp = TcpStream::connect(address)?;
-        tcp.set_read_timeout(Some(Duration::from_secs(60)))?;
+        tcp.set_read_timeout(Some(Duration::from_mins(1)))?;
         let mut tls = ClientConnection::new(self.config.clone(), "localhost".try_into()?)?;
         let mut stream = rustls::Stream::new(&mut tls, &mut tcp);
         let request = format!(

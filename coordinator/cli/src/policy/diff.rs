@@ -27,6 +27,9 @@ use std::{
 /// Who, by which roles, what, of which study, where to, and how it was and would be decided.
 type Change = [String; 7];
 
+/// A request as both sets are asked about it, but for its roles: five words, what was known of the connection, and the endpoint.
+type Request = ([String; 5], Option<Evidence>, String);
+
 /// The requests that were looked at.
 #[derive(Default)]
 struct Asked {
@@ -36,7 +39,7 @@ struct Asked {
     /// How often, and the first and the last entry.
     changes: BTreeMap<Change, (u64, u64, u64)>,
     /// Decisions by request: most are asked over and over.
-    known: HashMap<([String; 5], Option<Evidence>, String), Option<(String, String)>>,
+    known: HashMap<Request, Option<(String, String)>>,
 }
 
 /// Asks both sets about every logged request in a span of time, and shows where they differ. Ends with code 1 when they do.
