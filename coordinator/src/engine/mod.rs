@@ -146,7 +146,8 @@ pub struct Handle {
     /// What does not change.
     pub meta: Arc<Meta>,
     view: watch::Receiver<View>,
-    events: broadcast::Sender<StudyEvent>,
+    /// Only whoever runs the study keeps the channel: its buffer is too large to be kept for every study that is over.
+    events: broadcast::WeakSender<StudyEvent>,
     mailbox: mpsc::Sender<Mail>,
     leaving: Arc<Leaving>,
 }
@@ -158,10 +159,11 @@ impl Handle {
         self.view.borrow().clone()
     }
 
-    /// What happens to it from now on.
+    /// What happens to it from now on. It ends with the study.
     #[must_use]
     pub fn watch(&self) -> broadcast::Receiver<StudyEvent> {
-        self.events.subscribe()
+        let ended = || broadcast::channel(1).1;
+        self.events.upgrade().map_or_else(ended, |events| events.subscribe())
     }
 
     /// An event that says how it stands now.
@@ -632,7 +634,7 @@ impl Engine {
         let handle = Handle {
             meta: meta.clone(),
             view: watched,
-            events: events.clone(),
+            events: events.downgrade(),
             mailbox,
             leaving: leaving.clone(),
         };
