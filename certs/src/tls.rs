@@ -238,6 +238,8 @@ pub fn provider() -> CryptoProvider {
     CryptoProvider {
         kx_groups: vec![
             aws_lc_rs::kx_group::X25519MLKEM768,
+            // By itself it is not an approved one (NIST SP 800-56A).
+            #[cfg(not(feature = "fips"))]
             aws_lc_rs::kx_group::X25519,
             aws_lc_rs::kx_group::SECP256R1,
         ],

@@ -250,10 +250,17 @@ impl App {
         person.map_or_else(|| name.to_owned(), |id| id.to_string())
     }
 
-    fn study(&self, id: &str) -> Result<Handle, Problem> {
-        let id: StudyId =
-            id.parse().map_err(|e: falaj_core::id::IdError| Code::UnknownStudy.because(e))?;
-        self.engine.study(&id)
+    /// A study that somebody names. That it is not there is told only to those who may know what is, and is an access.
+    async fn study(&self, peer: &Peer, name: &str) -> Result<Handle, Problem> {
+        let id = name.parse::<StudyId>().map_err(|e| Code::UnknownStudy.because(e));
+        match id.and_then(|id| self.engine.study(&id)) {
+            Ok(handle) => Ok(handle),
+            Err(unknown) => {
+                let asked = [("unknown_study", name.to_owned())];
+                self.grant_asked(peer, Action::StatusRead, None, &asked).await?;
+                Err(unknown)
+            }
+        }
     }
 }
 
@@ -339,7 +346,7 @@ async fn show(
     Extension(peer): Who,
     Path(id): Path<String>,
 ) -> Answer<Json<Study>> {
-    let handle = app.study(&id)?;
+    let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     Ok(Json(shown(&app, &handle)))
 }
@@ -351,7 +358,7 @@ async fn stop(
     Extension(peer): Who,
     Path(id): Path<String>,
 ) -> Answer<Json<Study>> {
-    let handle = app.study(&id)?;
+    let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyStop, Some(&handle)).await?;
     app.engine.stop(&handle.meta.study.id, &peer.actor).await?;
     Ok(Json(shown(&app, &handle)))
@@ -364,7 +371,7 @@ async fn rounds(
     Extension(peer): Who,
     Path(id): Path<String>,
 ) -> Answer<Json<Page<Round>>> {
-    let handle = app.study(&id)?;
+    let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     let rounds = app.engine.parts().store.rounds(&handle.meta.study.id).await;
     let items = rounds.map_err(unreadable)?.iter().map(round_shown).collect();
@@ -399,7 +406,7 @@ fn round_shown(round: &AnyRound) -> Round {
 /// What happens in a study, as server-sent events of `StudyEvent`: first how it stands, then each change.
 #[utoipa::path(get, path = "/api/v1/studies/{id}/events", params(("id" = String, Path)), responses((status = 200, body = StudyEvent, content_type = "text/event-stream"), (status = 404, body = ProblemJson)))]
 async fn events(State(app): Ctx, Extension(peer): Who, Path(id): Path<String>) -> Answer<Response> {
-    let handle = app.study(&id)?;
+    let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     // Listening begins before the snapshot is taken, so nothing falls between.
     let changes = BroadcastStream::new(handle.watch());
@@ -428,7 +435,7 @@ async fn models(
     Extension(peer): Who,
     Path(id): Path<String>,
 ) -> Answer<Json<Page<Model>>> {
-    let handle = app.study(&id)?;
+    let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     let manifest = &handle.meta.manifest;
     let rows = app.engine.parts().store.models(&handle.meta.study.id).await.map_err(unreadable)?;
@@ -470,16 +477,18 @@ async fn download(
     Path((id, round)): Path<(String, String)>,
     Query(to): Query<ToQuery>,
 ) -> Answer<Response> {
-    let handle = app.study(&id)?;
+    let handle = app.study(&peer, &id).await?;
     let parts = app.engine.parts();
     let rows = parts.store.models(&handle.meta.study.id).await.map_err(unreadable)?;
     let row = match round.as_str() {
         "latest" => rows.last(),
         number => rows.iter().find(|m| number.parse() == Ok(m.number)),
     };
-    let row = row.ok_or_else(|| {
-        Code::UnknownModel.because(format!("study `{id}` has no model of round {round}"))
-    })?;
+    let Some(row) = row else {
+        app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
+        let what = format!("study `{id}` has no model of round {round}");
+        return Err(Code::UnknownModel.because(what).into());
+    };
     let (asked, read) = to.asked();
     let intent = app.grant_asked(&peer, Action::ModelRead, Some(&handle), &asked).await?;
     read?;

@@ -46,6 +46,31 @@ async fn every_route_is_an_entry_before_it_is_served() -> Result<()> {
     Ok(())
 }
 
+/// What is not there is an access as well: otherwise names could be tried out unseen.
+#[tokio::test]
+async fn asking_for_what_is_not_there_is_an_entry_too() -> Result<()> {
+    let world = World::new().await?;
+    let code_of = |path: String| {
+        let world = &world;
+        async move {
+            let before = world.writer.head().0;
+            let (status, code) = world.refusal(&path).await?;
+            ensure!(status == StatusCode::NOT_FOUND, "{path}: {status}");
+            let entries = world.entries(before).await?;
+            let entry = entries.first().with_context(|| format!("{path}: no entry"))?;
+            ensure!(entry.kind == Kind::AdminRead && entry.body().text("decision") == Ok("allow"));
+            Ok((code, entry.body().find_text("study").map(str::to_owned)))
+        }
+    };
+    for path in ["", "/rounds", "/events", "/models", "/models/latest"] {
+        let (code, _) = code_of(format!("studies/lungs{path}")).await?;
+        ensure!(code == "unknown_study", "{path}: {code}");
+    }
+    let (code, study) = code_of(format!("studies/{STUDY}/models/7")).await?;
+    ensure!(code == "unknown_model" && study.as_deref() == Some(STUDY), "{code} {study:?}");
+    Ok(())
+}
+
 /// AUD-14. The entry says what was asked.
 #[tokio::test]
 async fn the_entry_of_a_read_says_what_was_asked() -> Result<()> {
