@@ -30,6 +30,8 @@ const INTENTS_MAX: usize = 100_000;
 pub(crate) struct Replay {
     history: History,
     revoked: Revoked,
+    /// For whom each enrolment token is, and whether it was taken back.
+    tokens: BTreeMap<String, (SiteId, bool)>,
     /// Keys by whom they belong to, from certificates for which an issuer vouches.
     keys: BTreeMap<String, Vec<VerifyingKey>>,
     /// The header that waits for its signature.
@@ -196,6 +198,7 @@ impl Replay {
         let files = |set: &Digest| self.policies.get(set).map(Vec::as_slice);
         self.decisions.take(entry, entry.requester().as_deref(), files)?;
         let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
+        let token = || body.text("token").map(str::to_owned).map_err(|e| e.to_string());
         let round = || entry.round().map_err(|e| e.to_string());
         match entry.kind {
             Kind::CoordinatorStarted => {
@@ -255,9 +258,25 @@ impl Replay {
             Kind::RoundFailed | Kind::ModelRejected => {
                 self.open.remove(&round()?);
             }
+            Kind::EnrolmentOffered => {
+                let site = body.parsed("identity").map_err(|e| e.to_string())?;
+                self.tokens.insert(token()?, (site, false));
+            }
+            Kind::EnrolmentWithdrawn => {
+                if let Some((_, withdrawn)) = self.tokens.get_mut(&token()?) {
+                    *withdrawn = true;
+                }
+            }
             Kind::SiteEnrolled => {
                 let site: SiteId = body.parsed("identity").map_err(|e| e.to_string())?;
                 self.history.check(site.spiffe(), &digest("cert_sha256")?, &entry.ts)?;
+                // One that an earlier shard tells of is not known here.
+                if let Some((wanted, withdrawn)) = self.tokens.get(&token()?)
+                    && (*withdrawn || *wanted != site)
+                {
+                    let what = if *withdrawn { "had been taken back" } else { "is another site's" };
+                    return Err(format!("{site} was enrolled by a token that {what}"));
+                }
             }
             Kind::CertificateRenewed => self.renewed(entry, &digest("cert_sha256")?)?,
             Kind::ConnectionRefused

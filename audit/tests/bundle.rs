@@ -11,7 +11,7 @@ use falaj_certs::{
     trust::{TrustFile, spki_sha256},
 };
 use falaj_core::{
-    audit::{Actor, Draft, Kind, bundle, policy_set},
+    audit::{Actor, Draft, Entry, Kind, bundle, policy_set},
     canon::{self, Canon},
     id::{Digest, RoundId, SiteId},
     merkle::{self, Frontier},
@@ -402,6 +402,33 @@ fn a_connection_by_a_certificate_that_had_expired_is_named() {
     let wrong = bundle.verify().expect_err("not valid then");
     assert!(matches!(wrong, Wrong::Content { index: 5, .. }), "{wrong}");
     assert!(wrong.to_string().contains("is valid from 1975"), "{wrong}");
+}
+
+/// Of a site that enrolled by a token: what becomes of it when the token says something else.
+#[test]
+fn a_site_that_enrolled_by_a_token_that_was_not_for_it_is_named() {
+    let enrolled = |offered: &str, before: &[Kind]| {
+        parts(|drafts| {
+            let counted = drafts[3].clone().finish(0, Timestamp::from_millis(0), [0; 16]);
+            let cert = Entry::parse(&counted).expect("an entry").actor_cert().expect("a site's");
+            let about = |kind: Kind, site: &str| {
+                Draft::new(kind).text("token", "0a1b").text("identity", site)
+            };
+            drafts.push(about(Kind::EnrolmentOffered, offered));
+            drafts.extend(before.iter().map(|kind| about(*kind, offered)));
+            drafts.push(about(Kind::SiteEnrolled, SITE).digest("cert_sha256", &cert));
+        })
+        .verify()
+    };
+    assert!(enrolled(SITE, &[]).is_ok());
+    for (offered, before, says) in [
+        (SITE, &[Kind::EnrolmentWithdrawn][..], "had been taken back"),
+        ("spiffe://t/ae-on/ae-az/site/h-2", &[], "is another site's"),
+    ] {
+        let wrong = enrolled(offered, before).expect_err("not for it");
+        assert!(matches!(wrong, Wrong::Content { .. }), "{wrong}");
+        assert!(wrong.to_string().contains(says), "{wrong}");
+    }
 }
 
 /// A checkpoint of the first entries, as `root` has it, with this site's cosignature.

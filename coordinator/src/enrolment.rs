@@ -59,6 +59,61 @@ struct Made {
     site: SiteId,
     until: Timestamp,
     used: Option<Use>,
+    /// Whether an operator took it back before anybody had used it.
+    withdrawn: bool,
+}
+
+/// What became of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It can be used.
+    Open,
+    /// A certificate was given for it, or is just being given.
+    Used,
+    /// Its time is over.
+    Expired,
+    /// An operator took it back.
+    Withdrawn,
+}
+
+impl Fate {
+    /// As it is spelled.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Used => "used",
+            Self::Expired => "expired",
+            Self::Withdrawn => "withdrawn",
+        }
+    }
+}
+
+impl Made {
+    fn fate(&self, now: Timestamp) -> Fate {
+        if self.used.is_some() {
+            Fate::Used
+        } else if self.withdrawn {
+            Fate::Withdrawn
+        } else if now > self.until {
+            Fate::Expired
+        } else {
+            Fate::Open
+        }
+    }
+}
+
+/// A token, without its secret.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Its number, as it stands in the log.
+    pub id: String,
+    /// The site that it is for.
+    pub site: SiteId,
+    /// Until when it can be used.
+    pub until: Timestamp,
+    /// What became of it.
+    pub fate: Fate,
 }
 
 /// That somebody came with a token.
@@ -186,9 +241,67 @@ impl Enrolments {
         let engine = &self.0.engine;
         engine.grant(asker.party(), Action::SiteEnroll, &Resource::Service, draft).await?;
         let site = SiteId::try_from(token.site.clone()).map_err(|e| Code::Malformed.because(e))?;
-        let made = Made { secret_sha256, site, until: token.until, used: None };
+        let made = Made { secret_sha256, site, until: token.until, used: None, withdrawn: false };
         self.tokens().insert(token.id.clone(), made);
         Ok(token)
+    }
+
+    /// The tokens that are known: those that can be used, and what became of the others of the last thirty days.
+    #[must_use]
+    pub fn all(&self) -> Vec<Told> {
+        let now = clock::now();
+        let told = |(id, made): (&String, &Made)| Told {
+            id: id.clone(),
+            site: made.site.clone(),
+            until: made.until,
+            fate: made.fate(now),
+        };
+        self.tokens().iter().map(told).collect()
+    }
+
+    /// Takes a token back that nobody has used.
+    ///
+    /// # Errors
+    /// [`Code::UnknownToken`], [`Code::Conflict`] when it was used, [`Code::Denied`], or why the log cannot take the entry.
+    pub async fn withdraw(&self, asker: Asker<'_>, id: &str) -> Result<Told, Problem> {
+        let (engine, action) = (&self.0.engine, Action::SiteEnroll);
+        let may = engine.parts().policy.decide(asker.party(), action, &Resource::Service).allow;
+        // Before its entry, so that nobody is given a certificate for it after that.
+        let taken = if may { self.take_back(id) } else { Err(unknown_token(id)) };
+        let draft = match &taken {
+            Ok((told, _)) => Draft::new(Kind::EnrolmentWithdrawn)
+                .text("token", id)
+                .text("identity", &told.site.to_string()),
+            Err(_) => Draft::new(Kind::AdminRead),
+        };
+        let draft = draft.actor(asker.actor);
+        let granted = engine.grant(asker.party(), action, &Resource::Service, draft).await;
+        if let Err(problem) = granted {
+            // What the log has not taken in time it may take yet.
+            if problem.code != Code::LogUnavailable
+                && let Ok((_, was)) = taken
+                && let Some(made) = self.tokens().get_mut(id)
+            {
+                made.withdrawn = was;
+            }
+            return Err(problem);
+        }
+        taken.map(|(told, _)| told)
+    }
+
+    /// From now on nobody can use a token; with it whether that was so before.
+    fn take_back(&self, id: &str) -> Result<(Told, bool), Problem> {
+        let mut tokens = self.tokens();
+        let made = tokens.get_mut(id).ok_or_else(|| unknown_token(id))?;
+        if made.used.is_some() {
+            return Err(Code::Conflict.because(format!(
+                "a certificate was given for token {id}: `falaj site revoke {}` takes that back",
+                made.site
+            )));
+        }
+        let was = std::mem::replace(&mut made.withdrawn, true);
+        let (site, until) = (made.site.clone(), made.until);
+        Ok((Told { id: id.to_owned(), site, until, fate: Fate::Withdrawn }, was))
     }
 
     /// A fresh token, before anybody hears of it.
@@ -302,6 +415,10 @@ impl Enrolments {
                     Ok(Claimed::Fresh(made.site.clone()))
                 }
             };
+        }
+        if made.withdrawn {
+            let what = "the coordinator's operator took this token back: ask for another";
+            return Err(Why("withdrawn_token", what.into()));
         }
         if clock::now() > made.until {
             let what = format!("this token could be used until {}: ask for another", made.until);
@@ -512,6 +629,11 @@ enum Claimed {
     UnderWay,
 }
 
+fn unknown_token(id: &str) -> Problem {
+    Code::UnknownToken
+        .because(format!("there is no token `{id}`; `falaj site tokens` shows those there are"))
+}
+
 /// The tokens that the log tells of.
 async fn read(engine: &Engine) -> Result<BTreeMap<String, Made>> {
     let mut tokens = BTreeMap::new();
@@ -523,12 +645,17 @@ async fn read(engine: &Engine) -> Result<BTreeMap<String, Made>> {
         if now.since_ms(until) < KEPT_MS {
             let secret_sha256 = body.parsed("secret_sha256")?;
             let site = body.parsed("identity")?;
-            let made = Made { secret_sha256, site, until, used: None };
+            let made = Made { secret_sha256, site, until, used: None, withdrawn: false };
             tokens.insert(body.text("token")?.to_owned(), made);
         }
     }
     if tokens.is_empty() {
         return Ok(tokens);
+    }
+    for entry in entries(engine, Kind::EnrolmentWithdrawn).await? {
+        if let Some(made) = tokens.get_mut(entry.body().text("token")?) {
+            made.withdrawn = true;
+        }
     }
     let certificates: BTreeMap<Digest, Vec<u8>> =
         engine.parts().store.certificates().await?.into_iter().collect();

@@ -154,7 +154,8 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(people::release))
         .routes(routes!(revocations::list, revocations::revoke))
         .routes(routes!(revocations::reinstate))
-        .routes(routes!(enrolment::offer))
+        .routes(routes!(enrolment::list, enrolment::offer))
+        .routes(routes!(enrolment::withdraw))
         .split_for_parts()
 }
 

@@ -76,6 +76,8 @@ kinds! {
     CertificateReinstated = "certificate.reinstated";
     /// An operator made a token by which a site gets its first certificate.
     EnrolmentOffered = "enrolment.offered";
+    /// An operator took a token back that nobody had used.
+    EnrolmentWithdrawn = "enrolment.withdrawn";
     /// Somebody who came with a token, or to renew a certificate, gets none.
     EnrolmentRefused = "enrolment.refused";
     /// A site is about to be given its first certificate, or is given the same one again.

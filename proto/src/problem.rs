@@ -79,6 +79,8 @@ catalog! {
     UnknownPerson = "unknown_person", "There is no such person", 404, NotFound;
     /// No such hold, or one that was released.
     UnknownHold = "unknown_hold", "There is no such hold", 404, NotFound;
+    /// No such enrolment token.
+    UnknownToken = "unknown_token", "There is no such enrolment token", 404, NotFound;
     /// No such certificate or identity, or nothing of it was revoked.
     UnknownCertificate = "unknown_certificate", "There is no such certificate", 404, NotFound;
     /// No such page.

@@ -308,6 +308,19 @@ impl std::fmt::Debug for EnrolmentToken {
     }
 }
 
+/// An enrolment token, without its secret.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EnrolmentTokenState {
+    /// Its number, as it stands in the log.
+    pub id: String,
+    /// The identity that it is for.
+    pub site: String,
+    /// Until when it can be used, RFC 3339 in UTC.
+    pub until: String,
+    /// `open`, `used`, `expired` or `withdrawn`.
+    pub state: String,
+}
+
 /// What to revoke, or to take back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -427,6 +427,17 @@ pub(crate) enum SiteCommand {
         #[arg(long, default_value = "1h", value_parser = seconds)]
         ttl: u64,
     },
+    /// List enrolment tokens: those that can be used, and what became of the others of the last thirty days.
+    #[command(after_help = "Example:\n  falaj site tokens")]
+    Tokens,
+    /// Take an enrolment token back that nobody has used. `falaj site revoke` is for a site that has enrolled.
+    #[command(
+        after_help = "Example:\n  falaj site withdraw-token 3f6c5a9b0d1e4f72a8c3b5d7e9f10234"
+    )]
+    WithdrawToken {
+        /// Its number: `falaj site tokens` shows it.
+        token: String,
+    },
     /// List the revocations that stand. Issuers' lists and the coordinator's deny file are not among them.
     #[command(after_help = "Example:\n  falaj site revocations")]
     Revocations,

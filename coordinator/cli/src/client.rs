@@ -10,9 +10,10 @@ use falaj_core::id::{Place, StudyId};
 use falaj_proto::{
     problem::ProblemJson,
     rest::{
-        Accesses, Checkpoint, EnrolmentToken, EnrolmentTokenRequest, Erasure, ErasureRequest, Hold,
-        HoldRequest, LogEntry, LogShard, Model, Page, Person, Pruning, PruningRequest, Revocation,
-        RevocationRequest, Round, Site, Status, Study, Timestamp, Witness,
+        Accesses, Checkpoint, EnrolmentToken, EnrolmentTokenRequest, EnrolmentTokenState, Erasure,
+        ErasureRequest, Hold, HoldRequest, LogEntry, LogShard, Model, Page, Person, Pruning,
+        PruningRequest, Revocation, RevocationRequest, Round, Site, Status, Study, Timestamp,
+        Witness,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
@@ -292,6 +293,16 @@ impl Client {
         asked: &EnrolmentTokenRequest,
     ) -> Answer<EnrolmentToken> {
         self.read(self.request(Method::POST, "enrolment-tokens").json(asked)).await
+    }
+
+    /// The tokens that can be used, and what became of others.
+    pub(crate) async fn enrolment_tokens(&self) -> Answer<Page<EnrolmentTokenState>> {
+        self.pages("enrolment-tokens").await
+    }
+
+    /// Takes a token back that nobody has used.
+    pub(crate) async fn withdraw_token(&self, id: &str) -> Answer<EnrolmentTokenState> {
+        self.read(self.request(Method::POST, &format!("enrolment-tokens/{id}/withdraw"))).await
     }
 
     /// The revocations that stand.

@@ -192,6 +192,17 @@ async fn site(client: &Client, command: SiteCommand, json: bool) -> Result<()> {
             }
             show::answer(json, &made, |made| made.token.clone())
         }
+        SiteCommand::Tokens => show::answer(json, &client.enrolment_tokens().await?, |page| {
+            let row = |t: &rest::EnrolmentTokenState| {
+                [t.id.clone(), t.site.clone(), t.until.clone(), t.state.clone()]
+            };
+            show::table(["NUMBER", "SITE", "UNTIL", "STATE"], page.items.iter().map(row))
+        }),
+        SiteCommand::WithdrawToken { token } => {
+            show::answer(json, &client.withdraw_token(&token).await?, |done| {
+                format!("token {} for {} cannot be used any more", done.id, done.site)
+            })
+        }
         SiteCommand::Revocations => show::answer(json, &client.revocations().await?, |page| {
             let row = |r: &rest::Revocation| {
                 [r.subject.clone(), r.at.clone(), r.reason.clone(), r.index.to_string()]

@@ -1,12 +1,47 @@
 //! Tokens by which sites get their first certificates.
 
 use super::{Answer, Ctx, Who, people::asker};
-use crate::policy::Action;
-use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
+use crate::{enrolment::Told, policy::Action};
+use axum::{
+    Extension, Json,
+    body::Bytes,
+    extract::{Path, State},
+    http::StatusCode,
+};
 use falaj_proto::{
     problem::ProblemJson,
-    rest::{EnrolmentToken, EnrolmentTokenRequest},
+    rest::{EnrolmentToken, EnrolmentTokenRequest, EnrolmentTokenState, Page},
 };
+
+fn shown(told: Told) -> EnrolmentTokenState {
+    EnrolmentTokenState {
+        id: told.id,
+        site: told.site.to_string(),
+        until: told.until.to_string(),
+        state: told.fate.as_str().into(),
+    }
+}
+
+/// The tokens that can be used, and what became of the others of the last thirty days. No secret is among this.
+#[utoipa::path(get, path = "/api/v1/enrolment-tokens", responses((status = 200, body = Page<EnrolmentTokenState>), (status = 403, body = ProblemJson)))]
+pub(super) async fn list(
+    State(app): Ctx,
+    Extension(peer): Who,
+) -> Answer<Json<Page<EnrolmentTokenState>>> {
+    app.grant(&peer, Action::SiteEnroll, None).await?;
+    let items = app.enrolments.all().into_iter().map(shown).collect();
+    Ok(Json(Page { items, next: None }))
+}
+
+/// Takes a token back that nobody has used.
+#[utoipa::path(post, path = "/api/v1/enrolment-tokens/{token}/withdraw", params(("token" = String, Path)), responses((status = 200, body = EnrolmentTokenState), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+pub(super) async fn withdraw(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Path(token): Path<String>,
+) -> Answer<Json<EnrolmentTokenState>> {
+    Ok(Json(shown(app.enrolments.withdraw(asker(&peer)?, &token).await?)))
+}
 
 /// Makes a token by which one site gets its first certificate, once. Its secret is in this answer and nowhere else.
 #[utoipa::path(post, path = "/api/v1/enrolment-tokens", request_body = EnrolmentTokenRequest, responses((status = 201, body = EnrolmentToken), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 503, body = ProblemJson)))]

@@ -22,7 +22,8 @@ async fn every_route_is_an_entry_before_it_is_served() -> Result<()> {
     };
     world.revocations.revoke(sara, REVOKED, "left").await?;
     let hold = world.erasures.place(sara, (None, Some(STUDY)), "Article 1").await?;
-    for request in World::every_route(&hold.id)? {
+    let token = world.enrolments.offer(sara, "late", "ae-on/ae-az", 60).await?;
+    for request in World::every_route(&hold.id, &token.id)? {
         let shown = format!("{} {}", request.method(), request.uri());
         let path = request.uri().path().to_owned();
         let before = world.writer.head().0;

@@ -350,8 +350,9 @@ impl World {
         Ok(serde_json::from_str(&text(answer).await?)?)
     }
 
-    /// One request for every route that there is, by the operator, the release of this hold among them.
-    pub(crate) fn every_route(hold: &str) -> Result<Vec<Request<Body>>> {
+    /// One request for every route that there is, by the operator, the release of this hold and the withdrawal of this token among
+    /// them.
+    pub(crate) fn every_route(hold: &str, token: &str) -> Result<Vec<Request<Body>>> {
         let (_, api) = rest::routes();
         let api = serde_json::to_value(api)?;
         let mut requests = Vec::new();
@@ -368,7 +369,7 @@ impl World {
                     "/api/v1/revocations" if method == "post" => {
                         (path.clone(), revocation(NEWCOMER))
                     }
-                    "/api/v1/enrolment-tokens" => {
+                    "/api/v1/enrolment-tokens" if method == "post" => {
                         let asked = r#"{"name":"newcomer","place":"ae-on/ae-az","ttl_s":60}"#;
                         (path.clone(), asked.into())
                     }
@@ -379,7 +380,7 @@ impl World {
                     "/api/v1/log/accesses" => (format!("{path}?object={STUDY}"), String::new()),
                     _ => (path.replace("{id}", STUDY), String::new()),
                 };
-                let path = path.replace("{hold}", hold);
+                let path = path.replace("{hold}", hold).replace("{token}", token);
                 let path = path.replace("{round}", "latest").replace("{index}", "0");
                 let path = path.replace("{tree_size}", "1");
                 ensure!(!path.contains('{'), "{path}: say here what stands for this parameter");

@@ -135,9 +135,10 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::LogExported => (ApiActivity, READ, Low, true),
         Kind::AccessServed => (ApiActivity, READ, Informational, true),
         Kind::ErasureBegun | Kind::ErasurePerformed => (ApiActivity, DELETE, Low, true),
-        Kind::CertificateRevoked | Kind::PruningBegun | Kind::PruningPerformed => {
-            (ApiActivity, DELETE, Medium, true)
-        }
+        Kind::EnrolmentWithdrawn
+        | Kind::CertificateRevoked
+        | Kind::PruningBegun
+        | Kind::PruningPerformed => (ApiActivity, DELETE, Medium, true),
         Kind::ErasureRefused | Kind::PruningRefused => (ApiActivity, DELETE, Medium, false),
         Kind::AccessDenied => (ApiActivity, OTHER, Medium, false),
         Kind::LogOpened

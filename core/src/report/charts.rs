@@ -71,6 +71,7 @@ impl Charts {
             | Kind::CertificateRevoked
             | Kind::CertificateReinstated
             | Kind::EnrolmentOffered
+            | Kind::EnrolmentWithdrawn
             | Kind::SiteEnrolled
             | Kind::ConnectionEnded
             | Kind::EndpointAllowed

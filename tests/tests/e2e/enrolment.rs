@@ -219,6 +219,41 @@ fn a_token_is_used_once_and_a_lost_answer_is_given_again() -> Result<()> {
     Ok(())
 }
 
+/// A token that nobody has used is taken back, for ever; one that was used is not, and neither is one that there is not.
+#[test]
+fn a_token_is_taken_back_while_nobody_has_used_it() -> Result<()> {
+    let (mut federation, mut coordinator) = federation(3_600)?;
+    let (place, dir) = ("ae-on/ae-az", federation.dir().join("sites"));
+    let (astray, used) = (
+        token(&federation, "hospital-1", place, "5m")?,
+        token(&federation, "hospital-2", place, "5m")?,
+    );
+    let out = enroll(&dir.join("used"), &used, place, &[])?;
+    ensure!(out.status.success(), "{}", text(&out));
+    let out = federation.falaj(&["site", "withdraw-token", &astray.id])?;
+    ensure!(out.status.success() && text(&out).contains("hospital-1"), "{}", text(&out));
+    for (id, code) in [(&*used.id, "conflict"), ("none", "unknown_token")] {
+        let out = federation.falaj(&["--json", "site", "withdraw-token", id])?;
+        ensure!(!out.status.success() && text(&out).contains(code), "{id}: {}", text(&out));
+    }
+    coordinator.terminate()?;
+    let _coordinator = federation.start_coordinator()?;
+    let told = federation.falaj_json(&["site", "tokens"])?;
+    let state = |id: &str| {
+        let items = told["items"].as_array().into_iter().flatten();
+        items.filter(|t| t["id"] == id).map(|t| t["state"].clone()).next()
+    };
+    ensure!(state(&astray.id) == Some("withdrawn".into()), "{told}");
+    ensure!(state(&used.id) == Some("used".into()), "{told}");
+    let mut astray = astray;
+    astray.address = federation.enrolment()?.to_string();
+    let out = enroll(&dir.join("astray"), &astray, place, &[])?;
+    ensure!(!out.status.success() && text(&out).contains("withdrawn_token"), "{}", text(&out));
+    ensure!(federation.entries("enrolment.withdrawn")?.len() == 1, "one was taken back");
+    federation.verified()?;
+    Ok(())
+}
+
 /// An agent that slept past the end of its certificate says so and what to do; enrolled again with its key it goes on.
 #[test]
 fn an_agent_that_slept_says_what_to_do_and_goes_on_with_the_key_that_it_has() -> Result<()> {

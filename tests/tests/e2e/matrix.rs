@@ -173,6 +173,7 @@ impl Authority<'_> {
 fn request(route: &Route) -> (String, String) {
     let path = route.path.replace("{id}", "heart").replace("{round}", "latest");
     let path = path.replace("{index}", "0").replace("{tree_size}", "1").replace("{hold}", "none");
+    let path = path.replace("{token}", "none");
     let subject = r#"{"subject":"spiffe://falaj.test/ae-on/ae-az/site/newcomer","reason":"left"}"#;
     let body = match (route.method.as_str(), route.path.as_str()) {
         ("GET", _) => String::new(),
