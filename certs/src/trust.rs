@@ -449,6 +449,12 @@ impl TrustStore {
         Ok((identity, spki))
     }
 
+    /// Whether any issuer may vouch for a place.
+    #[must_use]
+    pub fn vouches_for(&self, place: &Place) -> bool {
+        self.issuers().iter().any(|(_, entry)| entry.places.iter().any(|p| place.matches(p)))
+    }
+
     /// The issuer that vouches for a server's certificate.
     #[must_use]
     pub fn issuer_of(&self, leaf: &CertificateDer<'_>) -> Option<CertificateDer<'static>> {

@@ -83,7 +83,7 @@ fn what_is_granted_is_in_the_certificate_and_nothing_that_was_asked_for() {
     let der = params.serialize_request(&key).expect("a request");
     let wanted = SigningRequest::parse(der.der()).expect("its key is a good one");
     let regional = Regional(authority.clone());
-    let done = granted(&regional, &wanted, &grant(60), &trust(&authority), UnixTime::now())
+    let done = granted(&regional, &wanted, &grant(60), &trust(&authority), UnixTime::now)
         .expect("granted");
     assert_eq!(done.identity.spiffe.to_string(), SITE);
     assert_eq!(done.identity.public_key[..], *key.public_key_raw());
@@ -97,7 +97,7 @@ fn what_is_granted_is_in_the_certificate_and_nothing_that_was_asked_for() {
     let life = done.identity.not_after - done.identity.not_before;
     assert!((60..=70).contains(&life), "{life}");
     // The same key has many certificates, and each has a number of its own.
-    let again = granted(&regional, &wanted, &grant(60), &trust(&authority), UnixTime::now())
+    let again = granted(&regional, &wanted, &grant(60), &trust(&authority), UnixTime::now)
         .expect("granted");
     assert_ne!(again.identity.cert_sha256, done.identity.cert_sha256);
 }
@@ -177,7 +177,7 @@ fn a_new_issuer_waits_until_it_is_heard_of_and_an_old_one_signs_as_long_as_it_is
     let by = |lifetime_s| {
         let regional = Regional(authority.clone());
         let done =
-            granted(&regional, &wanted, &grant(lifetime_s), &trust(&authority), UnixTime::now());
+            granted(&regional, &wanted, &grant(lifetime_s), &trust(&authority), UnixTime::now);
         done.expect("granted").issuer.to_string()
     };
     assert_eq!(by(3_600), before);
@@ -219,7 +219,7 @@ fn what_an_authority_gives_is_looked_at() {
         ((0..3).flat_map(|_| chain(&wanted, &grant(60))).collect(), "6 certificates"),
     ] {
         let error =
-            granted(&Fixed(given), &wanted, &grant(60), &trust, UnixTime::now()).expect_err(says);
+            granted(&Fixed(given), &wanted, &grant(60), &trust, UnixTime::now).expect_err(says);
         assert!(error.to_string().contains(says), "{error}");
     }
     let more = {
@@ -242,7 +242,7 @@ fn what_an_authority_gives_is_looked_at() {
         let given = params.signed_by(&asked.public_key, &issuer).expect("signed");
         vec![given.der().clone()]
     };
-    let error = granted(&Fixed(more), &wanted, &grant(60), &trust, UnixTime::now())
+    let error = granted(&Fixed(more), &wanted, &grant(60), &trust, UnixTime::now)
         .expect_err("too many names");
     assert!(error.to_string().contains("2 names"), "{error}");
 }
@@ -284,10 +284,10 @@ fn a_program_that_asks_somebody_elses_authority_gives_certificates() {
         Outside { command: ["sh", script, dir, "{spiffe}", last].map(str::to_owned).to_vec() }
     };
     let wanted = asked(&key());
-    let done = granted(&command("{lifetime_s}"), &wanted, &grant(60), &trust, UnixTime::now())
+    let done = granted(&command("{lifetime_s}"), &wanted, &grant(60), &trust, UnixTime::now)
         .expect("granted");
     assert_eq!((done.identity.spiffe.to_string(), done.chain.len()), (SITE.into(), 2));
-    let long = granted(&command("7200"), &wanted, &grant(60), &trust, UnixTime::now())
+    let long = granted(&command("7200"), &wanted, &grant(60), &trust, UnixTime::now)
         .expect_err("too long");
     assert!(long.to_string().contains("longer than"), "{long}");
     for (words, says) in [
@@ -298,8 +298,7 @@ fn a_program_that_asks_somebody_elses_authority_gives_certificates() {
         (&["true"], "0 certificates"),
     ] {
         let outside = Outside { command: words.iter().map(|w| (*w).to_owned()).collect() };
-        let error =
-            granted(&outside, &wanted, &grant(60), &trust, UnixTime::now()).expect_err(says);
+        let error = granted(&outside, &wanted, &grant(60), &trust, UnixTime::now).expect_err(says);
         assert!(error.to_string().contains(says), "{error}");
     }
 }

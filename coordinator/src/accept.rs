@@ -282,6 +282,8 @@ impl Acceptor {
         room: tokio::sync::OwnedSemaphorePermit,
     ) -> Option<Connection> {
         let _ = stream.set_nodelay(true);
+        // What comes into force from here on is held against the peer with its first request.
+        let generation = self.trusted.generation();
         let acceptor = TlsAcceptor::from(self.trusted.now().tls(self.door));
         let done = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
         let stream = match done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
@@ -300,14 +302,14 @@ impl Acceptor {
             .map(|c| c.iter().map(|c| c.clone().into_owned()).collect())
             .unwrap_or_default();
         let transport = Transport::of(stream.get_ref().1);
-        let peer = Arc::new(self.admit(chain, address, &transport).await);
+        let peer = Arc::new(self.admit((chain, generation), address, &transport).await);
         Some(Connection::new(stream, peer, room))
     }
 
     /// Who the peer is and whether it may be here; an entry says so before anything is served.
     async fn admit(
         &self,
-        chain: Vec<CertificateDer<'static>>,
+        (chain, generation): (Vec<CertificateDer<'static>>, u64),
         address: SocketAddr,
         transport: &Transport,
     ) -> Peer {
@@ -357,7 +359,7 @@ impl Acceptor {
         } else {
             cert.map(|cert| Change::Certificate(cert, certificate.to_vec())).into_iter().collect()
         };
-        let standing = match self.trusted.standing(&identity) {
+        let standing = match self.trusted.standing(&identity, generation) {
             Ok(standing) => standing,
             Err(why) => {
                 self.refuse(&actor, why.reason, &why.detail).await;

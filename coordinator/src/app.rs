@@ -382,6 +382,19 @@ impl SpokenTo {
     }
 }
 
+/// Looks at what a configuration names as a start does, and speaks to nothing: the coordinator's certificate, its policies, and
+/// whether they let it speak to its endpoints.
+///
+/// # Errors
+/// What is missing or wrong, where, and what to do.
+pub async fn checked(config: &Config) -> Result<(Identity, PolicyEngine)> {
+    let trusted = Trusted::open(&config.identity, &config.revocation, &config.evidence)?;
+    let identity = coordinators(trusted.own_identity()?, config)?;
+    let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
+    SpokenTo::load(config, &identity, &policy, &trusted).await?;
+    Ok((identity, policy))
+}
+
 /// A folder for what need not outlive a run, without what the last one left.
 fn emptied(folder: &Path) -> Result<PathBuf> {
     // What cannot be removed does no harm.

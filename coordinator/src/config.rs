@@ -82,6 +82,23 @@ pub struct EnrolmentConfig {
     pub lifetime_s: u64,
 }
 
+impl EnrolmentConfig {
+    /// Whether tokens can say where sites enrol.
+    fn reachable(&self) -> Result<(), ConfigError> {
+        let port = |public: &String| {
+            let (host, port) = public.rsplit_once(':')?;
+            port.parse::<u16>().ok().filter(|port| *port > 0 && !host.is_empty())
+        };
+        match (&self.public, self.address) {
+            (Some(public), _) if port(public).is_none() => Err(ConfigError::Public(public.clone())),
+            (None, Some(address)) if address.ip().is_unspecified() => {
+                Err(ConfigError::Unspecified(address))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// How long a certificate lives unless the configuration says otherwise: a day.
 fn lifetime_s() -> u64 {
     86_400
@@ -481,6 +498,16 @@ pub enum ConfigError {
     /// Nobody signs certificates, or two do.
     #[error("`[enrolment]` names who signs: set either `authority` or `command`")]
     Authority,
+    /// Tokens could not say where to enrol.
+    #[error(
+        "`enrolment.public` is `{0}`: write it as `host:port`, where sites reach the coordinator"
+    )]
+    Public(String),
+    /// Neither could these.
+    #[error(
+        "`enrolment.address` is {0}, every address of this machine: say in `enrolment.public` where sites reach it, as `host:port`"
+    )]
+    Unspecified(SocketAddr),
     /// A second key for the log, and no code for it.
     #[error(
         "{0}: `log.ml_dsa_key` is set, and this build does not sign with ML-DSA-44: use one that was built with `--features ml-dsa`"
@@ -516,6 +543,7 @@ impl Config {
                 *path = base.join(&*path);
             }
             enrolment.authorised()?;
+            enrolment.reachable()?;
         }
         for list in &mut this.evidence.networks {
             list.file = base.join(&list.file);

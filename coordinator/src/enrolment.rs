@@ -27,6 +27,7 @@ use falaj_certs::{
 };
 use falaj_core::{
     audit::{Actor, Draft, Kind},
+    evidence::Evidence,
     id::{Digest, Place, Role, SiteId, SpiffeId},
     time::Timestamp,
 };
@@ -144,6 +145,8 @@ struct Inner {
     /// Where tokens say that sites enrol; none while nobody can.
     public: Mutex<Option<String>>,
     tokens: Mutex<BTreeMap<String, Made>>,
+    /// What was given last about a key; nothing while it is being signed.
+    renewals: Mutex<BTreeMap<[u8; 32], Option<Granted>>>,
     signing: Semaphore,
 }
 
@@ -193,6 +196,7 @@ impl Enrolments {
             lifetime,
             public,
             tokens,
+            renewals: Mutex::default(),
             signing,
         })))
     }
@@ -313,6 +317,12 @@ impl Enrolments {
                 .because("nobody can enrol here: set `enrolment.address` in the configuration")
         })?;
         let place: Place = place.parse().map_err(|e: falaj_core::id::IdError| malformed(&e))?;
+        let now = self.0.trusted.now();
+        if self.0.issuer.is_some() && !now.trust().vouches_for(&place) {
+            return Err(malformed(&format!(
+                "no issuer in the trust configuration vouches for {place}: bind one first"
+            )));
+        }
         let domain = self.0.coordinator.trust_domain();
         let site = SpiffeId::new(domain, &place, Role::Site, name).map_err(|e| malformed(&e))?;
         if !(1..=TTL_MAX.as_secs()).contains(&ttl_s) {
@@ -401,6 +411,10 @@ impl Enrolments {
         // Whose answer was lost may come again, also when the token's time is over by then.
         if let Some(used) = made.used {
             return match used {
+                Use { key: by, cert: None, .. } if by != key => Err(Why(
+                    "used_token",
+                    "somebody came with this token and another key, and it is not known here whether a certificate was given: ask the coordinator's operator for another token, and to withdraw this one or, if `falaj site tokens` says that it was used, to revoke the site".into(),
+                )),
                 Use { key: by, .. } if by != key => Err(Why(
                     "used_token",
                     format!(
@@ -443,10 +457,14 @@ impl Enrolments {
         site: &SiteId,
         request: &SigningRequest,
     ) -> Result<Granted, Problem> {
-        if let Err(why) = self.may_connect(site, request) {
-            return Err(self.refuse(actor, Some(token), why).await);
+        if self.0.engine.parts().policy.broken().is_some() {
+            let what = "while the glass is broken no site enrols: try again when it is mended";
+            return Err(self.refuse(actor, Some(token), Why("denied", what.into())).await);
         }
         let granted = self.sign(site, request).await?;
+        if let Err(why) = self.may_connect(site, request, &self.seen(actor, site, granted.issuer)) {
+            return Err(self.refuse(actor, Some(token), why).await);
+        }
         let draft = Draft::new(Kind::SiteEnrolled)
             .actor(actor)
             .text("identity", &site.to_string())
@@ -465,8 +483,7 @@ impl Enrolments {
         cert: Digest,
         request: &SigningRequest,
     ) -> Result<EnrolReply, Problem> {
-        let all = self.0.engine.parts().store.certificates().await.map_err(unreadable)?;
-        let der = all.into_iter().find(|(digest, _)| *digest == cert).map(|(_, der)| der);
+        let der = self.0.engine.parts().store.certificate(&cert).await.map_err(unreadable)?;
         let now = self.0.trusted.now();
         let known = der.map(CertificateDer::from).and_then(|der| {
             let (identity, issuer) = now.trust().identify_at(&der, now_unix()).ok()?;
@@ -477,7 +494,7 @@ impl Enrolments {
             let what = "its certificate is not valid any more: ask for another token";
             return Err(self.refuse(actor, Some(token), Why("used_token", what.into())).await);
         };
-        if let Err(why) = self.may_connect(site, request) {
+        if let Err(why) = self.may_connect(site, request, &self.seen(actor, site, granted.issuer)) {
             return Err(self.refuse(actor, Some(token), why).await);
         }
         let draft = Draft::new(Kind::SiteEnrolled)
@@ -510,32 +527,99 @@ impl Enrolments {
                     let what = "a certificate is renewed about its own key: enrol with a token to change the key";
                     return Err(Why("other_key", what.into()));
                 }
-                if left * 2 > life {
+                // What is given now would end no later than what is there, if that is of another authority's.
+                if left * 2 > life || left > self.0.lifetime.as_secs().try_into().unwrap_or(i64::MAX) {
                     return Err(Why("too_early", format!("{left} seconds of it are left")));
                 }
-                self.may_connect(&site, &request).map(|()| request)
+                let evidence = self.located(peer.known.evidence(), &peer.actor, &site);
+                self.may_connect(&site, &request, &evidence).map(|()| request)
             });
         let request = match checked {
             Ok(request) => request,
             Err(why) => return Err(self.refuse(&peer.actor, None, why).await),
         };
-        let granted = self.sign(&site, &request).await?;
-        // Signing takes its time, and whoever was revoked meanwhile gets nothing.
-        peer.identity()?;
-        let draft = Draft::new(Kind::CertificateRenewed).actor(&peer.actor);
-        self.record(draft, &request, &granted).await?;
-        tracing::info!(%site, "a certificate was renewed");
+        let key = *request.public_key();
+        let granted = match self.begin_renewal(key)? {
+            Some(before) => before,
+            None => {
+                let renewed = self.renewed(peer, &site, &request).await;
+                match &renewed {
+                    Ok(granted) => self.renewals().insert(key, Some(granted.clone())),
+                    Err(_) => self.renewals().remove(&key),
+                };
+                renewed?
+            }
+        };
         let EnrolReply { chain, trust, .. } = self.reply(granted.chain);
         Ok(RenewReply { chain, trust })
     }
 
-    /// Nobody gets a certificate who could not come in with it.
-    fn may_connect(&self, site: &SiteId, request: &SigningRequest) -> Result<(), Why> {
+    /// Begins to renew the certificate about a key, unless somebody does that just now; what was given for it lately is given
+    /// again, for whoever's answer was lost.
+    fn begin_renewal(&self, key: [u8; 32]) -> Result<Option<Granted>, Problem> {
+        let seconds = clock::now().as_millis() / 1_000;
+        let mut renewals = self.renewals();
+        renewals.retain(|_, given| given.as_ref().is_none_or(|g| g.identity.not_after > seconds));
+        match renewals.get(&key) {
+            Some(None) => Err(Code::Busy.because("this certificate is being renewed: try again")),
+            Some(Some(given)) if self.is_fresh(given, seconds) => Ok(Some(given.clone())),
+            _ => {
+                renewals.insert(key, None);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether a certificate has more than half of its life before it, and its issuer is trusted still.
+    fn is_fresh(&self, given: &Granted, seconds: i64) -> bool {
+        let Identity { not_before, not_after, .. } = given.identity;
+        let vouched = |leaf| self.0.trusted.now().trust().identify_at(leaf, now_unix()).is_ok();
+        (not_after - seconds) * 2 > not_after - not_before
+            && given.chain.first().is_some_and(vouched)
+    }
+
+    /// Another certificate about a site's key, once its entry is durable.
+    async fn renewed(
+        &self,
+        peer: &Peer,
+        site: &SiteId,
+        request: &SigningRequest,
+    ) -> Result<Granted, Problem> {
+        let granted = self.sign(site, request).await?;
+        // Signing takes its time, and whoever was revoked meanwhile gets nothing.
+        peer.identity()?;
+        let draft = Draft::new(Kind::CertificateRenewed).actor(&peer.actor);
+        self.record(draft, request, &granted).await?;
+        tracing::info!(%site, "a certificate was renewed");
+        Ok(granted)
+    }
+
+    /// What is known of a connection by which a site enrols, if it came back with a certificate of this issuer.
+    fn seen(&self, actor: &Actor, site: &SiteId, issuer: Digest) -> Evidence {
+        self.located(Evidence { issuer: Some(issuer), ..Evidence::default() }, actor, site)
+    }
+
+    fn located(&self, evidence: Evidence, actor: &Actor, site: &SiteId) -> Evidence {
+        let address = actor.address.as_ref().and_then(|address| address.parse().ok());
+        self.0.trusted.now().located(evidence, site.spiffe().place(), address)
+    }
+
+    /// Nobody gets a certificate who could not come in with it from where they are.
+    fn may_connect(
+        &self,
+        site: &SiteId,
+        request: &SigningRequest,
+        evidence: &Evidence,
+    ) -> Result<(), Why> {
         let named = self.0.trusted.check_name(site, request.public_key());
         named.map_err(|why| Why(why.reason, why.detail))?;
-        let policy = &self.0.engine.parts().policy;
-        let decision = policy.decide(site.spiffe(), Action::Connect, &Resource::Service);
+        let decision = self.0.engine.parts().policy.decide_connect(site.spiffe(), evidence);
         if decision.allow { Ok(()) } else { Err(Why("denied", decision.reason)) }
+    }
+
+    fn renewals(&self) -> MutexGuard<'_, BTreeMap<[u8; 32], Option<Granted>>> {
+        // As with the tokens.
+        self.0.renewals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn sign(&self, site: &SiteId, request: &SigningRequest) -> Result<Granted, Problem> {
@@ -546,7 +630,7 @@ impl Enrolments {
         let grant = Grant { spiffe: site.spiffe().clone(), lifetime: self.0.lifetime };
         let (request, trust) = (request.clone(), self.0.trusted.now().trust().clone());
         let signed = tokio::task::spawn_blocking(move || {
-            granted(issuer.as_ref(), &request, &grant, &trust, now_unix())
+            granted(issuer.as_ref(), &request, &grant, &trust, now_unix)
         });
         let signed = signed.await.map_err(anyhow::Error::from).and_then(|done| Ok(done?));
         signed.map_err(|e| {
@@ -657,13 +741,11 @@ async fn read(engine: &Engine) -> Result<BTreeMap<String, Made>> {
             made.withdrawn = true;
         }
     }
-    let certificates: BTreeMap<Digest, Vec<u8>> =
-        engine.parts().store.certificates().await?.into_iter().collect();
     for entry in entries(engine, Kind::SiteEnrolled).await? {
         let body = entry.body();
         let Some(made) = tokens.get_mut(body.text("token")?) else { continue };
         let cert: Digest = body.parsed("cert_sha256")?;
-        let der = certificates.get(&cert);
+        let der = engine.parts().store.certificate(&cert).await?;
         let der = der.with_context(|| format!("the certificate {cert} is not in the database"))?;
         let identity = Identity::parse(&CertificateDer::from(&der[..]))?;
         made.used = Some(Use { key: identity.public_key, cert: Some(cert), under_way: false });

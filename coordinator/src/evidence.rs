@@ -35,6 +35,8 @@ pub struct Known {
     /// The evidence of the newest entry, but for its figures.
     logged: Mutex<Option<Evidence>>,
     asked: Mutex<Option<Asked>>,
+    /// Done once policy has let the site take part by what was found out.
+    takes_part: CancellationToken,
 }
 
 /// A nonce that is not answered yet.
@@ -55,6 +57,17 @@ impl Known {
     /// This is known from now on.
     pub fn take(&self, evidence: Evidence) {
         *held(&self.evidence) = evidence;
+    }
+
+    /// Waits until policy has let the site take part by what is known of this connection.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`] when that takes longer than probing can, as it does without an open stream.
+    pub async fn take_part(&self) -> Result<(), Problem> {
+        let asked = PATIENCE * u32::try_from(NONCES).unwrap_or(1) + PATIENCE;
+        tokio::time::timeout(asked, self.takes_part.cancelled()).await.map_err(|_| {
+            Code::Unavailable.because("a site takes part by a connection on which it has opened its stream of tasks: connect again")
+        })
     }
 
     /// A fresh nonce, which takes the place of one that was not answered.
@@ -140,6 +153,8 @@ pub async fn attend(engine: Engine, joined: Joined, every: Duration, gone: Cance
         }
         if !taking_part {
             taking_part = true;
+            engine.sites().take_part(site, joined.serial);
+            peer.known.takes_part.cancel();
             engine.joined(site).await;
         }
         tokio::select! {

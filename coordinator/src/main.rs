@@ -3,14 +3,12 @@
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use falaj_coordinator::{
-    app::{App, Bound, log_ml_dsa_key, log_verifier_key},
+    app::{self, App, Bound, log_ml_dsa_key, log_verifier_key},
     config::Config,
     fsck,
     persons::Persons,
-    policy::{PolicyEngine, glass},
+    policy::glass,
     store::{self, Database, Store},
-    timestamps::Authority,
-    trusted::Trusted,
 };
 use std::{
     fs,
@@ -165,12 +163,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Config { command: ConfigCommand::Check { config } } => {
             let config = Config::load(&config)?;
-            config.state.database()?;
-            let trusted = Trusted::open(&config.identity, &config.revocation, &config.evidence)?;
-            let identity = trusted.own_identity()?;
-            let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
-            let authority = config.log.timestamps.as_ref();
-            authority.map(|one| Authority::load(one, Some(&trusted))).transpose()?;
+            let (identity, policy) = app::checked(&config).await?;
             println!("ok: {} under policy set {}", identity.spiffe, policy.digest());
             Ok(ExitCode::SUCCESS)
         }
@@ -204,6 +197,7 @@ async fn database_init(config: &Config, owner_url_file: &Path) -> Result<ExitCod
         owner.get_database().unwrap_or_default(),
         writer.get_database().unwrap_or_default()
     );
+    app::checked(config).await?;
     let role = writer.get_username();
     let done = store::init(&owner, role).await?;
     println!("ok: schema version {}; the role {role} may add to the log", done.version);
@@ -224,7 +218,11 @@ async fn fsck(config: &Config, json: bool) -> Result<ExitCode> {
             eprint!("\r{entries} entries");
         }
     };
-    let store = Store::read(&config.state.database()?).await?;
+    let database = config.state.database()?;
+    if matches!(database, Database::Postgres(_)) {
+        app::checked(config).await?;
+    }
+    let store = Store::read(&database).await?;
     let persons = Persons::read(&config.state.dir.join("persons"))?;
     let mut code = ExitCode::SUCCESS;
     for shard in store.shards().await? {

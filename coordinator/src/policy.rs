@@ -81,6 +81,8 @@ struct Loaded {
     policies: Policies,
     files: Files,
     glass: Option<Glass>,
+    /// What was in force before the glass was broken.
+    before: Option<Arc<Loaded>>,
 }
 
 /// Decides. A cheap handle: clones share the set in force.
@@ -210,7 +212,8 @@ pub async fn follow(
         let now = found.as_ref().ok().map(Found::state);
         let settled = now == seen;
         seen.clone_from(&now);
-        if !asked && (now == judged || !settled) {
+        let over = engine.is_mended();
+        if !asked && !over && (now == judged || !settled) {
             continue;
         }
         judged = now;
@@ -229,6 +232,11 @@ pub async fn follow(
                 tracing::error!(error = %e, "the old policies stay in force: the new ones could not be logged");
             }
             Err(NotInForce::Load(e)) => {
+                if over && let Err(e) = engine.go_back(&writer).await {
+                    judged = None;
+                    tracing::error!(error = %e, "the glass is to be mended, and that could not be logged");
+                    continue;
+                }
                 metrics.policy_set("refused");
                 let why = format!("{:#}", anyhow::Error::from(e));
                 tracing::error!(error = why, "the old policies stay in force");
@@ -267,8 +275,9 @@ impl PolicyEngine {
         writer: &Writer,
         metrics: &Metrics,
     ) -> Result<Digest, NotInForce> {
-        let fresh = load(&self.dir, found)?;
-        let before = self.loaded.load().glass.clone();
+        let mut fresh = load(&self.dir, found)?;
+        let in_force = self.loaded.load_full();
+        let before = in_force.glass.clone();
         // What is mended is as it was: the glass is broken for a bounded time, whatever comes after it.
         let mended = before.is_some() && fresh.glass.is_none();
         if !mended && self.lets_in(persons) && !self.connects(&fresh.policies, persons) {
@@ -281,14 +290,54 @@ impl PolicyEngine {
             entries.push(Draft::new(Kind::GlassMended).text("reason", why));
         } else if let Some(glass) = fresh.glass.as_ref().filter(|_| fresh.glass != before) {
             entries.push(broken(glass));
-            metrics.alert("glass_broken");
-            tracing::error!(reason = glass.reason, until = glass.until, "THE GLASS IS BROKEN");
         }
         let commit = Commit { rows: rows(&fresh), entries, round: None };
         writer.commit(commit).await?;
+        if let Some(glass) = fresh.glass.as_ref().filter(|_| fresh.glass != before) {
+            metrics.alert("glass_broken");
+            tracing::error!(reason = glass.reason, until = glass.until, "THE GLASS IS BROKEN");
+        }
+        if fresh.glass.is_some() {
+            fresh.before = if before.is_some() { in_force.before.clone() } else { Some(in_force) };
+        }
         self.loaded.store(Arc::new(fresh));
         Ok(set)
     }
+
+    /// Whether the glass that is broken here has been mended, or its time is over.
+    fn is_mended(&self) -> bool {
+        let loaded = self.loaded.load();
+        loaded
+            .glass
+            .as_ref()
+            .is_some_and(|glass| glass.is_over() || matches!(glass::read(&self.dir), Ok(None)))
+    }
+
+    /// Ends the time of a broken glass when the folder has nothing that could be in force: what was before is again, and if
+    /// nothing was, nothing is permitted.
+    async fn go_back(&self, writer: &Writer) -> Result<(), CommitError> {
+        let loaded = self.loaded.load_full();
+        let why = loaded.glass.as_ref().map_or("", |glass| glass.reason.as_str());
+        let back = match &loaded.before {
+            Some(before) => before.clone(),
+            None => Arc::new(nothing()),
+        };
+        let entries = vec![
+            Draft::new(Kind::PolicyLoaded).digest("policy_set_sha256", &back.policies.digest()),
+            Draft::new(Kind::GlassMended).text("reason", why),
+        ];
+        writer.commit(Commit { rows: rows(&back), entries, round: None }).await?;
+        self.loaded.store(back);
+        Ok(())
+    }
+}
+
+/// A set that permits nothing.
+fn nothing() -> Loaded {
+    let files = falaj_policies::nothing();
+    let policies =
+        Policies::parse(&files).expect("invariant: a set without a rule fits its schema");
+    Loaded { policies, files, glass: None, before: None }
 }
 
 fn rows(loaded: &Loaded) -> Vec<Change> {
@@ -316,5 +365,5 @@ fn read(dir: &Path) -> Result<Found, LoadError> {
 
 fn load(dir: &Path, Found { files, glass }: Found) -> Result<Loaded, LoadError> {
     let policies = Policies::parse(&files).map_err(|e| LoadError::Invalid(dir.to_owned(), e))?;
-    Ok(Loaded { policies, files, glass })
+    Ok(Loaded { policies, files, glass, before: None })
 }

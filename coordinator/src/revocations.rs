@@ -8,14 +8,17 @@ use crate::{
     engine::{Engine, unreadable},
     erasure::{Asker, entries},
     policy::{Action, Resource},
-    store::writer::{Commit, Committed},
+    store::{
+        StoreError,
+        writer::{Commit, Committed},
+    },
     trusted::{DENIED_MAX, Subject, Trusted},
 };
 use anyhow::Result;
 use falaj_certs::identity::Identity;
 use falaj_core::{
     audit::{Draft, Entry, Kind, person::is_person},
-    id::{Digest, SpiffeId},
+    id::SpiffeId,
 };
 use falaj_proto::problem::{Code, Problem};
 use rustls_pki_types::CertificateDer;
@@ -91,28 +94,31 @@ impl Revocations {
             let (at, index) = (entry.ts.clone(), entry.seq);
             standing.insert(subject.clone(), Revocation { subject, reason, at, index });
         }
-        self.put_in_force(&standing).await;
+        self.put_in_force(&standing).await?;
         Ok(())
     }
 
     /// Denies whom they name, and the keys of certificates that they name.
-    async fn put_in_force(&self, standing: &BTreeMap<Subject, Revocation>) {
+    async fn put_in_force(
+        &self,
+        standing: &BTreeMap<Subject, Revocation>,
+    ) -> Result<(), StoreError> {
         let subjects: BTreeSet<Subject> = standing.keys().cloned().collect();
-        let of_certificate = |s: &Subject| matches!(s, Subject::Certificate(_));
-        let mut keys = BTreeSet::new();
-        if subjects.iter().any(of_certificate) {
-            match self.engine.parts().store.certificates().await {
-                Ok(all) => {
-                    let named = |d: &Digest| subjects.contains(&Subject::Certificate(*d));
-                    let named = all.into_iter().filter(|(digest, _)| named(digest));
-                    let read = named.map(|(_, der)| Identity::parse(&CertificateDer::from(der)));
-                    keys.extend(read.filter_map(Result::ok).map(|identity| identity.public_key));
-                }
-                // The certificates themselves are denied all the same.
-                Err(e) => tracing::error!(error = %e, "whose keys were revoked cannot be read"),
+        // At once, and whether their keys can be read or not.
+        self.trusted.deny(subjects.clone(), None);
+        let keys = keys_of(&self.engine, subjects.iter()).await?;
+        self.trusted.deny(subjects, Some(keys));
+        Ok(())
+    }
+
+    /// As [`Self::put_in_force`], of what the log has taken: what cannot be read now is read again until it can be.
+    async fn take_up(&self, standing: &BTreeMap<Subject, Revocation>) {
+        if let Err(e) = self.put_in_force(standing).await {
+            tracing::error!(error = %e, "whose keys were revoked cannot be read; it is tried again");
+            if !self.in_doubt.swap(true, Ordering::AcqRel) {
+                tokio::spawn(self.clone().settle());
             }
         }
-        self.trusted.deny(subjects, keys);
     }
 
     /// What the log has not taken in time it may take yet: once it takes anything again, what it says is put in force.
@@ -183,7 +189,7 @@ impl Revocations {
         let (at, index) = (committed.at.to_string(), committed.first);
         let done = Revocation { subject: subject.clone(), reason: reason.to_owned(), at, index };
         standing.insert(subject, done.clone());
-        self.put_in_force(&standing).await;
+        self.take_up(&standing).await;
         Ok(done)
     }
 
@@ -199,6 +205,11 @@ impl Revocations {
     ) -> Result<Revocation, Problem> {
         let mut standing = self.standing.lock().await;
         let read = self.read(subject).and_then(|subject| {
+            if self.engine.parts().policy.broken().is_some() {
+                return Err(Code::Denied.because(
+                    "while the glass is broken nothing that was revoked is let in again",
+                ));
+            }
             let none = || {
                 Code::UnknownCertificate.because(
                     "nothing of this name was revoked; `falaj site revocations` shows what was",
@@ -214,7 +225,7 @@ impl Revocations {
         let draft = draft.text("reason", reason);
         self.record(asker, draft).await?;
         standing.remove(&was.subject);
-        self.put_in_force(&standing).await;
+        self.take_up(&standing).await;
         Ok(was)
     }
 
@@ -235,8 +246,7 @@ impl Revocations {
     /// and their digests are none that it knows.
     async fn known(&self, subject: &Subject) -> Result<(), Problem> {
         let Subject::Certificate(digest) = subject else { return Ok(()) };
-        let all = self.engine.parts().store.certificates().await.map_err(unreadable)?;
-        if all.iter().any(|(known, _)| known == digest) {
+        if self.engine.parts().store.certificate(digest).await.map_err(unreadable)?.is_some() {
             return Ok(());
         }
         Err(Code::UnknownCertificate.because(
@@ -268,6 +278,24 @@ impl Revocations {
             self.engine.grant(asker.party(), Action::SiteRevoke, &Resource::Service, draft);
         granted.await.err().unwrap_or(problem)
     }
+}
+
+/// The keys of the certificates among these subjects: whoever's certificate is denied could come with another one about its key.
+///
+/// # Errors
+/// When a certificate cannot be read from the database.
+pub(crate) async fn keys_of(
+    engine: &Engine,
+    subjects: impl Iterator<Item = &Subject>,
+) -> Result<BTreeSet<[u8; 32]>, StoreError> {
+    let mut keys = BTreeSet::new();
+    for subject in subjects {
+        let Subject::Certificate(digest) = subject else { continue };
+        let der = engine.parts().store.certificate(digest).await?;
+        let identity = der.and_then(|der| Identity::parse(&CertificateDer::from(der)).ok());
+        keys.extend(identity.map(|identity| identity.public_key));
+    }
+    Ok(keys)
 }
 
 /// Whom an entry is about; nobody when it is a person who was erased.

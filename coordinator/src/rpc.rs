@@ -215,7 +215,7 @@ impl Federation for Rpc {
             successions: parts.shards.statements().to_vec(),
             renews: self.enrolments.renews(),
         };
-        self.engine.sites().push(&site, push::Push::Welcome(welcome));
+        self.engine.sites().push_on(&site, serial, push::Push::Welcome(welcome));
         tracing::info!(%site, "site connected");
         let answers_probes = hello.answers_probes;
         let joined = Joined { site, peer, serial, declared, answers_probes };
@@ -257,6 +257,7 @@ impl Federation for Rpc {
     ) -> Result<Response<AnswerReply>, Status> {
         let peer = peer(&request)?;
         let (site, _) = peer.site()?;
+        peer.known.take_part().await?;
         let AnswerRequest { study, round, attempt, phase, messages } = request.into_inner();
         let round = RoundId { study: study_id(&study)?, number: round };
         let phase =
@@ -383,6 +384,7 @@ impl Federation for Rpc {
     ) -> Result<Response<Self::FetchModelStream>, Status> {
         let peer = peer(&request)?;
         peer.site()?;
+        peer.known.take_part().await?;
         let wanted = request.get_ref();
         let handle = self.engine.study(&study_id(&wanted.study)?)?;
         let digest: Digest = wanted
@@ -459,6 +461,7 @@ impl Federation for Rpc {
     ) -> Result<Response<SubmitUpdateReply>, Status> {
         let peer = peer(&request)?;
         let (site, identity) = peer.site()?;
+        peer.known.take_part().await?;
         let key = VerifyingKey::from_bytes(&identity.public_key)
             .map_err(|e| Status::from(Code::Unidentified.because(e)))?;
         let Ok(_room) = self.uploads.clone().try_acquire_owned() else {

@@ -19,6 +19,7 @@ use crate::{
     config::{EvidenceConfig, IdentityConfig, RevocationConfig},
     engine::Engine,
     policy::{Action, Decision, Party, PolicyEngine},
+    revocations::keys_of,
     store::writer::{Change, Commit},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -282,6 +283,8 @@ struct Inner {
     now: ArcSwap<InForce>,
     /// Whom operators have revoked, as the log says.
     denied: ArcSwap<Denied>,
+    /// The list in the deny file whose keys were looked up, and those.
+    listed: ArcSwap<(Option<Arc<BTreeSet<Subject>>>, BTreeSet<[u8; 32]>)>,
     /// Counts up with every change of these two, after it.
     generation: AtomicU64,
     files: Mutex<Files>,
@@ -340,6 +343,7 @@ impl Trusted {
         Ok(Self(Arc::new(Inner {
             now: ArcSwap::from_pointee(now),
             denied: ArcSwap::default(),
+            listed: ArcSwap::default(),
             generation: AtomicU64::new(0),
             files: Mutex::new(files),
             peers: Mutex::default(),
@@ -391,19 +395,26 @@ impl Trusted {
         let _ = self.0.policy.set(policy);
     }
 
-    /// Denies whom operators have revoked, as the log says, from now on; `keys` are those of certificates among them.
-    pub fn deny(&self, subjects: BTreeSet<Subject>, keys: BTreeSet<[u8; 32]>) {
+    /// Denies whom operators have revoked, as the log says, from now on; `keys` are those of certificates among them, and
+    /// when they are not known those that were denied before.
+    pub fn deny(&self, subjects: BTreeSet<Subject>, keys: Option<BTreeSet<[u8; 32]>>) {
+        let keys = keys.unwrap_or_else(|| self.0.denied.load().keys.clone());
         self.0.denied.store(Arc::new(Denied { subjects, keys }));
         self.0.generation.fetch_add(1, Ordering::Release);
         self.0.changed.notify_one();
     }
 
-    /// How somebody stands who is about to be let in.
+    /// Tells what is in force from what came before and what follows.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
+    /// How somebody stands who is about to be let in, and whose handshake was done under what was in force in this generation.
     ///
     /// # Errors
     /// [`Why`], when they are denied by name: the handshake asks for all else.
-    pub fn standing(&self, identity: &Identity) -> Result<Standing, Why> {
-        let generation = self.0.generation.load(Ordering::Acquire);
+    pub fn standing(&self, identity: &Identity, generation: u64) -> Result<Standing, Why> {
         self.check_denied(&self.now(), identity)?;
         let standing = Standing::default();
         standing.renew(generation, self.now().good_until(identity));
@@ -416,12 +427,29 @@ impl Trusted {
             Subject::Certificate(identity.cert_sha256),
         ];
         if subjects.iter().any(|subject| self.is_denied(now, subject))
-            || self.0.denied.load().keys.contains(&identity.public_key)
+            || self.is_denied_key(&identity.public_key)
         {
             let detail = "this certificate was revoked: ask the coordinator's operator".into();
             return Err(Why::new("revoked", detail));
         }
         Ok(())
+    }
+
+    /// Denies the keys of certificates on the list in the deny file, too.
+    async fn deny_listed_keys(&self, engine: &Engine) -> Result<()> {
+        let list = self.now().denied.clone();
+        if self.0.listed.load().0.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &list)) {
+            return Ok(());
+        }
+        let keys = keys_of(engine, list.iter()).await?;
+        self.0.listed.store(Arc::new((Some(list), keys)));
+        self.0.generation.fetch_add(1, Ordering::Release);
+        self.0.changed.notify_one();
+        Ok(())
+    }
+
+    fn is_denied_key(&self, key: &[u8; 32]) -> bool {
+        self.0.denied.load().keys.contains(key) || self.0.listed.load().1.contains(key)
     }
 
     fn is_denied(&self, now: &InForce, subject: &Subject) -> bool {
@@ -470,7 +498,7 @@ impl Trusted {
     pub fn check_name(&self, site: &SiteId, key: &[u8; 32]) -> Result<(), Why> {
         let now = self.now();
         if self.is_denied(&now, &Subject::Identity(site.spiffe().clone()))
-            || self.0.denied.load().keys.contains(key)
+            || self.is_denied_key(key)
         {
             let detail =
                 "this site, or its key, was revoked: ask the coordinator's operator".into();
@@ -769,6 +797,7 @@ impl Trusted {
     /// # Errors
     /// When the store cannot be read. What was not looked at is looked at next time.
     pub async fn withdraw_absent(&self, engine: &Engine) -> Result<()> {
+        self.deny_listed_keys(engine).await?;
         let generation = self.0.generation.load(Ordering::Acquire);
         let now = self.now();
         let kept = self.0.pending_kept;
@@ -791,21 +820,13 @@ impl Trusted {
             counted.extend(each);
         }
         if !kept && self.0.looked.load(Ordering::Relaxed) != generation {
-            let known = if counted.is_empty() {
-                BTreeMap::new()
-            } else {
-                engine.parts().store.certificates().await?.into_iter().collect()
-            };
             for (round, site, payload) in counted {
                 let Some(cert) = sent_by(engine, &round, &site, &payload).await? else { continue };
-                let by_operators = self.0.denied.load_full();
-                let same_key = |der: &Vec<u8>| {
-                    let identity = Identity::parse(&CertificateDer::from(&der[..]));
-                    identity.is_ok_and(|i| by_operators.keys.contains(&i.public_key))
-                };
+                let chain = engine.parts().store.certificate(&cert).await?;
+                let chain = chain.map(|der| [CertificateDer::from(der)]);
+                let key = chain.as_ref().and_then(|[leaf]| Identity::parse(leaf).ok());
                 let denied = self.is_denied(&now, &Subject::Certificate(cert))
-                    || known.get(&cert).is_some_and(same_key);
-                let chain = known.get(&cert).map(|der| [CertificateDer::from(&der[..])]);
+                    || key.is_some_and(|i| self.is_denied_key(&i.public_key));
                 let checked = chain.map_or(Ok(()), |chain| now.check(&chain, now_unix()));
                 if denied || checked.is_err_and(|why| !is_of_time(why.reason)) {
                     engine.withdraw(&site, false);

@@ -263,6 +263,16 @@ pub fn rescue() -> Vec<(String, Vec<u8>)> {
     ]
 }
 
+/// The files of a set that permits nothing.
+#[must_use]
+pub fn nothing() -> Vec<(String, Vec<u8>)> {
+    let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
+    vec![
+        file(POLICIES, "// Nothing is permitted.\n"),
+        file(SCHEMA, include_str!("../coordinator.cedarschema")),
+    ]
+}
+
 /// A set of policies that fits its schema.
 pub struct Policies {
     set: PolicySet,

@@ -270,7 +270,7 @@ impl Actor {
         let here = self
             .engine
             .sites()
-            .all()
+            .taking_part()
             .into_iter()
             .filter(|(site, c)| self.may_sit(site, &c.datasets));
         let named = study.cohort.sites.len();
@@ -757,7 +757,7 @@ impl Actor {
                 let entries = self.engine.parts().writer.head().0;
                 let since = Instant::now();
                 // Whoever is away looks at the log when it comes back.
-                for (site, _) in self.engine.sites().all() {
+                for (site, _) in self.engine.sites().taking_part() {
                     self.engine.sites().push(&site, push::Push::LookAtLog(LookAtLog {}));
                 }
                 self.send_event(None, format!("waiting for {} witnesses", wanted.quorum));
@@ -781,7 +781,7 @@ impl Actor {
     fn there(&self, stood: &[(String, u64)]) -> usize {
         let (cohort, counted) = (&self.meta.study.cohort, &self.engine.parts().witnesses);
         let connected =
-            self.engine.sites().all().into_iter().filter(|(site, _)| cohort.admits(site));
+            self.engine.sites().taking_part().into_iter().filter(|(site, _)| cohort.admits(site));
         let mut there = counted.outside().clone();
         there.extend(connected.map(|(site, _)| name_of_party(site.spiffe())));
         there.extend(stood.iter().map(|(name, _)| name.clone()));
@@ -840,7 +840,7 @@ impl Actor {
         let commit = Commit { round: None, rows, entries: vec![draft] };
         self.commit(commit).await?;
         tracing::info!(study = %study.id, state, reason = reason.as_deref(), "study over");
-        for (site, _) in self.engine.sites().all() {
+        for (site, _) in self.engine.sites().taking_part() {
             if study.cohort.admits(&site) {
                 let over = StudyOver { study: study.id.to_string(), outcome: state.into() };
                 self.engine.sites().push(&site, push::Push::StudyOver(over));
@@ -859,7 +859,7 @@ impl Actor {
 
     /// Offers a seat to every connected site that may have one.
     async fn seat_connected(&mut self) {
-        for (site, _) in self.engine.sites().all() {
+        for (site, _) in self.engine.sites().taking_part() {
             self.seat(site).await;
         }
     }
@@ -872,7 +872,7 @@ impl Actor {
 
     async fn seat(&mut self, site: SiteId) {
         let study = &self.meta.study;
-        let connected = self.engine.sites().all().into_iter().find(|(id, _)| *id == site);
+        let connected = self.engine.sites().taking_part().into_iter().find(|(id, _)| *id == site);
         if !connected.is_some_and(|(id, c)| self.may_sit(&id, &c.datasets)) {
             return;
         }
@@ -896,7 +896,7 @@ impl Actor {
         let Some((round, _)) = self.round.as_ref().filter(|(r, _)| r.spec().masked) else {
             return Vec::new();
         };
-        let connected = self.engine.sites().all().into_iter().find(|(id, _)| id == site);
+        let connected = self.engine.sites().taking_part().into_iter().find(|(id, _)| id == site);
         let row = |certificate: &[u8]| ExchangeRow {
             round: round.id().clone(),
             attempt: round.spec().attempt,

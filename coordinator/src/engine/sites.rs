@@ -29,6 +29,9 @@ pub struct Connected {
     pub datasets: Vec<String>,
     /// Its certificate, DER.
     pub certificate: Arc<[u8]>,
+    /// Whether policy has let it take part by what is known of its connection: until then nothing is pushed to it but what
+    /// finds that out.
+    pub takes_part: bool,
     /// Tells this stream from a later one of the same site.
     serial: u64,
     pushes: mpsc::Sender<Result<Push, Status>>,
@@ -54,8 +57,16 @@ impl Sites {
         let serial = self.serials.fetch_add(1, Ordering::Relaxed);
         let (pushes, pushed) = mpsc::channel(PUSHES);
         let since = clock::now();
-        let connected =
-            Connected { since, address, agent_version, datasets, certificate, serial, pushes };
+        let connected = Connected {
+            since,
+            address,
+            agent_version,
+            datasets,
+            certificate,
+            takes_part: false,
+            serial,
+            pushes,
+        };
         self.map().insert(site.clone(), connected);
         (serial, pushed)
     }
@@ -68,10 +79,17 @@ impl Sites {
         }
     }
 
-    /// Pushes something to a site. A site that does not take its pushes is dropped.
+    /// From now on a site takes part, if this stream is still its own.
+    pub fn take_part(&self, site: &SiteId, serial: u64) {
+        if let Some(connected) = self.map().get_mut(site).filter(|c| c.serial == serial) {
+            connected.takes_part = true;
+        }
+    }
+
+    /// Pushes something to a site that takes part. A site that does not take its pushes is dropped.
     pub fn push(&self, site: &SiteId, message: push::Push) -> bool {
         let mut map = self.map();
-        let Some(connected) = map.get(site) else { return false };
+        let Some(connected) = map.get(site).filter(|c| c.takes_part) else { return false };
         let sent = connected.pushes.try_send(Ok(Push { push: Some(message) })).is_ok();
         if !sent {
             map.remove(site);
@@ -79,7 +97,7 @@ impl Sites {
         sent
     }
 
-    /// As [`Self::push`], but on this stream alone.
+    /// Pushes something on this stream alone, whether the site takes part already or not.
     pub fn push_on(&self, site: &SiteId, serial: u64, message: push::Push) -> bool {
         let mut map = self.map();
         let Some(connected) = map.get(site).filter(|c| c.serial == serial) else { return false };
@@ -94,6 +112,13 @@ impl Sites {
     #[must_use]
     pub fn all(&self) -> Vec<(SiteId, Connected)> {
         self.map().iter().map(|(id, c)| (id.clone(), c.clone())).collect()
+    }
+
+    /// The connected sites that take part.
+    #[must_use]
+    pub fn taking_part(&self) -> Vec<(SiteId, Connected)> {
+        let map = self.map();
+        map.iter().filter(|(_, c)| c.takes_part).map(|(id, c)| (id.clone(), c.clone())).collect()
     }
 
     /// How many there are.

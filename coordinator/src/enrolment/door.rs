@@ -3,12 +3,9 @@
 //! Nobody here is known, so everything has a bound, and what is refused too often at once is not logged one by one.
 
 use super::Enrolments;
-use crate::{clock, engine::Engine, trusted::Trusted};
+use crate::{engine::Engine, trusted::Trusted};
 use falaj_certs::{request::REQUEST_BYTES_MAX, tls::handshake_reason};
-use falaj_core::{
-    audit::{Actor, Draft, Kind},
-    time::Timestamp,
-};
+use falaj_core::audit::{Actor, Draft, Kind};
 use falaj_proto::{
     problem::Code,
     v1::{
@@ -22,7 +19,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -47,27 +44,35 @@ const CONNECTION: Duration = Duration::from_mins(1);
 const CALL: Duration = Duration::from_secs(45);
 /// A request and its frame.
 const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + (4 << 10);
-/// Whoever comes faster than this for long is told to wait: so many at once,
-const AT_ONCE: u64 = 30;
-/// and one more in so many milliseconds.
-const EVERY_MS: u64 = 200;
+/// Whoever asks faster than this for long is told to wait: so many at once,
+const AT_ONCE: u32 = 30;
+/// and one more after so long.
+const EVERY: Duration = Duration::from_millis(200);
+/// Handshakes that failed are entries no faster than one after so long: anybody can have them fail.
+const LOGGED_EVERY: Duration = Duration::from_secs(10);
 
 /// Room for those who come one after the other: it fills with time.
 #[derive(Clone)]
-struct Pace(Arc<Mutex<(u64, Timestamp)>>);
+struct Pace {
+    every: Duration,
+    /// What is left, and since when the next one has been filling.
+    room: Arc<Mutex<(u32, Instant)>>,
+}
 
 impl Pace {
-    fn new() -> Self {
-        Self(Arc::new(Mutex::new((AT_ONCE, clock::now()))))
+    fn new(every: Duration, now: Instant) -> Self {
+        Self { every, room: Arc::new(Mutex::new((AT_ONCE, now))) }
     }
 
     /// Whether there is room for one more.
-    fn take(&self, now: Timestamp) -> bool {
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn take(&self, now: Instant) -> bool {
+        let mut inner = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         let (room, since) = *inner;
-        let more = now.since_ms(since) / EVERY_MS;
-        let room = (room + more).min(AT_ONCE);
-        let since = since.plus_ms(more * EVERY_MS);
+        let past = now.saturating_duration_since(since);
+        let more = u32::try_from(past.as_millis() / self.every.as_millis()).unwrap_or(u32::MAX);
+        let room = room.saturating_add(more).min(AT_ONCE);
+        // When it is full, nothing has been filling.
+        let since = if room == AT_ONCE { now } else { since + self.every * more };
         *inner = (room.saturating_sub(1), since);
         room > 0
     }
@@ -123,7 +128,7 @@ impl Enrolment for Service {
     async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolReply>, Status> {
         let from = request.extensions().get::<SocketAddr>().copied();
         let from = from.ok_or_else(|| Code::Internal.because("the connection has no address"))?;
-        if !self.pace.take(clock::now()) {
+        if !self.pace.take(Instant::now()) {
             return Err(Code::Busy.because("too many come here at once: try again").into());
         }
         let (enrolments, asked) = (self.enrolments.clone(), request.into_inner());
@@ -144,9 +149,9 @@ pub async fn serve(
     (engine, trusted): (Engine, Trusted),
     shutdown: CancellationToken,
 ) {
-    let pace = Pace::new();
+    let pace = Pace::new(EVERY, Instant::now());
     let (ready, accepted) = mpsc::channel(1);
-    let knocking = accept(listener, (engine, trusted), pace.clone(), ready, shutdown.clone());
+    let knocking = accept(listener, (engine, trusted), ready, shutdown.clone());
     tokio::spawn(knocking);
     let service = EnrolmentServer::new(Service { enrolments, pace })
         .max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -154,6 +159,8 @@ pub async fn serve(
         .timeout(CALL)
         .concurrency_limit_per_connection(1)
         .max_connection_age(CONNECTION)
+        // Also of those who say nothing at all.
+        .max_connection_age_grace(CALL)
         .http2_keepalive_interval(Some(HANDSHAKE))
         .http2_keepalive_timeout(Some(HANDSHAKE))
         .add_service(service)
@@ -167,11 +174,11 @@ pub async fn serve(
 async fn accept(
     listener: TcpListener,
     (engine, trusted): (Engine, Trusted),
-    pace: Pace,
     ready: mpsc::Sender<io::Result<Knock>>,
     shutdown: CancellationToken,
 ) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let logged = Pace::new(LOGGED_EVERY, Instant::now());
     loop {
         let next = async {
             // It is never closed, so waiting for it only ends with a permit.
@@ -194,23 +201,26 @@ async fn accept(
             tracing::error!("no trusted issuer vouches for the coordinator: nobody can enrol");
             continue;
         };
-        let (engine, pace, ready) = (engine.clone(), pace.clone(), ready.clone());
+        let (engine, logged, ready) = (engine.clone(), logged.clone(), ready.clone());
         tokio::spawn(async move {
             let done = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)).await;
             match done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 // The server has gone: so does the connection.
                 Ok(stream) => drop(ready.send(Ok(Knock { stream, address, _room: room })).await),
-                Err(e) if pace.take(clock::now()) => refuse(&engine, address, &e).await,
-                Err(e) => tracing::debug!(%address, error = %e, "a handshake failed"),
+                Err(e) => refuse(&engine, address, &e, logged.take(Instant::now())).await,
             }
         });
     }
 }
 
-/// Logs a handshake that failed.
-async fn refuse(engine: &Engine, address: SocketAddr, error: &io::Error) {
+/// Counts a handshake that failed, and logs it if it is `logged`.
+async fn refuse(engine: &Engine, address: SocketAddr, error: &io::Error, logged: bool) {
     let (parts, reason) = (engine.parts(), handshake_reason(error));
     parts.metrics.connection(reason);
+    if !logged {
+        tracing::debug!(%address, %error, "a handshake failed");
+        return;
+    }
     let actor = Actor { address: Some(address.to_string()), ..Actor::default() };
     let entry = Draft::new(Kind::ConnectionRefused)
         .actor(&actor)
@@ -228,12 +238,12 @@ mod tests {
 
     #[test]
     fn whoever_comes_too_fast_waits_and_has_room_again_later() {
-        let pace = Pace::new();
-        let now = clock::now();
-        let taken = (0..1_000).filter(|_| pace.take(now)).count();
-        assert_eq!(taken as u64, AT_ONCE);
-        let later = now.plus_ms(10 * EVERY_MS);
-        let taken = (0..1_000).filter(|_| pace.take(later)).count();
-        assert!((9..=11).contains(&taken), "{taken}");
+        let now = Instant::now();
+        let pace = Pace::new(EVERY, now);
+        let taken = |now| (0..1_000).filter(|_| pace.take(now)).count();
+        assert_eq!(taken(now), AT_ONCE as usize);
+        assert_eq!(taken(now + EVERY * 10), 10);
+        assert_eq!(taken(now + EVERY * 10), 0);
+        assert_eq!(taken(now + EVERY * 1_000), AT_ONCE as usize);
     }
 }

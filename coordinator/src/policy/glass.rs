@@ -42,6 +42,13 @@ impl Glass {
     }
 }
 
+impl Glass {
+    /// Whether its time is over.
+    pub(super) fn is_over(&self) -> bool {
+        Timestamp::parse(&self.until).is_none_or(|until| until <= clock::now())
+    }
+}
+
 fn check(reason: &str) -> Result<(), String> {
     let long = reason.chars().count() > REASON_CHARS_MAX;
     if reason.trim().is_empty() || long || reason.chars().any(char::is_control) {

@@ -636,6 +636,15 @@ impl Store {
         certificates.map(|(digest, der)| Ok((row::parsed(&digest)?, der))).collect()
     }
 
+    /// One certificate, DER, if it was seen.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn certificate(&self, sha256: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        let sha256 = sha256.to_string();
+        Ok(ask!(self, certificate, &sha256))
+    }
+
     /// What entries from one index to below another commit to about people, sealed: entry, person, and what was sealed.
     ///
     /// # Errors

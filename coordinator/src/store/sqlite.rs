@@ -426,6 +426,16 @@ pub(super) async fn certificates(pool: &SqlitePool) -> Result<Vec<(String, Vec<u
         .await?)
 }
 
+pub(super) async fn certificate(
+    pool: &SqlitePool,
+    sha256: &str,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(sqlx::query_scalar("SELECT der FROM certificates WHERE sha256 = ?")
+        .bind(sha256)
+        .fetch_optional(pool)
+        .await?)
+}
+
 pub(super) async fn personal(
     pool: &SqlitePool,
     from: i64,

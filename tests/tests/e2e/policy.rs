@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use falaj_tests::federation::{Federation, binary, repository, run, study_yaml, text, wait_for};
 use serde_json::Value;
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 #[test]
 fn the_command_tries_the_shipped_cases_and_explains_a_refusal_by_its_rule() -> Result<()> {
@@ -20,6 +20,18 @@ fn the_command_tries_the_shipped_cases_and_explains_a_refusal_by_its_rule() -> R
         ensure!(said.contains(words), "no `{words}` in {said}");
     }
     Ok(())
+}
+
+/// A copy of its policies for a federation whose coordinator has not started: the file with the rules.
+fn own_policies(federation: &mut Federation) -> Result<PathBuf> {
+    let folder = federation.dir().join("policies");
+    fs::create_dir(&folder)?;
+    for file in ["coordinator.cedar", "coordinator.cedarschema"] {
+        fs::copy(federation.policies.join(file), folder.join(file))?;
+    }
+    let rules = folder.join("coordinator.cedar");
+    federation.policies = folder;
+    Ok(rules)
 }
 
 #[test]
@@ -46,13 +58,7 @@ fn a_rule_that_was_loosened_fails_its_cases_and_a_misspelt_one_its_schema() -> R
 fn changed_policies_come_into_force_by_themselves_and_broken_ones_leave_the_old_in_force()
 -> Result<()> {
     let mut federation = Federation::new()?;
-    let folder = federation.dir().join("policies");
-    fs::create_dir(&folder)?;
-    for file in ["coordinator.cedar", "coordinator.cedarschema"] {
-        fs::copy(federation.policies.join(file), folder.join(file))?;
-    }
-    let rules = folder.join("coordinator.cedar");
-    federation.policies = folder;
+    let rules = own_policies(&mut federation)?;
     let _coordinator = federation.start_coordinator()?;
     let shipped = fs::read_to_string(&rules)?;
     let in_force = || -> Result<Value> {
@@ -96,15 +102,9 @@ fn changed_policies_come_into_force_by_themselves_and_broken_ones_leave_the_old_
 fn whoever_is_locked_out_breaks_the_glass_and_does_no_more_than_look_stop_and_revoke() -> Result<()>
 {
     let mut federation = Federation::new()?;
-    let folder = federation.dir().join("policies");
-    fs::create_dir(&folder)?;
-    for file in ["coordinator.cedar", "coordinator.cedarschema"] {
-        fs::copy(federation.policies.join(file), folder.join(file))?;
-    }
-    let rules = folder.join("coordinator.cedar");
+    let rules = own_policies(&mut federation)?;
     let shipped = fs::read_to_string(&rules)?;
     fs::write(&rules, "@id(\"OUT\") forbid (principal, action, resource);")?;
-    federation.policies = folder;
     let _coordinator = federation.start_coordinator()?;
     let refused = federation.falaj(&["status"])?;
     ensure!(!refused.status.success() && text(&refused).contains("OUT"), "{}", text(&refused));
@@ -135,6 +135,41 @@ fn whoever_is_locked_out_breaks_the_glass_and_does_no_more_than_look_stop_and_re
         Ok(submitted.status.success().then_some(()))
     })?;
     ensure!(federation.entries("glass.mended")?.len() == 1);
+    federation.verified()?;
+    Ok(())
+}
+
+/// The time of a broken glass ends also when the folder has nothing that could be in force by then; and nobody who was revoked
+/// comes back meanwhile.
+#[test]
+fn the_glass_is_mended_whatever_the_folder_has_by_then() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let rules = own_policies(&mut federation)?;
+    let _coordinator = federation.start_coordinator()?;
+    let revoked = "spiffe://falaj.test/ae-on/ae-az/site/hospital-9";
+    let revoke = |word: &str| federation.falaj(&["site", word, revoked, "--reason", "tried"]);
+    let config = federation.dir().join("coordinator/coordinator.toml").display().to_string();
+    let break_glass = |more: &[&str]| {
+        run("falaj-coordinator", &[&["break-glass", "--config", &config], more].concat())
+    };
+    break_glass(&["--reason", "tried"])?;
+    wait_for("the glass to be broken", || {
+        Ok((federation.entries("glass.broken")?.len() == 1).then_some(()))
+    })?;
+    let out = revoke("revoke")?;
+    ensure!(out.status.success(), "{}", text(&out));
+    let out = revoke("reinstate")?;
+    ensure!(!out.status.success() && text(&out).contains("the glass is broken"), "{}", text(&out));
+
+    fs::write(&rules, "permit (")?;
+    break_glass(&["--mend"])?;
+    wait_for("the glass to be mended", || {
+        Ok((federation.entries("glass.mended")?.len() == 1).then_some(()))
+    })?;
+    ensure!(federation.entries("policy.refused")?.len() == 1);
+    let out = revoke("reinstate")?;
+    ensure!(out.status.success(), "{}", text(&out));
+    federation.submit(&study_yaml("afterwards", 1, 2))?;
     federation.verified()?;
     Ok(())
 }

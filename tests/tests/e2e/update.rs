@@ -261,6 +261,7 @@ fn a_model_of_an_unknown_study_is_not_found() -> Result<()> {
         let credentials = scene.federation.credentials("site", "rogue")?;
         let mut rogue = Rogue::connect(address, credentials, &scene.federation.trust()?).await?;
         let digest = Digest::of(b"x").to_string();
+        let _stream = rogue.open().await?;
         rogue.fetch("no-such-study", &digest).await.err().context("it was served")
     })?;
     let status = error.downcast_ref::<tonic::Status>().context("a status")?;

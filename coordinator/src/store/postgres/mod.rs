@@ -361,6 +361,16 @@ pub(super) async fn certificates(pool: &PgPool) -> Result<Vec<(String, Vec<u8>)>
         .await?)
 }
 
+pub(super) async fn certificate(
+    pool: &PgPool,
+    sha256: &str,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(sqlx::query_scalar("SELECT der FROM certificates WHERE sha256 = $1")
+        .bind(sha256)
+        .fetch_optional(pool)
+        .await?)
+}
+
 pub(super) async fn personal(pool: &PgPool, from: i64, below: i64) -> Result<Personal, StoreError> {
     Ok(sqlx::query_as(
         "SELECT seq, person, sealed FROM log_personal WHERE seq >= $1 AND seq < $2 ORDER BY seq",
