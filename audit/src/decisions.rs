@@ -1,11 +1,14 @@
 //! Decisions made again: what the log says that the policies decided has to be what they decide.
 
+use crate::{acts, in_force::InForce};
 use falaj_core::{
     audit::{Entry, Kind},
     canon::Node,
+    evidence::Evidence,
     id::{Digest, Place, SpiffeId, StudyId},
+    time::Timestamp,
 };
-use falaj_policies::{Action, Party, Policies, Resource, With};
+use falaj_policies::{Action, POLICIES, Party, Policies, Resource, SCHEMA, With};
 use std::{
     collections::{BTreeMap, HashSet},
     fmt::Write as _,
@@ -15,16 +18,40 @@ use std::{
 const REMEMBERED_MAX: usize = 4_096;
 /// Policy sets that are kept in parsed form at once.
 const SETS_MAX: usize = 16;
+/// A rule that fits those schemas alone in which requests to connect say what is known of the connection.
+const OF_EVIDENCE: &str =
+    "permit (principal is Falaj::Site, action == Falaj::Action::\"connect\", resource)
+when { context has evidence && context.evidence has probed && context.evidence.probed };";
+
+/// What else of the log bears on a decision.
+pub(crate) struct Around<'a> {
+    /// Policy files by the digest of their set.
+    pub(crate) policies: &'a BTreeMap<Digest, Vec<(String, Vec<u8>)>>,
+    /// Whose key signed a certificate, by its digest.
+    pub(crate) issuers: &'a BTreeMap<Digest, Digest>,
+    /// When policy may have been asked already, where that is not at the time of the entry.
+    pub(crate) asked: &'a dyn Fn() -> Option<Timestamp>,
+    /// Whether the log goes on from another shard, which tells of studies too.
+    pub(crate) goes_on: bool,
+}
+
+/// A set in parsed form.
+struct Set {
+    policies: Policies,
+    /// Whether requests to connect say what is known of the connection.
+    evidenced: bool,
+}
 
 /// Makes decisions again.
 #[derive(Default)]
 pub(crate) struct Decisions {
     /// Where the coordinator is.
     here: Option<Place>,
+    in_force: InForce,
     /// The mechanism of each study.
     mechanisms: BTreeMap<StudyId, String>,
-    sets: BTreeMap<Digest, Policies>,
-    /// What was asked and decided, where it was right.
+    sets: BTreeMap<Digest, Set>,
+    /// What was asked and decided where the coordinator is, where it was right.
     right: HashSet<String>,
     /// The one that is looked at.
     key: String,
@@ -38,45 +65,100 @@ impl Decisions {
         self.mechanisms.insert(study, mechanism);
     }
 
-    /// Holds an entry's decision against the policies, whose files `files` finds. Decisions that no policy made, and those
-    /// about studies or by people of which the bundle knows no more, are left out.
-    pub(crate) fn take<'a>(
+    /// Holds an entry's decision against what its kind tells of, and against the policies that were in force. It is not made
+    /// again where no policy made it, for people who are not disclosed, and about studies of an earlier shard.
+    pub(crate) fn take(
         &mut self,
         entry: &Entry,
         who: Option<&SpiffeId>,
-        files: impl FnOnce(&Digest) -> Option<&'a [(String, Vec<u8>)]>,
+        around: &Around<'_>,
     ) -> Result<(), String> {
         let body = entry.body();
         if entry.kind == Kind::CoordinatorStarted {
             let id: SpiffeId = body.parsed("coordinator").map_err(|e| e.to_string())?;
             self.here = Some(id.place().clone());
+            self.right.clear();
         }
-        let (mut action, mut study, mut mechanism, mut set) = (None, None, None, None);
+        self.in_force.take(entry)?;
+        let mut said = Said::default();
         // One walk over the members is quicker than one for each of them.
         for (name, value) in body.members() {
             match name {
-                "action" => action = value.as_text(),
-                "mechanism" => mechanism = value.as_text(),
-                "policy_set_sha256" => set = value.as_text(),
-                "study" => study = value.as_text(),
+                "action" => said.action = value.as_text(),
+                "decision" => said.decision = value.as_text(),
+                "mechanism" => said.mechanism = value.as_text(),
+                "policy_set_sha256" => said.set = value.as_text(),
+                "study" => said.study = value.as_text(),
                 _ => {}
             }
         }
-        let set: Option<Digest> = set.and_then(|set| set.parse().ok());
-        let (Some(set), Some(action), Some(who)) = (set, action, who) else { return Ok(()) };
+        acts::check(entry.kind, said.action, said.decision, said.set)?;
+        let (Some(action), Some(set)) = (said.action, said.set) else { return Ok(()) };
+        let set: Digest = set.parse().map_err(|_| format!("`{set}` is no policy set"))?;
+        let allowed = said.decision == Some("allow");
+        self.in_force.check(&set, allowed, entry, around.asked)?;
+        let evidence = entry.evidence().map_err(|e| e.to_string())?;
+        self.check_evidence(entry, (action, &set), evidence.as_ref(), around)?;
+        match who {
+            Some(who) => self.again(entry, (who, action, set), evidence.as_ref(), &said, around),
+            None if entry.actor_person().is_none() && acts::is_let(entry.kind) => {
+                Err(format!("it is {}, and names nobody who asked for it", entry.kind))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What has to be known for a decision is told, and who vouches for a certificate is as the certificate has it.
+    fn check_evidence(
+        &mut self,
+        entry: &Entry,
+        (action, set): (&str, &Digest),
+        evidence: Option<&Evidence>,
+        around: &Around<'_>,
+    ) -> Result<(), String> {
+        let connects = action == Action::Connect.as_str();
+        let uses = action == Action::EndpointUse.as_str();
+        let Some(evidence) = evidence else {
+            if uses || (connects && self.set(set, around)?.evidenced) {
+                return Err(format!("it says nothing of what was known when {action} was decided"));
+            }
+            return Ok(());
+        };
+        if uses && entry.destination().is_none() {
+            return Err("it does not say in which place the endpoint is declared".into());
+        }
+        let Some(cert) = entry.actor_cert().filter(|_| connects) else { return Ok(()) };
+        match around.issuers.get(&cert) {
+            Some(issuer) if evidence.issuer != Some(*issuer) => Err(format!(
+                "it names another issuer than {issuer}, whose key signed the certificate {cert}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a decision again.
+    fn again(
+        &mut self,
+        entry: &Entry,
+        (who, action, set): (&SpiffeId, &str, Digest),
+        evidence: Option<&Evidence>,
+        said: &Said<'_>,
+        around: &Around<'_>,
+    ) -> Result<(), String> {
+        let body = entry.body();
         let of_service = || action.parse::<Action>().is_ok_and(Action::is_of_service);
-        let study = study.filter(|_| !of_service());
+        let study = said.study.filter(|_| !of_service());
         let mechanism = match study {
-            Some(name) => match mechanism.or_else(|| self.mechanism(name)) {
+            Some(name) => match said.mechanism.or_else(|| self.mechanism(name)) {
                 Some(mechanism) => Some(mechanism.to_owned()),
-                None => return Ok(()),
+                None if around.goes_on => return Ok(()),
+                None => return Err(format!("no study `{name}` was submitted before it")),
             },
             None => None,
         };
         let somewhere = action.parse::<Action>().is_ok_and(Action::is_somewhere);
         let destination = entry.destination().filter(|_| somewhere);
         let endpoint = body.find_text("endpoint").unwrap_or_default();
-        let evidence = entry.evidence().map_err(|e| e.to_string())?;
         let roles = entry.actor_roles().map_err(|e| e.to_string())?.unwrap_or_default();
         let decision = body.text("decision").map_err(|e| e.to_string())?;
         let ids = body.list("policy_ids").map_err(|e| e.to_string())?;
@@ -88,7 +170,7 @@ impl Decisions {
         if let Some(destination) = &destination {
             let _ = write!(self.key, " to {destination}");
         }
-        if let Some(evidence) = &evidence {
+        if let Some(evidence) = evidence {
             let _ = write!(self.key, " {}:{endpoint} by {evidence:?}", endpoint.len());
         }
         for text in texts.into_iter().chain(ids_of) {
@@ -99,8 +181,8 @@ impl Decisions {
             let who = Party { id: who, roles };
             let asked = (set, who, action, study.zip(mechanism.as_deref()));
             let destination = destination.as_ref().unwrap_or(who.id.place());
-            let with = With { destination, evidence: evidence.as_ref(), endpoint };
-            let (allow, by) = self.decide(asked, &with, files)?;
+            let with = With { destination, evidence, endpoint };
+            let (allow, by) = self.decide(asked, &with, around)?;
             let same = |(id, by): (&Node<'_>, &String)| id.as_text() == Some(by);
             let allowed = decision == "allow";
             if allowed != allow || ids.len() != by.len() || !ids.iter().zip(&by).all(same) {
@@ -125,22 +207,34 @@ impl Decisions {
         self.mechanisms.get(&id).map(String::as_str)
     }
 
-    fn decide<'a>(
-        &mut self,
-        (set, who, action, study): (Digest, Party<'_>, &str, Option<(&str, &str)>),
-        with: &With<'_>,
-        files: impl FnOnce(&Digest) -> Option<&'a [(String, Vec<u8>)]>,
-    ) -> Result<(bool, Vec<String>), String> {
-        if !self.sets.contains_key(&set) {
-            let missing = || format!("its policies {set} are not in the bundle");
-            let parsed = Policies::parse(files(&set).ok_or_else(missing)?);
-            let parsed = parsed.map_err(|e| format!("its policies cannot be read: {e}"))?;
+    /// A set, whose files are those that its digest names.
+    fn set(&mut self, set: &Digest, around: &Around<'_>) -> Result<&Set, String> {
+        if !self.sets.contains_key(set) {
+            let files = around.policies.get(set);
+            let files = files.ok_or_else(|| format!("its policies {set} are not in the bundle"))?;
+            let policies = Policies::parse(files);
+            let policies = policies.map_err(|e| format!("its policies cannot be read: {e}"))?;
+            if policies.digest() != *set {
+                return Err(format!("its policies {set} are others in the bundle"));
+            }
+            let schema = files.iter().filter(|(name, _)| name == SCHEMA).cloned();
+            let rule = (POLICIES.to_owned(), OF_EVIDENCE.as_bytes().to_vec());
+            let evidenced = Policies::parse(&schema.chain([rule]).collect::<Vec<_>>()).is_ok();
             if self.sets.len() >= SETS_MAX {
                 self.sets.clear();
             }
-            self.sets.insert(set, parsed);
+            self.sets.insert(*set, Set { policies, evidenced });
         }
-        let here = self.here.as_ref().ok_or("no coordinator had started before it")?;
+        Ok(&self.sets[set])
+    }
+
+    fn decide(
+        &mut self,
+        (set, who, action, study): (Digest, Party<'_>, &str, Option<(&str, &str)>),
+        with: &With<'_>,
+        around: &Around<'_>,
+    ) -> Result<(bool, Vec<String>), String> {
+        let here = self.here.clone().ok_or("no coordinator had started before it")?;
         let action: Action = action.parse().map_err(|e| format!("{e}"))?;
         let id: StudyId;
         let resource = match study {
@@ -150,7 +244,18 @@ impl Decisions {
             }
             None => Resource::Service,
         };
-        let said = self.sets[&set].decide_with(here, who, action, &resource, with);
+        let said =
+            self.set(&set, around)?.policies.decide_with(&here, who, action, &resource, with);
         Ok((said.allow, said.policies))
     }
+}
+
+/// What an entry says of its decision.
+#[derive(Default)]
+struct Said<'a> {
+    action: Option<&'a str>,
+    decision: Option<&'a str>,
+    mechanism: Option<&'a str>,
+    set: Option<&'a str>,
+    study: Option<&'a str>,
 }

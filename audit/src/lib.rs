@@ -3,15 +3,18 @@
 //! It reads the tar once, from front to back, and keeps one tile of hashes, the frontier of the tree, and one
 //! digest per certificate, header and open round. What it finds wrong first, it names.
 
+mod acts;
 pub mod args;
 mod decisions;
 mod egress;
 mod erased;
+mod in_force;
 mod keys;
 mod ledger;
 mod replay;
 mod revoked;
 mod stamps;
+mod tokens;
 
 pub use egress::{EgressReport, KindReport};
 pub use erased::ErasedReport;

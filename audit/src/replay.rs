@@ -3,10 +3,11 @@
 
 use crate::{
     WitnessReport, Wrong,
-    decisions::Decisions,
+    decisions::{Around, Decisions},
     egress::{self, Counted, EgressReport},
     ledger::{self, LedgerReport},
     revoked::Revoked,
+    tokens::Tokens,
 };
 use ed25519_dalek::VerifyingKey;
 use falaj_certs::{history::History, trust::TrustFile};
@@ -17,6 +18,7 @@ use falaj_core::{
     note,
     report::Sections,
     study::Cohort,
+    time::Timestamp,
     update::{CONTEXT, UpdateHeader},
 };
 use falaj_proto::study;
@@ -30,8 +32,11 @@ const INTENTS_MAX: usize = 100_000;
 pub(crate) struct Replay {
     history: History,
     revoked: Revoked,
-    /// For whom each enrolment token is, and whether it was taken back.
-    tokens: BTreeMap<String, (SiteId, bool)>,
+    tokens: Tokens,
+    /// Whether the log goes on from another shard.
+    goes_on: bool,
+    /// Whose key signed each certificate for which an issuer vouches.
+    issuers: BTreeMap<Digest, Digest>,
     /// Keys by whom they belong to, from certificates for which an issuer vouches.
     keys: BTreeMap<String, Vec<VerifyingKey>>,
     /// The header that waits for its signature.
@@ -88,6 +93,8 @@ struct Claim {
 }
 
 struct Open {
+    /// Since when.
+    since: Option<Timestamp>,
     base: Digest,
     accepted: BTreeMap<SiteId, Digest>,
     /// The index of the last one.
@@ -117,6 +124,7 @@ impl Replay {
             matches(digest)?;
             if let Some(holder) = self.history.take_certificate(digest, bytes) {
                 let id = holder.id.to_string();
+                self.issuers.insert(digest, holder.issuer);
                 self.keys.entry(id).or_default().extend(self.history.key(&digest));
                 self.folds.iter_mut().for_each(|f| f.certificate(digest, holder.clone()));
             }
@@ -194,11 +202,16 @@ impl Replay {
         self.folds.iter_mut().for_each(|f| f.take(entry));
         let body = entry.body();
         self.check_actor(entry)?;
-        self.revoked.take(entry)?;
-        let files = |set: &Digest| self.policies.get(set).map(Vec::as_slice);
-        self.decisions.take(entry, entry.requester().as_deref(), files)?;
+        match entry.kind {
+            Kind::LogOpened => self.goes_on = body.find_text("succession").is_some(),
+            // What is decided over a study goes by its file.
+            Kind::StudySubmitted => self.submitted(entry)?,
+            _ => {}
+        }
+        self.check_decision(entry)?;
+        let key = |cert: &Digest| self.history.key(cert).map(|key| key.to_bytes());
+        self.revoked.take(entry, key)?;
         let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
-        let token = || body.text("token").map(str::to_owned).map_err(|e| e.to_string());
         let round = || entry.round().map_err(|e| e.to_string());
         match entry.kind {
             Kind::CoordinatorStarted => {
@@ -209,7 +222,6 @@ impl Replay {
             Kind::PolicyLoaded | Kind::PolicyRefused => {
                 self.check_policies(digest("policy_set_sha256")?)?;
             }
-            Kind::StudySubmitted => self.submitted(entry)?,
             Kind::RoundOpened => {
                 let (round, base) = (round()?, digest("base_sha256")?);
                 let newest = self.newest.get(round.study.as_str());
@@ -221,6 +233,7 @@ impl Replay {
                 self.open.insert(
                     round,
                     Open {
+                        since: Timestamp::parse(&entry.ts),
                         base,
                         accepted: BTreeMap::new(),
                         last: entry.seq,
@@ -258,26 +271,9 @@ impl Replay {
             Kind::RoundFailed | Kind::ModelRejected => {
                 self.open.remove(&round()?);
             }
-            Kind::EnrolmentOffered => {
-                let site = body.parsed("identity").map_err(|e| e.to_string())?;
-                self.tokens.insert(token()?, (site, false));
-            }
-            Kind::EnrolmentWithdrawn => {
-                if let Some((_, withdrawn)) = self.tokens.get_mut(&token()?) {
-                    *withdrawn = true;
-                }
-            }
-            Kind::SiteEnrolled => {
-                let site: SiteId = body.parsed("identity").map_err(|e| e.to_string())?;
-                self.history.check(site.spiffe(), &digest("cert_sha256")?, &entry.ts)?;
-                // One that an earlier shard tells of is not known here.
-                if let Some((wanted, withdrawn)) = self.tokens.get(&token()?)
-                    && (*withdrawn || *wanted != site)
-                {
-                    let what = if *withdrawn { "had been taken back" } else { "is another site's" };
-                    return Err(format!("{site} was enrolled by a token that {what}"));
-                }
-            }
+            Kind::EnrolmentOffered => self.tokens.offered(entry)?,
+            Kind::EnrolmentWithdrawn => self.tokens.withdrawn(entry)?,
+            Kind::SiteEnrolled => self.enrolled(entry, &digest("cert_sha256")?)?,
             Kind::CertificateRenewed => self.renewed(entry, &digest("cert_sha256")?)?,
             Kind::ConnectionRefused
             | Kind::EnrolmentRefused
@@ -301,6 +297,28 @@ impl Replay {
             _ => {}
         }
         Ok(())
+    }
+
+    /// What policy decided fits what was done, and is what the policies in force decide.
+    fn check_decision(&mut self, entry: &Entry) -> Result<(), String> {
+        // Of what a site sends to a round policy is asked when it begins to come.
+        let sent = matches!(entry.kind, Kind::UpdateAccepted | Kind::ExchangeAnswered);
+        let open = || entry.round().ok().and_then(|round| self.open.get(&round)?.since);
+        let around = Around {
+            policies: &self.policies,
+            issuers: &self.issuers,
+            asked: &|| open().filter(|_| sent),
+            goes_on: self.goes_on,
+        };
+        self.decisions.take(entry, entry.requester().as_deref(), &around)
+    }
+
+    /// A site is given a certificate for its token.
+    fn enrolled(&mut self, entry: &Entry, fresh: &Digest) -> Result<(), String> {
+        let site: SiteId = entry.body().parsed("identity").map_err(|e| e.to_string())?;
+        self.history.check(site.spiffe(), fresh, &entry.ts)?;
+        let key = self.history.key(fresh).ok_or_else(|| format!("{fresh} has no usable key"))?;
+        self.tokens.enrolled(entry, key.to_bytes(), self.goes_on)
     }
 
     /// A renewed certificate is about the key of the one before it, and names the same site.

@@ -1,266 +1,30 @@
 //! A real bundle, made with core's own functions, and every way in which it can be wrong.
 
+#[path = "bundle/decided.rs"]
+mod decided;
+#[path = "bundle/enrolled.rs"]
+mod enrolled;
+#[path = "bundle/fixture.rs"]
+mod fixture;
 #[path = "bundle/ml_dsa.rs"]
 mod ml_dsa;
 #[path = "bundle/people.rs"]
 mod people;
 
-use ed25519_dalek::{SigningKey, pkcs8::DecodePrivateKey as _};
-use falaj_certs::{
-    history::History,
-    trust::{TrustFile, spki_sha256},
-};
+use ed25519_dalek::SigningKey;
+use falaj_certs::trust::TrustFile;
 use falaj_core::{
-    audit::{Actor, Draft, Entry, Kind, bundle, policy_set},
+    audit::{Actor, Draft, Kind, bundle},
     canon::{self, Canon},
     id::{Digest, RoundId, SiteId},
-    merkle::{self, Frontier},
-    note::{self, Checkpoint, NoteSigner, VerifierKey},
-    report::Sections,
+    merkle,
+    note::{Checkpoint, NoteSigner},
     succession::Succession,
-    time::Timestamp,
-    update::{CONTEXT, Encoding, UpdateHeader},
     witness,
 };
-use falaj_proto::study;
-use falaj_verify::{Options, Report, Wrong, verify};
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    PKCS_ED25519, SanType,
-};
+use falaj_verify::{Options, Wrong, verify};
+use fixture::{Parts, SITE, STUDY, by_minutes, parts, parts_of, pinned, report, signer, trust};
 use std::path::Path;
-
-const STUDY: &str = "study: s
-purpose: To be checked.
-data:
-  dataset: d
-  label: { column: y, classes: [a, b] }
-  features: [{ name: x, min: 0.0, max: 1.0 }]
-model: { kind: logistic }
-training: { local_steps: 1, sample_rate: 0.1, learning_rate: 0.5 }
-privacy: { mechanism: dp_sgd, noise_multiplier: 4.0, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 8.0 }
-cohort: { places: [\"ae-on/*\"], min_sites: 1 }
-rounds: { count: 1 }
-";
-const SITE: &str = "spiffe://t/ae-on/ae-az/site/h-1";
-
-/// A bundle in parts, so that a test can change one and put it together again.
-struct Parts {
-    files: Vec<(String, Vec<u8>)>,
-    key: VerifierKey,
-    /// The site's key, and the root of each size from 1.
-    site: SigningKey,
-    roots: Vec<Digest>,
-    /// The issuer's key.
-    spki: Digest,
-}
-
-fn signer() -> NoteSigner {
-    NoteSigner::new("t/log", SigningKey::from_bytes(&[5; 32])).expect("a signer")
-}
-
-/// An issuer: its certificate, the digest of its key, and what signs with it.
-fn issuer() -> (Vec<u8>, Digest, Issuer<'static, KeyPair>) {
-    let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    let cert = params.self_signed(&key).expect("a certificate").der().clone();
-    let spki = spki_sha256(&cert).expect("a key");
-    (cert.to_vec(), spki, Issuer::new(params, key))
-}
-
-/// The site's certificate and its key.
-fn site(issuer: &Issuer<'_, KeyPair>) -> (Vec<u8>, SigningKey) {
-    let key = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(SITE.try_into().expect("ASCII"))];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    let cert = params.signed_by(&key, issuer).expect("a certificate").der().to_vec();
-    let key = SigningKey::from_pkcs8_der(&key.serialize_der()).expect("the same key");
-    (cert, key)
-}
-
-/// A trust configuration that binds one issuer to one place.
-fn trust(spki: &Digest, place: &str) -> String {
-    format!(
-        "trust_domain = \"t\"\n[[issuer]]\ncert = \"i.pem\"\nspki_sha256 = \"{spki}\"\nplaces = [\"{place}\"]\n"
-    )
-}
-
-/// The policies that the project ships.
-fn policies() -> Vec<(String, Vec<u8>)> {
-    let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
-    vec![
-        file("coordinator.cedar", include_str!("../../policies/coordinator.cedar")),
-        file("coordinator.cedarschema", include_str!("../../policies/coordinator.cedarschema")),
-    ]
-}
-
-fn pinned(key: &VerifierKey) -> Options<'_> {
-    Options { log_key: Some(key), ..Options::default() }
-}
-
-/// Entries as they come, over one round; `change` may alter them before they are hashed.
-fn parts(change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
-    parts_of(STUDY, change)
-}
-
-/// As [`parts`], of this study.
-fn parts_of(study: &str, change: impl FnOnce(&mut Vec<Draft>)) -> Parts {
-    let (issuer_cert, spki, issuer) = issuer();
-    let (cert, key) = site(&issuer);
-    let trust = trust(&spki, "ae-on/ae-az").into_bytes();
-    let study = study.as_bytes().to_vec();
-    let policies = policies();
-    let set = policy_set(&policies);
-    let id: SiteId = SITE.parse().expect("a site");
-    let round = RoundId { study: "s".parse().expect("a study"), number: 1 };
-    let (base, model) = (Digest::of(b"base"), Digest::of(b"model"));
-    let payload = Digest::of(b"payload");
-    let header = UpdateHeader {
-        round: round.clone(),
-        site: id.clone(),
-        base,
-        manifest: Digest::of(b"manifest"),
-        encoding: Encoding::new(16, 0.5).expect("a grid"),
-        params: 4,
-        payload_bytes: 8,
-        payload,
-        weight: 10,
-        mechanism: "dp_sgd".into(),
-        epsilon: "1.0000".into(),
-        cohort: None,
-        ledger: Digest::of(b"ledger"),
-    }
-    .to_bytes();
-    let header_digest = Digest::of(&header);
-    let signature = note::sign_context(&key, CONTEXT, &header).expect("signs");
-    let actor = Actor {
-        id: Some(id.spiffe().clone()),
-        cert: Some(Digest::of(&cert)),
-        address: Some("127.0.0.1:9".into()),
-        ..Actor::default()
-    };
-    let mut drafts = vec![
-        Draft::new(Kind::CoordinatorStarted)
-            .text("coordinator", "spiffe://t/ae-on/ae-az/coordinator/main")
-            .digest("trust_sha256", &Digest::of(&trust))
-            .digest("policy_set_sha256", &set),
-        Draft::new(Kind::StudySubmitted)
-            .study(&round.study)
-            .digest("study_sha256", &Digest::of(&study))
-            .digest("model_sha256", &base),
-        Draft::new(Kind::RoundOpened).round(&round).digest("base_sha256", &base),
-        Draft::new(Kind::UpdateAccepted)
-            .actor(&actor)
-            .round(&round)
-            .text("site", SITE)
-            .digest("payload_sha256", &payload)
-            .digest("header_sha256", &header_digest)
-            .text("epsilon", "1.0000"),
-        Draft::new(Kind::ModelPublished)
-            .round(&round)
-            .digest("base_sha256", &base)
-            .digest("model_sha256", &model)
-            .digests("updates", &[payload]),
-    ];
-    change(&mut drafts);
-    let mut roots = Vec::new();
-    let (mut frontier, mut tile, mut entries) = (Frontier::new(), Vec::new(), Vec::new());
-    for (i, draft) in drafts.into_iter().enumerate() {
-        let seq = i as u64;
-        let at = Timestamp::from_millis(i64::try_from(i).expect("small"));
-        let bytes = draft.finish(seq, at, [i.to_le_bytes()[0]; 16]);
-        let leaf = merkle::leaf_hash(&bytes);
-        tile.extend_from_slice(&leaf.0);
-        merkle::put_entry(&bytes, &mut entries);
-        frontier.push(leaf);
-        roots.push(frontier.root());
-    }
-    let size = frontier.size();
-    let signer = signer();
-    let head = Checkpoint { origin: "t/log".into(), tree_size: size, root_hash: frontier.root() };
-    let about = Canon::map([
-        ("v", bundle::VERSION.into()),
-        ("origin", "t/log".into()),
-        ("tree_size", Canon::Int(i64::try_from(size).expect("small"))),
-        ("log_verifier_key", signer.verifier().to_string().into()),
-    ]);
-    let mut files = vec![
-        (bundle::ABOUT.to_owned(), about.to_bytes()),
-        (bundle::CHECKPOINT.to_owned(), signer.sign(&head.body()).expect("signs").into_bytes()),
-        (bundle::issuer(&Digest::of(&issuer_cert)), issuer_cert),
-        (bundle::trust(&Digest::of(&trust)), trust),
-        (bundle::certificate(&Digest::of(&cert)), cert),
-        (bundle::policy(&set, &policies[0].0), policies[0].1.clone()),
-        (bundle::policy(&set, &policies[1].0), policies[1].1.clone()),
-        (bundle::study(&Digest::of(&study)), study),
-        (bundle::header(&header_digest), header),
-        (bundle::signature(&header_digest), signature.to_vec()),
-        (merkle::tile_path(0, 0, size), tile),
-        (merkle::entries_path(0, size), entries),
-    ];
-    files.push((bundle::REPORT.to_owned(), report(&files, frontier.root(), None)));
-    Parts { files, key: signer.verifier().clone(), site: key, roots, spki }
-}
-
-/// The report that follows from these files, one witness having seen so many entries.
-fn report(files: &[(String, Vec<u8>)], root: Digest, witnessed: Option<u64>) -> Vec<u8> {
-    let (mut report, mut history, mut size) = (Sections::default(), History::default(), 0);
-    for (path, bytes) in files {
-        let folder = path.split('/').next().unwrap_or_default();
-        match folder {
-            "issuers" => history.take_issuer(bytes.clone()).expect("an issuer"),
-            "trust" => history.take_trust(path, bytes).expect("trust"),
-            "certificates" => {
-                let digest = Digest::of(bytes);
-                let holder = history.take_certificate(digest, bytes.clone());
-                report.certificate(digest, holder.expect("vouched for"));
-            }
-            "policies" => {
-                let (_, name) = path.rsplit_once('/').expect("a set and a file");
-                report.policy(policy_set(&policies()), name, bytes);
-            }
-            "studies" => {
-                let text = str::from_utf8(bytes).expect("text");
-                report.study(Digest::of(bytes), study::parse(text, "s").expect("a study"));
-            }
-            "tile" if path.starts_with(bundle::ENTRIES) => {
-                if let Some(size) = witnessed {
-                    report.witness(SITE, size, "2023-11-14T22:13:20.000Z");
-                }
-                for entry in people::entries(files, bytes) {
-                    report.take(&entry);
-                    size += 1;
-                }
-            }
-            _ => {}
-        }
-    }
-    report.finish("t/log", size, &root).to_bytes()
-}
-
-impl Parts {
-    fn tar(&self) -> Vec<u8> {
-        let mut tar = tar::Builder::new(Vec::new());
-        for (path, bytes) in &self.files {
-            let mut header = tar::Header::new_ustar();
-            header.set_size(bytes.len() as u64);
-            header.set_cksum();
-            tar.append_data(&mut header, path, &bytes[..]).expect("in memory");
-        }
-        tar.into_inner().expect("in memory")
-    }
-
-    fn verify(&self) -> Result<Report, Wrong> {
-        verify(&self.tar()[..], pinned(&self.key), |_, _| {})
-    }
-
-    fn file(&mut self, beginning: &str) -> &mut Vec<u8> {
-        let found = self.files.iter_mut().find(|(path, _)| path.starts_with(beginning));
-        &mut found.expect("a file").1
-    }
-}
 
 #[test]
 fn a_whole_bundle_is_verified_and_counted() {
@@ -404,33 +168,6 @@ fn a_connection_by_a_certificate_that_had_expired_is_named() {
     assert!(wrong.to_string().contains("is valid from 1975"), "{wrong}");
 }
 
-/// Of a site that enrolled by a token: what becomes of it when the token says something else.
-#[test]
-fn a_site_that_enrolled_by_a_token_that_was_not_for_it_is_named() {
-    let enrolled = |offered: &str, before: &[Kind]| {
-        parts(|drafts| {
-            let counted = drafts[3].clone().finish(0, Timestamp::from_millis(0), [0; 16]);
-            let cert = Entry::parse(&counted).expect("an entry").actor_cert().expect("a site's");
-            let about = |kind: Kind, site: &str| {
-                Draft::new(kind).text("token", "0a1b").text("identity", site)
-            };
-            drafts.push(about(Kind::EnrolmentOffered, offered));
-            drafts.extend(before.iter().map(|kind| about(*kind, offered)));
-            drafts.push(about(Kind::SiteEnrolled, SITE).digest("cert_sha256", &cert));
-        })
-        .verify()
-    };
-    assert!(enrolled(SITE, &[]).is_ok());
-    for (offered, before, says) in [
-        (SITE, &[Kind::EnrolmentWithdrawn][..], "had been taken back"),
-        ("spiffe://t/ae-on/ae-az/site/h-2", &[], "is another site's"),
-    ] {
-        let wrong = enrolled(offered, before).expect_err("not for it");
-        assert!(matches!(wrong, Wrong::Content { .. }), "{wrong}");
-        assert!(wrong.to_string().contains(says), "{wrong}");
-    }
-}
-
 /// A checkpoint of the first entries, as `root` has it, with this site's cosignature.
 fn witnessed(parts: &Parts, size: usize, root: Digest) -> String {
     let head = Checkpoint { origin: "t/log".into(), tree_size: size as u64, root_hash: root };
@@ -485,12 +222,16 @@ fn a_study_is_as_its_file_says() {
 #[test]
 fn an_outcome_tells_of_an_access_and_only_once() {
     let with = |told: &[(u64, &str)]| {
-        let mut more = vec![Draft::new(Kind::ModelRead), Draft::new(Kind::LogExported)];
         let outcome = |(intent, served): &(u64, &str)| {
             Draft::new(Kind::AccessServed).count("intent", *intent).text("served", served)
         };
-        more.extend(told.iter().map(outcome));
-        parts(|drafts| drafts.extend(more)).verify()
+        by_minutes(|drafts, cast| {
+            let exports = ["ACC-207"];
+            drafts.push(cast.reads());
+            drafts.push(cast.may(Kind::LogExported, &cast.operator, "log.export", &exports));
+            drafts.extend(told.iter().map(outcome));
+        })
+        .verify()
     };
     with(&[(5, "model.read"), (6, "log.exported")]).expect("verified");
     for told in [
@@ -659,37 +400,6 @@ fn what_a_bundle_says_of_its_keys_has_to_be_in_the_log_and_the_log_in_it() {
     ] {
         let wrong = bundle.verify().expect_err(what).to_string();
         assert!(wrong.contains(what), "{what}: {wrong}");
-    }
-}
-
-#[test]
-fn a_decision_is_made_again_by_the_policies_that_were_in_force() {
-    let set = policy_set(&policies());
-    // By the site whose update the bundle counts; it is the entry after that.
-    let deciding = |action: &str, allow: bool, ids: &[&str], study: Option<&str>| {
-        parts(|drafts| {
-            let update = drafts[3].clone();
-            let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
-            let mut asked = update.into_kind(Kind::ModelRead).text("action", action);
-            asked = asked.text("study", study.unwrap_or("s"));
-            drafts.insert(4, asked.decided(allow, &ids, &set));
-        })
-        .verify()
-    };
-    let report = deciding("model.read", true, &["ACC-101"], None).expect("as decided");
-    assert_eq!(report.decisions, 1);
-    // What the bundle knows nothing of cannot be asked again, and is not counted.
-    assert_eq!(deciding("model.read", true, &[], Some("other")).expect("unknown").decisions, 0);
-    for (action, allow, ids) in [
-        ("model.read", true, &["ACC-999"][..]),
-        ("model.read", true, &[]),
-        ("model.read", true, &["ACC-101", "ACC-201"]),
-        ("model.read", false, &["ACC-101"]),
-        ("study.submit", true, &["ACC-201"]),
-        ("model.steal", true, &["ACC-101"]),
-    ] {
-        let wrong = deciding(action, allow, ids, None).expect_err("decided otherwise");
-        assert!(matches!(wrong, Wrong::Content { index: 4, .. }), "{action} {ids:?}: {wrong}");
     }
 }
 

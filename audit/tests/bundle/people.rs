@@ -15,7 +15,7 @@ use falaj_core::{
     time::Timestamp,
     witness::InclusionProof,
 };
-use falaj_verify::{ErasedReport, Wrong};
+use falaj_verify::ErasedReport;
 
 /// Statements that lead on from where a bundle ends.
 type Statements<'s> = &'s dyn Fn(Checkpoint) -> Vec<String>;
@@ -72,14 +72,6 @@ impl Parts {
     }
 }
 
-/// The entry that is wrong, and how.
-fn wrong(bundle: &Parts) -> (u64, String) {
-    match bundle.verify().expect_err("it is wrong") {
-        Wrong::Content { index, what } => (index, what),
-        other => panic!("{other}"),
-    }
-}
-
 /// AUD-09: a bundle is verified before an erasure and after it, and only the one from before says who it was.
 #[test]
 fn a_bundle_is_verified_before_an_erasure_and_after_it() {
@@ -100,11 +92,11 @@ fn a_bundle_is_verified_before_an_erasure_and_after_it() {
 #[test]
 fn a_person_who_is_withheld_is_missed() {
     let (bundle, disclosed) = people(vec![erased(OMAR)]);
-    let (index, what) = wrong(&bundle.disclosing(&disclosed[..1]));
+    let (index, what) = bundle.disclosing(&disclosed[..1]).wrong();
     assert_eq!(index, 6);
     assert!(what.contains("withheld") && what.contains(&SARA.to_string()), "{what}");
     let (bundle, _) = people(Vec::new());
-    assert_eq!(wrong(&bundle.disclosing(&[])).0, 5);
+    assert_eq!(bundle.disclosing(&[]).wrong().0, 5);
 }
 
 /// The shard that goes on from this log, and its key.
@@ -254,7 +246,7 @@ fn a_swapped_disclosure_and_a_changed_salt_name_the_entry() {
         let lines = change(disclosed);
         let lines = lines.iter().flat_map(|d| [&d.to_bytes()[..], b"\n"].concat());
         *bundle.file(bundle::PERSONAL) = lines.collect();
-        let (found, what) = wrong(&bundle);
+        let (found, what) = bundle.wrong();
         assert_eq!(found, index, "{what}");
         assert!(what.contains("not what was logged"), "{what}");
     }
@@ -299,7 +291,7 @@ fn an_entry_that_names_a_person_and_commits_to_nothing_is_wrong() {
     let bundle = parts(|drafts| {
         drafts.push(Draft::new(Kind::AccessDenied).actor(&who(SARA, "sara")));
     });
-    let (index, what) = wrong(&bundle);
+    let (index, what) = bundle.wrong();
     assert_eq!((index, what.contains("commits to nothing")), (5, true), "{what}");
 }
 

@@ -8,6 +8,7 @@ use falaj_core::{
         policy_set,
     },
     canon::Canon,
+    evidence::Evidence,
     id::Digest,
     merkle::{self, Frontier, TILE_WIDTH},
     note::{Checkpoint, NoteSigner},
@@ -34,6 +35,8 @@ const WHO: &str = "spiffe://t/ae-on/ae-az/operator/sara";
 pub(crate) struct Scene {
     signer: NoteSigner,
     issuer: Vec<u8>,
+    /// The digest of its key.
+    spki: Digest,
     trust: Vec<u8>,
     cert: Vec<u8>,
     policies: Vec<(String, Vec<u8>)>,
@@ -61,6 +64,7 @@ impl Scene {
         Ok(Self {
             signer: NoteSigner::new("t/log", ed25519_dalek::SigningKey::from_bytes(&[5; 32]))?,
             issuer: der.to_vec(),
+            spki,
             trust: trust.into_bytes(),
             cert,
             policies: vec![
@@ -89,11 +93,17 @@ impl Scene {
                 .text("coordinator", "spiffe://t/ae-on/ae-az/coordinator/main")
                 .digest("trust_sha256", &Digest::of(&self.trust))
                 .digest("policy_set_sha256", &set),
-            1..=2 => Draft::new(Kind::ConnectionAdmitted).actor(&actor),
+            1..=2 => Draft::new(Kind::ConnectionAdmitted)
+                .actor(&actor)
+                .text("action", "connect")
+                .evidence(&Evidence { issuer: Some(self.spki), ..Evidence::default() }),
             _ => Draft::new(Kind::AdminRead).actor(&actor).text("action", "status.read"),
         };
-        let mut draft =
-            if index == 0 { draft } else { draft.decided(true, &["ACC-205".into()], &set) };
+        let mut draft = match index {
+            0 => draft,
+            1..=2 => draft.decided(true, &["ACC-200".into()], &set),
+            _ => draft.decided(true, &["ACC-205".into()], &set),
+        };
         let at = 1_772_323_200_000 + i64::try_from(index).unwrap_or_default();
         let mut nonce = [0; 16];
         nonce[..8].copy_from_slice(&index.to_le_bytes());
