@@ -17,7 +17,7 @@ use rcgen::{
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType, SigningKey as _,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, io::Write as _, path::Path, process::Command, time::Duration};
 use tempfile::TempDir;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
@@ -148,7 +148,7 @@ fn by_openssl(dir: &Path, algorithm: &[&str]) -> Option<Vec<u8>> {
 fn weak_keys_are_refused_and_named() {
     let dir = tempfile::tempdir().expect("a folder");
     if Command::new("openssl").arg("version").output().is_err() {
-        eprintln!("skipped: OpenSSL is not installed");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: OpenSSL is not installed");
         return;
     }
     for (algorithm, says) in [
@@ -252,7 +252,7 @@ fn what_an_authority_gives_is_looked_at() {
 fn a_program_that_asks_somebody_elses_authority_gives_certificates() {
     let dir = tempfile::tempdir().expect("a folder");
     if Command::new("openssl").arg("version").output().is_err() {
-        eprintln!("skipped: OpenSSL is not installed");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: OpenSSL is not installed");
         return;
     }
     // The certificate's content comes from what is granted, as it does with `vault write pki/sign`.

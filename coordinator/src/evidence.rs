@@ -59,6 +59,11 @@ impl Known {
         *held(&self.evidence) = evidence;
     }
 
+    /// Policy has let the site take part by what was found out.
+    pub fn let_in(&self) {
+        self.takes_part.cancel();
+    }
+
     /// Waits until policy has let the site take part by what is known of this connection.
     ///
     /// # Errors
@@ -154,7 +159,7 @@ pub async fn attend(engine: Engine, joined: Joined, every: Duration, gone: Cance
         if !taking_part {
             taking_part = true;
             engine.sites().take_part(site, joined.serial);
-            peer.known.takes_part.cancel();
+            peer.known.let_in();
             engine.joined(site).await;
         }
         tokio::select! {

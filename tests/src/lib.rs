@@ -9,3 +9,10 @@ pub mod federation;
 pub mod regulator;
 pub mod rogue;
 pub mod wiretap;
+
+/// Says aloud that a test was skipped, and why: past the capture of what a test prints.
+pub fn skipped(why: &str) {
+    use std::io::Write as _;
+    // Without standard error there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}

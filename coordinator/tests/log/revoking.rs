@@ -42,12 +42,15 @@ async fn what_is_in_the_log_is_in_force_once_it_is_read_again() -> Result<()> {
     let site = world.site.identity()?;
     let subject = site.spiffe.to_string();
     world.revocations.revoke(asker, &subject, "key lost").await?;
-    ensure!(trusted.standing(site).is_ok(), "nobody has read it yet");
+    ensure!(trusted.standing(site, trusted.generation()).is_ok(), "nobody has read it yet");
     other.read_again().await?;
-    let why = trusted.standing(site).err().context("it is revoked")?;
+    let why = trusted.standing(site, trusted.generation()).err().context("it is revoked")?;
     ensure!(why.reason == "revoked", "{why:?}");
     world.revocations.reinstate(asker, &subject, "found again").await?;
     other.read_again().await?;
-    ensure!(trusted.standing(site).is_ok() && other.all().await.is_empty(), "it is reinstated");
+    ensure!(
+        trusted.standing(site, trusted.generation()).is_ok() && other.all().await.is_empty(),
+        "it is reinstated"
+    );
     Ok(())
 }

@@ -130,6 +130,7 @@ pub(crate) fn peer(dir: &Path, persons: &Persons, role: Role, name: &str) -> Res
     let standing = Standing::default();
     let (chain, trusted) = (Vec::new(), trusted(dir)?);
     let (known, admitted) = (Known::default(), Ok(identity));
+    known.let_in();
     Ok(Arc::new(Peer { actor, certificate, chain, standing, trusted, known, admitted }))
 }
 

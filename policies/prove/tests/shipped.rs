@@ -3,7 +3,7 @@
 use cedar_policy::PolicySet;
 use falaj_policies::{POLICIES, SCHEMA};
 use falaj_prove::{PROPERTIES, ProveError, Prover};
-use std::{collections::BTreeMap, error::Error, fs, path::Path, str::FromStr as _};
+use std::{collections::BTreeMap, error::Error, fs, io::Write as _, path::Path, str::FromStr as _};
 
 type Done = Result<(), Box<dyn Error>>;
 
@@ -23,7 +23,7 @@ fn prover(files: &BTreeMap<String, Vec<u8>>) -> Result<Option<Prover>, Box<dyn E
     match Prover::new(files) {
         Ok(prover) => Ok(Some(prover)),
         Err(e @ ProveError::Solver(_)) => {
-            eprintln!("skipped: {e}");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {e}");
             Ok(None)
         }
         Err(e) => Err(e.into()),

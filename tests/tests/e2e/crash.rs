@@ -104,7 +104,7 @@ fn a_full_disk_refuses_updates_and_corrupts_nothing() -> Result<()> {
     let probe = std::process::Command::new("unshare").args(["-rm", "true"]).status();
     if !probe.is_ok_and(|s| s.success()) {
         ensure!(std::env::var_os("CI").is_none(), "CI must be able to make a mount namespace");
-        println!("skipped: this machine does not let an unprivileged user make a mount namespace");
+        falaj_tests::skipped("this machine lets no unprivileged user make a mount namespace");
         return Ok(());
     }
     let mut federation = Federation::new()?;

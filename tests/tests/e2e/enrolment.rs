@@ -11,7 +11,7 @@ use falaj_core::{id::Digest, time::Timestamp};
 use falaj_proto::v1::{EnrolRequest, enrolment_client::EnrolmentClient};
 use falaj_tests::{
     enrolled::{School, enroll, federation, prepare, token},
-    federation::{Federation, SiteSpec, text, wait_for, wisconsin},
+    federation::{Federation, SiteSpec, binary, text, wait_for, wisconsin},
 };
 use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
@@ -20,7 +20,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Output,
+    process::{Command, Output},
     sync::Arc,
     time::SystemTime,
 };
@@ -105,7 +105,8 @@ fn what_is_not_good_is_refused_by_its_own_word() -> Result<()> {
     let mut unknown = good.clone();
     unknown.id = "00112233445566778899aabbccddeeff".into();
     refused("unknown", &unknown, place, "unknown_token")?;
-    refused("elsewhere", &good, "ae-on/ae-du", "other_region")?;
+    // The site itself looks where it is, and the coordinator does so too.
+    refused("elsewhere", &good, "ae-on/ae-du", "`--place` says ae-on/ae-du")?;
     // Whoever answers is not whom the token names.
     let mut pinned = good.clone();
     pinned.issuer_sha256 = Digest([1; 32]);
@@ -120,6 +121,8 @@ fn what_is_not_good_is_refused_by_its_own_word() -> Result<()> {
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         CertificateParams::default().serialize_request(&key)?.der().to_vec()
     };
+    let status = runtime.block_on(ask(&good, changed.clone(), "ae-on/ae-du"))?;
+    ensure!(status.message().starts_with("other_region"), "{status:?}");
     let last = changed.len() - 1;
     changed[last] ^= 1;
     for (request, word) in [
@@ -271,9 +274,36 @@ fn an_agent_that_slept_says_what_to_do_and_goes_on_with_the_key_that_it_has() ->
     let mut slept = federation.start_agent(&site)?;
     ensure!(slept.exit_code()? == Some(3), "{}", slept.output());
     ensure!(slept.output().contains("falaj-agent enroll --again"), "{}", slept.output());
+    // Whom it trusts is the site's own affair, and so is who it is.
+    let again = |token: &Token| -> Result<Output> {
+        let file = dir.join("again.token");
+        fs::write(&file, token.to_string())?;
+        Ok(Command::new(binary("falaj-agent"))
+            .args(["enroll", "--again", "--place", place, "--config"])
+            .args([dir.join("agent.toml"), file])
+            .output()?)
+    };
+    let other = token(&federation, "hospital-2", place, "5m")?;
+    let out = again(&other)?;
+    ensure!(!out.status.success() && text(&out).contains("and the token is for"), "{}", text(&out));
     let wanted = token(&federation, "hospital-1", place, "5m")?;
-    let out = enroll(&identity, &wanted, place, &["--again"])?;
+    let (trust, root) = (identity.join("trust.toml"), identity.join("root.pem"));
+    let whole = fs::read_to_string(&trust)? + "# kept by hand\n";
+    let without: Vec<&str> =
+        whole.split("[[issuer]]").filter(|part| !part.contains(place)).collect();
+    fs::write(&trust, without.join("[[issuer]]"))?;
+    let out = again(&wanted)?;
+    ensure!(!out.status.success() && text(&out).contains("stays as it is"), "{}", text(&out));
+    ensure!(leaf(&identity)? == first, "it was taken");
+    fs::write(&trust, &whole)?;
+    let renewed = dir.join("state/identity/cert.pem");
+    fs::create_dir_all(dir.join("state/identity"))?;
+    fs::copy(identity.join("cert.pem"), &renewed)?;
+    let kept = fs::read(&root)?;
+    let out = again(&wanted)?;
     ensure!(out.status.success(), "{}", text(&out));
+    ensure!(fs::read_to_string(&trust)? == whole && fs::read(&root)? == kept, "they are others");
+    ensure!(!renewed.exists(), "an earlier one would be used if it lived longer");
     let again = leaf(&identity)?;
     ensure!(again.public_key == first.public_key && again.not_after > first.not_after, "{again:?}");
     site.args.clear();

@@ -2,8 +2,9 @@
 //! in the middle of a study is out. Needs root and iproute2, and says aloud when it is skipped.
 
 use anyhow::{Context as _, Result, ensure};
-use falaj_tests::federation::{
-    Federation, Process, SiteSpec, study_yaml, text, wait_for, wisconsin,
+use falaj_tests::{
+    federation::{Federation, Process, SiteSpec, study_yaml, text, wait_for, wisconsin},
+    skipped,
 };
 use serde_json::Value;
 use std::{
@@ -33,7 +34,7 @@ impl Hosts {
         let made = ip(&["netns", "add", &hosts.name("c")]);
         if let Err(e) = made {
             ensure!(std::env::var_os("CI").is_none(), "CI must be able to make namespaces: {e:#}");
-            println!("skipped: this machine lets nobody make network namespaces here: {e:#}");
+            skipped(&format!("this machine lets nobody make network namespaces here: {e:#}"));
             return Ok(None);
         }
         let c = hosts.name("c");
@@ -183,7 +184,7 @@ fn a_host_behind_a_delayed_link_is_too_far_away() -> Result<()> {
     let on = hosts.on("a");
     let out = Command::new(&on[0]).args(&on[1..]).args(netem).output()?;
     if !out.status.success() {
-        println!("skipped: this kernel delays no packets (tc netem): {}", text(&out));
+        skipped(&format!("this kernel delays no packets (tc netem): {}", text(&out)));
         return Ok(());
     }
     let list = format!("{LOOPBACK}{INSIDE}");

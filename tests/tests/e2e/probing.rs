@@ -1,7 +1,10 @@
 //! What others find at the coordinator's doors: OpenSSL, curl and testssl.sh, none of them ours.
 
 use anyhow::{Context as _, Result, ensure};
-use falaj_tests::federation::{Federation, Process, text, wait_for};
+use falaj_tests::{
+    federation::{Federation, Process, text, wait_for},
+    skipped,
+};
 use std::{
     fs,
     io::Write as _,
@@ -17,10 +20,7 @@ const ANY_CIPHER: &str = "ALL:@SECLEVEL=0";
 fn is_there(program: &str, version: &str, package: &str) -> bool {
     let there = Command::new(program).arg(version).output().is_ok_and(|out| out.status.success());
     if !there {
-        // Past the capture of the test's output.
-        let said =
-            format!("SKIPPED: there is no {program}; `apt-get install -y {package}` mends that\n");
-        let _ = std::io::stderr().write_all(said.as_bytes());
+        skipped(&format!("there is no {program}; `apt-get install -y {package}` mends that"));
     }
     there
 }

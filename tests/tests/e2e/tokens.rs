@@ -2,10 +2,12 @@
 //! `opensc`; skipped aloud where they are not installed. The commands are those of `docs/runbooks/keys-in-a-token.md`.
 
 use anyhow::{Context as _, Result, ensure};
-use falaj_tests::federation::{Federation, Process, SiteSpec, binary, study_yaml, text, wisconsin};
+use falaj_tests::{
+    federation::{Federation, Process, SiteSpec, binary, study_yaml, text, wisconsin},
+    skipped,
+};
 use std::{
     fs,
-    io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -134,10 +136,7 @@ fn is_hushed(processes: &[&Process], folders: &[&Path]) -> Result<()> {
 #[test]
 fn a_study_whose_coordinator_and_site_have_their_keys_in_tokens_verifies_offline() -> Result<()> {
     if let Some(package) = missing() {
-        // Past the capture of the test's output.
-        let said =
-            format!("SKIPPED: there is no {package}; `apt-get install -y {package}` mends that\n");
-        std::io::stderr().write_all(said.as_bytes())?;
+        skipped(&format!("there is no {package}; `apt-get install -y {package}` mends that"));
         return Ok(());
     }
     let mut federation = Federation::new()?;

@@ -430,8 +430,12 @@ mod tests {
 
     #[test]
     fn a_gpu_gives_what_the_cpu_gives_or_is_skipped_aloud() {
+        use std::io::Write as _;
         if tch::Cuda::device_count() == 0 {
-            println!("skipped: this machine has no GPU that libtorch can use");
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED: this machine has no GPU that libtorch can use"
+            );
             return;
         }
         let gpu = Torch { device: Device::Cuda(0), ..cpu() };
