@@ -14,7 +14,7 @@ use std::{
 use zeroize::Zeroizing;
 
 /// A file with a secret is at most this long.
-const SECRET_BYTES_MAX: u64 = 64 << 10;
+const SECRET_BYTES_MAX: usize = 64 << 10;
 
 /// Where a secret key lies: `key` in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -136,9 +136,10 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretError> {
     if mode & 0o077 != 0 {
         return Err(SecretError::Exposed { path: path.to_owned(), mode });
     }
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(SECRET_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > SECRET_BYTES_MAX {
+    // With room for all of it from the beginning: what grows leaves copies behind that nobody wipes.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES_MAX + 1));
+    file.take(SECRET_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > SECRET_BYTES_MAX {
         return Err(SecretError::Long(path.to_owned()));
     }
     Ok(bytes)
@@ -177,6 +178,33 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("set");
         fs::write(&path, vec![0; (64 << 10) + 1]).expect("written");
         assert!(matches!(read_secret(&path), Err(SecretError::Long(_))));
+    }
+
+    #[test]
+    fn a_secret_is_read_into_room_that_does_not_grow() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("key");
+        fs::write(&path, vec![7; 5_000]).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("set");
+        let read = read_secret(&path).expect("read");
+        assert!(read.len() == 5_000 && read.capacity() > 64 << 10, "{}", read.capacity());
+    }
+
+    /// Whoever reads a configuration shows the line that could not be read, so that nothing with a PIN in it fails then.
+    #[test]
+    fn a_configuration_with_a_pin_in_it_is_read_and_the_key_is_refused() {
+        #[derive(Debug, Deserialize)]
+        struct Config {
+            key: KeyAt,
+        }
+        for uri in ["pkcs11:token=t;object=k?pin-value=hush1234", "pkcs11:pin-value=hush1234;=?&x"]
+        {
+            let config: Config = toml::from_str(&format!("key = \"{uri}\"")).expect("it is read");
+            let KeyAt::Token(key) = &config.key else { panic!("{config:?}") };
+            let e = open_token(key).err().expect("refused").to_string();
+            assert!(e.contains("holds a PIN"), "{e}");
+            assert!(!format!("{e} {config:?} {}", config.key).contains("hush1234"));
+        }
     }
 
     #[test]

@@ -74,6 +74,21 @@ impl TokenKey {
         &self.module
     }
 
+    /// Of a URI with a PIN in it nothing is kept.
+    fn refused() -> Self {
+        Self {
+            token: None,
+            serial: None,
+            manufacturer: None,
+            model: None,
+            object: None,
+            id: None,
+            module: PathBuf::new(),
+            pin: PathBuf::new(),
+            bare_pin: true,
+        }
+    }
+
     /// Refuses a URI with a PIN in it.
     pub(crate) fn check_pin(&self) -> Result<(), TokenError> {
         if self.bare_pin {
@@ -95,6 +110,10 @@ impl FromStr for TokenKey {
 
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let wrong = |what: &str| TokenError::Uri(what.to_owned());
+        // Before anything else that could be wrong with it.
+        if holds_pin(text) {
+            return Ok(Self::refused());
+        }
         if text.len() > URI_BYTES_MAX {
             return Err(wrong("is too long"));
         }
@@ -116,7 +135,6 @@ impl FromStr for TokenKey {
 struct Found {
     texts: std::collections::BTreeMap<&'static str, String>,
     id: Option<Vec<u8>>,
-    bare_pin: bool,
 }
 
 impl Found {
@@ -125,10 +143,6 @@ impl Found {
 
     fn put(&mut self, name: &str, value: &str) -> Result<(), TokenError> {
         let wrong = |what: String| TokenError::Uri(what);
-        if name == "pin-value" {
-            self.bare_pin = true;
-            return Ok(());
-        }
         let bytes = unescaped(value)
             .ok_or_else(|| wrong(format!("has a `{name}` with a broken %-escape")))?;
         let twice = || wrong(format!("says `{name}` twice"));
@@ -161,7 +175,7 @@ impl Found {
             }
         };
         let module = file("module-path")?;
-        let pin = if self.bare_pin { PathBuf::new() } else { file("pin-source")? };
+        let pin = file("pin-source")?;
         let [token, serial, manufacturer, model, object] =
             ["token", "serial", "manufacturer", "model", "object"]
                 .map(|name| self.texts.remove(name));
@@ -171,9 +185,19 @@ impl Found {
         if object.is_none() && self.id.is_none() {
             return Err(wrong("names no object"));
         }
-        let Self { id, bare_pin, .. } = self;
+        let Self { id, .. } = self;
+        let bare_pin = false;
         Ok(TokenKey { token, serial, manufacturer, model, object, id, module, pin, bare_pin })
     }
+}
+
+/// Whether something in a URI gives a PIN itself, `pin-value` or what may have been meant to be that.
+fn holds_pin(uri: &str) -> bool {
+    uri.split([';', '?', '&', ':']).any(|part| {
+        let name = part.split('=').next().unwrap_or(part).trim();
+        let name = unescaped(name).unwrap_or_else(|| name.into()).to_ascii_lowercase();
+        name.starts_with(b"pin") && name != b"pin-source"
+    })
 }
 
 /// Bytes of a text with `%41` in it.
@@ -268,10 +292,26 @@ mod tests {
 
     #[test]
     fn a_pin_in_a_uri_is_refused_and_never_shown() {
-        let uri = "pkcs11:token=t;object=k?module-path=/m.so&pin-value=hush1234";
-        let key: TokenKey = uri.parse().expect("it can be read");
-        let e = crate::keys::open_token(&key).err().expect("refused").to_string();
-        assert!(e.contains("holds a PIN") && e.contains("pin-source"), "{e}");
-        assert!(!format!("{e} {key} {key:?}").contains("hush1234"));
+        for uri in [
+            "pkcs11:token=t;object=k?module-path=/m.so&pin-value=hush1234",
+            "pkcs11:token=t;object=k?module-path=/m.so&pin-source=/pin&pin-value=hush1234",
+            // Whatever else is wrong with it.
+            "pkcs11:token=t;object=k?pin-value=hush1234",
+            "pkcs11:token=t;object=k;pin-value=hush1234?pin-value=%zz&slot-id=1",
+            "pkcs11:pin-value=hush1234",
+            "pkcs11:token=t?PIN-Value=hush1234",
+            "pkcs11:token=t?%70in-value=hush1234",
+            "pkcs11:token=t?pin=hush1234",
+            "pkcs11:token=t?pin-value:hush1234",
+            &format!("pkcs11:token={}?pin-value=hush1234", "t".repeat(5_000)),
+        ] {
+            let key: TokenKey = uri.parse().expect("it can be read");
+            let e = crate::keys::open_token(&key).err().expect("refused").to_string();
+            assert!(e.contains("holds a PIN") && e.contains("pin-source"), "{uri}: {e}");
+            assert!(!format!("{e} {key} {key:?}").contains("hush1234"), "{uri}");
+        }
+        let named = "pkcs11:token=pin-value;object=pin?module-path=/m.so&pin-source=/pin";
+        let key: TokenKey = named.parse().expect("these are names");
+        assert!(key.check_pin().is_ok());
     }
 }

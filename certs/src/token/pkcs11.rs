@@ -29,6 +29,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+use zeroize::Zeroizing;
 
 /// What a token is asked to sign when it is opened: it shows that it can.
 const PROBE: &[u8] = b"falaj/key/probe/v1";
@@ -136,9 +137,9 @@ impl Module {
         let pin = std::str::from_utf8(&pin)
             .map_err(|_| TokenError::Pin(at.clone(), "it is not UTF-8".into()))?
             .trim_end_matches(['\n', '\r']);
-        let tried = Digest::of(
-            format!("{}\0{}\0{pin}", at.module().display(), info.serial_number()).as_bytes(),
-        );
+        let module = at.module().as_os_str().as_encoded_bytes();
+        let parts = [module, info.serial_number().as_bytes(), pin.as_bytes()];
+        let tried = Digest::of(&Zeroizing::new(parts.join(&0)));
         if self.refused.contains(&tried) {
             return Err(refused(&format!(
                 "the token refused the PIN in {} before, so it is not tried again: correct the file",
