@@ -48,22 +48,26 @@ fn nothing_gets_out_of_the_agent_and_what_it_needs_still_works() -> Result<(), B
     for (address, datagrams) in [("127.0.0.1:8440", false), ("coordinator.example:8440", true)] {
         let (said, ok) = checked(address)?;
         let probes = said["probes"].as_array().ok_or("no probes")?;
-        assert!(probes.len() >= 12, "{said}");
-        let mut issuers = 0;
+        assert!(probes.len() >= 15, "{said}");
+        let (mut issuers, mut around) = (0, 0);
         for probe in probes {
             let what = probe["tried"].as_str().ok_or("no words")?;
             // Files and ports need a kernel with Landlock, calls do not.
-            let of_calls = ["socket", "program", "datagram"].iter().any(|word| what.contains(word));
+            let calls = ["socket", "program", "datagram", "fast open"];
+            let of_calls = calls.iter().any(|word| what.contains(word));
             if is_whole(&said) || of_calls {
                 assert_eq!(probe["right"], true, "{address}: {probe}");
             }
+            around += usize::from(
+                ["multipath", "fast open", "no port"].iter().any(|word| what.contains(word)),
+            );
             issuers += usize::from(what.ends_with("issuers"));
             if what == "send a datagram" {
                 // Names are resolved by datagrams; who writes an address closes that way.
                 assert_eq!(probe["refused"].is_null(), datagrams, "{probe}");
             }
         }
-        assert_eq!((ok, issuers), (is_whole(&said), 1), "{said}");
+        assert_eq!((ok, issuers, around), (is_whole(&said), 1, 3), "{said}");
     }
     Ok(())
 }
