@@ -205,15 +205,21 @@ pub async fn other_people(
     Ok(())
 }
 
-/// Writes the export where a person asked for it, or to standard output.
+/// Writes the export where a person asked for it, or to standard output. A file is on the disk when this returns.
 ///
 /// # Errors
-/// When the file cannot be written.
+/// When it cannot be written.
 pub fn write(out: Option<&Path>, text: &str) -> Result<()> {
+    use std::io::Write as _;
     if let Some(path) = out {
-        fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+        let written = || -> std::io::Result<()> {
+            let mut file = fs::File::create(path)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        };
+        written().with_context(|| format!("writing {}", path.display()))
     } else {
-        print!("{text}");
-        Ok(())
+        let mut to = std::io::stdout().lock();
+        to.write_all(text.as_bytes()).and_then(|()| to.flush()).context("writing the export")
     }
 }

@@ -8,7 +8,7 @@
 //! The journal is bounded. Nothing is dropped by itself: entries go when a steward releases them, who has exported them
 //! before, and when there are [`ENTRIES_MAX`] nothing leaves any more.
 
-use crate::clock;
+use crate::{clock, head};
 use falaj_core::{
     canon::Canon,
     egress::{BrokenChain, Chain, Entry, Event, HEAD_CONTEXT, Kind, Sent, head_bytes},
@@ -24,14 +24,13 @@ use falaj_proto::v1::{
 };
 use prost::Message as _;
 use sqlx::{
-    Row as _, SqliteConnection, SqlitePool,
+    Connection as _, Row as _, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use std::{
     collections::BTreeMap,
     fmt::{self, Write as _},
-    fs::{self, File},
-    io::{self, Write as _},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -44,6 +43,9 @@ CREATE TABLE IF NOT EXISTS entries (seq INTEGER PRIMARY KEY, body BLOB NOT NULL)
 CREATE TABLE IF NOT EXISTS kept (only INTEGER PRIMARY KEY CHECK (only = 1), first INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS released (kind TEXT PRIMARY KEY, messages INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
 INSERT INTO kept (only, first) VALUES (1, 0) ON CONFLICT DO NOTHING;
+-- Entries before this one were exported.
+CREATE TABLE IF NOT EXISTS exported (only INTEGER PRIMARY KEY CHECK (only = 1), before INTEGER NOT NULL) STRICT;
+INSERT INTO exported (only, before) VALUES (1, 0) ON CONFLICT DO NOTHING;
 CREATE TRIGGER IF NOT EXISTS entries_stay BEFORE DELETE ON entries WHEN OLD.seq >= (SELECT first FROM kept)
 BEGIN SELECT RAISE(ABORT, 'what left stays written down until it is released'); END;
 CREATE TRIGGER IF NOT EXISTS entries_stay_as_they_are BEFORE UPDATE ON entries
@@ -115,6 +117,16 @@ pub enum EgressError {
         first: u64,
         /// The newest.
         last: u64,
+        /// What was asked for.
+        asked: u64,
+    },
+    /// What should be released is nowhere else.
+    #[error(
+        "entries before {before} were exported, and {asked} is none of them, so it is not released: run `falaj-agent egress export`, and keep the file"
+    )]
+    NotExported {
+        /// The first entry that was not exported.
+        before: u64,
         /// What was asked for.
         asked: u64,
     },
@@ -245,6 +257,15 @@ pub fn openmetrics(counts: &BTreeMap<String, Count>) -> String {
     )
 }
 
+/// The journal as a file for an auditor.
+#[derive(Clone, Debug)]
+pub struct Export {
+    /// One entry per line, and a last line with its head, signed by the site.
+    pub text: String,
+    /// The number of the entry that will come next.
+    before: u64,
+}
+
 /// The journal.
 #[derive(Clone)]
 pub struct Egress {
@@ -266,7 +287,7 @@ impl Egress {
 
     async fn with_room(dir: &Path, site: &SiteId, most: u64) -> Result<Self, EgressError> {
         let path = dir.join(FILE);
-        let newest = newest_head(dir)?;
+        let newest = head::read(dir, HEAD)?;
         if newest.is_some() && !path.try_exists()? {
             return Err(EgressError::Missing(dir.to_owned()));
         }
@@ -282,9 +303,9 @@ impl Egress {
         let this = Self { pool, chain: Arc::default(), dir, site, most };
         let mut held = newest.is_none();
         {
-            let mut connection = this.pool.acquire().await?;
+            let mut tx = this.pool.begin().await?;
             let mut chain = this.chain.lock().await;
-            this.catch_up(&mut connection, &mut chain, |head| held |= Some(head) == newest).await?;
+            this.catch_up(&mut tx, &mut chain, |head| held |= Some(head) == newest).await?;
             if let Some(found) = chain.site().filter(|found| **found != this.site) {
                 let (dir, found) = (this.dir.clone(), Box::new(found.clone()));
                 return Err(EgressError::OtherSite { dir, found });
@@ -310,7 +331,7 @@ impl Egress {
         Ok(Journalled(message))
     }
 
-    /// Drops the entries up to and including one, which an auditor has: what they came to stays, and so does an entry
+    /// Drops the entries up to and including one, which were exported: what they came to stays, and so does an entry
     /// that says so.
     ///
     /// # Errors
@@ -378,8 +399,7 @@ impl Egress {
         Ok(counts)
     }
 
-    /// The journal as a file for an auditor: one entry per line, and a last line with its head, signed by this site.
-    /// `falaj-verify --egress` reads it.
+    /// The journal as a file for an auditor, which `falaj-verify --egress` reads. [`Self::exported`] is told once it is written.
     ///
     /// # Errors
     /// When the journal cannot be read, or the site's key cannot be used now.
@@ -387,7 +407,7 @@ impl Egress {
         &self,
         key: &dyn SignKey,
         certificate: &[u8],
-    ) -> Result<String, EgressError> {
+    ) -> Result<Export, EgressError> {
         let (entries, chain) = self.entries().await?;
         let head = head_bytes(&self.site, chain.entries(), &chain.head());
         let signature = note::sign_context(key, HEAD_CONTEXT, &head)?;
@@ -397,12 +417,24 @@ impl Egress {
             ("signature", hex::encode(signature).into()),
         ])
         .to_bytes();
-        let mut out = String::new();
+        let mut text = String::new();
         for line in entries.iter().chain([&last]) {
-            out.push_str(&String::from_utf8_lossy(line));
-            out.push('\n');
+            text.push_str(&String::from_utf8_lossy(line));
+            text.push('\n');
         }
-        Ok(out)
+        Ok(Export { text, before: chain.entries() })
+    }
+
+    /// Remembers that an export is where it should be: its entries may be released.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub async fn exported(&self, export: &Export) -> Result<(), EgressError> {
+        sqlx::query("UPDATE exported SET before = max(before, ?)")
+            .bind(export.before.cast_signed())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 
     async fn append(&self, event: Event, release: Option<u64>) -> Result<(), EgressError> {
@@ -423,7 +455,6 @@ impl Egress {
         event: Event,
         release: Option<u64>,
     ) -> Result<(), EgressError> {
-        use sqlx::Connection as _;
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
         self.catch_up(&mut tx, chain, |_| {}).await?;
         let first: i64 = sqlx::query_scalar("SELECT first FROM kept").fetch_one(&mut *tx).await?;
@@ -443,6 +474,12 @@ impl Egress {
         if let Some(asked) = release.filter(|through| *through < first || *through > last) {
             return Err(EgressError::NotThere { first, last, asked });
         }
+        let before: i64 =
+            sqlx::query_scalar("SELECT before FROM exported").fetch_one(&mut *tx).await?;
+        let before = before.cast_unsigned();
+        if let Some(asked) = release.filter(|through| *through >= before) {
+            return Err(EgressError::NotExported { before, asked });
+        }
         let mut next = chain.clone();
         let mut events = vec![event];
         if next.entries() == 0 {
@@ -459,27 +496,53 @@ impl Egress {
                 .await?;
         }
         if let Some(through) = release {
+            // Should it break off once it is committed, this head is there still, or is what the first entry follows.
+            head::write(&self.dir, HEAD, &chain.head())?;
             drop_through(&mut tx, through).await?;
         }
         tx.commit().await?;
         *chain = next;
         // Should this fail, the message is written down and does not leave.
-        Ok(write_head(&self.dir, &chain.head())?)
+        self.keep_head(connection, chain).await
     }
 
-    /// Takes in what was added to the database since, and says the head after each entry.
+    /// Keeps the newest head beside the database, while nobody else adds to it: an older one that came later could name an
+    /// entry that was released meanwhile.
+    async fn keep_head(
+        &self,
+        connection: &mut SqliteConnection,
+        chain: &mut Chain,
+    ) -> Result<(), EgressError> {
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+        self.catch_up(&mut tx, chain, |_| {}).await?;
+        head::write(&self.dir, HEAD, &chain.head())?;
+        Ok(tx.rollback().await?)
+    }
+
+    /// Takes in what was added to the database since, and says each head that it comes by. To be called in a transaction.
     async fn catch_up(
         &self,
         connection: &mut SqliteConnection,
         chain: &mut Chain,
         mut said: impl FnMut(Digest),
     ) -> Result<(), EgressError> {
+        let first: i64 =
+            sqlx::query_scalar("SELECT first FROM kept").fetch_one(&mut *connection).await?;
+        let first = first.cast_unsigned();
         let rows = sqlx::query("SELECT body FROM entries WHERE seq >= ? ORDER BY seq")
             .bind(chain.entries().cast_signed())
             .fetch_all(connection)
             .await?;
-        if let (0, Some(first)) = (chain.entries(), rows.first()) {
-            *chain = Chain::before(first.get("body"), self.site.clone())?;
+        if let Some(next) = rows.first()
+            && (chain.entries() == 0 || first > chain.entries())
+        {
+            // What came before was released, here or by another process.
+            *chain = Chain::before(next.get("body"), self.site.clone())?;
+            if chain.entries() != first {
+                let what = format!("the journal begins with number {}", chain.entries());
+                return Err(BrokenChain { seq: first, what }.into());
+            }
+            said(chain.head());
         }
         for row in rows {
             chain.take(row.get("body"))?;
@@ -532,31 +595,12 @@ async fn drop_through(tx: &mut SqliteConnection, through: u64) -> Result<(), Egr
     Ok(())
 }
 
-fn newest_head(dir: &Path) -> Result<Option<Digest>, EgressError> {
-    match fs::read_to_string(dir.join(HEAD)) {
-        Ok(text) => {
-            let damaged = |_| io::Error::other(format!("`{}` is no digest", text.trim()));
-            Ok(Some(text.trim().parse().map_err(damaged)?))
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Whole or not at all; an older head than the newest is still an entry of the chain.
-fn write_head(dir: &Path, head: &Digest) -> io::Result<()> {
-    let partial = dir.join(format!("{HEAD}.partial"));
-    let mut file = File::create(&partial)?;
-    writeln!(file, "{head}")?;
-    file.sync_all()?;
-    fs::rename(partial, dir.join(HEAD))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use ed25519_dalek::SigningKey;
     use falaj_core::id::SpiffeId;
+    use std::fs;
 
     fn site(name: &str) -> SiteId {
         let id: SpiffeId = format!("spiffe://t/ae-on/ae-az/site/{name}").parse().expect("an id");
@@ -634,7 +678,10 @@ mod tests {
         assert!(matches!(full, Some(EgressError::Full(5))), "{full:?}");
         let key = SigningKey::from_bytes(&[1; 32]);
         let first = egress.export(&key, b"").await.expect("exported");
-        assert_eq!(first.lines().count(), 6);
+        assert_eq!(first.text.lines().count(), 6);
+        let early = egress.release(2).await.expect_err("it was not exported");
+        assert!(matches!(early, EgressError::NotExported { before: 0, asked: 2 }), "{early:?}");
+        egress.exported(&first).await.expect("kept");
         assert!(matches!(egress.release(9).await.err(), Some(EgressError::NotThere { .. })));
         egress.release(2).await.expect("released");
         assert!(matches!(egress.release(1).await.err(), Some(EgressError::NotThere { .. })));
@@ -646,6 +693,85 @@ mod tests {
         assert_eq!(egress.counts().await.expect("counted"), counts);
         let (entries, chain) = egress.entries().await.expect("read");
         assert_eq!((entries.len(), chain.entries()), (4, 7));
+        let late = egress.release(5).await.expect_err("it was not exported").to_string();
+        assert!(late.contains("entries before 5 were exported, and 5 is none"), "{late}");
+    }
+
+    /// Exports all, and releases it.
+    async fn empty(egress: &Egress) {
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let whole = egress.export(&key, b"").await.expect("exported");
+        egress.exported(&whole).await.expect("kept");
+        egress.release(whole.before - 1).await.expect("released");
+    }
+
+    #[tokio::test]
+    async fn a_release_that_broke_off_before_its_head_was_kept_stops_nothing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let open = async || Egress::open(dir.path(), &site("h")).await.expect("opens");
+        let egress = open().await;
+        egress.note(decline("one")).await.expect("noted");
+        for _ in 0..2 {
+            let before = egress.chain.lock().await.head();
+            empty(&egress).await;
+            // As if it had broken off there.
+            head::write(dir.path(), HEAD, &before).expect("written");
+        }
+        egress.pool.close().await;
+        let egress = open().await;
+        // A message whose head was not kept, and then a release that broke off.
+        let older = egress.chain.lock().await.head();
+        egress.note(decline("two")).await.expect("noted");
+        head::write(dir.path(), HEAD, &older).expect("written");
+        egress.pool.close().await;
+        let egress = open().await;
+        let key = SigningKey::from_bytes(&[1; 32]);
+        let whole = egress.export(&key, b"").await.expect("exported");
+        egress.exported(&whole).await.expect("kept");
+        let mut connection = egress.pool.acquire().await.expect("a connection");
+        sqlx::raw_sql(
+            "CREATE TRIGGER breaks BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'no'); END",
+        )
+        .execute(&mut *connection)
+        .await
+        .expect("made");
+        egress.release(whole.before - 1).await.expect_err("it breaks off before it is committed");
+        sqlx::raw_sql("DROP TRIGGER breaks").execute(&mut *connection).await.expect("dropped");
+        drop(connection);
+        let kept = head::read(dir.path(), HEAD).expect("read").expect("a head");
+        assert_ne!(kept, older, "a release keeps the newest head before it drops what others name");
+        egress.pool.close().await;
+        open().await;
+    }
+
+    #[tokio::test]
+    async fn an_agent_goes_on_after_another_process_has_released_twice() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let agent = Egress::open(dir.path(), &site("h")).await.expect("opens");
+        agent.note(decline("one")).await.expect("noted");
+        let other = Egress::open(dir.path(), &site("h")).await.expect("opens");
+        empty(&other).await;
+        empty(&other).await;
+        agent.note(decline("two")).await.expect("noted");
+        assert_eq!(agent.counts().await.expect("counted")["decline"].messages, 2);
+        let (_, chain) = agent.entries().await.expect("read");
+        assert_eq!(chain, other.entries().await.expect("read").1);
+        // Both at once, each with its own file until the head is whole.
+        tokio::join!(
+            async {
+                for _ in 0..20 {
+                    agent.note(decline("a")).await.expect("noted");
+                }
+            },
+            async {
+                for _ in 0..20 {
+                    other.note(decline("b")).await.expect("noted");
+                }
+            }
+        );
+        let (_, chain) = agent.entries().await.expect("read");
+        assert_eq!(head::read(dir.path(), HEAD).expect("read"), Some(chain.head()));
+        Egress::open(dir.path(), &site("h")).await.expect("opens");
     }
 
     #[tokio::test]

@@ -14,12 +14,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use falaj_certs::{
     ca::first_certificate,
     identity::Identity,
+    issue::LIFETIME_MAX,
     tls::Credentials,
     trust::{IssuerEntry, TrustFile, TrustStore},
 };
 use falaj_core::id::{Digest, Place};
 use falaj_proto::v1::Trust;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use std::{
     fs::{self, File},
     io::Write as _,
@@ -28,7 +29,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::watch;
 
@@ -50,6 +51,13 @@ const CHAIN_MAX: usize = 4;
 const PAUSE_LONGEST: Duration = Duration::from_hours(1);
 /// The shortest.
 const PAUSE_SHORTEST: Duration = Duration::from_secs(1);
+/// The longest pause after the coordinator has said that it is too early.
+const PAUSE_EARLY: Duration = Duration::from_hours(24);
+/// How long files that could not be used are left alone while they stay as they are: what is missing may be elsewhere, as a
+/// token is.
+const PAUSE_FILES: Duration = Duration::from_secs(30);
+/// How far the clocks of coordinator and site may be apart.
+const CLOCKS_APART: Duration = Duration::from_hours(1);
 
 /// What is in use.
 pub struct Now {
@@ -63,13 +71,31 @@ pub struct Now {
     pub dialer: Dialer,
 }
 
+/// The files as they were seen last.
+struct Seen {
+    /// As they were taken.
+    taken: Digest,
+    /// As they could not be, and when that was.
+    failed: Option<(Digest, Instant)>,
+}
+
+impl Seen {
+    /// Whether files that look so now are worth reading.
+    fn is_due(&self, found: &Digest, now: Instant) -> bool {
+        let waits = |(failed, at): &(Digest, Instant)| {
+            failed == found && now.duration_since(*at) < PAUSE_FILES
+        };
+        self.taken != *found && !self.failed.as_ref().is_some_and(waits)
+    }
+}
+
 /// Who this site is. Connections are made with what is in use when they are made.
 pub struct Identities {
     config: Arc<Config>,
     now: RwLock<Arc<Now>>,
     changes: watch::Sender<u64>,
     /// The files as they were seen last.
-    seen: Mutex<Digest>,
+    seen: Mutex<Seen>,
     /// Whether the coordinator renews certificates.
     renews: AtomicBool,
 }
@@ -80,7 +106,7 @@ impl Identities {
     /// # Errors
     /// What is missing or wrong, where, and what to do.
     pub fn open(config: Arc<Config>) -> Result<Self> {
-        let seen = Mutex::new(print(&config));
+        let seen = Mutex::new(Seen { taken: print(&config), failed: None });
         let now = RwLock::new(Arc::new(read(&config)?));
         let (changes, _) = watch::channel(0);
         Ok(Self { config, now, changes, seen, renews: AtomicBool::new(false) })
@@ -123,16 +149,19 @@ impl Identities {
     pub fn look(&self) {
         let found = print(&self.config);
         let mut seen = self.seen();
-        if *seen == found {
+        if !seen.is_due(&found, Instant::now()) {
             return;
         }
         match read(&self.config).and_then(|fresh| self.take(fresh)) {
-            Ok(()) => tracing::info!("certificate and trust configuration were read again"),
+            Ok(()) => {
+                tracing::info!("certificate and trust configuration were read again");
+                *seen = Seen { taken: found, failed: None };
+            }
             Err(e) => {
                 tracing::error!(error = %format!("{e:#}"), "certificate or trust configuration cannot be used; what was before stays in use");
+                seen.failed = Some((found, Instant::now()));
             }
         }
-        *seen = found;
     }
 
     fn take(&self, fresh: Now) -> Result<()> {
@@ -152,7 +181,7 @@ impl Identities {
         Ok(())
     }
 
-    fn seen(&self) -> MutexGuard<'_, Digest> {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -181,9 +210,18 @@ impl Identities {
                 Ok(until) => tracing::info!(until, "the certificate was renewed"),
                 Err(e) => {
                     let left = u64::try_from(identity.not_after * 1_000 - now).unwrap_or(0) / 1_000;
-                    tracing::error!(error = %format!("{e:#}"), left_s = left, "the certificate could not be renewed; trying again");
-                    let wait = jittered(retry_after(&identity)).as_millis();
-                    pause = Some(now + i64::try_from(wait).unwrap_or(i64::MAX));
+                    let early = e.downcast_ref().is_some_and(TransportError::is_too_early);
+                    let wait = if early {
+                        tracing::info!(
+                            left_s = left,
+                            "the coordinator renews this certificate later"
+                        );
+                        jittered(ask_after(left))
+                    } else {
+                        tracing::error!(error = %format!("{e:#}"), left_s = left, "the certificate could not be renewed; trying again");
+                        jittered(retry_after(&identity))
+                    };
+                    pause = Some(now + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
                 }
             }
         }
@@ -208,10 +246,33 @@ impl Identities {
             identity.not_after > before.identity.not_after,
             "the certificate that came ends no later than the one that is there"
         );
-        if let Some(trust) = reply.trust
-            && let Err(e) = self.follow(&trust, coordinator.identity().place())
-        {
-            tracing::error!(error = %format!("{e:#}"), "the coordinator trusts others than this site; what is trusted here stays");
+        let now = clock::now().as_millis() / 1_000;
+        ensure!(
+            identity.not_after <= now + seconds(LIFETIME_MAX + CLOCKS_APART),
+            "the certificate that came lives until {}, longer than any may",
+            instant(identity.not_after)
+        );
+        let trust = self.now().trust.clone();
+        let offered = reply.trust.map(|sent| {
+            let root = self.config.identity.root.as_deref();
+            followed(root, &trust, &sent, coordinator.identity().place())
+        });
+        let followed = offered.transpose().unwrap_or_else(|e| {
+            tracing::error!(error = %format!("{e:#}"), "issuers that the coordinator trusts are not followed; what is trusted here stays");
+            None
+        });
+        let followed = followed.flatten();
+        // The coordinator's clock may be a little ahead.
+        let at = now.max(identity.not_before.min(now + seconds(CLOCKS_APART)));
+        let at = Duration::from_secs(u64::try_from(at).unwrap_or(0));
+        let leaf = chain.first().context("no certificate came")?;
+        followed
+            .as_ref()
+            .unwrap_or(&trust)
+            .identify_at(leaf, UnixTime::since_unix_epoch(at))
+            .context("the certificate that came is by nobody whom this site trusts: look at `identity.trust` and `identity.root`")?;
+        if let Some(followed) = followed {
+            keep_followed(&self.config, &followed)?;
         }
         let folder = folder(&self.config);
         make(&folder)?;
@@ -223,33 +284,67 @@ impl Identities {
         );
         Ok(instant(identity.not_after))
     }
+}
 
-    /// Follows the coordinator to issuers that the root, if one is configured, has signed.
-    fn follow(&self, trust: &Trust, coordinator: &Place) -> Result<()> {
-        let Some(root) = &self.config.identity.root else { return Ok(()) };
-        let now = self.now();
-        let offered = TrustFile::parse(Path::new("what the coordinator sent"), &trust.file)?;
-        let issuers: Vec<CertificateDer<'static>> =
-            trust.issuers.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
-        let followed = now.trust.followed_by(&offered, &issuers, &first_certificate(root)?);
-        let Some(followed) = followed.map_err(anyhow::Error::msg)? else { return Ok(()) };
-        let place = coordinator.to_string();
-        ensure!(
-            followed.issuers().iter().any(|(_, entry)| entry.places.contains(&place)),
-            "nobody in it vouches for {place}, where the coordinator is that sent it"
-        );
-        let folder = folder(&self.config);
-        make(&folder)?;
-        // Without this line the rest counts for nothing, and so it comes last.
-        write(&folder.join(FOLLOWS), b"")?;
-        write_trust(&folder.join(TRUST), &followed)?;
-        let follows = digest_of(&self.config.identity.trust);
-        write(&folder.join(FOLLOWS), follows.to_string().as_bytes())?;
-        tracing::info!(
-            issuers = followed.issuers().len(),
-            "the coordinator's issuers have changed; the root has signed them"
-        );
-        Ok(())
+/// Whom a site trusts that follows the coordinator to issuers which the root, if there is one, has signed; none when that is
+/// nobody else.
+///
+/// # Errors
+/// Why it does not.
+pub(crate) fn followed(
+    root: Option<&Path>,
+    trust: &TrustStore,
+    sent: &Trust,
+    coordinator: &Place,
+) -> Result<Option<TrustStore>> {
+    let Some(root) = root else { return Ok(None) };
+    ensure!(
+        root.exists(),
+        "`identity.root` names {}, which is not there: put the root's certificate there, or take the line out",
+        root.display()
+    );
+    let offered = TrustFile::parse(Path::new("what the coordinator sent"), &sent.file)?;
+    let issuers: Vec<CertificateDer<'static>> =
+        sent.issuers.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+    let followed = trust.followed_by(&offered, &issuers, &first_certificate(root)?);
+    let Some(followed) = followed.map_err(anyhow::Error::msg)? else { return Ok(None) };
+    let place = coordinator.to_string();
+    ensure!(
+        followed.issuers().iter().any(|(_, entry)| entry.places.contains(&place)),
+        "nobody in it vouches for {place}, where the coordinator is that sent it"
+    );
+    Ok(Some(followed))
+}
+
+/// Keeps issuers that are followed, in the state folder.
+///
+/// # Errors
+/// When they cannot be written.
+pub(crate) fn keep_followed(config: &Config, followed: &TrustStore) -> Result<()> {
+    let folder = folder(config);
+    make(&folder)?;
+    // Without this line the rest counts for nothing, and so it comes last.
+    write(&folder.join(FOLLOWS), b"")?;
+    write_trust(&folder.join(TRUST), followed)?;
+    let follows = digest_of(&config.identity.trust);
+    write(&folder.join(FOLLOWS), follows.to_string().as_bytes())?;
+    tracing::info!(
+        issuers = followed.issuers().len(),
+        "the coordinator's issuers have changed; the root has signed them"
+    );
+    Ok(())
+}
+
+/// Takes a renewed certificate out of the state folder: a site that enrols has another.
+///
+/// # Errors
+/// When it cannot be removed.
+pub(crate) fn forget_renewed(config: &Config) -> Result<()> {
+    let renewed = folder(config).join(CERT);
+    match fs::remove_file(&renewed) {
+        Ok(()) => sync(&folder(config)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e).with_context(|| format!("removing {}", renewed.display())),
     }
 }
 
@@ -382,11 +477,24 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         let mut file = File::create(&fresh)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&fresh, path)?;
-        File::open(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
-            .sync_all()
+        fs::rename(&fresh, path)
     };
-    written().with_context(|| format!("writing {}", path.display()))
+    written().with_context(|| format!("writing {}", path.display()))?;
+    sync(above(path))
+}
+
+/// The folder that a file lies in.
+pub(crate) fn above(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Has what became of a folder's files be on the disk.
+///
+/// # Errors
+/// When that cannot be.
+pub(crate) fn sync(folder: &Path) -> Result<()> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.with_context(|| format!("writing {}", folder.display()))
 }
 
 /// Certificates in PEM form.
@@ -409,6 +517,15 @@ fn renew_at(identity: &Identity) -> i64 {
 fn retry_after(identity: &Identity) -> Duration {
     let life = u64::try_from(identity.not_after - identity.not_before).unwrap_or(0);
     Duration::from_secs(life / 24).clamp(PAUSE_SHORTEST, PAUSE_LONGEST)
+}
+
+/// How long to wait when it was too early: the less is left, the sooner it may be time.
+fn ask_after(left_s: u64) -> Duration {
+    Duration::from_secs(left_s / 12).clamp(PAUSE_SHORTEST, PAUSE_EARLY)
+}
+
+fn seconds(of: Duration) -> i64 {
+    i64::try_from(of.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn instant(seconds: i64) -> String {
@@ -434,5 +551,30 @@ mod tests {
         assert!(at.iter().all(|s| (life * 7 / 12..=life * 2 / 3).contains(s)), "{at:?}");
         assert!(at.iter().any(|s| *s != at[0]), "nobody else comes at another time");
         assert_eq!(retry_after(&identity), Duration::from_hours(1));
+    }
+
+    /// A certificate of 90 days that a coordinator which grants a day does not renew before its last one is asked for less than
+    /// a hundred times, and not a thousand.
+    #[test]
+    fn who_is_too_early_does_not_come_every_hour() {
+        let (mut left, mut asked) = (30 * 86_400, 0);
+        while left > 86_400 {
+            left -= ask_after(left).as_secs() / 2;
+            asked += 1;
+        }
+        assert!((30..100).contains(&asked) && left > 80_000, "{asked} times, {left} s left");
+        assert_eq!(ask_after(0), PAUSE_SHORTEST);
+    }
+
+    #[test]
+    fn files_that_could_not_be_used_are_tried_again_though_they_stay_as_they_are() {
+        let (then, [before, now, later]) =
+            (Instant::now(), ["before", "now", "later"].map(|name| Digest::of(name.as_bytes())));
+        let mut seen = Seen { taken: before, failed: None };
+        assert!(!seen.is_due(&before, then) && seen.is_due(&now, then));
+        seen.failed = Some((now, then));
+        assert!(!seen.is_due(&now, then + PAUSE_FILES / 2), "not every second");
+        assert!(seen.is_due(&now, then + PAUSE_FILES));
+        assert!(seen.is_due(&later, then), "others at once");
     }
 }

@@ -8,7 +8,7 @@
 //! Entries are the chain of `falaj_core::ledger`. Its head is kept a second time beside the database, and a
 //! third time in the updates that coordinators hold, so that an older copy put in its place is noticed.
 
-use crate::clock;
+use crate::{clock, head};
 use falaj_core::{
     dp::{
         Reservation,
@@ -22,8 +22,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -144,7 +143,7 @@ impl Ledger {
     /// [`LedgerError`]: missing, damaged, of another site, or older than it was.
     pub async fn open(dir: &Path, site: &SiteId) -> Result<Self, LedgerError> {
         let path = dir.join(FILE);
-        let newest = newest_head(dir)?;
+        let newest = head::read(dir, HEAD)?;
         if newest.is_some() && !path.try_exists()? {
             return Err(LedgerError::Missing(dir.to_owned()));
         }
@@ -411,8 +410,9 @@ impl Ledger {
         tx.commit().await?;
         if next.head() != chain.head() {
             **chain = next.clone();
-            // Should this fail, what was added counts as spent, and nobody gets to use it.
-            write_head(&self.dir, &next.head())?;
+            // Should this fail, what was added counts as spent, and nobody gets to use it. An older head than the newest is
+            // still an entry of the chain.
+            head::write(&self.dir, HEAD, &next.head())?;
         }
         Ok(next)
     }
@@ -452,24 +452,4 @@ async fn from_totals(connection: &mut SqliteConnection) -> Result<Vec<Event>, Le
         events.push(Event::Committed { id });
     }
     Ok(events)
-}
-
-fn newest_head(dir: &Path) -> Result<Option<Digest>, LedgerError> {
-    match fs::read_to_string(dir.join(HEAD)) {
-        Ok(text) => {
-            let damaged = |_| io::Error::other(format!("`{}` is no digest", text.trim()));
-            Ok(Some(text.trim().parse().map_err(damaged)?))
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Whole or not at all; an older head than the newest is still an entry of the chain.
-fn write_head(dir: &Path, head: &Digest) -> io::Result<()> {
-    let partial = dir.join(format!("{HEAD}.partial"));
-    let mut file = File::create(&partial)?;
-    writeln!(file, "{head}")?;
-    file.sync_all()?;
-    fs::rename(partial, dir.join(HEAD))
 }

@@ -13,6 +13,7 @@ pub mod egress;
 pub mod enrol;
 pub mod evaluate;
 pub mod guard;
+mod head;
 pub mod identity;
 pub mod journal;
 pub mod ledger;

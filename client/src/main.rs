@@ -565,6 +565,12 @@ async fn enroll(
         (None, None) => anyhow::bail!("say where it is to lie: `--config` or `--dir`"),
     };
     let identity = enrol::enrol(&token, &files, place, again).await?;
+    if let Some(root) = files.root.as_ref().filter(|root| !root.exists()) {
+        eprintln!(
+            "falaj-agent: {} is not there: issuers that are replaced are not followed",
+            root.display()
+        );
+    }
     let until = falaj_core::time::Timestamp::from_millis(identity.not_after * 1_000);
     let told = json!({
         "identity": identity.spiffe.to_string(),
@@ -752,8 +758,9 @@ async fn egress(command: EgressCommand, json: bool) -> Result<()> {
         }
         EgressCommand::Export { out, .. } => {
             let key = credentials.signing_key();
-            let text = journal.export(&**key, credentials.certificate()).await?;
-            budget::write(out.as_deref(), &text)?;
+            let export = journal.export(&**key, credentials.certificate()).await?;
+            budget::write(out.as_deref(), &export.text)?;
+            journal.exported(&export).await?;
         }
         EgressCommand::Release { through, .. } => {
             journal.release(through).await?;

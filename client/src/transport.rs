@@ -88,6 +88,14 @@ impl From<Status> for TransportError {
 }
 
 impl TransportError {
+    /// Whether a certificate is not renewed because too much of its life is left.
+    #[must_use]
+    pub fn is_too_early(&self) -> bool {
+        let word = |s: &Status| s.message().starts_with("too_early");
+        self.code() == Some(Code::EnrolmentRefused)
+            && matches!(self, Self::Status(status) if word(status))
+    }
+
     /// The coordinator's code, if it gave one.
     #[must_use]
     pub fn code(&self) -> Option<Code> {
@@ -103,6 +111,8 @@ impl TransportError {
 pub struct Dialer {
     address: String,
     tls: Arc<ClientConfig>,
+    /// Whether it comes without a certificate, to get its first one.
+    enrols: bool,
 }
 
 impl Dialer {
@@ -118,7 +128,7 @@ impl Dialer {
     ) -> Result<Self, CredentialsError> {
         let expect = ServerExpectation::coordinator(places);
         let tls = Arc::new(tls::client_config(credentials, trust, &expect, &["h2"])?);
-        Ok(Self { address: address.to_owned(), tls })
+        Ok(Self { address: address.to_owned(), tls, enrols: false })
     }
 
     /// Connects; what is sent then is written down in `egress`.
@@ -188,6 +198,12 @@ impl Dialer {
             Some(rustls::Error::InvalidCertificate(e)) => TransportError::Unwanted(format!(
                 "the coordinator's certificate cannot be trusted: {e}"
             )),
+            Some(rustls::Error::AlertReceived(alert)) if self.enrols => {
+                TransportError::Refused(format!(
+                    "{} breaks off ({alert:?}) before anything is asked: ask the coordinator's operator whether sites enrol there",
+                    self.address
+                ))
+            }
             Some(rustls::Error::AlertReceived(alert)) => TransportError::Refused(format!(
                 "it rejects this site's certificate ({alert:?}); look at it with `falaj-certs show`"
             )),
@@ -203,7 +219,7 @@ impl Dialer {
 pub async fn enrol(token: &Token, asked: EnrolRequest) -> Result<EnrolReply, TransportError> {
     let tls = tls::enrolment_client_config(token, &["h2"])
         .map_err(|e| TransportError::Connect(e.to_string()))?;
-    let dialer = Dialer { address: token.address.clone(), tls: Arc::new(tls) };
+    let dialer = Dialer { address: token.address.clone(), tls: Arc::new(tls), enrols: true };
     let channel = dialer.channel(dialer.handshake().await?).await?;
     Ok(wire::enrol(channel, asked, MESSAGE_BYTES_MAX).await?)
 }
@@ -453,4 +469,35 @@ fn digests(proof: Vec<bytes::Bytes>) -> Result<Vec<Digest>, TransportError> {
     let digest = |hash: bytes::Bytes| <[u8; 32]>::try_from(&hash[..]).ok().map(Digest);
     let broken = || TransportError::Broken("a proof whose hashes are none".into());
     proof.into_iter().map(digest).collect::<Option<_>>().ok_or_else(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_enrols_is_not_told_that_a_certificate_is_rejected() {
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(tls::provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::HandshakeFailure);
+        let alert = io::Error::other(alert);
+        let mut dialer = Dialer { address: "c:1".into(), tls: Arc::new(tls), enrols: true };
+        let said = dialer.explain(&alert).to_string();
+        assert!(said.contains("c:1 breaks off") && !said.contains("rejects"), "{said}");
+        dialer.enrols = false;
+        assert!(dialer.explain(&alert).to_string().contains("rejects this site's certificate"));
+    }
+
+    #[test]
+    fn too_early_is_told_from_other_refusals() {
+        let refused =
+            |what: &str| TransportError::from(Status::from(Code::EnrolmentRefused.because(what)));
+        assert!(refused("too_early: 2592000 seconds of it are left").is_too_early());
+        assert!(!refused("revoked: it was").is_too_early());
+        let busy = Status::from(Code::Busy.because("too_early"));
+        assert!(!TransportError::from(busy).is_too_early());
+    }
 }
