@@ -148,12 +148,19 @@ impl Decisions {
         let body = entry.body();
         let of_service = || action.parse::<Action>().is_ok_and(Action::is_of_service);
         let study = said.study.filter(|_| !of_service());
+        let submits = action == Action::StudySubmit.as_str();
         let mechanism = match study {
-            Some(name) => match said.mechanism.or_else(|| self.mechanism(name)) {
-                Some(mechanism) => Some(mechanism.to_owned()),
-                None if around.goes_on => return Ok(()),
-                None => return Err(format!("no study `{name}` was submitted before it")),
-            },
+            Some(name) => {
+                // What was submitted holds. What was to be submitted, and what an earlier shard tells of, only the entry knows.
+                let told = said.mechanism.filter(|_| submits || around.goes_on);
+                let known = || self.mechanism(name);
+                let found = if submits { told.or_else(known) } else { known().or(told) };
+                match found {
+                    Some(mechanism) => Some(mechanism.to_owned()),
+                    None if around.goes_on => return Ok(()),
+                    None => return Err(format!("no study `{name}` was submitted before it")),
+                }
+            }
             None => None,
         };
         let somewhere = action.parse::<Action>().is_ok_and(Action::is_somewhere);

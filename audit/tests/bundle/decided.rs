@@ -94,6 +94,21 @@ fn a_decision_about_a_study_that_nobody_submitted_is_named() {
     assert_eq!(report.decisions, 2, "what is not known here is not counted");
 }
 
+/// How a study's updates are sealed stands in its file, whatever an entry says of it.
+#[test]
+fn a_decision_over_a_study_goes_by_its_file() {
+    let strict = with_rule(
+        "@id(\"FTRL\") forbid (principal, action == Falaj::Action::\"update.send\", resource)
+when { resource.mechanism != \"dp_ftrl\" };",
+    );
+    let told = by_minutes(|drafts, _| {
+        let update = by(drafts[3].clone(), &strict, &["ACC-101"]).text("mechanism", "dp_ftrl");
+        drafts[3] = update;
+        drafts.insert(2, loaded(&strict));
+    });
+    is_wrong(&told.with_sets([&strict]), 4, "they decide `deny` by [FTRL]");
+}
+
 #[test]
 fn policies_decide_while_they_are_in_force_and_no_others() {
     let lax = lax();
