@@ -286,13 +286,13 @@ fn an_agent_that_slept_says_what_to_do_and_goes_on_with_the_key_that_it_has() ->
     let other = token(&federation, "hospital-2", place, "5m")?;
     let out = again(&other)?;
     ensure!(!out.status.success() && text(&out).contains("and the token is for"), "{}", text(&out));
-    let wanted = token(&federation, "hospital-1", place, "5m")?;
+    let stranger = token(&federation, "hospital-1", place, "5m")?;
     let (trust, root) = (identity.join("trust.toml"), identity.join("root.pem"));
     let whole = fs::read_to_string(&trust)? + "# kept by hand\n";
     let without: Vec<&str> =
         whole.split("[[issuer]]").filter(|part| !part.contains(place)).collect();
     fs::write(&trust, without.join("[[issuer]]"))?;
-    let out = again(&wanted)?;
+    let out = again(&stranger)?;
     ensure!(!out.status.success() && text(&out).contains("stays as it is"), "{}", text(&out));
     ensure!(leaf(&identity)? == first, "it was taken");
     fs::write(&trust, &whole)?;
@@ -300,6 +300,7 @@ fn an_agent_that_slept_says_what_to_do_and_goes_on_with_the_key_that_it_has() ->
     fs::create_dir_all(dir.join("state/identity"))?;
     fs::copy(identity.join("cert.pem"), &renewed)?;
     let kept = fs::read(&root)?;
+    let wanted = token(&federation, "hospital-1", place, "5m")?;
     let out = again(&wanted)?;
     ensure!(out.status.success(), "{}", text(&out));
     ensure!(fs::read_to_string(&trust)? == whole && fs::read(&root)? == kept, "they are others");
