@@ -17,6 +17,20 @@ use falaj_proto::study;
 use falaj_verify::{Options, verify};
 use std::{io::Read as _, sync::LazyLock};
 
+/// Policies by which sites do what the bundle tells of.
+const POLICY: [(&str, &str); 2] = [
+    ("coordinator.cedar", "@id(\"ALL\") permit (principal, action, resource);\n"),
+    (
+        "coordinator.cedarschema",
+        "namespace Falaj {
+    entity Site = { name: String, trust_domain: String, jurisdiction: String, region: String };
+    entity Study = { mechanism: String, jurisdiction: String };
+    action \"study.submit\", \"update.send\" appliesTo { principal: [Site], resource: [Study] };
+}
+",
+    ),
+];
+
 /// A bundle that holds.
 struct Base {
     files: Vec<(String, Vec<u8>)>,
@@ -36,7 +50,7 @@ pub(crate) fn entries() -> Vec<u8> {
 fn base() -> Base {
     let [issuer, cert] = &seeds::certificates()[..] else { panic!("two certificates") };
     let (trust, study) = (seeds::trust_file(), seeds::STUDY.as_bytes().to_vec());
-    let policies = vec![("coordinator.cedar".to_owned(), b"// none\n".to_vec())];
+    let policies = POLICY.map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()));
     let set = policy_set(&policies);
     let (round, site) = (seeds::round(), seeds::site());
     let (base, payload) = (Digest::of(b"base"), Digest::of(b"payload"));
@@ -55,6 +69,9 @@ fn base() -> Base {
             .digest("trust_sha256", &Digest::of(&trust))
             .digest("policy_set_sha256", &set),
         Draft::new(Kind::StudySubmitted)
+            .actor(&actor)
+            .text("action", "study.submit")
+            .decided(true, &["ALL".into()], &set)
             .study(&round.study)
             .digest("study_sha256", &Digest::of(&study))
             .digest("model_sha256", &base),
@@ -66,7 +83,8 @@ fn base() -> Base {
             .digest("payload_sha256", &payload)
             .digest("header_sha256", &digest)
             .text("epsilon", "1.0000")
-            .decided(true, &["base-1".into()], &set),
+            .text("action", "update.send")
+            .decided(true, &["ALL".into()], &set),
         Draft::new(Kind::ModelPublished)
             .round(&round)
             .digest("base_sha256", &base)
@@ -76,7 +94,7 @@ fn base() -> Base {
     let (mut report, mut history) = (Sections::default(), seeds::history());
     let holder = history.take_certificate(Digest::of(cert), cert.clone());
     report.certificate(Digest::of(cert), holder.expect("vouched for"));
-    report.policy(set, &policies[0].0, &policies[0].1);
+    policies.iter().for_each(|(name, bytes)| report.policy(set, name, bytes));
     let parsed = study::parse(seeds::STUDY, "study.yaml").expect("a study");
     report.study(Digest::of(&study), parsed);
     let (mut frontier, mut tile, mut entries) = (Frontier::new(), Vec::new(), Vec::new());
@@ -97,13 +115,15 @@ fn base() -> Base {
         ("tree_size", Canon::Int(i64::try_from(size).expect("small"))),
         ("log_verifier_key", signer.verifier().to_string().into()),
     ]);
+    let [rules, schema] = policies;
     let files = vec![
         (bundle::ABOUT.to_owned(), about.to_bytes()),
         (bundle::CHECKPOINT.to_owned(), signer.sign(&head.body()).expect("signs").into_bytes()),
         (bundle::issuer(&Digest::of(issuer)), issuer.clone()),
         (bundle::trust(&Digest::of(&trust)), trust),
         (bundle::certificate(&Digest::of(cert)), cert.clone()),
-        (bundle::policy(&set, &policies[0].0), policies[0].1.clone()),
+        (bundle::policy(&set, &rules.0), rules.1),
+        (bundle::policy(&set, &schema.0), schema.1),
         (bundle::study(&Digest::of(&study)), study),
         (bundle::header(&digest), header),
         (bundle::signature(&digest), signature.to_vec()),
