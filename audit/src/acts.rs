@@ -108,11 +108,10 @@ pub(crate) fn check(
         return Ok(());
     }
     let wanted = match decided(kind) {
-        Decided::Nothing => return Ok(()),
         Decided::Denied if decision == Some("allow") => {
             return Err(format!("it is {kind}, and says that it was allowed"));
         }
-        Decided::Denied => return Ok(()),
+        Decided::Nothing | Decided::Denied => return Ok(()),
         Decided::Allowed(wanted) if action == Some(wanted.as_str()) => wanted.as_str(),
         Decided::Else if action.is_some_and(|a| OWN.iter().all(|own| own.as_str() != a)) => {
             action.unwrap_or_default()

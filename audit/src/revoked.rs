@@ -89,8 +89,8 @@ impl Revoked {
             return Ok(());
         }
         for cert in [entry.actor_cert(), cert].into_iter().flatten() {
-            let names = key(&cert).and_then(|key| self.keys.get(&key)).into_iter().flatten();
-            if let Some(by) = names.filter_map(|name| self.since(name, entry)).next() {
+            let mut names = key(&cert).and_then(|key| self.keys.get(&key)).into_iter().flatten();
+            if let Some(by) = names.find_map(|name| self.since(name, entry)) {
                 return Err(format!(
                     "the key of the certificate {cert} was revoked by entry {by}, and whoever has it is served all the same"
                 ));

@@ -539,16 +539,15 @@ impl Enrolments {
             Err(why) => return Err(self.refuse(&peer.actor, None, why).await),
         };
         let key = *request.public_key();
-        let granted = match self.begin_renewal(key)? {
-            Some(before) => before,
-            None => {
-                let renewed = self.renewed(peer, &site, &request).await;
-                match &renewed {
-                    Ok(granted) => self.renewals().insert(key, Some(granted.clone())),
-                    Err(_) => self.renewals().remove(&key),
-                };
-                renewed?
-            }
+        let granted = if let Some(before) = self.begin_renewal(key)? {
+            before
+        } else {
+            let renewed = self.renewed(peer, &site, &request).await;
+            match &renewed {
+                Ok(granted) => self.renewals().insert(key, Some(granted.clone())),
+                Err(_) => self.renewals().remove(&key),
+            };
+            renewed?
         };
         let EnrolReply { chain, trust, .. } = self.reply(granted.chain);
         Ok(RenewReply { chain, trust })

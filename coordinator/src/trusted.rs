@@ -279,12 +279,19 @@ struct Peers {
     elsewhere: Vec<Arc<Peer>>,
 }
 
+/// The keys of certificates on the list in the deny file, and the list.
+#[derive(Default)]
+struct Listed {
+    list: Option<Arc<BTreeSet<Subject>>>,
+    keys: BTreeSet<[u8; 32]>,
+}
+
 struct Inner {
     now: ArcSwap<InForce>,
     /// Whom operators have revoked, as the log says.
     denied: ArcSwap<Denied>,
-    /// The list in the deny file whose keys were looked up, and those.
-    listed: ArcSwap<(Option<Arc<BTreeSet<Subject>>>, BTreeSet<[u8; 32]>)>,
+    /// Whose keys in the deny file were looked up.
+    listed: ArcSwap<Listed>,
     /// Counts up with every change of these two, after it.
     generation: AtomicU64,
     files: Mutex<Files>,
@@ -438,18 +445,18 @@ impl Trusted {
     /// Denies the keys of certificates on the list in the deny file, too.
     async fn deny_listed_keys(&self, engine: &Engine) -> Result<()> {
         let list = self.now().denied.clone();
-        if self.0.listed.load().0.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &list)) {
+        if self.0.listed.load().list.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &list)) {
             return Ok(());
         }
         let keys = keys_of(engine, list.iter()).await?;
-        self.0.listed.store(Arc::new((Some(list), keys)));
+        self.0.listed.store(Arc::new(Listed { list: Some(list), keys }));
         self.0.generation.fetch_add(1, Ordering::Release);
         self.0.changed.notify_one();
         Ok(())
     }
 
     fn is_denied_key(&self, key: &[u8; 32]) -> bool {
-        self.0.denied.load().keys.contains(key) || self.0.listed.load().1.contains(key)
+        self.0.denied.load().keys.contains(key) || self.0.listed.load().keys.contains(key)
     }
 
     fn is_denied(&self, now: &InForce, subject: &Subject) -> bool {
