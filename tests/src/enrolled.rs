@@ -149,7 +149,7 @@ impl School {
                     .submit(&study.replace("noise_multiplier: 1.0", "noise_multiplier: 4.0"))?;
             }
             before = wait_for("a round to be over", || {
-                let shown = self.federation.falaj_json(&["study", "show", &self.study()])?;
+                let shown = self.federation.falaj_in_time(&["study", "show", &self.study()])?;
                 ensure!(shown["state"] != "failed", "{shown}");
                 let now = serde_json::json!([shown["id"], shown["rounds_promoted"]]);
                 Ok((now != before || shown["state"] == "finished").then_some(now))
@@ -166,7 +166,7 @@ impl School {
         if self.studies == 0 {
             return Ok(true);
         }
-        let shown = self.federation.falaj_json(&["study", "show", &self.study()])?;
+        let shown = self.federation.falaj_in_time(&["study", "show", &self.study()])?;
         Ok(shown["state"] == "finished")
     }
 
@@ -177,7 +177,7 @@ impl School {
     pub fn renewals(&mut self) -> Result<BTreeMap<String, Renewals>> {
         let from = self.read.to_string();
         let words = ["log", "entries", "--kind", "certificate.renewed", "--from", &from];
-        let answer = self.federation.falaj_json(&words)?;
+        let answer = self.federation.falaj_in_time(&words)?;
         let items = if answer.is_array() { &answer } else { &answer["items"] };
         let word = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         for entry in items.as_array().into_iter().flatten() {
@@ -219,7 +219,7 @@ impl School {
         })?;
         self.rotations += 1;
         let own = |this: &Self| -> Result<usize> {
-            let loaded = this.federation.entries("trust.loaded")?;
+            let loaded = this.entries("trust.loaded")?;
             let of = |e: &&Value| {
                 e["entry"]["changed"].as_str().is_some_and(|what| what.contains("certificate"))
             };
@@ -267,19 +267,24 @@ impl School {
     /// What was lost.
     pub fn nothing_was_lost(&self) -> Result<()> {
         for kind in ["round.failed", "study.failed", "site.declined", "update.refused"] {
-            let mut lost = self.federation.entries(kind)?;
+            let mut lost = self.entries(kind)?;
             // What a busy machine does not take in time is offered again.
             let passing = ["busy", "log_unavailable", "unavailable"];
             lost.retain(|e| e["entry"]["code"].as_str().is_none_or(|c| !passing.contains(&c)));
             ensure!(lost.is_empty(), "{kind}: {lost:?}");
         }
         for n in 1..=self.studies {
-            let study = self.federation.falaj_json(&["study", "show", &format!("study-{n}")])?;
+            let study = self.federation.falaj_in_time(&["study", "show", &format!("study-{n}")])?;
             let (round, promoted) = (study["round"].as_u64(), study["rounds_promoted"].as_u64());
             let running = study["state"] == "running" && round <= promoted.map(|n| n + 1);
             ensure!(running || promoted == Some(self.rounds.into()), "{study}");
         }
         Ok(())
+    }
+
+    fn entries(&self, kind: &str) -> Result<Vec<Value>> {
+        let answer = self.federation.falaj_in_time(&["log", "entries", "--kind", kind])?;
+        Ok(answer["items"].as_array().or(answer.as_array()).cloned().unwrap_or_default())
     }
 
     /// What happened so far, in one line.
@@ -288,7 +293,7 @@ impl School {
     /// When the log cannot be read.
     pub fn told(&mut self) -> Result<String> {
         let renewed: usize = self.renewals()?.values().map(|r| r.times).sum();
-        let shown = self.federation.falaj_json(&["study", "show", &self.study()])?;
+        let shown = self.federation.falaj_in_time(&["study", "show", &self.study()])?;
         let rounds = u64::from(self.studies.saturating_sub(1)) * u64::from(self.rounds)
             + shown["rounds_promoted"].as_u64().unwrap_or_default();
         let (studies, rotations) = (self.studies, self.rotations);

@@ -526,6 +526,17 @@ impl Federation {
         Ok(serde_json::from_slice(&out.stdout)?)
     }
 
+    /// As [`Self::falaj_json`], and again while a busy machine does not take the entry about it in time.
+    ///
+    /// # Errors
+    /// When it fails otherwise, or for too long.
+    pub fn falaj_in_time(&self, args: &[&str]) -> Result<Value> {
+        wait_for("the log to take an entry in time", || match self.falaj_json(args) {
+            Err(e) if e.to_string().contains("\"log_unavailable\"") => Ok(None),
+            answer => answer.map(Some),
+        })
+    }
+
     /// Submits a study file's text.
     ///
     /// # Errors
