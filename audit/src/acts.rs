@@ -31,7 +31,9 @@ const OWN: [Action; 8] = [
 /// What an entry of this kind has to say. Each new kind gets its row here.
 pub(crate) const fn decided(kind: Kind) -> Decided {
     match kind {
-        Kind::ConnectionAdmitted | Kind::EvidenceTaken => Decided::Allowed(Action::Connect),
+        Kind::ConnectionAdmitted | Kind::EvidenceTaken | Kind::OperatorSignedIn => {
+            Decided::Allowed(Action::Connect)
+        }
         Kind::EndpointAllowed => Decided::Allowed(Action::EndpointUse),
         Kind::CertificateRevoked | Kind::CertificateReinstated => {
             Decided::Allowed(Action::SiteRevoke)

@@ -17,7 +17,7 @@ use ed25519_dalek::{
         spki::der::{pem::LineEnding, zeroize::Zeroizing},
     },
 };
-use falaj_core::id::{Place, Role, SpiffeId};
+use falaj_core::id::{Digest, Place, Role, SpiffeId};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
@@ -262,6 +262,9 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, grant.spiffe.name());
+        if let Some(group) = &grant.group {
+            params.distinguished_name.push(DnType::OrganizationalUnitName, group.as_str());
+        }
         params.subject_alt_names.push(SanType::URI(grant.spiffe.to_string().try_into()?));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -285,20 +288,36 @@ impl Authority {
         let now = jiff::Timestamp::now().as_second();
         let heard_of = i64::try_from((BACKDATE + grant.lifetime).as_secs())?;
         let mut chosen = None;
-        for entry in self.trust()?.issuers.iter().filter(|entry| entry.places.contains(&place)) {
-            let cert = self.dir.join(&entry.cert);
-            let Some(dir) = cert.parent().filter(|dir| dir.join("key.pem").is_file()) else {
-                continue;
-            };
-            let der = first_certificate(&cert)?;
+        let of_place = |entry: &IssuerEntry| entry.places.contains(&place);
+        for entry in self.trust()?.issuers.into_iter().filter(of_place) {
+            let Some(dir) = self.folder_with_key(&entry) else { continue };
+            let der = first_certificate(&self.dir.join(&entry.cert))?;
             let (_, x509) = X509Certificate::from_der(&der).context("reading an issuer")?;
             if chosen.is_none() || x509.validity().not_before.timestamp() + heard_of <= now {
-                chosen = Some(dir.to_owned());
+                chosen = Some(dir);
             }
         }
         chosen.with_context(|| {
             format!("no issuer in {} vouches for {place} and has its key there", self.dir.display())
         })
+    }
+
+    /// Where an issuer lies, if its key does too.
+    fn folder_with_key(&self, entry: &IssuerEntry) -> Option<PathBuf> {
+        let cert = self.dir.join(&entry.cert);
+        cert.parent().filter(|dir| dir.join("key.pem").is_file()).map(Path::to_owned)
+    }
+
+    /// Whether the issuer whose key has this digest can sign here, and is not retired.
+    ///
+    /// # Errors
+    /// When the authority's files cannot be read.
+    pub fn has_issuer(&self, spki: &Digest) -> Result<bool> {
+        let (trust, spki) = (self.trust()?, spki.to_string());
+        let this = |entry: &IssuerEntry| {
+            entry.spki_sha256 == spki && self.folder_with_key(entry).is_some()
+        };
+        Ok(trust.issuers.iter().any(this))
     }
 
     /// The root's certificate, if it lies here.

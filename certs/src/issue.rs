@@ -43,6 +43,8 @@ pub struct Grant {
     pub spiffe: SpiffeId,
     /// How long the certificate lives from now on.
     pub lifetime: Duration,
+    /// A group of the holder's: the organisational unit in the certificate's subject.
+    pub group: Option<String>,
 }
 
 /// Signs certificates.
@@ -117,6 +119,9 @@ pub fn granted(
     };
     if identity.spiffe != grant.spiffe {
         return other(format!("it names {} instead of {}", identity.spiffe, grant.spiffe));
+    }
+    if grant.group.as_ref().is_some_and(|group| identity.groups != [group.as_str()]) {
+        return other("it names other groups than the one that was granted".into());
     }
     if identity.public_key != *request.public_key() {
         return other("it is about another key than the one that was asked for".into());

@@ -15,7 +15,7 @@ use falaj_core::{
 };
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, OtherError,
-    PeerIncompatible, ServerConfig, SignatureAlgorithm, SignatureScheme,
+    PeerIncompatible, RootCertStore, ServerConfig, SignatureAlgorithm, SignatureScheme,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -290,11 +290,11 @@ pub fn server_config(
 }
 
 /// A server for those who have no certificate yet: it shows its own, and the issuer that vouches for it, which their tokens
-/// name. Nothing but enrolment may be served there.
+/// name. Nothing may be served there but giving them one.
 ///
 /// # Errors
 /// [`CredentialsError::Tls`]; [`CredentialsError::Unvouched`] when no issuer in `trust` vouches for it.
-pub fn enrolment_server_config(
+pub fn anonymous_server_config(
     credentials: &Credentials,
     trust: &TrustStore,
     alpn: &[&str],
@@ -450,6 +450,51 @@ pub fn client_config(
     config.resumption = Resumption::disabled();
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
     Ok(config)
+}
+
+/// As [`client_config`], of somebody who has no certificate yet.
+///
+/// # Errors
+/// [`CredentialsError::Tls`].
+pub fn anonymous_client_config(
+    trust: &TrustStore,
+    expect: &ServerExpectation,
+    alpn: &[&str],
+) -> Result<ClientConfig, CredentialsError> {
+    let provider = Arc::new(provider());
+    let verifier = CoordinatorVerifier {
+        trust: trust.clone(),
+        expect: expect.clone(),
+        provider: provider.clone(),
+    };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    Ok(config)
+}
+
+/// A client of servers outside the federation, which have a name of the DNS: one of these `roots` has to vouch for it.
+///
+/// # Errors
+/// [`CredentialsError::Tls`], also when there is no root, or one that is none.
+pub fn web_client_config(
+    roots: Vec<CertificateDer<'static>>,
+) -> Result<ClientConfig, CredentialsError> {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(root)?;
+    }
+    if store.is_empty() {
+        return Err(TlsError::General("no certificate is there".into()).into());
+    }
+    Ok(ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(store)
+        .with_no_client_auth())
 }
 
 #[derive(Debug)]

@@ -35,7 +35,8 @@ fn authority() -> (TempDir, Authority) {
 }
 
 fn grant(lifetime_s: u64) -> Grant {
-    Grant { spiffe: SITE.parse().expect("an id"), lifetime: Duration::from_secs(lifetime_s) }
+    let spiffe = SITE.parse().expect("an id");
+    Grant { spiffe, lifetime: Duration::from_secs(lifetime_s), group: None }
 }
 
 fn trust(authority: &Authority) -> TrustStore {

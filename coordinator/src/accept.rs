@@ -8,6 +8,7 @@ use crate::{
     config::RolesConfig,
     engine::{Engine, problem_of},
     evidence::Known,
+    oidc::Oidc,
     persons::Persons,
     policy::{Action, Party},
     store::writer::{Change, Commit},
@@ -225,6 +226,8 @@ pub struct Acceptor {
     pub engine: Engine,
     /// Which roles operators have.
     pub roles: Arc<RolesConfig>,
+    /// Who signs operators in, if anybody does.
+    pub oidc: Option<Oidc>,
 }
 
 impl Acceptor {
@@ -327,19 +330,10 @@ impl Acceptor {
             admitted,
         };
         let in_force = self.trusted.now();
-        let (identity, issuer) = match in_force.trust().vouched(&chain) {
+        let (identity, issuer) = match self.vouched(&chain).await {
             Ok(vouched) => vouched,
-            Err(e) => {
+            Err((reason, detail, problem)) => {
                 // Nobody vouches for what such a certificate says: it may name anybody, and is not kept.
-                let detail = match &e {
-                    IdentityError::Malformed(IdError::Spiffe { why, .. }) => {
-                        format!("the certificate names no Falaj identity: {why}")
-                    }
-                    IdentityError::Malformed(_) => "the certificate names no Falaj identity".into(),
-                    e => e.to_string(),
-                };
-                let reason = e.reason();
-                let problem = Code::Unidentified.because(e);
                 self.refuse(&actor, reason, &detail).await;
                 return peer(actor, Standing::default(), Err(problem));
             }
@@ -399,6 +393,30 @@ impl Acceptor {
         let peer = peer(actor, standing, admitted);
         peer.known.take(found);
         peer
+    }
+
+    /// Who a certificate names, and which issuer vouches for it; or the word, the detail and the problem of why nobody does.
+    async fn vouched(
+        &self,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<(Identity, Digest), (&'static str, String, Problem)> {
+        let vouched = self.trusted.now().trust().vouched(chain).map_err(|e| {
+            let detail = match &e {
+                IdentityError::Malformed(IdError::Spiffe { why, .. }) => {
+                    format!("the certificate names no Falaj identity: {why}")
+                }
+                IdentityError::Malformed(_) => "the certificate names no Falaj identity".into(),
+                e => e.to_string(),
+            };
+            (e.reason(), detail, Code::Unidentified.because(e))
+        })?;
+        if let Some(oidc) = &self.oidc
+            && !oidc.may_name(&vouched.0.spiffe, &vouched.1).await
+        {
+            let detail = "names that begin so are of those who sign in at an identity provider, and another issuer vouches for this one";
+            return Err(("reserved_name", detail.into(), Code::Unidentified.because(detail)));
+        }
+        Ok(vouched)
     }
 
     async fn refuse(&self, actor: &Actor, reason: &str, detail: &str) {

@@ -11,6 +11,7 @@ use crate::{
     enrolment::{Enrolments, door},
     erasure::Erasures,
     metrics::Metrics,
+    oidc::{self, Oidc},
     outcomes::{self, Outcomes},
     persons::Persons,
     policy::{self, PolicyEngine},
@@ -90,6 +91,8 @@ pub struct Bound {
     pub tiles: Option<SocketAddr>,
     /// For sites that have no certificate yet.
     pub enrolment: Option<SocketAddr>,
+    /// For operators who sign in.
+    pub oidc: Option<SocketAddr>,
 }
 
 /// What is listened on.
@@ -99,6 +102,7 @@ struct Listeners {
     metrics: Option<TcpListener>,
     tiles: Option<TcpListener>,
     enrolment: Option<TcpListener>,
+    oidc: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -117,6 +121,7 @@ impl Listeners {
             metrics: bind_if(listen.metrics).await?,
             tiles: bind_if(listen.tiles).await?,
             enrolment: bind_if(enrolment.and_then(|enrolment| enrolment.address)).await?,
+            oidc: bind_if(config.oidc.as_ref().map(|oidc| oidc.address)).await?,
         };
         let at = |listener: &Option<TcpListener>| {
             listener.as_ref().map(TcpListener::local_addr).transpose()
@@ -127,6 +132,7 @@ impl Listeners {
             metrics: at(&this.metrics)?,
             tiles: at(&this.tiles)?,
             enrolment: at(&this.enrolment)?,
+            oidc: at(&this.oidc)?,
         };
         Ok((this, bound))
     }
@@ -142,6 +148,7 @@ pub struct App {
     acceptors: [Acceptor; 2],
     trusted: Trusted,
     enrolments: Enrolments,
+    oidc: Option<Oidc>,
     rest: Router,
     metrics: Arc<Metrics>,
     policy: PolicyEngine,
@@ -218,9 +225,10 @@ impl App {
         trusted.withdraw_absent(&engine).await?;
         engine.begin();
         let roles = Arc::new(config.roles.clone());
+        let oidc = Oidc::of(config.oidc.clone(), &engine, &trusted, &roles)?;
         let acceptor = |door| {
-            let (trusted, roles) = (trusted.clone(), roles.clone());
-            Acceptor { trusted, door, engine: engine.clone(), roles }
+            let (trusted, roles, oidc) = (trusted.clone(), roles.clone(), oidc.clone());
+            Acceptor { trusted, door, engine: engine.clone(), roles, oidc }
         };
         let rest = rest::router(Arc::new(rest::App {
             engine: engine.clone(),
@@ -246,6 +254,7 @@ impl App {
             acceptors,
             trusted,
             enrolments,
+            oidc,
             rest,
             metrics,
             policy,
@@ -278,6 +287,7 @@ impl App {
             acceptors,
             trusted,
             enrolments,
+            oidc,
             rest,
             metrics,
             policy,
@@ -304,6 +314,9 @@ impl App {
             enrolments.listens(public.unwrap_or_else(|| address.to_string()));
             let asked = (engine.clone(), trusted.clone());
             tokio::spawn(door::serve(listener, enrolments.clone(), asked, shutdown.clone()));
+        }
+        if let Some((listener, oidc)) = listeners.oidc.zip(oidc) {
+            tokio::spawn(oidc::serve(listener, oidc, shutdown.clone()));
         }
         if let Some(listener) = listeners.tiles {
             tokio::spawn(tiles::serve(listener, parts.shards.clone(), shutdown.clone()));

@@ -55,6 +55,8 @@ pub struct Config {
     /// What operators are there for.
     #[serde(default)]
     pub roles: RolesConfig,
+    /// Operators who sign in at an identity provider. Off when absent.
+    pub oidc: Option<OidcConfig>,
     /// What it takes at most.
     #[serde(default)]
     pub limits: Limits,
@@ -368,6 +370,135 @@ impl RolesConfig {
     }
 }
 
+/// Operators who sign in at an identity provider (OpenID Connect): for a token of it they get a certificate for a short time.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OidcConfig {
+    /// Where they come with tokens, by TLS 1.3 without a certificate. Nothing else is served there.
+    pub address: SocketAddr,
+    /// A folder with an authority, whose issuers sign the certificates; `trust.toml` has to bind them.
+    pub authority: PathBuf,
+    /// For how long such a certificate is valid.
+    #[serde(default = "session_s")]
+    pub session_s: u32,
+    /// The providers.
+    #[serde(rename = "provider")]
+    pub providers: Vec<ProviderConfig>,
+}
+
+/// An identity provider.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProviderConfig {
+    /// Its name, as tokens have it in `iss`; what else there is to know of it is asked at
+    /// `<issuer>/.well-known/openid-configuration`. `https://`.
+    pub issuer: String,
+    /// Certificates of those who may vouch for its server, PEM.
+    pub ca: PathBuf,
+    /// What `falaj login` is called there, a public client; ID tokens are for it.
+    pub client_id: String,
+    /// Where its people are: `ae-on/ae-az`. It vouches for that as an issuer of certificates does.
+    #[serde(deserialize_with = "place")]
+    pub place: Place,
+    /// Where its server lies; `place` when absent. Policy decides over it before it is spoken to.
+    #[serde(default, deserialize_with = "some_place")]
+    pub server_place: Option<Place>,
+    /// With what the names of its people begin here, lower-case letters and digits. No certificate of another issuer may name
+    /// an operator so.
+    #[serde(default = "prefix")]
+    pub prefix: String,
+    /// The claim that names people here. The digest of issuer and subject when absent; give a claim only if the provider never
+    /// gives a name to somebody else again, and people cannot choose it.
+    pub name_claim: Option<String>,
+    /// The claim that has people's groups.
+    #[serde(default = "groups_claim")]
+    pub groups_claim: String,
+    /// Which roles a group stands for, spelled just so. Any other stands for none.
+    #[serde(default, deserialize_with = "roles_by_group")]
+    pub groups: BTreeMap<String, Roles>,
+    /// What is asked for beside `openid`.
+    #[serde(default)]
+    pub scopes: Vec<String>,
+    /// Whether people may sign in by a device flow, of which no nonce need be in the token: whoever gets hold of such a token
+    /// before its end can use it, once.
+    #[serde(default)]
+    pub device: bool,
+    /// The resource for which pipelines ask access tokens. None are taken when absent.
+    pub resource: Option<String>,
+    /// Pipelines: clients, and the roles of each.
+    #[serde(default, deserialize_with = "roles_by_group")]
+    pub clients: BTreeMap<String, Roles>,
+}
+
+/// For how long a certificate for a token is valid, unless the configuration says otherwise.
+const SESSION_S: u32 = 3_600;
+/// The shortest that the configuration can say.
+const SESSION_S_MIN: u32 = 60;
+/// The longest.
+const SESSION_S_MAX: u32 = 12 * 3_600;
+
+const fn session_s() -> u32 {
+    SESSION_S
+}
+
+fn prefix() -> String {
+    "sso".to_owned()
+}
+
+fn groups_claim() -> String {
+    "groups".to_owned()
+}
+
+fn some_place<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Place>, D::Error> {
+    place(deserializer).map(Some)
+}
+
+impl OidcConfig {
+    /// What is wrong in it, if anything is.
+    fn wrong(&self) -> Option<String> {
+        if !(SESSION_S_MIN..=SESSION_S_MAX).contains(&self.session_s) {
+            return Some(format!("`oidc.session_s` is {SESSION_S_MIN} to {SESSION_S_MAX}"));
+        }
+        if self.providers.is_empty() {
+            return Some("`[oidc]` names no provider: add `[[oidc.provider]]`".to_owned());
+        }
+        for (i, provider) in self.providers.iter().enumerate() {
+            let named = |what: &str| Some(format!("`oidc.provider` {}: {what}", provider.issuer));
+            if !provider.issuer.starts_with("https://") {
+                return named("`issuer` begins with https://");
+            }
+            let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+            if !(1..=16).contains(&provider.prefix.len()) || !provider.prefix.bytes().all(plain) {
+                return named("`prefix` has 1 to 16 lower-case letters and digits");
+            }
+            let others = &self.providers[..i];
+            if others.iter().any(|other| other.prefix == provider.prefix) {
+                return named("another provider has its `prefix`: give each one of its own");
+            }
+            if others.iter().any(|other| other.issuer == provider.issuer) {
+                return named("it is there twice");
+            }
+            if !provider.clients.is_empty() && provider.resource.is_none() {
+                return named("`clients` come with access tokens: set `resource`");
+            }
+            if provider.resource.as_ref() == Some(&provider.client_id) {
+                return named(
+                    "`resource` is not `client_id`: tokens of people and of pipelines are told apart by it",
+                );
+            }
+        }
+        None
+    }
+}
+
+impl ProviderConfig {
+    /// Where its server lies.
+    #[must_use]
+    pub fn server_place(&self) -> &Place {
+        self.server_place.as_ref().unwrap_or(&self.place)
+    }
+}
+
 /// A list of roles.
 fn roles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Roles, D::Error> {
     let texts = Vec::<String>::deserialize(deserializer)?;
@@ -508,6 +639,9 @@ pub enum ConfigError {
         "`enrolment.address` is {0}, every address of this machine: say in `enrolment.public` where sites reach it, as `host:port`"
     )]
     Unspecified(SocketAddr),
+    /// Operators cannot sign in so.
+    #[error("{0}: {1}")]
+    Oidc(PathBuf, String),
     /// A second key for the log, and no code for it.
     #[error(
         "{0}: `log.ml_dsa_key` is set, and this build does not sign with ML-DSA-44: use one that was built with `--features ml-dsa`"
@@ -566,6 +700,15 @@ impl Config {
             reports.folder = base.join(&reports.folder);
         }
         this.log.retention = this.log.retention.map(|path| base.join(path));
+        if let Some(oidc) = &mut this.oidc {
+            if let Some(what) = oidc.wrong() {
+                return Err(ConfigError::Oidc(path.to_owned(), what));
+            }
+            oidc.authority = base.join(&oidc.authority);
+            for provider in &mut oidc.providers {
+                provider.ca = base.join(&provider.ca);
+            }
+        }
         for ca in this.log.witnesses.iter_mut().filter_map(|w| w.ca.as_mut()) {
             *ca = base.join(&*ca);
         }
@@ -600,5 +743,32 @@ mod tests {
         assert_eq!(RolesConfig::default().of::<&str>(&[]), Roles::ALL);
         let wrong = toml::from_str::<RolesConfig>("groups = { x = [\"root\"] }");
         assert!(wrong.expect_err("no role").to_string().contains("`root` is no role"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_signing_in_is_named() {
+        let provider = "[[provider]]\nissuer = \"https://idp.test\"\nca = \"ca.pem\"\nclient_id = \"falaj-cli\"\nplace = \"ae-on/ae-az\"\n";
+        let of = |session: &str, providers: &[&str]| {
+            let text = format!("address = \"127.0.0.1:0\"\nauthority = \"ca\"\n{session}\n");
+            let text = providers.iter().fold(text, |text, more| text + provider + more + "\n");
+            toml::from_str::<OidcConfig>(&text).expect("a section").wrong().unwrap_or_default()
+        };
+        assert_eq!(of("", &[""]), "");
+        assert_eq!(
+            of("session_s = 43200", &["prefix = \"staff\"", ""]),
+            "`oidc.provider` https://idp.test: it is there twice"
+        );
+        for (session, providers, said) in [
+            ("session_s = 59", &[""][..], "60 to 43200"),
+            ("session_s = 43201", &[""], "60 to 43200"),
+            ("", &["prefix = \"so-so\""], "`prefix`"),
+            ("", &["prefix = \"\""], "`prefix`"),
+            ("", &["", ""], "another provider has its `prefix`"),
+            ("", &["clients = { ci = [\"operator\"] }"], "set `resource`"),
+            ("", &["resource = \"falaj-cli\""], "`resource` is not `client_id`"),
+        ] {
+            let found = of(session, providers);
+            assert!(found.contains(said), "{session} {providers:?}: {found}");
+        }
     }
 }

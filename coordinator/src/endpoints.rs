@@ -1,6 +1,6 @@
-//! What the coordinator itself speaks to, and where that is: its database, witnesses, an authority for time-stamps. Each is
-//! declared with a place; before any of them is spoken to policy decides, over the place and over the addresses that the name
-//! has now. Witnesses and authorities are looked up again for each connection, and an address elsewhere is not connected to.
+//! What the coordinator itself speaks to, and where that is: its database, witnesses, an authority for time-stamps, identity
+//! providers. Each is declared with a place; before any of them is spoken to policy decides, over the place and over the addresses that the name
+//! has now. All but the database are looked up again for each connection, and an address elsewhere is not connected to.
 
 use crate::{
     config::Config,
@@ -56,6 +56,10 @@ fn configured(config: &Config) -> Result<Vec<Endpoint>> {
     }
     for witness in &config.log.witnesses {
         all.push(url("witness", "log.witnesses", &witness.url, &witness.place)?);
+    }
+    for provider in config.oidc.iter().flat_map(|oidc| &oidc.providers) {
+        let place = provider.server_place();
+        all.push(url("identity-provider", "oidc.provider", &provider.issuer, place)?);
     }
     Ok(all)
 }

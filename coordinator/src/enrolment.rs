@@ -179,7 +179,7 @@ impl Enrolments {
         }
         if config.is_some_and(|config| config.address.is_some()) {
             ensure!(
-                trusted.now().enrolment_tls().is_some(),
+                trusted.now().anonymous_tls().is_some(),
                 "no issuer in the trust configuration vouches for the coordinator's certificate: sites could not know it when they enrol"
             );
         }
@@ -610,7 +610,7 @@ impl Enrolments {
         request: &SigningRequest,
         evidence: &Evidence,
     ) -> Result<(), Why> {
-        let named = self.0.trusted.check_name(site, request.public_key());
+        let named = self.0.trusted.check_name(site.spiffe(), request.public_key());
         named.map_err(|why| Why(why.reason, why.detail))?;
         let decision = self.0.engine.parts().policy.decide_connect(site.spiffe(), evidence);
         if decision.allow { Ok(()) } else { Err(Why("denied", decision.reason)) }
@@ -626,7 +626,7 @@ impl Enrolments {
         let _room = self.0.signing.try_acquire().map_err(|_| busy())?;
         let unavailable = || Code::Unavailable.because("the authority gives no certificate now");
         let issuer = self.0.issuer.clone().ok_or_else(unavailable)?;
-        let grant = Grant { spiffe: site.spiffe().clone(), lifetime: self.0.lifetime };
+        let grant = Grant { spiffe: site.spiffe().clone(), lifetime: self.0.lifetime, group: None };
         let (request, trust) = (request.clone(), self.0.trusted.now().trust().clone());
         let signed = tokio::task::spawn_blocking(move || {
             granted(issuer.as_ref(), &request, &grant, &trust, now_unix)

@@ -283,6 +283,7 @@ fn ready(bound: Bound, file: Option<&Path>) -> Result<()> {
         "metrics": bound.metrics.map(|a| a.to_string()),
         "tiles": bound.tiles.map(|a| a.to_string()),
         "enrolment": bound.enrolment.map(|a| a.to_string()),
+        "oidc": bound.oidc.map(|a| a.to_string()),
     });
     let fresh = path.with_extension("new");
     fs::write(&fresh, text.to_string())?;

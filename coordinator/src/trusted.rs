@@ -28,7 +28,7 @@ use falaj_certs::{
     identity::Identity,
     revocation::Crls,
     tls::{
-        Credentials, CredentialsError, client_verifier, enrolment_server_config, server_config,
+        Credentials, CredentialsError, anonymous_server_config, client_verifier, server_config,
         tls_reason,
     },
     trust::{TrustStore, spki_sha256},
@@ -164,7 +164,7 @@ pub struct InForce {
     agents: Arc<ServerConfig>,
     operators: Arc<ServerConfig>,
     /// None while no trusted issuer vouches for the coordinator's own certificate.
-    enrolment: Option<Arc<ServerConfig>>,
+    anonymous: Option<Arc<ServerConfig>>,
 }
 
 impl InForce {
@@ -185,8 +185,8 @@ impl InForce {
 
     /// TLS for those who have no certificate yet.
     #[must_use]
-    pub fn enrolment_tls(&self) -> Option<Arc<ServerConfig>> {
-        self.enrolment.clone()
+    pub fn anonymous_tls(&self) -> Option<Arc<ServerConfig>> {
+        self.anonymous.clone()
     }
 
     /// SHA-256 of the key of the issuer that vouches for the coordinator's own certificate.
@@ -502,13 +502,12 @@ impl Trusted {
     ///
     /// # Errors
     /// [`Why`].
-    pub fn check_name(&self, site: &SiteId, key: &[u8; 32]) -> Result<(), Why> {
+    pub fn check_name(&self, who: &SpiffeId, key: &[u8; 32]) -> Result<(), Why> {
         let now = self.now();
-        if self.is_denied(&now, &Subject::Identity(site.spiffe().clone()))
-            || self.is_denied_key(key)
-        {
+        if self.is_denied(&now, &Subject::Identity(who.clone())) || self.is_denied_key(key) {
+            let what = who.role();
             let detail =
-                "this site, or its key, was revoked: ask the coordinator's operator".into();
+                format!("this {what}, or its key, was revoked: ask the coordinator's operator");
             return Err(Why::new("revoked", detail));
         }
         Ok(())
@@ -937,7 +936,7 @@ fn in_force(
     let clients = client_verifier(&trust, &crls)?;
     let server = |alpn: &[&str]| server_config(&credentials, clients.clone(), alpn).map(Arc::new);
     let (agents, operators) = (server(&["h2"])?, server(&["h2", "http/1.1"])?);
-    let enrolment = match enrolment_server_config(&credentials, &trust, &["h2"]) {
+    let anonymous = match anonymous_server_config(&credentials, &trust, &["h2", "http/1.1"]) {
         Ok(config) => Some(Arc::new(config)),
         Err(CredentialsError::Unvouched) => None,
         Err(e) => return Err(e.into()),
@@ -952,6 +951,6 @@ fn in_force(
         clients,
         agents,
         operators,
-        enrolment,
+        anonymous,
     })
 }

@@ -62,7 +62,7 @@ kinds! {
     ConnectionAdmitted = "connection.admitted";
     /// A connection was refused: at the handshake, for its identity, or by policy.
     ConnectionRefused = "connection.refused";
-    /// The coordinator may speak to an endpoint: a database, a witness, an authority for time-stamps.
+    /// The coordinator may speak to an endpoint: a database, a witness, an authority for time-stamps, an identity provider.
     EndpointAllowed = "endpoint.allowed";
     /// What was found out about a connection, and that it may stay.
     EvidenceTaken = "evidence.taken";
@@ -84,6 +84,8 @@ kinds! {
     SiteEnrolled = "site.enrolled";
     /// A site is about to be given another certificate about its key.
     CertificateRenewed = "certificate.renewed";
+    /// An operator has signed in at an identity provider, and is about to be given a certificate.
+    OperatorSignedIn = "operator.signed_in";
     /// Something is wrong that somebody should look into.
     AlertRaised = "alert.raised";
     /// A study was submitted.

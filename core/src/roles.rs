@@ -80,6 +80,12 @@ impl Roles {
         self.0 == 0
     }
 
+    /// Their words with spaces between them, as a group of a certificate has them.
+    #[must_use]
+    pub fn words(self) -> String {
+        self.iter().map(OperatorRole::as_str).collect::<Vec<_>>().join(" ")
+    }
+
     /// These and others.
     #[must_use]
     pub const fn and(self, others: Self) -> Self {
@@ -137,6 +143,10 @@ mod tests {
         assert_eq!(Roles::ALL.iter().count(), OperatorRole::ALL.len());
         assert_eq!(Roles::ALL.iter().collect::<Roles>(), Roles::ALL);
         assert_eq!(Roles::NONE.to_string(), "none");
+        assert_eq!(
+            (roles.words().as_str(), Roles::NONE.words().as_str()),
+            ("auditor site-steward", "")
+        );
         let mut words: Vec<&str> = OperatorRole::ALL.iter().map(|role| role.as_str()).collect();
         words.sort_unstable();
         assert!(OperatorRole::ALL.iter().map(|role| role.as_str()).eq(words));

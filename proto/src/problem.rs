@@ -60,7 +60,7 @@ catalog! {
     /// The declared size is over the limit.
     TooLarge = "too_large", "The declared size is over the limit", 413, InvalidArgument;
     /// The certificate does not name a Falaj identity.
-    Unidentified = "unidentified", "The certificate does not name an identity", 401, Unauthenticated;
+    Unidentified = "unidentified", "It is not known who this is", 401, Unauthenticated;
     /// The certificate was revoked, has expired, or is vouched for by nobody any more.
     Revoked = "revoked", "The certificate is not trusted any more", 401, Unauthenticated;
     /// The signature over the header does not verify.

@@ -321,6 +321,55 @@ pub struct EnrolmentTokenState {
     pub state: String,
 }
 
+/// An identity provider at which operators sign in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LoginProvider {
+    /// Its name, where it is asked: `https://`.
+    pub issuer: String,
+    /// What `falaj login` is called there, a public client.
+    pub client_id: String,
+    /// What is asked for beside `openid`.
+    pub scopes: Vec<String>,
+    /// Whether its tokens are taken of a device flow.
+    pub device: bool,
+    /// For which resource pipelines ask access tokens; they cannot sign in when it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
+    /// The certificates of those who may vouch for its server, PEM.
+    pub ca: String,
+}
+
+/// A token of an identity provider, and the key for which a certificate is asked.
+#[derive(Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoginRequest {
+    /// The provider.
+    pub issuer: String,
+    /// Its token, a secret.
+    pub token: String,
+    /// A signing request (PKCS #10), DER in base64.
+    pub request: String,
+}
+
+impl std::fmt::Debug for LoginRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LoginRequest(at {}, [redacted])", self.issuer)
+    }
+}
+
+/// A certificate for a short time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Login {
+    /// It, and the issuer that follows it, PEM.
+    pub chain: String,
+    /// Whom it names.
+    pub identity: String,
+    /// The roles that they have.
+    pub roles: Vec<String>,
+    /// Until when it is valid.
+    pub until: String,
+}
+
 /// What to revoke, or to take back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -363,9 +363,17 @@ impl Federation {
     /// # Errors
     /// When it gives no certificates.
     pub fn enrolment(&self) -> Result<SocketAddr> {
+        self.ready("enrolment")
+    }
+
+    /// An address of the coordinator that was started last, by its name in the ready file.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn ready(&self, name: &str) -> Result<SocketAddr> {
         let ready = self.dir().join(format!("coordinator/ready-{}.json", self.starts));
         let ready: Value = serde_json::from_str(&fs::read_to_string(ready)?)?;
-        Ok(ready["enrolment"].as_str().context("an address")?.parse()?)
+        Ok(ready[name].as_str().context("an address")?.parse()?)
     }
 
     /// What Prometheus would scrape from the coordinator that was started last.
@@ -373,9 +381,7 @@ impl Federation {
     /// # Errors
     /// When it does not answer.
     pub fn metrics(&self) -> Result<String> {
-        let ready = self.dir().join(format!("coordinator/ready-{}.json", self.starts));
-        let ready: Value = serde_json::from_str(&fs::read_to_string(ready)?)?;
-        let mut there = TcpStream::connect(ready["metrics"].as_str().context("an address")?)?;
+        let mut there = TcpStream::connect(self.ready("metrics")?)?;
         there
             .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();

@@ -2,6 +2,7 @@
 
 use crate::{
     feed::{Format, Receiver},
+    login::LoginArgs,
     policy::PolicyCommand,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -20,7 +21,7 @@ use std::path::PathBuf;
     name = "falaj",
     version,
     after_help = "Examples:
-  falaj --config falaj.toml status
+  falaj --config falaj.toml login && falaj --config falaj.toml status
   falaj study check heart.yaml
   falaj study submit heart.yaml && falaj study watch heart
   falaj model download heart -o heart.safetensors
@@ -30,7 +31,7 @@ use std::path::PathBuf;
 A falaj.toml:
   server = \"https://127.0.0.1:7444\"
   cert   = \"cert.pem\"      # paths are relative to the file
-  key    = \"key.pem\"       # or \"pkcs11:…\"
+  key    = \"key.pem\"       # or \"pkcs11:…\"; without both, whoever `falaj login` signed in
   trust  = \"trust.toml\"
   places = [\"ae-on/*\"]     # where a coordinator may be"
 )]
@@ -45,7 +46,7 @@ pub(crate) struct Cli {
 }
 
 /// How to reach the coordinator, and as whom.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Connection {
     /// Read settings from this file.
@@ -60,6 +61,9 @@ pub(crate) struct Connection {
     /// Its key: a PEM file with mode 0600, or `pkcs11:…`.
     #[arg(long, global = true, env = "FALAJ_KEY", hide_env_values = true, value_name = "KEY")]
     pub(crate) key: Option<KeyAt>,
+    /// The folder of whoever has signed in with `falaj login`, unless --cert and --key are given [default: `~/.falaj/login`].
+    #[arg(long, global = true, env = "FALAJ_LOGIN", hide_env_values = true, value_name = "FOLDER")]
+    pub(crate) login: Option<PathBuf>,
     /// Whom to trust: the federation's trust.toml.
     #[arg(long, global = true, env = "FALAJ_TRUST", hide_env_values = true, value_name = "FILE")]
     pub(crate) trust: Option<PathBuf>,
@@ -80,6 +84,17 @@ pub(crate) struct Connection {
 pub(crate) enum Command {
     /// Show how the coordinator is.
     Status,
+    /// Sign in at an identity provider: for its token the coordinator gives a certificate for a short time.
+    ///
+    /// Certificate and key go into the folder of --login, where every other command finds them. Nothing needs to be there
+    /// before but the trust configuration. A browser of this machine signs in, or one of another with --device, or a
+    /// pipeline by its client's secret.
+    #[command(
+        after_help = "Examples:\n  falaj --trust trust.toml login --at https://coordinator.example:7446\n  falaj --trust trust.toml login --at https://coordinator.example:7446 --device\n  falaj --login ci login --client-id nightly --client-secret-file secret && falaj --login ci study list"
+    )]
+    Login(LoginArgs),
+    /// Remove the certificate of whoever has signed in, and its key.
+    Logout,
     /// List the sites that are connected.
     Sites,
     /// Work with studies.

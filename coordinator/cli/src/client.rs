@@ -3,7 +3,7 @@
 use crate::settings::Settings;
 use anyhow::{Context as _, Result};
 use falaj_certs::{
-    tls::{Credentials, ServerExpectation, client_config},
+    tls::{ServerExpectation, client_config},
     trust::TrustStore,
 };
 use falaj_core::id::{Place, StudyId};
@@ -74,7 +74,7 @@ impl Client {
     /// # Errors
     /// When certificate, key or trust configuration cannot be used.
     pub(crate) fn new(settings: Settings) -> Result<Self> {
-        let credentials = Credentials::load(&settings.cert, &settings.key)?;
+        let credentials = settings.credentials()?;
         let trust = TrustStore::load(&settings.trust)?;
         let expect = ServerExpectation::coordinator(&settings.places);
         let tls = client_config(&credentials, &trust, &expect, &["http/1.1"])?;

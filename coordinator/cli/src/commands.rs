@@ -4,8 +4,8 @@ use crate::{
     args::{Cli, Command, HoldCommand, ModelCommand, PersonCommand, SiteCommand, StudyCommand},
     client::Client,
     download::{ParamsHash, save},
-    log, policy, privacy,
-    settings::Settings,
+    log, login, policy, privacy,
+    settings::{Settings, SignIn},
     show,
     watch::watch,
 };
@@ -31,12 +31,18 @@ const MODEL_SHA256: &str = "falaj-model-sha256";
 /// What went wrong, and what to do.
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
     let json = cli.json;
-    let connect = || Client::new(Settings::new(cli.connection)?);
+    let connect = || Client::new(Settings::new(cli.connection.clone())?);
     match cli.command {
         Command::Status => {
             let status = connect()?.status().await?;
             show::answer(json, &status, status_facts)?;
         }
+        Command::Login(args) => {
+            let sign_in = SignIn::new(cli.connection)?;
+            let login = login::run(&args, &sign_in).await?;
+            show::answer(json, &login, |login| login_facts(login, &sign_in))?;
+        }
+        Command::Logout => login::forget(&SignIn::folder(cli.connection)?)?,
         Command::Sites => {
             let sites = connect()?.sites().await?;
             show::answer(json, &sites, sites_table)?;
@@ -271,6 +277,15 @@ fn status_facts(s: &rest::Status) -> String {
     ];
     facts.extend(s.log_ml_dsa_key.clone().map(|key| ("second log key", key)));
     show::facts(&facts)
+}
+
+fn login_facts(login: &rest::Login, sign_in: &SignIn) -> String {
+    show::facts(&[
+        ("signed in as", login.identity.clone()),
+        ("roles", login.roles.join(", ")),
+        ("until", login.until.clone()),
+        ("kept in", sign_in.folder.display().to_string()),
+    ])
 }
 
 fn sites_table(page: &Page<rest::Site>) -> String {

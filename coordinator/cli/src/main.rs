@@ -7,6 +7,7 @@ mod destination;
 mod download;
 mod feed;
 mod log;
+mod login;
 mod mirror;
 mod plot;
 mod policy;

@@ -113,7 +113,9 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::PolicyRefused => (ApplicationLifecycle, OTHER, Medium, false),
         Kind::GlassBroken => (ApplicationLifecycle, OTHER, High, false),
         Kind::GlassMended => (ApplicationLifecycle, OTHER, Medium, true),
-        Kind::ConnectionAdmitted => (Authentication, LOGON, Informational, true),
+        Kind::ConnectionAdmitted | Kind::OperatorSignedIn => {
+            (Authentication, LOGON, Informational, true)
+        }
         Kind::EvidenceTaken => (Authentication, OTHER, Informational, true),
         Kind::ConnectionRefused => (Authentication, LOGON, Medium, false),
         Kind::ConnectionEnded => (Authentication, LOGOFF, Medium, false),

@@ -76,6 +76,7 @@ impl Charts {
             | Kind::ConnectionEnded
             | Kind::EndpointAllowed
             | Kind::AlertRaised
+            | Kind::OperatorSignedIn
             | Kind::StudySubmitted
             | Kind::StudyFinished
             | Kind::StudyFailed

@@ -14,6 +14,7 @@ mod masked;
 mod matrix;
 mod mirror;
 mod namespaces;
+mod oidc;
 mod outcomes;
 mod outside;
 mod policy;
