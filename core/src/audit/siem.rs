@@ -119,6 +119,8 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::ConnectionEnded => (Authentication, LOGOFF, Medium, false),
         Kind::CertificateReinstated => (ApiActivity, UPDATE, Medium, true),
         Kind::StudySubmitted => (ApiActivity, CREATE, Low, true),
+        Kind::ApprovalGiven => (ApiActivity, CREATE, Medium, true),
+        Kind::ApprovalWithdrawn => (ApiActivity, DELETE, Low, true),
         Kind::EnrolmentOffered | Kind::SiteEnrolled => (ApiActivity, CREATE, Medium, true),
         Kind::StudyStopped | Kind::HoldPlaced | Kind::HoldReleased => {
             (ApiActivity, UPDATE, Low, true)
