@@ -198,3 +198,155 @@ fn asked(entry: &Entry) -> Option<Approved> {
     let action = action.as_str().to_owned();
     Some(Approved { action, study, place, person: entry.actor_person()? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use falaj_core::{
+        audit::{Actor, Draft, policy_set},
+        id::Place,
+        roles::OperatorRole,
+    };
+
+    const OMAR: Person = Person([1; 16]);
+    const SARA: Person = Person([2; 16]);
+    const LINA: Person = Person([3; 16]);
+
+    /// The set for health.
+    fn policies() -> Vec<(String, Vec<u8>)> {
+        let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
+        vec![
+            file(
+                falaj_policies::POLICIES,
+                include_str!("../../policies/sets/uae-health/coordinator.cedar"),
+            ),
+            file(
+                falaj_policies::SCHEMA,
+                include_str!("../../policies/sets/uae-health/coordinator.cedarschema"),
+            ),
+        ]
+    }
+
+    /// An entry by a person with this role, who is disclosed.
+    fn by(person: Person, role: OperatorRole, draft: Draft) -> Draft {
+        let id = format!("spiffe://t/ae-on/ae-az/operator/o-{}", person.0[0]);
+        let id = Some(id.parse().expect("an identity"));
+        let roles = [role].into_iter().collect();
+        draft.actor(&Actor { person: Some(person), id, roles, ..Actor::default() })
+    }
+
+    fn of(person: Person) -> Approved {
+        let place: Place = "ae-on/ae-az".parse().expect("a place");
+        Approved { action: "log.export".into(), study: None, place, person }
+    }
+
+    fn given(id: &str, giver: Person, of: &Approved, until_s: i64) -> Draft {
+        let until = Timestamp::from_millis(until_s * 1_000).to_string();
+        let draft = Approval::tell(Draft::new(Kind::ApprovalGiven), id, of);
+        by(giver, OperatorRole::Approver, draft.text("until", &until))
+    }
+
+    /// Omar exports the log, and these approvals were counted.
+    fn exported(counted: &[&str]) -> Draft {
+        let draft = Draft::new(Kind::LogExported)
+            .text("action", "log.export")
+            .decided(true, &["ACC-207".to_owned()], &policy_set(&policies()))
+            .texts("approvals", counted.iter().map(|id| (*id).to_owned()));
+        by(OMAR, OperatorRole::Auditor, draft)
+    }
+
+    /// Takes entries, each with its time in seconds: what is wrong with the first that is not taken.
+    fn taken(drafts: Vec<(i64, Draft)>) -> Result<(), String> {
+        let (mut approving, mut revoked) = (Approving::default(), Revoked::default());
+        let mut decisions = Decisions::default();
+        let policies = policies();
+        let files = |set: &Digest| (*set == policy_set(&policies)).then_some(&policies[..]);
+        let started = Draft::new(Kind::CoordinatorStarted)
+            .text("coordinator", "spiffe://t/ae-on/ae-az/coordinator/main");
+        let drafts = [(0, started)].into_iter().chain(drafts);
+        for (seq, (at, mut draft)) in (0..).zip(drafts) {
+            let at = Timestamp::from_millis(at * 1_000);
+            let opened = draft.commit_to_person(seq, [0; 32]);
+            let mut entry = Entry::parse(&draft.finish(seq, at, [0; 16])).expect("an entry");
+            if let Some((_, disclosure)) = opened {
+                entry = entry.disclosed(&disclosure).expect("it opens");
+            }
+            let who = entry.requester().map(std::borrow::Cow::into_owned);
+            revoked.take(&entry)?;
+            decisions.take(&entry, who.as_ref(), files)?;
+            approving.take(&entry, &revoked, &mut decisions, files)?;
+        }
+        Ok(())
+    }
+
+    fn wrong(drafts: Vec<(i64, Draft)>, why: &str) {
+        let found = taken(drafts).expect_err(why);
+        assert!(found.contains(why), "`{why}`, and it says: {found}");
+    }
+
+    #[test]
+    fn an_approval_counts_that_another_person_gave_before_for_just_this() {
+        let good = || (1, given("a", SARA, &of(OMAR), 60));
+        assert_eq!(taken(vec![good(), (2, exported(&["a"]))]), Ok(()));
+        let two = (2, given("b", LINA, &of(OMAR), 60));
+        assert_eq!(taken(vec![good(), two, (3, exported(&["a", "b"]))]), Ok(()));
+        // Somewhere else, for somebody else, and their own.
+        let dubai = Approved { place: "ae-on/ae-du".parse().expect("a place"), ..of(OMAR) };
+        for other in [given("a", SARA, &dubai, 60), given("a", SARA, &of(LINA), 60)] {
+            wrong(vec![(1, other), (2, exported(&["a"]))], "which is of something else");
+        }
+        wrong(vec![(1, given("a", OMAR, &of(OMAR), 60)), (2, exported(&["a"]))], "who asks");
+        wrong(vec![(1, exported(&["a"])), (2, given("a", SARA, &of(OMAR), 60))], "nobody gave");
+        wrong(vec![good(), (2, exported(&["a", "a"]))], "twice");
+    }
+
+    #[test]
+    fn a_number_that_does_not_lead_to_the_decision_is_found() {
+        let good = || (1, given("a", SARA, &of(OMAR), 60));
+        wrong(vec![good(), (2, exported(&[]))], "they decide `deny` by [APR-001]");
+        let denied = |draft: Draft| by(OMAR, OperatorRole::Auditor, draft);
+        let bare = Draft::new(Kind::AccessDenied).text("action", "log.export").decided(
+            false,
+            &["APR-001".to_owned()],
+            &policy_set(&policies()),
+        );
+        assert_eq!(taken(vec![good(), (2, denied(bare.clone()))]), Ok(()));
+        let counted = bare.texts("approvals", ["a".to_owned()]);
+        wrong(vec![good(), (2, denied(counted))], "they decide `allow`");
+    }
+
+    #[test]
+    fn what_was_over_taken_back_or_given_anew_is_good_no_longer() {
+        let good = || (1, given("a", SARA, &of(OMAR), 60));
+        assert_eq!(taken(vec![good(), (65, exported(&["a"]))]), Ok(()));
+        wrong(vec![good(), (66, exported(&["a"]))], "was good until");
+        let back = Approval::tell(Draft::new(Kind::ApprovalWithdrawn), "a", &of(OMAR));
+        let back = by(LINA, OperatorRole::SiteSteward, back);
+        wrong(vec![good(), (2, back), (3, exported(&["a"]))], "took back");
+        let again = (2, given("b", SARA, &of(OMAR), 60));
+        wrong(vec![good(), again.clone(), (3, exported(&["a"]))], "nobody gave before");
+        assert_eq!(taken(vec![good(), again, (3, exported(&["b"]))]), Ok(()));
+    }
+
+    #[test]
+    fn whoever_was_revoked_erased_or_may_not_give_it_now_is_not_heard() {
+        let good = || (1, given("a", SARA, &of(OMAR), 60));
+        let revoked = (2, Draft::new(Kind::CertificateRevoked).person(SARA));
+        // What was under way has its entry afterwards.
+        assert_eq!(taken(vec![good(), revoked.clone(), (7, exported(&["a"]))]), Ok(()));
+        wrong(vec![good(), revoked, (8, exported(&["a"]))], "giver was revoked");
+        let erased = (2, Draft::new(Kind::ErasurePerformed).person(SARA));
+        wrong(vec![good(), erased, (8, exported(&["a"]))], "giver was erased");
+        let came = by(SARA, OperatorRole::DataScientist, Draft::new(Kind::ConnectionAdmitted));
+        assert_eq!(taken(vec![good(), (2, came.clone()), (7, exported(&["a"]))]), Ok(()));
+        wrong(vec![good(), (2, came.clone()), (8, exported(&["a"]))], "may not give it");
+        let again = by(SARA, OperatorRole::Approver, Draft::new(Kind::ConnectionAdmitted));
+        let all = vec![good(), (2, came), (3, again), (20, exported(&["a"]))];
+        assert_eq!(taken(all), Ok(()));
+        let dear = by(SARA, OperatorRole::Auditor, {
+            let until = Timestamp::from_millis(60_000).to_string();
+            Approval::tell(Draft::new(Kind::ApprovalGiven), "a", &of(OMAR)).text("until", &until)
+        });
+        wrong(vec![(1, dear), (2, exported(&["a"]))], "may not give it");
+    }
+}
