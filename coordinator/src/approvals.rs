@@ -127,16 +127,18 @@ impl Approvals {
         };
         let (give, policy) = (Action::ApprovalGive, &self.engine.parts().policy);
         let decision = policy.decide_to(asker.party(), give, &resource, &place);
-        let draft = Draft::new(Kind::ApprovalGiven).actor(asker.actor);
-        let (Some(giver), true) = (asker.actor.person, decision.allow) else {
-            let draft = draft.asked([("place", place.to_string().as_str())]);
-            let draft = match &study {
-                Some((study, _)) => draft.study(study),
-                None => draft,
-            };
-            let refused = self.engine.record(give, decision, draft).await;
-            return Err(refused.err().unwrap_or_else(|| Code::Denied.because("nobody approves")));
+        let Some(giver) = asker.actor.person else {
+            return Err(self
+                .refuse_unread(asker, give, Code::Denied.because("people approve"))
+                .await);
         };
+        let draft = Draft::new(Kind::ApprovalGiven).actor(asker.actor);
+        if !decision.allow {
+            let draft = draft.asked([("place", place.to_string().as_str())]);
+            let draft = study.iter().fold(draft, |draft, (study, _)| draft.study(study));
+            let refused = self.engine.record(give, decision, draft).await;
+            return Err(refused.err().unwrap_or_else(|| Code::Denied.because("it is denied")));
+        }
         let action = action.as_str().to_owned();
         let study = study.map(|(id, _)| id);
         let person = meet(&self.engine.parts().persons, &whom).await?;
