@@ -558,6 +558,24 @@ mod tests {
         })
     }
 
+    /// The rows of a table, as text.
+    fn rows(report: &Canon, name: &str) -> Vec<Vec<String>> {
+        let sections = report.list("sections").expect("sections");
+        let mut tables = sections.iter().flat_map(|s| s.list("tables").expect("tables"));
+        let table = tables.find(|t| t.text("name") == Ok(name)).expect("the table");
+        let rows = table.list("rows").expect("rows").iter();
+        let cell = |cell: &Canon| match cell {
+            Canon::Text(text) => text.clone(),
+            Canon::Int(number) => number.to_string(),
+            other => panic!("{other:?}"),
+        };
+        let cells = |row: &Canon| match row {
+            Canon::List(cells) => cells.iter().map(cell).collect(),
+            other => panic!("{other:?}"),
+        };
+        rows.map(cells).collect()
+    }
+
     fn summary(report: &Canon, name: &str) -> i64 {
         let list = report.list("summary").expect("a list");
         let one = list.iter().find(|s| s.text("name") == Ok(name)).expect("there");
@@ -591,22 +609,6 @@ mod tests {
             by(Kind::CertificateReinstated).text("identity", SITE).text("reason", "back"),
             Draft::new(Kind::AlertRaised).text("alert", "deny_list_not_taken").text("detail", "x"),
         ]);
-        let rows = |report: &Canon, name: &str| -> Vec<Vec<String>> {
-            let sections = report.list("sections").expect("sections");
-            let mut tables = sections.iter().flat_map(|s| s.list("tables").expect("tables"));
-            let table = tables.find(|t| t.text("name") == Ok(name)).expect("the table");
-            let rows = table.list("rows").expect("rows").iter();
-            let cell = |cell: &Canon| match cell {
-                Canon::Text(text) => text.clone(),
-                Canon::Int(number) => number.to_string(),
-                other => panic!("{other:?}"),
-            };
-            let cells = |row: &Canon| match row {
-                Canon::List(cells) => cells.iter().map(cell).collect(),
-                other => panic!("{other:?}"),
-            };
-            rows.map(cells).collect()
-        };
         let at = |day: u32| format!("2026-03-{day:02}T00:00:00.000Z");
         let all = report(drafts.clone(), governed(), Scope::default());
         assert_eq!(fact(&all, "E7.revocation"), Some("recorded"));
