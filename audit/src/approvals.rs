@@ -3,7 +3,10 @@
 //!
 //! That it counts all of them is not looked for: whom issuers' lists or the deny file name is not in a log.
 
-use crate::{decisions::Decisions, revoked::Revoked};
+use crate::{
+    decisions::{Around, Decisions},
+    revoked::{Revoked, UNDER_WAY_MS},
+};
 use falaj_core::{
     audit::{
         Entry, Kind,
@@ -16,9 +19,6 @@ use falaj_core::{
 };
 use falaj_policies::{Action, Party};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// What was decided has its entry so long after it, at most, in milliseconds.
-const UNDER_WAY_MS: u64 = 5_000;
 
 /// Approvals, and how those stand who gave them.
 #[derive(Default)]
@@ -40,13 +40,13 @@ struct Giver {
 }
 
 impl Approving {
-    /// The next entry of the log. `files` finds the policies of a set.
-    pub(crate) fn take<'a>(
+    /// The next entry of the log.
+    pub(crate) fn take(
         &mut self,
         entry: &Entry,
         revoked: &Revoked,
         decisions: &mut Decisions,
-        files: impl Fn(&Digest) -> Option<&'a [(String, Vec<u8>)]> + Copy,
+        around: &Around<'_>,
     ) -> Result<(), String> {
         if entry.kind != Kind::ApprovalGiven && self.givers.is_empty() {
             return match entry.approvals().map_err(|e| e.to_string())?.first() {
@@ -68,7 +68,7 @@ impl Approving {
                 return Err("more approvals are in force than a coordinator takes".to_owned());
             }
         }
-        self.check(entry, at, revoked, decisions, files)
+        self.check(entry, at, revoked, decisions, around)
     }
 
     /// What an entry shows of people who have approved something.
@@ -99,13 +99,13 @@ impl Approving {
     }
 
     /// Whether what a decision counts was good.
-    fn check<'a>(
+    fn check(
         &mut self,
         entry: &Entry,
         at: Timestamp,
         revoked: &Revoked,
         decisions: &mut Decisions,
-        files: impl Fn(&Digest) -> Option<&'a [(String, Vec<u8>)]> + Copy,
+        around: &Around<'_>,
     ) -> Result<(), String> {
         let named = entry.approvals().map_err(|e| e.to_string())?;
         if named.is_empty() {
@@ -138,7 +138,7 @@ impl Approving {
                         Action::ApprovalGive,
                         of_study,
                         &of.place,
-                        files,
+                        around,
                     )?;
                 }
                 if !may {
@@ -259,10 +259,13 @@ mod tests {
     fn taken(drafts: Vec<(i64, Draft)>) -> Result<(), String> {
         let (mut approving, mut revoked) = (Approving::default(), Revoked::default());
         let mut decisions = Decisions::default();
-        let policies = policies();
-        let files = |set: &Digest| (*set == policy_set(&policies)).then_some(&policies[..]);
+        let (set, issuers) = (policy_set(&policies()), BTreeMap::new());
+        let policies = BTreeMap::from([(set, policies())]);
+        let around =
+            Around { policies: &policies, issuers: &issuers, asked: &|| None, goes_on: false };
         let started = Draft::new(Kind::CoordinatorStarted)
-            .text("coordinator", "spiffe://t/ae-on/ae-az/coordinator/main");
+            .text("coordinator", "spiffe://t/ae-on/ae-az/coordinator/main")
+            .digest("policy_set_sha256", &set);
         let drafts = [(0, started)].into_iter().chain(drafts);
         for (seq, (at, mut draft)) in (0..).zip(drafts) {
             let at = Timestamp::from_millis(at * 1_000);
@@ -272,9 +275,12 @@ mod tests {
                 entry = entry.disclosed(&disclosure).expect("it opens");
             }
             let who = entry.requester().map(std::borrow::Cow::into_owned);
-            revoked.take(&entry)?;
-            decisions.take(&entry, who.as_ref(), files)?;
-            approving.take(&entry, &revoked, &mut decisions, files)?;
+            revoked.take(&entry, |_| None)?;
+            let decided = [Kind::CoordinatorStarted, Kind::LogExported, Kind::AccessDenied];
+            if decided.contains(&entry.kind) {
+                decisions.take(&entry, who.as_ref(), &around)?;
+            }
+            approving.take(&entry, &revoked, &mut decisions, &around)?;
         }
         Ok(())
     }
