@@ -14,7 +14,7 @@ mod people;
 use ed25519_dalek::SigningKey;
 use falaj_certs::trust::TrustFile;
 use falaj_core::{
-    audit::{Actor, Draft, Kind, bundle},
+    audit::{Actor, Draft, Kind, bundle, policy_set},
     canon::{self, Canon},
     id::{Digest, RoundId, SiteId},
     merkle,
@@ -23,7 +23,9 @@ use falaj_core::{
     witness,
 };
 use falaj_verify::{Options, Wrong, verify};
-use fixture::{Parts, SITE, STUDY, by_minutes, parts, parts_of, pinned, report, signer, trust};
+use fixture::{
+    Parts, SITE, STUDY, by_minutes, parts, parts_of, pinned, policies, report, signer, trust,
+};
 use std::path::Path;
 
 #[test]
