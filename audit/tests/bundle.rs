@@ -408,15 +408,13 @@ fn what_a_bundle_says_of_its_keys_has_to_be_in_the_log_and_the_log_in_it() {
 #[test]
 fn an_approval_that_nobody_gave_is_named() {
     let lying = parts(|drafts| {
-        let person = Some("ab".repeat(16).parse().expect("a pseudonym"));
-        let place = Some("spiffe://t/ae-on/ae-az/operator/omar".parse().expect("valid"));
-        let omar = Actor { person, id: place, ..Actor::default() };
-        let exported = Draft::new(Kind::LogExported)
-            .actor(&omar)
-            .text("action", "log.export")
-            .decided(true, &["ACC-207".to_owned()], &policy_set(&policies()))
+        let sent = drafts.iter().find(|draft| draft.kind() == Kind::UpdateAccepted);
+        let read = sent.expect("an update").clone().into_kind(Kind::ModelRead);
+        let read = read
+            .text("action", "model.read")
+            .decided(true, &["ACC-101".to_owned()], &policy_set(&policies()))
             .texts("approvals", ["00".repeat(16)]);
-        drafts.push(exported);
+        drafts.push(read);
     });
     let wrong = lying.verify().expect_err("nobody gave it").to_string();
     assert!(wrong.starts_with("entry 5 is wrong") && wrong.contains("nobody gave"), "{wrong}");

@@ -354,9 +354,13 @@ impl World {
         Ok(serde_json::from_str(&text(answer).await?)?)
     }
 
-    /// One request for every route that there is, by the operator, the release of this hold and the withdrawal of this token among
-    /// them.
-    pub(crate) fn every_route(hold: &str, token: &str) -> Result<Vec<Request<Body>>> {
+    /// One request for every route that there is, by the operator, the release of this hold and the withdrawal of this token and of
+    /// this approval among them.
+    pub(crate) fn every_route(
+        hold: &str,
+        token: &str,
+        approval: &str,
+    ) -> Result<Vec<Request<Body>>> {
         let (_, api) = rest::routes();
         let api = serde_json::to_value(api)?;
         let mut requests = Vec::new();
@@ -389,7 +393,7 @@ impl World {
                     _ => (path.replace("{id}", STUDY), String::new()),
                 };
                 let path = path.replace("{hold}", hold).replace("{token}", token);
-                let path = path.replace("{approval}", "none");
+                let path = path.replace("{approval}", approval);
                 let path = path.replace("{round}", "latest").replace("{index}", "0");
                 let path = path.replace("{tree_size}", "1");
                 ensure!(!path.contains('{'), "{path}: say here what stands for this parameter");
