@@ -38,6 +38,8 @@ pub(crate) const fn decided(kind: Kind) -> Decided {
         Kind::CertificateRevoked | Kind::CertificateReinstated => {
             Decided::Allowed(Action::SiteRevoke)
         }
+        Kind::ApprovalGiven => Decided::Allowed(Action::ApprovalGive),
+        Kind::ApprovalWithdrawn => Decided::Allowed(Action::ApprovalWithdraw),
         Kind::EnrolmentOffered | Kind::EnrolmentWithdrawn => Decided::Allowed(Action::SiteEnroll),
         Kind::StudySubmitted => Decided::Allowed(Action::StudySubmit),
         Kind::TaskSent => Decided::Allowed(Action::TaskGet),

@@ -166,6 +166,7 @@ impl Decisions {
         let somewhere = action.parse::<Action>().is_ok_and(Action::is_somewhere);
         let destination = entry.destination().filter(|_| somewhere);
         let endpoint = body.find_text("endpoint").unwrap_or_default();
+        let approvals = entry.approvals().map_err(|e| e.to_string())?.len();
         let roles = entry.actor_roles().map_err(|e| e.to_string())?.unwrap_or_default();
         let decision = body.text("decision").map_err(|e| e.to_string())?;
         let ids = body.list("policy_ids").map_err(|e| e.to_string())?;
@@ -180,6 +181,9 @@ impl Decisions {
         if let Some(evidence) = evidence {
             let _ = write!(self.key, " {}:{endpoint} by {evidence:?}", endpoint.len());
         }
+        if approvals > 0 {
+            let _ = write!(self.key, " approved by {approvals}");
+        }
         for text in texts.into_iter().chain(ids_of) {
             let text = text.unwrap_or_default();
             let _ = write!(self.key, " {}:{text}", text.len());
@@ -188,7 +192,7 @@ impl Decisions {
             let who = Party { id: who, roles };
             let asked = (set, who, action, study.zip(mechanism.as_deref()));
             let destination = destination.as_ref().unwrap_or(who.id.place());
-            let with = With { destination, evidence, endpoint };
+            let with = With { destination, evidence, endpoint, approvals };
             let (allow, by) = self.decide(asked, &with, around)?;
             let same = |(id, by): (&Node<'_>, &String)| id.as_text() == Some(by);
             let allowed = decision == "allow";
@@ -207,6 +211,26 @@ impl Decisions {
         }
         self.replayed += 1;
         Ok(())
+    }
+
+    /// Whether somebody may do something with a study, or with the coordinator's log, towards a place, by the policies of a set.
+    /// Where the bundle knows no more of the study they may.
+    pub(crate) fn allows(
+        &mut self,
+        (set, who): (Digest, Party<'_>),
+        action: Action,
+        study: Option<&StudyId>,
+        destination: &Place,
+        around: &Around<'_>,
+    ) -> Result<bool, String> {
+        let mechanism = study.and_then(|study| self.mechanisms.get(study)).cloned();
+        if study.is_some() && mechanism.is_none() {
+            return Ok(true);
+        }
+        let of = study.map(StudyId::as_str).zip(mechanism.as_deref());
+        let with = With { destination, ..With::of(who.id) };
+        let (allow, _) = self.decide((set, who, action.as_str(), of), &with, around)?;
+        Ok(allow)
     }
 
     fn mechanism(&self, study: &str) -> Option<&str> {

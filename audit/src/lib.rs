@@ -4,6 +4,7 @@
 //! digest per certificate, header and open round. What it finds wrong first, it names.
 
 mod acts;
+mod approvals;
 pub mod args;
 mod decisions;
 mod egress;

@@ -3,6 +3,7 @@
 
 use crate::{
     WitnessReport, Wrong,
+    approvals::Approving,
     decisions::{Around, Decisions},
     egress::{self, Counted, EgressReport},
     ledger::{self, LedgerReport},
@@ -37,6 +38,7 @@ pub(crate) struct Replay {
     goes_on: bool,
     /// Whose key signed each certificate for which an issuer vouches.
     issuers: BTreeMap<Digest, Digest>,
+    approving: Approving,
     /// Keys by whom they belong to, from certificates for which an issuer vouches.
     keys: BTreeMap<String, Vec<VerifyingKey>>,
     /// The header that waits for its signature.
@@ -310,7 +312,8 @@ impl Replay {
             asked: &|| open().filter(|_| sent),
             goes_on: self.goes_on,
         };
-        self.decisions.take(entry, entry.requester().as_deref(), &around)
+        self.decisions.take(entry, entry.requester().as_deref(), &around)?;
+        self.approving.take(entry, &self.revoked, &mut self.decisions, &around)
     }
 
     /// A site is given a certificate for its token.

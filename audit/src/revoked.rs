@@ -58,6 +58,11 @@ impl Revoked {
         Ok(())
     }
 
+    /// Whether nobody of this name may be heard at this time.
+    pub(crate) fn is_out(&self, name: &str, at: Timestamp) -> bool {
+        self.names.get(name).is_some_and(|(_, until)| at > *until)
+    }
+
     fn check(
         &self,
         entry: &Entry,

@@ -14,7 +14,7 @@ mod people;
 use ed25519_dalek::SigningKey;
 use falaj_certs::trust::TrustFile;
 use falaj_core::{
-    audit::{Actor, Draft, Kind, bundle},
+    audit::{Actor, Draft, Kind, bundle, policy_set},
     canon::{self, Canon},
     id::{Digest, RoundId, SiteId},
     merkle,
@@ -23,7 +23,9 @@ use falaj_core::{
     witness,
 };
 use falaj_verify::{Options, Wrong, verify};
-use fixture::{Parts, SITE, STUDY, by_minutes, parts, parts_of, pinned, report, signer, trust};
+use fixture::{
+    Parts, SITE, STUDY, by_minutes, parts, parts_of, pinned, policies, report, signer, trust,
+};
 use std::path::Path;
 
 #[test]
@@ -401,6 +403,21 @@ fn what_a_bundle_says_of_its_keys_has_to_be_in_the_log_and_the_log_in_it() {
         let wrong = bundle.verify().expect_err(what).to_string();
         assert!(wrong.contains(what), "{what}: {wrong}");
     }
+}
+
+#[test]
+fn an_approval_that_nobody_gave_is_named() {
+    let lying = parts(|drafts| {
+        let sent = drafts.iter().find(|draft| draft.kind() == Kind::UpdateAccepted);
+        let read = sent.expect("an update").clone().into_kind(Kind::ModelRead);
+        let read = read
+            .text("action", "model.read")
+            .decided(true, &["ACC-101".to_owned()], &policy_set(&policies()))
+            .texts("approvals", ["00".repeat(16)]);
+        drafts.push(read);
+    });
+    let wrong = lying.verify().expect_err("nobody gave it").to_string();
+    assert!(wrong.starts_with("entry 5 is wrong") && wrong.contains("nobody gave"), "{wrong}");
 }
 
 /// A bundle whose model names these witnesses, and the site's cosignature of so many entries.

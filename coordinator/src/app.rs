@@ -2,6 +2,7 @@
 
 use crate::{
     accept::{Acceptor, Connection},
+    approvals::Approvals,
     blob::Blobs,
     checkpointer::{Checkpointer, high_water},
     clock,
@@ -218,6 +219,7 @@ impl App {
         };
         let reports = config.log.reports.clone().map(reporting).transpose()?;
         let revocations = Revocations::open(engine.clone(), trusted.clone()).await?;
+        let approvals = Approvals::open(engine.clone(), trusted.clone()).await?;
         let me = identity.spiffe.clone();
         let enrolment = config.enrolment.as_ref();
         let enrolments = Enrolments::open(engine.clone(), trusted.clone(), me, enrolment).await?;
@@ -235,6 +237,7 @@ impl App {
             prunings: Prunings::open(erasures.clone(), config.log.retention.clone()).await?,
             erasures,
             revocations,
+            approvals,
             enrolments: enrolments.clone(),
             checkpointer: checkpointer.clone(),
             timestamps: timestamps.clone(),

@@ -34,10 +34,12 @@ const ARTICLE_CHARS_MAX: usize = 200;
 const PAGE: u32 = 1_000;
 /// Entries that tell nothing of a study but that somebody looked, or asked whether it keeps them: its term does not begin
 /// anew with them.
-const LOOKS: [Kind; 7] = [
+const LOOKS: [Kind; 9] = [
     Kind::AdminRead,
     Kind::ModelRead,
     Kind::AccessDenied,
+    Kind::ApprovalGiven,
+    Kind::ApprovalWithdrawn,
     Kind::ErasureBegun,
     Kind::ErasureRefused,
     Kind::HoldPlaced,

@@ -5,6 +5,7 @@
 
 pub mod accept;
 pub mod app;
+pub mod approvals;
 pub mod blob;
 pub mod checkpointer;
 pub mod clock;

@@ -85,6 +85,16 @@ struct Loaded {
     before: Option<Arc<Loaded>>,
 }
 
+/// An approval that would count.
+pub struct Given {
+    /// Its name.
+    pub approval: String,
+    /// Who gave it.
+    pub giver: SpiffeId,
+    /// The roles that they have.
+    pub roles: Roles,
+}
+
 /// Decides. A cheap handle: clones share the set in force.
 #[derive(Clone)]
 pub struct PolicyEngine {
@@ -155,7 +165,8 @@ impl PolicyEngine {
         destination: &Place,
         evidence: &Evidence,
     ) -> Decision {
-        let with = With { destination, evidence: Some(evidence), endpoint };
+        let evidence = Some(evidence);
+        let with = With { destination, evidence, endpoint, approvals: 0 };
         let loaded = self.loaded.load();
         let (action, resource) = (Action::EndpointUse, Resource::Service);
         loaded.policies.decide_with(&self.place, me, action, &resource, &with)
@@ -172,6 +183,29 @@ impl PolicyEngine {
     ) -> Decision {
         let loaded = self.loaded.load();
         loaded.policies.decide_to(&self.place, who, action, resource, destination)
+    }
+
+    /// As [`Self::decide_to`], with the approvals of other people: those count whose givers may give them now. Their names come
+    /// with the decision.
+    #[must_use]
+    pub fn decide_approved(
+        &self,
+        who: Party<'_>,
+        action: Action,
+        resource: &Resource<'_>,
+        destination: &Place,
+        given: Vec<Given>,
+    ) -> (Decision, Vec<String>) {
+        let (loaded, here) = (self.loaded.load(), &*self.place);
+        let policies = &loaded.policies;
+        let may = |given: &Given| {
+            let giver = Party { id: &given.giver, roles: given.roles };
+            policies.decide_to(here, giver, Action::ApprovalGive, resource, destination).allow
+        };
+        let counted: Vec<String> =
+            given.into_iter().filter(may).map(|given| given.approval).collect();
+        let with = With { destination, approvals: counted.len(), ..With::of(who.id) };
+        (policies.decide_with(here, who, action, resource, &with), counted)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Every request is decided by policy and recorded before it is served. `/openapi.json` is generated from
 //! the handlers.
 
+mod approvals;
 mod enrolment;
 mod log;
 mod mirror;
@@ -13,6 +14,7 @@ mod stamps;
 
 use crate::{
     accept::Peer,
+    approvals::Approvals,
     checkpointer::Checkpointer,
     clock,
     engine::{Engine, Handle, View, problem_of, unreadable},
@@ -73,6 +75,8 @@ pub struct App {
     pub prunings: Prunings,
     /// Revokes certificates.
     pub revocations: Revocations,
+    /// Takes approvals, and counts them.
+    pub approvals: Approvals,
     /// Makes tokens for sites.
     pub enrolments: Enrolments,
     /// Signs checkpoints.
@@ -156,6 +160,8 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(revocations::reinstate))
         .routes(routes!(enrolment::list, enrolment::offer))
         .routes(routes!(enrolment::withdraw))
+        .routes(routes!(approvals::list, approvals::give))
+        .routes(routes!(approvals::withdraw))
         .split_for_parts()
 }
 
@@ -207,7 +213,12 @@ impl App {
         if let Some(handle) = study {
             draft = draft.study(&handle.meta.study.id);
         }
-        let (_, committed) = self.engine.grant_to(who, action, &resource, to, draft).await?;
+        let committed = match peer.actor.person {
+            Some(person) if Action::TAKING.contains(&action) => {
+                self.approvals.grant((who, person), action, &resource, to, draft).await?
+            }
+            _ => self.engine.grant_to(who, action, &resource, to, draft).await?.1,
+        };
         let study = study.map(|handle| handle.meta.study.id.clone());
         Ok(Intent { index: committed.first, kind, actor: peer.actor.clone(), study })
     }
@@ -263,6 +274,17 @@ impl App {
             }
         }
     }
+}
+
+/// Runs something to its end, even if whoever asked hangs up meanwhile.
+async fn to_the_end<T: Send + 'static>(
+    what: &'static str,
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::spawn(work).await.unwrap_or_else(|e| {
+        tracing::error!(error = %e, "{what} broke off");
+        Err(Code::Internal.because(format!("{what} broke off: look whether it stands")))
+    })
 }
 
 /// A study as operators see it: whoever submitted it by name, unless they were erased.

@@ -463,6 +463,12 @@ impl Trusted {
         self.0.denied.load().subjects.contains(subject) || now.denied.contains(subject)
     }
 
+    /// Whether an identity was revoked, whatever its certificate.
+    #[must_use]
+    pub fn is_revoked(&self, id: &SpiffeId) -> bool {
+        self.is_denied(&self.now(), &Subject::Identity(id.clone()))
+    }
+
     /// Takes up somebody who was let in; the number is theirs until [`Self::leave`]. Whether their certificate is in use
     /// from another network at this moment is noticed here.
     pub fn join(&self, peer: &Arc<Peer>) -> u64 {

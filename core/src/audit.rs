@@ -3,6 +3,7 @@
 //! An entry holds identifiers, digests and counts; never rows, parameters or people, who have pseudonyms ([`person`]). Each
 //! carries 16 random bytes, so that nobody who sees only its hash can guess it. Real quantities are decimal strings.
 
+pub mod approvals;
 pub mod erasure;
 pub mod objects;
 pub mod person;
@@ -74,6 +75,10 @@ kinds! {
     CertificateRevoked = "certificate.revoked";
     /// A revocation was taken back.
     CertificateReinstated = "certificate.reinstated";
+    /// Somebody approves that another person has a model or the log, and takes it somewhere.
+    ApprovalGiven = "approval.given";
+    /// An approval was taken back.
+    ApprovalWithdrawn = "approval.withdrawn";
     /// An operator made a token by which a site gets its first certificate.
     EnrolmentOffered = "enrolment.offered";
     /// An operator took a token back that nobody had used.
@@ -524,6 +529,18 @@ impl Entry {
     #[must_use]
     pub fn destination(&self) -> Option<Place> {
         self.body().member("asked")?.text("place").ok()?.parse().ok()
+    }
+
+    /// The approvals that were counted when it was decided, by their names: one for each person. None if it says nothing of them.
+    ///
+    /// # Errors
+    /// [`CanonError::Member`] when it says something else there.
+    pub fn approvals(&self) -> Result<Vec<&str>, CanonError> {
+        if self.body().member("approvals").is_none() {
+            return Ok(Vec::new());
+        }
+        let names = self.body().list("approvals")?.into_iter().map(Node::as_text);
+        names.collect::<Option<_>>().ok_or_else(|| CanonError::Member("approvals".into()))
     }
 
     /// What was known of the connection, if the entry says so.

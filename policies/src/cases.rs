@@ -62,6 +62,9 @@ struct Case {
     /// What an endpoint is to the coordinator.
     #[serde(default)]
     endpoint: String,
+    /// How many other people have approved it.
+    #[serde(default)]
+    approvals: usize,
     allow: bool,
     /// The rules that decide; none when nothing permits it.
     policies: Vec<String>,
@@ -183,7 +186,8 @@ impl Cases {
             let mechanism = case.mechanism.as_deref();
             let resource = mechanism.map_or(Resource::Service, |m| Resource::Study(study, m));
             let who = Party { id: who, roles: *roles };
-            let with = With { destination, evidence: Some(evidence), endpoint: &case.endpoint };
+            let (evidence, endpoint) = (Some(evidence), case.endpoint.as_str());
+            let with = With { destination, evidence, endpoint, approvals: case.approvals };
             let said = policies.decide_with(&self.here, who, *action, &resource, &with);
             let wanted = (case.allow, case.policies.clone());
             let said = (said.allow, said.policies);

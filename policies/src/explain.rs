@@ -1,6 +1,6 @@
 //! What a set says about one request, for whoever asks why.
 
-use crate::{Action, Decision, Party, Policies, Resource, annotation};
+use crate::{Action, Decision, Party, Policies, Resource, With, annotation};
 use cedar_policy::{Effect, PolicyId};
 use falaj_core::id::Place;
 
@@ -28,9 +28,9 @@ impl Policies {
         who: impl Into<Party<'a>>,
         action: Action,
         resource: &Resource<'_>,
-        destination: &Place,
+        with: &With<'_>,
     ) -> (Decision, Vec<Rule>) {
-        let decision = self.decide_to(here, who, action, resource, destination);
+        let decision = self.decide_with(here, who, action, resource, with);
         let mut rules: Vec<Rule> = self.rules();
         rules.retain(|rule| decision.policies.contains(&rule.id));
         (decision, rules)

@@ -70,13 +70,19 @@ pub enum Action {
     SiteRevoke,
     /// Make a token by which a site gets its first certificate.
     SiteEnroll,
+    /// See which approvals are in force.
+    ApprovalRead,
+    /// Approve that another person has a model or the log, and takes it somewhere.
+    ApprovalGive,
+    /// Take an approval back.
+    ApprovalWithdraw,
     /// Speak to a database, a witness, or an authority for time-stamps.
     EndpointUse,
 }
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::Connect,
         Self::StudyJoin,
         Self::TaskGet,
@@ -96,6 +102,9 @@ impl Action {
         Self::HoldRelease,
         Self::SiteRevoke,
         Self::SiteEnroll,
+        Self::ApprovalRead,
+        Self::ApprovalGive,
+        Self::ApprovalWithdraw,
         Self::EndpointUse,
     ];
 
@@ -122,6 +131,9 @@ impl Action {
             Self::HoldRelease => "hold.release",
             Self::SiteRevoke => "site.revoke",
             Self::SiteEnroll => "site.enroll",
+            Self::ApprovalRead => "approval.read",
+            Self::ApprovalGive => "approval.give",
+            Self::ApprovalWithdraw => "approval.withdraw",
             Self::EndpointUse => "endpoint.use",
         }
     }
@@ -131,13 +143,14 @@ impl Action {
     /// What takes something to a place, of which policies may speak.
     pub const TAKING: [Self; 2] = [Self::ModelRead, Self::LogExport];
 
-    /// Whether an entry about it says where: where something is taken to, or an endpoint is declared.
+    /// Whether an entry about it says where: where something is taken to or may be, or an endpoint is declared.
     #[must_use]
     pub const fn is_somewhere(self) -> bool {
-        matches!(self, Self::ModelRead | Self::LogExport | Self::EndpointUse)
+        matches!(self, Self::ModelRead | Self::LogExport | Self::ApprovalGive | Self::EndpointUse)
     }
 
-    /// Whether it is wanted of the coordinator itself, whatever study an entry about it names.
+    /// Whether it is wanted of the coordinator itself, whatever study an entry about it names. An approval is wanted of the
+    /// study whose model may be taken, or of the coordinator when it is the log.
     #[must_use]
     pub const fn is_of_service(self) -> bool {
         match self {
@@ -147,7 +160,8 @@ impl Action {
             | Self::ModelRead
             | Self::StudySubmit
             | Self::StudyRead
-            | Self::StudyStop => false,
+            | Self::StudyStop
+            | Self::ApprovalGive => false,
             Self::Connect
             | Self::StatusRead
             | Self::LogRead
@@ -160,6 +174,8 @@ impl Action {
             | Self::HoldRelease
             | Self::SiteRevoke
             | Self::SiteEnroll
+            | Self::ApprovalRead
+            | Self::ApprovalWithdraw
             | Self::EndpointUse => true,
         }
     }
@@ -206,21 +222,23 @@ pub enum Resource<'a> {
 /// What a request says besides who wants to do what.
 #[derive(Clone, Copy, Debug)]
 pub struct With<'a> {
-    /// Where something is taken to, or an endpoint is declared. It counts for [`Action::TAKING`] and
-    /// [`Action::EndpointUse`] alone.
+    /// Where something is taken to or may be, or an endpoint is declared. It counts for [`Action::TAKING`],
+    /// [`Action::ApprovalGive`] and [`Action::EndpointUse`] alone.
     pub destination: &'a Place,
     /// What is known of the connection; nothing when absent. It counts for [`Action::Connect`] and, of its address, for
     /// [`Action::EndpointUse`].
     pub evidence: Option<&'a Evidence>,
     /// What an endpoint is to the coordinator. It counts for [`Action::EndpointUse`] alone.
     pub endpoint: &'a str,
+    /// How many other people have approved it and are still heard. It counts for [`Action::TAKING`] alone.
+    pub approvals: usize,
 }
 
 impl<'a> With<'a> {
     /// What is taken goes to where they are, and nothing is known of their connection.
     #[must_use]
     pub fn of(who: &'a SpiffeId) -> Self {
-        Self { destination: who.place(), evidence: None, endpoint: "" }
+        Self { destination: who.place(), evidence: None, endpoint: "", approvals: 0 }
     }
 }
 
@@ -280,6 +298,8 @@ pub struct Policies {
     schema: Schema,
     /// Actions whose requests say where something is taken to; older sets know of none.
     destined: Vec<Action>,
+    /// Actions whose requests say how many people have approved them; older sets know of none.
+    approved: Vec<Action>,
     /// Whether requests to connect say what is known of the connection; older sets know nothing of it.
     evidenced: bool,
     /// The roles that operators can have; older sets know of none.
@@ -312,10 +332,11 @@ impl Policies {
         }
         let index = Index::new(&policies, &schema).map_err(|e| invalid(POLICIES, e.to_string()))?;
         let destined = destined(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
+        let approved = approved(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
         let evidenced = evidenced(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
         let roles = known_roles(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
         let digest = policy_set(files);
-        Ok(Self { set: policies, index, schema, destined, evidenced, roles, digest })
+        Ok(Self { set: policies, index, schema, destined, approved, evidenced, roles, digest })
     }
 
     /// SHA-256 of the set's files.
@@ -337,7 +358,7 @@ impl Policies {
         self.decide_to(here, who, action, resource, who.id.place())
     }
 
-    /// As [`Self::decide`], where `who` takes it to a `destination`. It counts for [`Action::TAKING`] alone.
+    /// As [`Self::decide`], where `who` takes it to a `destination`, and nobody has approved it.
     #[must_use]
     pub fn decide_to<'a>(
         &self,
@@ -434,7 +455,9 @@ impl Policies {
             ),
         };
         let resource_entity = Entity::new(resource_uid.clone(), attributes, HashSet::new())?;
-        let context = if self.destined.contains(&action) {
+        let context = if self.approved.contains(&action) {
+            approved_by(with.destination, with.approvals)?
+        } else if self.destined.contains(&action) {
             destined_to(with.destination)?
         } else if self.evidenced && action == Action::Connect {
             match with.evidence {
@@ -523,6 +546,17 @@ fn destined_to(place: &Place) -> Result<Context, Box<dyn std::error::Error + Sen
     Ok(Context::from_pairs([("destination".to_owned(), place_record(place)?)])?)
 }
 
+/// The same, and how many people have approved it.
+fn approved_by(
+    place: &Place,
+    approvals: usize,
+) -> Result<Context, Box<dyn std::error::Error + Send + Sync>> {
+    let count = RestrictedExpression::new_long(i64::try_from(approvals).unwrap_or(i64::MAX));
+    let members =
+        [("destination".to_owned(), place_record(place)?), ("approvals".to_owned(), count)];
+    Ok(Context::from_pairs(members)?)
+}
+
 fn place_record(
     place: &Place,
 ) -> Result<RestrictedExpression, Box<dyn std::error::Error + Send + Sync>> {
@@ -570,16 +604,31 @@ fn evidenced(schema: &Schema) -> Result<bool, Box<dyn std::error::Error + Send +
     Ok(request.is_ok())
 }
 
-/// The actions whose requests say where something is taken to, as a schema has it.
+/// The actions whose requests say where something is taken to, or may be, as a schema has it.
 fn destined(schema: &Schema) -> Result<Vec<Action>, Box<dyn std::error::Error + Send + Sync>> {
-    let nowhere: Place = "ae-on/any".parse()?;
+    let context = destined_to(&"ae-on/any".parse()?)?;
+    let [model, log] = Action::TAKING;
+    knowing(schema, &[model, log, Action::ApprovalGive], &context)
+}
+
+/// The actions whose requests say how many people have approved them, as a schema has it.
+fn approved(schema: &Schema) -> Result<Vec<Action>, Box<dyn std::error::Error + Send + Sync>> {
+    knowing(schema, &Action::TAKING, &approved_by(&"ae-on/any".parse()?, 0)?)
+}
+
+/// Those of the actions that may be asked with such a context.
+fn knowing(
+    schema: &Schema,
+    actions: &[Action],
+    context: &Context,
+) -> Result<Vec<Action>, Box<dyn std::error::Error + Send + Sync>> {
     let mut known = Vec::new();
-    for action in Action::TAKING {
+    for action in actions {
         let of = if action.is_of_service() { "Service" } else { "Study" };
         let (principal, of) = (uid("Operator", "o")?, uid(of, "r")?);
         let named = uid("Action", action.as_str())?;
-        if Request::new(principal, named, of, destined_to(&nowhere)?, Some(schema)).is_ok() {
-            known.push(action);
+        if Request::new(principal, named, of, context.clone(), Some(schema)).is_ok() {
+            known.push(*action);
         }
     }
     Ok(known)
@@ -676,6 +725,22 @@ mod tests {
         for files in [vec![schema.clone()], vec![schema, file(POLICIES, misspelt)]] {
             let Err(e) = Policies::parse(&files) else { panic!("it was taken") };
             assert_eq!(e.file, POLICIES, "{e}");
+        }
+    }
+
+    #[test]
+    fn a_set_from_before_there_were_approvals_decides_as_it_did() {
+        let schema = include_str!("../coordinator.cedarschema").replace(", approvals: Long", "");
+        let rule = r#"permit (principal is Falaj::Operator, action == Falaj::Action::"log.export", resource)
+            when { context.destination.jurisdiction == "ae-on" };"#;
+        let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
+        let set = Policies::parse(&[file(POLICIES, rule), file(SCHEMA, &schema)]).expect("a set");
+        let omar: SpiffeId = "spiffe://t/ae-on/ae-az/operator/omar".parse().expect("valid");
+        for (place, allow) in [("ae-on/ae-du", true), ("gb/gb-lnd", false)] {
+            let destination = place.parse().expect("a place");
+            let with = With { destination: &destination, approvals: 1, ..With::of(&omar) };
+            let (action, of) = (Action::LogExport, Resource::Service);
+            assert_eq!(set.decide_with(&here(), &omar, action, &of, &with).allow, allow);
         }
     }
 

@@ -370,6 +370,49 @@ pub struct Login {
     pub until: String,
 }
 
+/// What to approve.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApprovalRequest {
+    /// `model.read` or `log.export`.
+    pub action: String,
+    /// Whose model; of `model.read` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub study: Option<String>,
+    /// Who is to act: another person, by SPIFFE ID.
+    #[serde(rename = "for")]
+    pub whom: String,
+    /// Where it is taken to: a place such as `ae-on/ae-az`; where they are when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+    /// For how long it counts: 1 to 2,592,000 seconds; a day when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
+}
+
+/// An approval.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Approval {
+    /// Its name.
+    pub approval: String,
+    /// `model.read` or `log.export`.
+    pub action: String,
+    /// Whose model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub study: Option<String>,
+    /// Where it is taken to.
+    pub place: String,
+    /// Who is to act, by SPIFFE ID; by pseudonym if they were erased.
+    #[serde(rename = "for")]
+    pub whom: String,
+    /// Who gave it, likewise.
+    pub by: String,
+    /// Until when it counts, RFC 3339 in UTC.
+    pub until: String,
+    /// Index of the entry that says so, in the shard of the log that is written.
+    pub index: u64,
+}
+
 /// What to revoke, or to take back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

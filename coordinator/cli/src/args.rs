@@ -115,6 +115,9 @@ pub(crate) enum Command {
     /// Revoke sites and other parties, and take that back.
     #[command(subcommand)]
     Site(SiteCommand),
+    /// Approve what another person is to take, see what was approved, and take that back.
+    #[command(subcommand)]
+    Approval(ApprovalCommand),
     /// Check, try, explain and compare policies; only the comparison asks a coordinator, for its log.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -456,6 +459,44 @@ pub(crate) enum SiteCommand {
     /// List the revocations that stand. Issuers' lists and the coordinator's deny file are not among them.
     #[command(after_help = "Example:\n  falaj site revocations")]
     Revocations,
+}
+
+/// Approve what another person is to take, see what was approved, and take that back.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ApprovalCommand {
+    /// Approve that another person exports the log, or has a study's models, and takes them to one place.
+    ///
+    /// Policies say what needs it, how many people have to approve, and who may. It is an entry of the log. The same again takes
+    /// the place of what you approved before.
+    #[command(
+        after_help = "Examples:\n  falaj approval give log.export --for spiffe://health.example/ae-on/ae-az/operator/sara\n  falaj approval give model.read --study heart --for spiffe://health.example/ae-on/ae-az/operator/lina --to-place ae-on/ae-du --ttl 7d"
+    )]
+    Give {
+        /// What they do: `log.export`, with mirrors, or `model.read`.
+        #[arg(value_parser = ["log.export", "model.read"])]
+        action: String,
+        /// Whose models.
+        #[arg(long, required_if_eq("action", "model.read"))]
+        study: Option<String>,
+        /// Who is to act: another person, by SPIFFE ID.
+        #[arg(long = "for", value_name = "ID")]
+        whom: String,
+        /// Where it is taken to; where they are themselves when absent.
+        #[arg(long, value_name = "PLACE")]
+        to_place: Option<Place>,
+        /// How long it counts: a number and `s`, `m`, `h` or `d`; 30 days at most.
+        #[arg(long, default_value = "24h", value_parser = seconds)]
+        ttl: u64,
+    },
+    /// Take an approval back.
+    #[command(after_help = "Example:\n  falaj approval withdraw 00112233445566778899aabbccddeeff")]
+    Withdraw {
+        /// Its name, as `falaj approval list` shows it.
+        approval: String,
+    },
+    /// List the approvals in force.
+    #[command(after_help = "Example:\n  falaj approval list")]
+    List,
 }
 
 /// A span such as `90s`, `20m`, `1h` or `2d`, in seconds.

@@ -10,10 +10,10 @@ use falaj_core::id::{Place, StudyId};
 use falaj_proto::{
     problem::ProblemJson,
     rest::{
-        Accesses, Checkpoint, EnrolmentToken, EnrolmentTokenRequest, EnrolmentTokenState, Erasure,
-        ErasureRequest, Hold, HoldRequest, LogEntry, LogShard, Model, Page, Person, Pruning,
-        PruningRequest, Revocation, RevocationRequest, Round, Site, Status, Study, Timestamp,
-        Witness,
+        Accesses, Approval, ApprovalRequest, Checkpoint, EnrolmentToken, EnrolmentTokenRequest,
+        EnrolmentTokenState, Erasure, ErasureRequest, Hold, HoldRequest, LogEntry, LogShard, Model,
+        Page, Person, Pruning, PruningRequest, Revocation, RevocationRequest, Round, Site, Status,
+        Study, Timestamp, Witness,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
@@ -303,6 +303,21 @@ impl Client {
     /// Takes a token back that nobody has used.
     pub(crate) async fn withdraw_token(&self, id: &str) -> Answer<EnrolmentTokenState> {
         self.read(self.request(Method::POST, &format!("enrolment-tokens/{id}/withdraw"))).await
+    }
+
+    /// The approvals in force.
+    pub(crate) async fn approvals(&self) -> Answer<Page<Approval>> {
+        self.pages("approvals").await
+    }
+
+    /// Approves what another person is to take.
+    pub(crate) async fn approve(&self, asked: &ApprovalRequest) -> Answer<Approval> {
+        self.read(self.request(Method::POST, "approvals").json(asked)).await
+    }
+
+    /// Takes an approval back.
+    pub(crate) async fn withdraw(&self, approval: &str) -> Answer<Approval> {
+        self.read(self.request(Method::POST, &format!("approvals/{approval}/withdraw"))).await
     }
 
     /// The revocations that stand.

@@ -1,7 +1,10 @@
 //! What each command does: ask, then show.
 
 use crate::{
-    args::{Cli, Command, HoldCommand, ModelCommand, PersonCommand, SiteCommand, StudyCommand},
+    args::{
+        ApprovalCommand, Cli, Command, HoldCommand, ModelCommand, PersonCommand, SiteCommand,
+        StudyCommand,
+    },
     client::Client,
     download::{ParamsHash, save},
     log, login, policy, privacy,
@@ -57,6 +60,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Person(command) => person(&connect()?, command, json).await?,
         Command::Hold(command) => hold(&connect()?, command, json).await?,
         Command::Site(command) => site(&connect()?, command, json).await?,
+        Command::Approval(command) => approval(&connect()?, command, json).await?,
         Command::Policy(command) => return policy::run(command, connect, json).await,
         Command::Privacy(command) => return privacy::run(command, json),
         Command::Completions { shell } => {
@@ -214,6 +218,50 @@ async fn site(client: &Client, command: SiteCommand, json: bool) -> Result<()> {
                 [r.subject.clone(), r.at.clone(), r.reason.clone(), r.index.to_string()]
             };
             show::table(["WHO", "SINCE", "REASON", "ENTRY"], page.items.iter().map(row))
+        }),
+    }
+}
+
+async fn approval(client: &Client, command: ApprovalCommand, json: bool) -> Result<()> {
+    let of = |a: &rest::Approval| match &a.study {
+        Some(study) => format!("{} of {study}", a.action),
+        None => a.action.clone(),
+    };
+    match command {
+        ApprovalCommand::Give { action, study, whom, to_place, ttl } => {
+            let place = to_place.map(|place| place.to_string());
+            let asked = rest::ApprovalRequest { action, study, whom, place, ttl_s: Some(ttl) };
+            show::answer(json, &client.approve(&asked).await?, |a| {
+                format!(
+                    "approval {}: {} by {}, to {}, until {}; entry {} of the log says so",
+                    a.approval,
+                    of(a),
+                    a.whom,
+                    a.place,
+                    a.until,
+                    a.index
+                )
+            })
+        }
+        ApprovalCommand::Withdraw { approval } => {
+            let was = client.withdraw(&approval).await?;
+            show::answer(json, &was, |a| {
+                format!(
+                    "{} by {}, to {}, is approved no longer by {}",
+                    of(a),
+                    a.whom,
+                    a.place,
+                    a.by
+                )
+            })
+        }
+        ApprovalCommand::List => show::answer(json, &client.approvals().await?, |page| {
+            let row = |a: &rest::Approval| {
+                let a = a.clone();
+                [a.approval.clone(), of(&a), a.whom, a.place, a.by, a.until]
+            };
+            let columns = ["APPROVAL", "OF", "FOR", "TO", "BY", "UNTIL"];
+            show::table(columns, page.items.iter().map(row))
         }),
     }
 }

@@ -385,6 +385,19 @@ impl Engine {
         draft: Draft,
     ) -> Result<(Decision, Committed), Problem> {
         let decision = self.parts().policy.decide_to(who, action, resource, destination);
+        self.record(action, decision, draft).await
+    }
+
+    /// Records what was decided, before anything comes of it.
+    ///
+    /// # Errors
+    /// [`Code::Denied`], or why the log cannot take the entry.
+    pub(crate) async fn record(
+        &self,
+        action: Action,
+        decision: Decision,
+        draft: Draft,
+    ) -> Result<(Decision, Committed), Problem> {
         let draft = draft.text("action", action.as_str()).decided(
             decision.allow,
             &decision.policies,

@@ -1,25 +1,15 @@
 //! What operators have revoked, and revoking.
 
-use super::{Answer, Ctx, Who, people::asker};
+use super::{Answer, Ctx, Who, people::asker, to_the_end};
 use crate::{policy::Action, revocations};
 use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
 use falaj_proto::{
-    problem::{Code, Problem, ProblemJson},
+    problem::ProblemJson,
     rest::{Page, Revocation, RevocationRequest},
 };
 
 fn shown(r: revocations::Revocation) -> Revocation {
     Revocation { subject: r.subject.to_string(), reason: r.reason, at: r.at, index: r.index }
-}
-
-/// Runs something to its end, even if whoever asked hangs up meanwhile.
-async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
-) -> Result<T, Problem> {
-    tokio::spawn(work).await.unwrap_or_else(|e| {
-        tracing::error!(error = %e, "a revocation broke off");
-        Err(Code::Internal.because("the revocation broke off: look whether it stands"))
-    })
 }
 
 /// The revocations that stand. Those on issuers' lists and in the deny file are not among them.
@@ -39,7 +29,7 @@ pub(super) async fn revoke(
 ) -> Answer<(StatusCode, Json<Revocation>)> {
     let asked: RevocationRequest = app.document(&peer, Action::SiteRevoke, &body).await?;
     let revocations = app.revocations.clone();
-    let done = to_the_end(async move {
+    let done = to_the_end("a revocation", async move {
         revocations.revoke(asker(&peer)?, &asked.subject, &asked.reason).await
     });
     Ok((StatusCode::CREATED, Json(shown(done.await?))))
@@ -54,7 +44,7 @@ pub(super) async fn reinstate(
 ) -> Answer<Json<Revocation>> {
     let asked: RevocationRequest = app.document(&peer, Action::SiteRevoke, &body).await?;
     let revocations = app.revocations.clone();
-    let was = to_the_end(async move {
+    let was = to_the_end("a revocation", async move {
         revocations.reinstate(asker(&peer)?, &asked.subject, &asked.reason).await
     });
     Ok(Json(shown(was.await?)))

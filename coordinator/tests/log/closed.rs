@@ -40,7 +40,7 @@ async fn fetch(world: &World) -> Result<Result<(), Code>> {
 /// Every route and a site's call are refused with this code, and nothing but that happens.
 async fn all_refused(world: &World, code: Code) -> Result<()> {
     let size = world.writer.head().0;
-    let asked = World::every_route("none", "none")?.into_iter().map(async |request| {
+    let asked = World::every_route("none", "none", "none")?.into_iter().map(async |request| {
         let shown = format!("{} {}", request.method(), request.uri());
         let answer = world.ask(request, &world.operator).await?;
         let status = answer.status().as_u16();

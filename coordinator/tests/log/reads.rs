@@ -23,7 +23,12 @@ async fn every_route_is_an_entry_before_it_is_served() -> Result<()> {
     world.revocations.revoke(sara, REVOKED, "left").await?;
     let hold = world.erasures.place(sara, (None, Some(STUDY)), "Article 1").await?;
     let token = world.enrolments.offer(sara, "late", "ae-on/ae-az", 60).await?;
-    for request in World::every_route(&hold.id, &token.id)? {
+    // Of something else than what the route approves, which would take its place.
+    let asked = format!(r#"{{"action":"model.read","study":"{STUDY}","for":"{OMAR}"}}"#);
+    let answer = Request::post("/api/v1/approvals").body(asked.into())?;
+    let approval: Value = text(world.ask(answer, &world.operator).await?).await?.parse()?;
+    let approval = approval["approval"].as_str().context("an approval")?;
+    for request in World::every_route(&hold.id, &token.id, approval)? {
         let shown = format!("{} {}", request.method(), request.uri());
         let path = request.uri().path().to_owned();
         let before = world.writer.head().0;

@@ -14,6 +14,7 @@ use falaj_certs::{
 };
 use falaj_coordinator::{
     accept::Peer,
+    approvals::Approvals,
     blob::Blobs,
     checkpointer::Checkpointer,
     clock,
@@ -294,6 +295,7 @@ impl World {
         engine.begin();
         let erasures = Erasures::open(engine.clone()).await?;
         let revocations = Revocations::open(engine.clone(), trusted(path)?).await?;
+        let approvals = Approvals::open(engine.clone(), trusted(path)?).await?;
         let (whom, me) = (trusted(path)?, home.clone());
         let enrolments = Enrolments::open(engine.clone(), whom, me, None).await?;
         enrolments.listens("127.0.0.1:8447".into());
@@ -305,6 +307,7 @@ impl World {
             erasures: erasures.clone(),
             prunings: prunings.clone(),
             revocations: revocations.clone(),
+            approvals,
             enrolments: enrolments.clone(),
             checkpointer: checkpointer.clone(),
             timestamps: None,
@@ -351,9 +354,13 @@ impl World {
         Ok(serde_json::from_str(&text(answer).await?)?)
     }
 
-    /// One request for every route that there is, by the operator, the release of this hold and the withdrawal of this token among
-    /// them.
-    pub(crate) fn every_route(hold: &str, token: &str) -> Result<Vec<Request<Body>>> {
+    /// One request for every route that there is, by the operator, the release of this hold and the withdrawal of this token and of
+    /// this approval among them.
+    pub(crate) fn every_route(
+        hold: &str,
+        token: &str,
+        approval: &str,
+    ) -> Result<Vec<Request<Body>>> {
         let (_, api) = rest::routes();
         let api = serde_json::to_value(api)?;
         let mut requests = Vec::new();
@@ -374,6 +381,10 @@ impl World {
                         let asked = r#"{"name":"newcomer","place":"ae-on/ae-az","ttl_s":60}"#;
                         (path.clone(), asked.into())
                     }
+                    "/api/v1/approvals" if method == "post" => {
+                        let asked = format!(r#"{{"action":"log.export","for":"{OMAR}"}}"#);
+                        (path.clone(), asked)
+                    }
                     "/api/v1/reinstatements" => (path.clone(), revocation(REVOKED)),
                     "/api/v1/log/mirror" => {
                         (format!("{path}?from=0&place=ae-on/ae-az"), String::new())
@@ -382,6 +393,7 @@ impl World {
                     _ => (path.replace("{id}", STUDY), String::new()),
                 };
                 let path = path.replace("{hold}", hold).replace("{token}", token);
+                let path = path.replace("{approval}", approval);
                 let path = path.replace("{round}", "latest").replace("{index}", "0");
                 let path = path.replace("{tree_size}", "1");
                 ensure!(!path.contains('{'), "{path}: say here what stands for this parameter");

@@ -121,7 +121,9 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::ConnectionEnded => (Authentication, LOGOFF, Medium, false),
         Kind::CertificateReinstated => (ApiActivity, UPDATE, Medium, true),
         Kind::StudySubmitted => (ApiActivity, CREATE, Low, true),
-        Kind::EnrolmentOffered | Kind::SiteEnrolled => (ApiActivity, CREATE, Medium, true),
+        Kind::ApprovalGiven | Kind::EnrolmentOffered | Kind::SiteEnrolled => {
+            (ApiActivity, CREATE, Medium, true)
+        }
         Kind::StudyStopped | Kind::HoldPlaced | Kind::HoldReleased => {
             (ApiActivity, UPDATE, Low, true)
         }
@@ -136,7 +138,9 @@ pub const fn shape(kind: Kind) -> Shape {
         }
         Kind::LogExported => (ApiActivity, READ, Low, true),
         Kind::AccessServed => (ApiActivity, READ, Informational, true),
-        Kind::ErasureBegun | Kind::ErasurePerformed => (ApiActivity, DELETE, Low, true),
+        Kind::ApprovalWithdrawn | Kind::ErasureBegun | Kind::ErasurePerformed => {
+            (ApiActivity, DELETE, Low, true)
+        }
         Kind::EnrolmentWithdrawn
         | Kind::CertificateRevoked
         | Kind::PruningBegun

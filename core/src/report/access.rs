@@ -26,6 +26,9 @@ pub(super) struct Access {
     transfers: BTreeMap<([String; 4], bool), Tally>,
     transferred: Tally,
     approved: Tally,
+    /// Approvals by whom, given or withdrawn, of which study's models or of the log, and for which destination.
+    approvals: BTreeMap<[String; 4], Tally>,
+    approval: Tally,
     /// What became of models and exports that were served: to whom, kind, study and outcome; and how many bytes.
     outcomes: BTreeMap<[String; 4], (Tally, u64)>,
     outcome: Tally,
@@ -74,9 +77,15 @@ impl Access {
             let key = [to, seen.who(), seen.kind().as_str().to_owned(), seen.study().to_owned()];
             self.transfers.entry((key, abroad)).or_default().add(index);
             self.transferred.add(index);
-            if !seen.text("approval").is_empty() {
+            if seen.is_approved() {
                 self.approved.add(index);
             }
+        }
+        if matches!(seen.kind(), Kind::ApprovalGiven | Kind::ApprovalWithdrawn) {
+            let to = seen.entry.destination().map(|place| place.to_string()).unwrap_or_default();
+            let key = [seen.who(), seen.kind().as_str().to_owned(), seen.study().to_owned(), to];
+            self.approvals.entry(key).or_default().add(index);
+            self.approval.add(index);
         }
         if seen.kind() == Kind::AccessServed {
             let texts = ["served", "outcome"].map(|key| seen.text(key).to_owned());
@@ -109,6 +118,18 @@ impl Access {
         let mut ids: Vec<&String> = self.admitted.keys().map(|(who, _)| who).collect();
         ids.dedup();
         ids.into_iter().filter(|id| is_site(id)).count() as u64
+    }
+
+    /// What people approved, in E13, after whatever else they did.
+    pub(super) fn write_approvals(&self, sections: &mut All) {
+        let [.., e13, _, _] = sections;
+        e13.fact("E13.approvals", Level::Recorded, self.approval);
+        let columns = ["party", "kind", "study", "destination", "count", "first", "last"];
+        let approvals = self.approvals.iter().map(|(key, tally)| {
+            let cells = key.iter().map(|c| Canon::Text(c.clone()));
+            cells.chain(tally.cells()).collect()
+        });
+        e13.table("approvals", &columns, approvals);
     }
 
     pub(super) fn write(&self, sections: &mut All, about: &About) {

@@ -70,6 +70,8 @@ impl Charts {
             | Kind::TrustLoaded
             | Kind::CertificateRevoked
             | Kind::CertificateReinstated
+            | Kind::ApprovalGiven
+            | Kind::ApprovalWithdrawn
             | Kind::EnrolmentOffered
             | Kind::EnrolmentWithdrawn
             | Kind::SiteEnrolled

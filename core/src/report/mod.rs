@@ -195,6 +195,11 @@ impl<'a> Seen<'a> {
         self.decided_by.into_iter().flat_map(Node::items).filter_map(Node::as_text)
     }
 
+    /// Whether it counts the approval of another person.
+    fn is_approved(&self) -> bool {
+        self.entry.approvals().is_ok_and(|approvals| !approvals.is_empty())
+    }
+
     const fn is_refusal(&self) -> bool {
         matches!(self.kind(), Kind::ConnectionRefused | Kind::UpdateRefused | Kind::AccessDenied)
     }
@@ -341,6 +346,7 @@ impl Sections {
         let mut sections = parts::all();
         access.write(&mut sections, &about);
         studies.write(&mut sections, &about, &mut findings, &mut charts);
+        access.write_approvals(&mut sections);
         security.write(&mut sections, &about, &mut charts, (tree_size, root_hash, &last_ts));
         people.write(&mut sections);
         let summary = [
@@ -411,7 +417,10 @@ fn count_of(n: u64) -> Canon {
 mod tests {
     use super::*;
     use crate::{
-        audit::{Actor, Draft},
+        audit::{
+            Actor, Draft,
+            approvals::{Approval, Approved},
+        },
         dp::{Batches, Poisson},
         study::{
             Algorithm, Bounds, Cohort, Consent, Data, Feature, FeatureKind, Governance, Label,
@@ -549,6 +558,24 @@ mod tests {
         })
     }
 
+    /// The rows of a table, as text.
+    fn rows(report: &Canon, name: &str) -> Vec<Vec<String>> {
+        let sections = report.list("sections").expect("sections");
+        let mut tables = sections.iter().flat_map(|s| s.list("tables").expect("tables"));
+        let table = tables.find(|t| t.text("name") == Ok(name)).expect("the table");
+        let rows = table.list("rows").expect("rows").iter();
+        let cell = |cell: &Canon| match cell {
+            Canon::Text(text) => text.clone(),
+            Canon::Int(number) => number.to_string(),
+            other => panic!("{other:?}"),
+        };
+        let cells = |row: &Canon| match row {
+            Canon::List(cells) => cells.iter().map(cell).collect(),
+            other => panic!("{other:?}"),
+        };
+        rows.map(cells).collect()
+    }
+
     fn summary(report: &Canon, name: &str) -> i64 {
         let list = report.list("summary").expect("a list");
         let one = list.iter().find(|s| s.text("name") == Ok(name)).expect("there");
@@ -582,22 +609,6 @@ mod tests {
             by(Kind::CertificateReinstated).text("identity", SITE).text("reason", "back"),
             Draft::new(Kind::AlertRaised).text("alert", "deny_list_not_taken").text("detail", "x"),
         ]);
-        let rows = |report: &Canon, name: &str| -> Vec<Vec<String>> {
-            let sections = report.list("sections").expect("sections");
-            let mut tables = sections.iter().flat_map(|s| s.list("tables").expect("tables"));
-            let table = tables.find(|t| t.text("name") == Ok(name)).expect("the table");
-            let rows = table.list("rows").expect("rows").iter();
-            let cell = |cell: &Canon| match cell {
-                Canon::Text(text) => text.clone(),
-                Canon::Int(number) => number.to_string(),
-                other => panic!("{other:?}"),
-            };
-            let cells = |row: &Canon| match row {
-                Canon::List(cells) => cells.iter().map(cell).collect(),
-                other => panic!("{other:?}"),
-            };
-            rows.map(cells).collect()
-        };
         let at = |day: u32| format!("2026-03-{day:02}T00:00:00.000Z");
         let all = report(drafts.clone(), governed(), Scope::default());
         assert_eq!(fact(&all, "E7.revocation"), Some("recorded"));
@@ -621,6 +632,25 @@ mod tests {
         let about = rows(&report(drafts, governed(), subject), "revocations");
         assert_eq!(about, [expected[0].clone(), expected[3].clone()]);
         assert_eq!(fact(&report(clean(), governed(), Scope::default()), "E7.revocation"), None);
+    }
+
+    #[test]
+    fn what_people_approved_is_told_and_what_was_approved_is_no_finding() {
+        let person = Person([7; 16]);
+        let place = "gb/gb-lnd".parse().expect("a place");
+        let of = Approved { action: "log.export".into(), study: None, place, person };
+        let given = allowed(Draft::new(Kind::ApprovalGiven).actor(&actor(SARA)));
+        let exported = allowed(Draft::new(Kind::LogExported).actor(&actor(SARA)))
+            .asked([("place", "gb/gb-lnd")])
+            .texts("approvals", ["a".to_owned()]);
+        let mut drafts = clean();
+        drafts.extend([Approval::tell(given, "a", &of), exported]);
+        let report = report(drafts, governed(), Scope::default());
+        assert_eq!(found(&report), []);
+        assert_eq!(fact(&report, "E2.approvals"), Some("recorded"));
+        assert_eq!(fact(&report, "E13.approvals"), Some("recorded"));
+        let row = [SARA, "approval.given", "", "gb/gb-lnd", "1", "11", "11"];
+        assert_eq!(rows(&report, "approvals"), [row.map(str::to_owned).to_vec()]);
     }
 
     /// CMP-03: each planted violation is found where it is, and nothing else.

@@ -171,7 +171,6 @@ impl Studies {
             cells.chain(tally.cells()).collect()
         });
         e13.table("human_acts", &["party", "kind", "study", "count", "first", "last"], acts);
-        e13.table("approvals", &[], []);
         let columns = ["study", "retention_class", "index"];
         self.governance(
             e14,

@@ -174,6 +174,7 @@ fn request(route: &Route) -> (String, String) {
     let path = route.path.replace("{id}", "heart").replace("{round}", "latest");
     let path = path.replace("{index}", "0").replace("{tree_size}", "1").replace("{hold}", "none");
     let path = path.replace("{token}", "none");
+    let path = path.replace("{approval}", "none");
     let subject = r#"{"subject":"spiffe://falaj.test/ae-on/ae-az/site/newcomer","reason":"left"}"#;
     let body = match (route.method.as_str(), route.path.as_str()) {
         ("GET", _) => String::new(),
@@ -188,6 +189,10 @@ fn request(route: &Route) -> (String, String) {
         (_, "/api/v1/holds") => r#"{"study":"none","article":"Article 1"}"#.to_owned(),
         (_, "/api/v1/enrolment-tokens") => {
             r#"{"name":"newcomer","place":"ae-on/ae-az","ttl_s":60}"#.to_owned()
+        }
+        (_, "/api/v1/approvals") => {
+            r#"{"action":"log.export","for":"spiffe://falaj.test/ae-on/ae-az/operator/noor"}"#
+                .to_owned()
         }
         (_, "/api/v1/revocations" | "/api/v1/reinstatements") => subject.to_owned(),
         _ => String::new(),

@@ -27,8 +27,9 @@ use std::{
 /// Who, by which roles, what, of which study, where to, and how it was and would be decided.
 type Change = [String; 7];
 
-/// A request as both sets are asked about it, but for its roles: five words, what was known of the connection, and the endpoint.
-type Request = ([String; 5], Option<Evidence>, String);
+/// A request as both sets are asked about it: five words, what was known of the connection, the endpoint, and how many people had
+/// approved it.
+type Request = ([String; 5], Option<Evidence>, String, usize);
 
 /// The requests that were looked at.
 #[derive(Default)]
@@ -158,7 +159,9 @@ impl Asked {
         let roles = roles.unwrap_or(Roles::ALL);
         let told = if is_person(&who) { roles.to_string() } else { String::new() };
         let key = [who.to_string(), told, action.as_str().to_owned(), study.to_owned(), named];
-        let key = (key, evidence, endpoint.to_owned());
+        let approvals = entry.approvals();
+        let approvals = approvals.with_context(|| format!("entry {index} cannot be read"))?.len();
+        let key = (key, evidence, endpoint.to_owned(), approvals);
         let decided = self.known.entry(key.clone()).or_insert_with(|| {
             let study: Option<StudyId> = study.parse().ok();
             let resource = match &study {
@@ -166,7 +169,8 @@ impl Asked {
                 None => Resource::Service,
             };
             let said = |set: &Policies| {
-                let with = With { destination: to, evidence: key.1.as_ref(), endpoint };
+                let evidence = key.1.as_ref();
+                let with = With { destination: to, evidence, endpoint, approvals };
                 let who = Party { id: &who, roles };
                 let said = set.decide_with(here, who, action, &resource, &with);
                 let word = if said.allow { "allow" } else { "deny" };

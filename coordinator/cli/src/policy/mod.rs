@@ -10,7 +10,9 @@ use falaj_core::{
     id::{Place, Role, SpiffeId, StudyId},
     roles::{OperatorRole, Roles},
 };
-use falaj_policies::{Action, CASES, Cases, POLICIES, Party, Policies, Resource, Rule, SCHEMA};
+use falaj_policies::{
+    Action, CASES, Cases, POLICIES, Party, Policies, Resource, Rule, SCHEMA, With,
+};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -85,6 +87,9 @@ pub(crate) struct Request {
     /// Where a model or the log is taken to; where they are themselves when absent.
     #[arg(long, value_name = "PLACE")]
     to_place: Option<Place>,
+    /// How many other people have approved that a model or the log is taken there.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    approvals: usize,
     /// Where the coordinator is.
     #[arg(long, default_value = "ae-on/ae-az", value_name = "PLACE")]
     coordinator: String,
@@ -151,7 +156,8 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
         None => None,
     };
     ensure!(
-        study.is_none() == action.is_of_service(),
+        // What is approved is a study's model, or the log.
+        action == Action::ApprovalGive || study.is_none() == action.is_of_service(),
         "`{}` is asked of {}",
         action.as_str(),
         if action.is_of_service() {
@@ -164,8 +170,9 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
         (Some(study), Some(mechanism)) => Resource::Study(study, mechanism),
         _ => Resource::Service,
     };
+    let goes = Action::TAKING.contains(&action) || action == Action::ApprovalGive;
     ensure!(
-        request.to_place.is_none() || Action::TAKING.contains(&action),
+        request.to_place.is_none() || goes,
         "`{}` takes nothing anywhere: leave out --to-place",
         action.as_str()
     );
@@ -179,9 +186,11 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
     };
     let place = who.place();
     let to = request.to_place.as_ref().unwrap_or(place);
-    let (decision, rules) = set.explain(&here, Party { id: &who, roles }, action, &resource, to);
+    let with = With { destination: to, approvals: request.approvals, ..With::of(&who) };
+    let (decision, rules) = set.explain(&here, Party { id: &who, roles }, action, &resource, &with);
     let of = |rule: &Rule| json!({ "id": rule.id, "effect": effect(rule), "law": rule.law, "reason": rule.reason, "text": rule.text });
-    let to = Action::TAKING.contains(&action).then(|| to.to_string());
+    let to = goes.then(|| to.to_string());
+    let approvals = Action::TAKING.contains(&action).then_some(request.approvals);
     let answer = json!({
         "decision": if decision.allow { "allow" } else { "deny" },
         "rules": rules.iter().map(of).collect::<Vec<Value>>(),
@@ -191,7 +200,7 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
             "principal.roles": (who.role() == Role::Operator).then(|| roles.to_string()),
             "principal.name": who.name(), "principal.trust_domain": who.trust_domain(),
             "resource.jurisdiction": here.jurisdiction(), "resource.mechanism": request.mechanism,
-            "context.destination": to,
+            "context.destination": to, "context.approvals": approvals,
         },
         "policy_set_sha256": decision.policy_set.to_string(),
     });

@@ -1,0 +1,321 @@
+//! Approvals by a second person: who has approved that somebody else has a model or the log, and takes it somewhere.
+//!
+//! The log is the list, and is read when the coordinator starts: of its own shard, so that whoever verifies it finds there what
+//! counted. Policies decide who may approve, and what waits for it; here is only how many other people there are.
+
+use crate::{
+    accept::meet,
+    clock,
+    engine::{Engine, problem_of, unreadable},
+    erasure::Asker,
+    policy::{Action, Given, Party, Resource},
+    store::writer::{Commit, Committed},
+    trusted::Trusted,
+};
+use anyhow::{Result, ensure};
+use falaj_core::{
+    audit::{
+        Draft, Entry, Kind,
+        approvals::{self, Approval, Approved, IN_FORCE_MAX, OF_ONE_MAX},
+        objects::{Object, actor_term},
+        person::{Person, is_person},
+    },
+    id::{Place, SpiffeId, StudyId},
+    roles::Roles,
+};
+use falaj_proto::problem::{Code, Problem};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{Mutex, MutexGuard};
+
+/// How long an approval counts unless asked otherwise.
+const TTL: Duration = Duration::from_hours(24);
+/// The longest that one counts.
+const TTL_MAX: Duration = Duration::from_hours(30 * 24);
+/// Entries that are read at once.
+const PAGE: u32 = 1_000;
+
+/// What somebody is asked to approve, in the words of whoever asks.
+pub struct Asked<'a> {
+    /// `model.read` or `log.export`.
+    pub action: &'a str,
+    /// Whose model.
+    pub study: Option<&'a str>,
+    /// Who is to act, by SPIFFE ID.
+    pub whom: &'a str,
+    /// Where it is taken to; where they are when absent.
+    pub place: Option<&'a str>,
+    /// For how long, in seconds.
+    pub ttl_s: Option<u64>,
+}
+
+/// The same, read.
+struct Read {
+    action: Action,
+    /// The study and its mechanism.
+    study: Option<(StudyId, String)>,
+    whom: SpiffeId,
+    place: Place,
+    ttl: Duration,
+}
+
+#[derive(Default)]
+struct Standing {
+    approvals: approvals::Approvals,
+    /// Whether the log may have taken an entry that is not in here.
+    in_doubt: bool,
+}
+
+/// Takes approvals, and counts them. A cheap handle.
+#[derive(Clone)]
+pub struct Approvals {
+    engine: Engine,
+    trusted: Trusted,
+    /// Whoever has it is the only one who changes them, and nobody counts meanwhile: the log has both in their order.
+    standing: Arc<Mutex<Standing>>,
+}
+
+impl Approvals {
+    /// Reads what is in force from the log.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn open(engine: Engine, trusted: Trusted) -> Result<Self> {
+        let standing = Standing { approvals: read(&engine).await?, in_doubt: false };
+        Ok(Self { engine, trusted, standing: Arc::new(Mutex::new(standing)) })
+    }
+
+    /// What is in force now, as the log says.
+    async fn standing(&self) -> Result<MutexGuard<'_, Standing>, Problem> {
+        let mut standing = self.standing.lock().await;
+        if standing.in_doubt {
+            // Commits are made in their order: what was in doubt is decided when a later one is.
+            let settled = self.engine.parts().writer.commit(Commit::default()).await;
+            settled.map_err(|e| problem_of(&e))?;
+            standing.approvals = read(&self.engine).await.map_err(|e| {
+                tracing::error!(error = %format!("{e:#}"), "approvals cannot be read again");
+                Code::Internal.because("the coordinator cannot read its log")
+            })?;
+            standing.in_doubt = false;
+        }
+        standing.approvals.forget(clock::now());
+        Ok(standing)
+    }
+
+    /// Every approval in force, whether or not its giver would be heard now.
+    ///
+    /// # Errors
+    /// Why the log cannot be read.
+    pub async fn all(&self) -> Result<Vec<Approval>, Problem> {
+        Ok(self.standing().await?.approvals.all().cloned().collect())
+    }
+
+    /// Approves that another person has a model or the log, and takes it somewhere. This must be run to its end.
+    ///
+    /// # Errors
+    /// [`Code::Malformed`], [`Code::UnknownStudy`], [`Code::Denied`], [`Code::Busy`], or why the log cannot take the entry.
+    pub async fn give(&self, asker: Asker<'_>, asked: &Asked<'_>) -> Result<Approval, Problem> {
+        let mut standing = self.standing().await?;
+        let Read { action, study, whom, place, ttl } = match self.read(asker, asked) {
+            Ok(read) => read,
+            Err(problem) => {
+                return Err(self.refuse_unread(asker, Action::ApprovalGive, problem).await);
+            }
+        };
+        let resource = match &study {
+            Some((id, mechanism)) => Resource::Study(id, mechanism),
+            None => Resource::Service,
+        };
+        let (give, policy) = (Action::ApprovalGive, &self.engine.parts().policy);
+        let decision = policy.decide_to(asker.party(), give, &resource, &place);
+        let Some(giver) = asker.actor.person else {
+            return Err(self
+                .refuse_unread(asker, give, Code::Denied.because("people approve"))
+                .await);
+        };
+        let draft = Draft::new(Kind::ApprovalGiven).actor(asker.actor);
+        if !decision.allow {
+            let draft = draft.asked([("place", place.to_string().as_str())]);
+            let draft = study.iter().fold(draft, |draft, (study, _)| draft.study(study));
+            let refused = self.engine.record(give, decision, draft).await;
+            return Err(refused.err().unwrap_or_else(|| Code::Denied.because("it is denied")));
+        }
+        let action = action.as_str().to_owned();
+        let study = study.map(|(id, _)| id);
+        let person = meet(&self.engine.parts().persons, &whom).await?;
+        let of = Approved { action, study, place, person };
+        let again = standing.approvals.of(&of).any(|approval| approval.giver == giver);
+        let full = if again {
+            None
+        } else if standing.approvals.count() >= IN_FORCE_MAX {
+            Some(format!("{IN_FORCE_MAX} approvals are in force already"))
+        } else if standing.approvals.of(&of).count() >= OF_ONE_MAX {
+            Some(format!("{OF_ONE_MAX} people have approved this already"))
+        } else {
+            None
+        };
+        if let Some(why) = full {
+            return Err(self.refuse_unread(asker, give, Code::Busy.because(why)).await);
+        }
+        let (id, until) = (hex::encode(clock::nonce()), clock::now().plus_ms(ms(ttl)));
+        let draft = Approval::tell(draft, &id, &of).text("until", &until.to_string());
+        let recorded = self.engine.record(give, decision, draft).await;
+        let (_, committed) = settled(&mut standing, recorded)?;
+        let approval = Approval { id, of, giver, until, index: committed.first };
+        standing.approvals.give(approval.clone());
+        Ok(approval)
+    }
+
+    /// Takes an approval back. This must be run to its end.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`], [`Code::Denied`], or why the log cannot take the entry.
+    pub async fn withdraw(&self, asker: Asker<'_>, id: &str) -> Result<Approval, Problem> {
+        let mut standing = self.standing().await?;
+        let found = standing.approvals.all().find(|approval| approval.id == id).cloned();
+        let Some(approval) = found else {
+            let problem = Code::NotFound.because(
+                "no approval of this name is in force; `falaj approval list` shows those that are",
+            );
+            return Err(self.refuse_unread(asker, Action::ApprovalWithdraw, problem).await);
+        };
+        let draft = Draft::new(Kind::ApprovalWithdrawn).actor(asker.actor);
+        let draft = Approval::tell(draft, id, &approval.of);
+        let (withdraw, resource) = (Action::ApprovalWithdraw, Resource::Service);
+        let recorded = self.engine.grant(asker.party(), withdraw, &resource, draft).await;
+        settled(&mut standing, recorded)?;
+        standing.approvals.withdraw(id);
+        Ok(approval)
+    }
+
+    /// Decides over what a person takes to a `destination`, by who has approved it, and records that.
+    ///
+    /// # Errors
+    /// As [`Engine::grant`].
+    pub async fn grant(
+        &self,
+        (who, person): (Party<'_>, Person),
+        action: Action,
+        resource: &Resource<'_>,
+        destination: &Place,
+        draft: Draft,
+    ) -> Result<Committed, Problem> {
+        let standing = self.standing().await?;
+        let study = match resource {
+            Resource::Study(id, _) => Some((*id).clone()),
+            Resource::Service => None,
+        };
+        let (action_name, place) = (action.as_str().to_owned(), destination.clone());
+        let of = Approved { action: action_name, study, place, person };
+        let persons = &self.engine.parts().persons;
+        let mut given = Vec::new();
+        for approval in standing.approvals.of(&of).filter(|approval| approval.giver != person) {
+            // Whoever was erased or revoked is not heard.
+            let giver = persons.identity(approval.giver).filter(|id| !self.trusted.is_revoked(id));
+            if let Some(giver) = giver {
+                let roles = self.roles(approval.giver).await?;
+                given.push(Given { approval: approval.id.clone(), giver, roles });
+            }
+        }
+        let policy = &self.engine.parts().policy;
+        let (decision, counted) = policy.decide_approved(who, action, resource, destination, given);
+        let draft = if counted.is_empty() { draft } else { draft.texts("approvals", counted) };
+        let recorded = self.engine.record(action, decision, draft).await;
+        // Nobody takes an approval back between what was counted and the entry that says so.
+        drop(standing);
+        Ok(recorded?.1)
+    }
+
+    /// The roles of whoever gave an approval: those with which they did what they did last.
+    async fn roles(&self, giver: Person) -> Result<Roles, Problem> {
+        let (store, _) = self.engine.parts().shards.newest();
+        let term = actor_term(&Object::Person(giver));
+        let Some(newest) = store.newest_of(&term, &[]).await.map_err(unreadable)? else {
+            return Ok(Roles::NONE);
+        };
+        let rows = store.entries(newest, newest + 1, 1, None).await.map_err(unreadable)?;
+        let entry = rows.first().and_then(|(_, bytes, _)| Entry::parse(bytes).ok());
+        let roles = entry.and_then(|entry| entry.actor_roles().ok().flatten());
+        Ok(roles.unwrap_or(Roles::NONE))
+    }
+
+    fn read(&self, asker: Asker<'_>, asked: &Asked<'_>) -> Result<Read, Problem> {
+        let malformed = |e: &dyn std::fmt::Display| Code::Malformed.because(e);
+        let action = Action::TAKING.into_iter().find(|action| action.as_str() == asked.action);
+        let action = action.ok_or_else(|| {
+            malformed(&"what is approved is `model.read` or `log.export`: say which as `action`")
+        })?;
+        let study = match (action, asked.study) {
+            (Action::ModelRead, Some(study)) => {
+                let id: StudyId = study.parse().map_err(|_| {
+                    Code::UnknownStudy
+                        .because("there is no such study; `falaj study list` shows those there are")
+                })?;
+                let handle = self.engine.study(&id)?;
+                Some((id, handle.meta.study.privacy.mechanism.as_str().to_owned()))
+            }
+            (Action::LogExport, None) => None,
+            _ => return Err(malformed(&"`study` is said of `model.read`, and only of that")),
+        };
+        let whom: SpiffeId = asked
+            .whom
+            .parse()
+            .map_err(|_| malformed(&"`for` is whoever is to act, by SPIFFE ID"))?;
+        if !is_person(&whom) || whom.trust_domain() != asker.id.trust_domain() {
+            return Err(malformed(&"`for` is an operator of this federation"));
+        }
+        if whom == *asker.id {
+            return Err(malformed(&"nobody approves for themselves: ask another person"));
+        }
+        let place = match asked.place {
+            Some(place) => place.parse().map_err(|e| malformed(&format!("`place`: {e}")))?,
+            None => whom.place().clone(),
+        };
+        let ttl = asked.ttl_s.map_or(TTL, Duration::from_secs);
+        if !(Duration::from_secs(1)..=TTL_MAX).contains(&ttl) {
+            let most = TTL_MAX.as_secs();
+            return Err(malformed(&format!("an approval counts for 1 to {most} seconds")));
+        }
+        Ok(Read { action, study, whom, place, ttl })
+    }
+
+    /// Records a request that cannot be carried out, without its words: why it is refused.
+    async fn refuse_unread(&self, asker: Asker<'_>, action: Action, problem: Problem) -> Problem {
+        let draft = Draft::new(Kind::AdminRead).actor(asker.actor);
+        let granted = self.engine.grant(asker.party(), action, &Resource::Service, draft);
+        granted.await.err().unwrap_or(problem)
+    }
+}
+
+fn ms(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What was recorded; what the log has not taken in time it may take yet.
+fn settled<T>(standing: &mut Standing, recorded: Result<T, Problem>) -> Result<T, Problem> {
+    standing.in_doubt |= recorded.as_ref().is_err_and(|e| e.code == Code::LogUnavailable);
+    recorded
+}
+
+/// The approvals that the shard that is written tells of.
+async fn read(engine: &Engine) -> Result<approvals::Approvals> {
+    let (store, _) = engine.parts().shards.newest();
+    let mut entries = Vec::new();
+    for kind in [Kind::ApprovalGiven, Kind::ApprovalWithdrawn] {
+        let mut from = 0;
+        loop {
+            let rows = store.entries(from, u64::MAX, PAGE, Some(kind.as_str())).await?;
+            let Some((last, ..)) = rows.last() else { break };
+            ensure!(*last >= from, "the database gives entries out of order");
+            from = last + 1;
+            for (_, bytes, _) in &rows {
+                entries.push(Entry::parse(bytes)?);
+            }
+        }
+    }
+    entries.sort_by_key(|entry| entry.seq);
+    let mut approvals = approvals::Approvals::default();
+    for entry in &entries {
+        approvals.take(entry)?;
+    }
+    Ok(approvals)
+}

@@ -1,0 +1,76 @@
+//! Approvals by a second person.
+
+use super::{Answer, App, Ctx, Who, people::asker, to_the_end};
+use crate::{approvals::Asked, policy::Action};
+use axum::{
+    Extension, Json,
+    body::Bytes,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use falaj_core::audit::{approvals, objects::Object, person};
+use falaj_proto::{
+    problem::ProblemJson,
+    rest::{Approval, ApprovalRequest, Page},
+};
+
+fn shown(app: &App, approval: approvals::Approval) -> Approval {
+    let named = |person: person::Person| app.named(&Object::Person(person).to_string());
+    Approval {
+        whom: named(approval.of.person),
+        by: named(approval.giver),
+        approval: approval.id,
+        action: approval.of.action,
+        study: approval.of.study.map(|study| study.to_string()),
+        place: approval.of.place.to_string(),
+        until: approval.until.to_string(),
+        index: approval.index,
+    }
+}
+
+/// The approvals in force.
+#[utoipa::path(get, path = "/api/v1/approvals", responses((status = 200, body = Page<Approval>), (status = 403, body = ProblemJson)))]
+pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Approval>>> {
+    app.grant(&peer, Action::ApprovalRead, None).await?;
+    let all = app.approvals.all().await?;
+    let items = all.into_iter().map(|approval| shown(&app, approval)).collect();
+    Ok(Json(Page { items, next: None }))
+}
+
+/// Approves that another person has a model or the log, and takes it somewhere. The same again takes the place of what the
+/// same person approved before.
+#[utoipa::path(post, path = "/api/v1/approvals", request_body = ApprovalRequest, responses((status = 201, body = Approval), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+pub(super) async fn give(
+    State(app): Ctx,
+    Extension(peer): Who,
+    body: Bytes,
+) -> Answer<(StatusCode, Json<Approval>)> {
+    let asked: ApprovalRequest = app.document(&peer, Action::ApprovalGive, &body).await?;
+    let approvals = app.approvals.clone();
+    let given = to_the_end("an approval", async move {
+        let asked = Asked {
+            action: &asked.action,
+            study: asked.study.as_deref(),
+            whom: &asked.whom,
+            place: asked.place.as_deref(),
+            ttl_s: asked.ttl_s,
+        };
+        approvals.give(asker(&peer)?, &asked).await
+    });
+    let given = given.await?;
+    Ok((StatusCode::CREATED, Json(shown(&app, given))))
+}
+
+/// Takes an approval back.
+#[utoipa::path(post, path = "/api/v1/approvals/{approval}/withdraw", params(("approval" = String, Path)), responses((status = 200, body = Approval), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+pub(super) async fn withdraw(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Path(id): Path<String>,
+) -> Answer<Json<Approval>> {
+    let approvals = app.approvals.clone();
+    let was =
+        to_the_end("an approval", async move { approvals.withdraw(asker(&peer)?, &id).await });
+    let was = was.await?;
+    Ok(Json(shown(&app, was)))
+}
