@@ -1,4 +1,4 @@
-//! Where sites come in that have no certificate yet: one call, small and slow, on an address of its own ([`crate::knock`]).
+//! Where sites come in that have no certificate yet: one call, small and slow, on an address of its own (`knock`).
 
 use super::Enrolments;
 use crate::{

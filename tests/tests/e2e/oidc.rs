@@ -7,7 +7,10 @@ use falaj_certs::{
     request::{SiteKey, generate},
     tls::{ServerExpectation, anonymous_client_config, web_client_config},
 };
-use falaj_tests::federation::{Federation, Process, binary, repository, run, text, wait_for};
+use falaj_tests::{
+    federation::{Federation, Process, binary, repository, run, text, wait_for},
+    skipped,
+};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::{ClientConfig, pki_types::CertificateDer, pki_types::pem::PemObject as _};
 use serde_json::{Value, json};
@@ -35,7 +38,7 @@ fn packages() -> Option<&'static Path> {
     let found = FOLDER.get_or_init(|| match install() {
         Ok(folder) => Some(folder),
         Err(e) => {
-            println!("skipped: no identity provider (Node and npm are needed): {e:#}");
+            skipped(&format!("no identity provider (Node and npm are needed): {e:#}"));
             None
         }
     });
