@@ -97,7 +97,8 @@ fn an_export_waits_for_another_person_who_approved_just_this() -> Result<()> {
     ensure!(exports(&federation)?);
     let mut both = [name(&second)?, name(&third)?];
     let mut found = counted(&federation)?;
-    (both.sort(), found.sort());
+    both.sort();
+    found.sort();
     ensure!(found == both, "{found:?}");
 
     // The log never names them but by pseudonym.
