@@ -163,12 +163,7 @@ impl App {
     /// # Errors
     /// What is missing or wrong, where, and what to do.
     pub async fn open(config: Config, shutdown: &CancellationToken) -> Result<Self> {
-        let trusted = Trusted::open(&config.identity, &config.revocation, &config.evidence)?;
-        let identity = coordinators(trusted.own_identity()?, &config)?;
-        let place = identity.spiffe.place().clone();
-        let policy = PolicyEngine::load(&config.policy.dir, &place)?;
-        trusted.decided_by(policy.clone());
-        let spoken_to = SpokenTo::load(&config, &identity, &policy, &trusted).await?;
+        let Named { trusted, identity, policy, spoken_to } = Named::by(&config).await?;
         let dir = &config.state.dir;
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         trusted.keep_lists(dir.join("revocation-lists"))?;
@@ -184,8 +179,6 @@ impl App {
         let opened =
             shards::open(there, &config.log, &keys, kept.as_deref(), &me, &metrics).await?;
         let Opened { store, writer, begins } = opened;
-        let updates = Blobs::open(&dir.join("updates"))?;
-        let models = Blobs::open(&dir.join("models"))?;
         if begins.is_none() {
             outcomes::settle(&store, &writer).await?;
         }
@@ -193,8 +186,8 @@ impl App {
         let parts = Parts {
             store: store.clone(),
             writer: writer.clone(),
-            updates,
-            models,
+            updates: Blobs::open(&dir.join("updates"))?,
+            models: Blobs::open(&dir.join("models"))?,
             persons,
             outcomes: Outcomes::new(writer.clone(), metrics.clone()),
             policy: policy.clone(),
@@ -398,16 +391,32 @@ impl SpokenTo {
     }
 }
 
+/// What a configuration names, before anything is spoken to.
+struct Named {
+    trusted: Trusted,
+    identity: Identity,
+    policy: PolicyEngine,
+    spoken_to: SpokenTo,
+}
+
+impl Named {
+    async fn by(config: &Config) -> Result<Self> {
+        let trusted = Trusted::open(&config.identity, &config.revocation, &config.evidence)?;
+        let identity = coordinators(trusted.own_identity()?, config)?;
+        let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
+        trusted.decided_by(policy.clone());
+        let spoken_to = SpokenTo::load(config, &identity, &policy, &trusted).await?;
+        Ok(Self { trusted, identity, policy, spoken_to })
+    }
+}
+
 /// Looks at what a configuration names as a start does, and speaks to nothing: the coordinator's certificate, its policies, and
 /// whether they let it speak to its endpoints.
 ///
 /// # Errors
 /// What is missing or wrong, where, and what to do.
 pub async fn checked(config: &Config) -> Result<(Identity, PolicyEngine)> {
-    let trusted = Trusted::open(&config.identity, &config.revocation, &config.evidence)?;
-    let identity = coordinators(trusted.own_identity()?, config)?;
-    let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
-    SpokenTo::load(config, &identity, &policy, &trusted).await?;
+    let Named { identity, policy, .. } = Named::by(config).await?;
     Ok((identity, policy))
 }
 
