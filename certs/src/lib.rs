@@ -15,4 +15,5 @@ pub mod revocation;
 pub mod timestamp;
 pub mod tls;
 pub mod token;
+pub mod tpm;
 pub mod trust;

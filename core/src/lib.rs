@@ -31,5 +31,6 @@ pub mod succession;
 pub mod task;
 pub mod tiles;
 pub mod time;
+pub mod tpm;
 pub mod update;
 pub mod witness;

@@ -13,6 +13,7 @@ use falaj_certs::{
     history::History,
     identity::Identity,
     request::{REQUEST_BYTES_MAX, SigningRequest},
+    tpm::verify,
     trust::TrustFile,
 };
 use falaj_core::{
@@ -26,6 +27,7 @@ use falaj_core::{
     note::{self, Checkpoint, VerifierKey},
     receipt::Receipt,
     task::TaskHeader,
+    tpm::{Attest, AttestationKey, REGISTERS},
     update::UpdateHeader,
     witness::{AddCheckpoint, InclusionProof, WitnessKey},
 };
@@ -63,6 +65,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "certificate", run: certificate, seeds: seeds::certificates },
     Target { name: "token", run: token, seeds: seeds::tokens },
     Target { name: "request", run: request, seeds: seeds::requests },
+    Target { name: "tpm", run: tpm, seeds: seeds::tpm },
     Target { name: "tar", run: bundles::raw, seeds: bundles::raw_seeds },
     Target { name: "bundle", run: bundles::edited, seeds: bundles::edits },
 ];
@@ -107,6 +110,27 @@ fn request(data: &[u8]) {
     let (_, other) = X509CertificationRequest::from_der(data).expect("a request");
     let spki = &other.certification_request_info.subject_pki;
     assert_eq!(&spki.subject_public_key.data[..], asked.public_key());
+}
+
+/// A key is kept as it was read, a quote ends where its bytes do, and RSA has one signature for one quote: no other verifies.
+fn tpm(data: &[u8]) {
+    if let Ok(key) = AttestationKey::parse_sized(data) {
+        same("attestation key", &data[2..], key.as_bytes());
+        assert_eq!(AttestationKey::parse(&data[2..]).as_ref(), Ok(&key));
+    }
+    if let Ok(attest) = Attest::parse(data) {
+        assert!(attest.registers.is_sorted() && attest.registers.iter().all(|n| *n < REGISTERS));
+        assert!(Attest::parse(&[data, &[0]].concat()).is_err());
+    }
+    let [ecdsa, rsa] = ["ecdsa", "rsassa"].map(seeds::quote);
+    let key = |bytes: &[u8]| AttestationKey::parse_sized(bytes).expect("a key");
+    if let Ok(parts) = key(&ecdsa[0]).signature(data) {
+        assert_eq!(parts.len(), 64);
+    }
+    let [public, attest, signature] = rsa;
+    let public = key(&public);
+    assert!(data == signature || verify(&public, &attest, data).is_err());
+    assert!(data == attest || verify(&public, data, &signature).is_err());
 }
 
 /// What is accepted is the one spelling of its value, and a general JSON reader reads the same value.

@@ -273,3 +273,16 @@ pub(crate) fn requests() -> Vec<Vec<u8>> {
     let more = params.serialize_request(&pair).expect("a request").der().to_vec();
     vec![ours, more]
 }
+
+/// An attestation key of this scheme, a quote by it, and its signature, from a TPM in software.
+pub(crate) fn quote(scheme: &str) -> [Vec<u8>; 3] {
+    let mut lines = include_str!("../../../certs/testdata/tpm.txt").lines();
+    let line = lines.find_map(|line| line.strip_prefix(scheme)).expect("a scheme");
+    let parts: Vec<_> =
+        line.split_whitespace().map(|part| hex::decode(part).expect("hex")).collect();
+    parts.try_into().expect("three parts")
+}
+
+pub(crate) fn tpm() -> Vec<Vec<u8>> {
+    ["ecdsa", "rsassa", "rsapss"].into_iter().flat_map(quote).collect()
+}
