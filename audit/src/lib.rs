@@ -157,6 +157,8 @@ pub struct Report {
     pub refusals: u64,
     /// Decisions that the policies in the bundle were asked for again, and made again.
     pub decisions: u64,
+    /// Quotes of sites' TPMs that were checked again.
+    pub quotes: u64,
     /// Who stands behind how much of the log, by cosignatures.
     pub witnesses: Vec<WitnessReport>,
     /// Checkpoints that an authority has stamped with the time.
@@ -425,6 +427,7 @@ impl<'a> Verifier<'a> {
             updates: self.replay.updates,
             refusals: self.replay.refusals,
             decisions: self.replay.decisions.replayed,
+            quotes: self.replay.quotes,
             witnesses: self.witnesses,
             timestamps,
             report_timestamp,

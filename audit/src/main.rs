@@ -249,6 +249,9 @@ fn say(cli: &Cli, report: &Report) {
             "decisions  {}, each made again by the policies that were in force",
             report.decisions
         );
+        if report.quotes > 0 {
+            println!("quotes     {} of sites' TPMs, each checked again", report.quotes);
+        }
         for w in &report.witnesses {
             println!(
                 "witness    {}: saw the first {} entries, at {}",

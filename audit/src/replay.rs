@@ -11,11 +11,11 @@ use crate::{
     tokens::Tokens,
 };
 use ed25519_dalek::VerifyingKey;
-use falaj_certs::{history::History, trust::TrustFile};
+use falaj_certs::{history::History, tpm, trust::TrustFile};
 use falaj_core::{
     audit::{Entry, Kind, bundle, policy_set},
     canon::CanonError,
-    id::{Digest, RoundId, SiteId, StudyId},
+    id::{Digest, RoundId, SiteId, SpiffeId, StudyId},
     note,
     report::Sections,
     study::Cohort,
@@ -39,6 +39,8 @@ pub(crate) struct Replay {
     /// Whose key signed each certificate for which an issuer vouches.
     issuers: BTreeMap<Digest, Digest>,
     approving: Approving,
+    /// Whose log it is, as its newest start says.
+    coordinator: Option<SpiffeId>,
     /// Keys by whom they belong to, from certificates for which an issuer vouches.
     keys: BTreeMap<String, Vec<VerifyingKey>>,
     /// The header that waits for its signature.
@@ -73,6 +75,8 @@ pub(crate) struct Replay {
     pub(crate) models: u64,
     pub(crate) updates: u64,
     pub(crate) refusals: u64,
+    /// Quotes of TPMs that were checked again.
+    pub(crate) quotes: u64,
 }
 
 /// What a study's file says of itself.
@@ -211,6 +215,7 @@ impl Replay {
             _ => {}
         }
         self.check_decision(entry)?;
+        self.check_quote(entry)?;
         let key = |cert: &Digest| self.history.key(cert).map(|key| key.to_bytes());
         self.revoked.take(entry, key)?;
         let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
@@ -218,6 +223,7 @@ impl Replay {
         match entry.kind {
             Kind::CoordinatorStarted => {
                 self.history.start(digest("trust_sha256")?)?;
+                self.coordinator = Some(body.parsed("coordinator").map_err(|e| e.to_string())?);
                 self.check_policies(digest("policy_set_sha256")?)?;
             }
             Kind::TrustLoaded => self.history.go_on(digest("trust_sha256")?, &entry.ts)?,
@@ -322,6 +328,25 @@ impl Replay {
         self.history.check(site.spiffe(), fresh, &entry.ts)?;
         let key = self.history.key(fresh).ok_or_else(|| format!("{fresh} has no usable key"))?;
         self.tokens.enrolled(entry, key.to_bytes(), self.goes_on)
+    }
+
+    /// What an entry says of a TPM is what follows from the quote in it.
+    fn check_quote(&mut self, entry: &Entry) -> Result<(), String> {
+        let evidence = entry.evidence().map_err(|e| e.to_string())?;
+        let Some(said) = evidence.and_then(|evidence| evidence.tpm) else { return Ok(()) };
+        let cert = entry.actor_cert().ok_or("it has a TPM, and names no certificate of a site")?;
+        let key = self.history.key(&cert);
+        let key = key.ok_or_else(|| format!("the certificate {cert} of its site is not known"))?;
+        let here = self.coordinator.as_ref().ok_or("no coordinator had started before it")?;
+        let found = tpm::judge(&said.declared, said.quote.as_ref(), key.as_bytes(), here);
+        if found != said.found {
+            return Err(format!(
+                "it says {:?} of its site's TPM, and {found:?} follows from the quote in it",
+                said.found
+            ));
+        }
+        self.quotes += u64::from(said.quote.is_some());
+        Ok(())
     }
 
     /// A renewed certificate is about the key of the one before it, and names the same site.

@@ -1,5 +1,7 @@
 //! A real bundle, made with core's own functions, and every way in which it can be wrong.
 
+#[path = "bundle/attested.rs"]
+mod attested;
 #[path = "bundle/decided.rs"]
 mod decided;
 #[path = "bundle/enrolled.rs"]

@@ -13,6 +13,7 @@ use crate::{
     noise::{NoiseSource, OpenDp},
     policy::{Asked, PolicyFile, PolicyRefusal, Sources},
     streams,
+    tpm::{Given, Tpm},
     train::{self, Chance, Outcome},
     transport::{Coordinator, TransportError},
     watch::{self, Watch, WatchError},
@@ -28,11 +29,12 @@ use falaj_core::{
     study::{Mechanism as Declared, Study},
     succession,
     task::{self, TaskHeader},
+    tpm::{CONTEXT as QUOTE, answer_bytes, qualifying},
     update::{self, About, RawUpdate, SealedUpdate, SignedUpdate, Unsigned, UpdateHeader},
 };
 use falaj_proto::{
     problem::Code,
-    v1::{AnswerRequest, Exchange, Push, Task, Welcome, push},
+    v1::{AnswerRequest, Exchange, Probe, ProbeAnswer, Push, Task, Welcome, push},
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
@@ -91,6 +93,7 @@ pub struct Agent {
     /// Held while this site looks at the log: two looks at once could keep the older of two heads.
     watching: Mutex<()>,
     policy: PolicyFile,
+    tpm: Option<Tpm>,
     /// Masked rounds under way, one of a study at most.
     masked: Mutex<BTreeMap<StudyId, MaskedRound>>,
     options: Options,
@@ -166,6 +169,7 @@ impl Agent {
             format!("{} is not a site's certificate", config.identity.cert.display())
         })?;
         let policy = PolicyFile::open(&config.site_policy)?;
+        let tpm = config.tpm.as_ref().map(Tpm::new);
         let (ledger, journal) = state(&config.state.dir, &site).await?;
         let egress = egress(&config.state.dir, &site).await?;
         Ok(Self {
@@ -178,6 +182,7 @@ impl Agent {
             egress,
             watching: Mutex::default(),
             policy,
+            tpm,
             masked: Mutex::default(),
             options,
         })
@@ -300,7 +305,7 @@ impl Agent {
                         }
                     }
                     Some(push::Push::Probe(probe)) => {
-                        match self.answer_probe(&mut coordinator, &probe.nonce).await {
+                        match self.answer_probe(&mut coordinator, &probe).await {
                             Ok(()) => {}
                             Err(e @ TransportError::Status(_)) => {
                                 tracing::warn!(error = %e, "a probe could not be answered");
@@ -332,7 +337,8 @@ impl Agent {
         coordinator: &mut Coordinator,
     ) -> Result<Streaming<Push>, TransportError> {
         let datasets = self.config.datasets.iter().map(|d| d.name.clone()).collect();
-        coordinator.open(datasets, train::built(), &self.config.declared).await
+        let (declared, gives_quotes) = (&self.config.declared, self.config.tpm.is_some());
+        coordinator.open(datasets, train::built(), declared, gives_quotes).await
     }
 
     /// Connects once more, with what is in use now, and goes over to that connection: the stream of tasks on it.
@@ -348,21 +354,43 @@ impl Agent {
         Ok(pushes)
     }
 
-    /// Signs what was asked, with the clock of this machine: how far away this site is at most, and whether its clock is right.
+    /// Signs what was asked, with the clock of this machine: how far away this site is at most, and whether its clock is right; and
+    /// with a quote of its TPM, if one is wanted.
     async fn answer_probe(
         &self,
         coordinator: &mut Coordinator,
-        nonce: &[u8],
+        probe: &Probe,
     ) -> Result<(), TransportError> {
-        if nonce.len() != evidence::NONCE_BYTES {
-            return Err(TransportError::Broken("a probe that is none".into()));
-        }
+        let nonce: [u8; evidence::NONCE_BYTES] = (&*probe.nonce)
+            .try_into()
+            .map_err(|_| TransportError::Broken("a probe that is none".into()))?;
+        let given = if probe.quote { self.quote(coordinator, &nonce).await } else { None };
         let clock_ms = clock::now().as_millis();
-        let signed = evidence::probe_bytes(nonce, clock_ms);
+        let mut signed = evidence::probe_bytes(&nonce, clock_ms);
+        let mut context = evidence::CONTEXT;
+        let Given { attest, signature: attest_signature } = given.unwrap_or_default();
+        if probe.quote {
+            signed = answer_bytes(&signed, &attest, &attest_signature);
+            context = QUOTE;
+        }
         let key = &**self.first.credentials.signing_key();
-        let signature =
-            note::sign_context(key, evidence::CONTEXT, &signed).map_err(TransportError::Key)?;
-        coordinator.answer_probe(clock_ms, &signature).await
+        let signature = note::sign_context(key, context, &signed).map_err(TransportError::Key)?;
+        let signature = signature.to_vec().into();
+        let (attest, attest_signature) = (attest.into(), attest_signature.into());
+        coordinator
+            .answer_probe(ProbeAnswer { clock_ms, signature, attest, attest_signature })
+            .await
+    }
+
+    /// What the TPM of this machine signs for this coordinator's nonce. It is said here when there is none: the coordinator
+    /// learns no more than that.
+    async fn quote(&self, coordinator: &Coordinator, nonce: &[u8; 32]) -> Option<Given> {
+        let tpm = self.tpm.as_ref()?;
+        let asked = qualifying(nonce, &self.first.identity.public_key, coordinator.identity());
+        let given = tpm.quote(&asked).await;
+        given
+            .inspect_err(|e| tracing::error!(error = %e, "no quote for the coordinator, which may refuse this site for it"))
+            .ok()
     }
 
     /// The log's key: pinned the first time, and followed from there by what both sides have signed.

@@ -1,7 +1,8 @@
 //! The agent's configuration: TOML, read once. What it permits is final here; `site.cedar` beside it can narrow that.
 
+use crate::tpm::{Device, Handle};
 use falaj_certs::keys::KeyAt;
-use falaj_core::id::Place;
+use falaj_core::{id::Place, tpm::REGISTERS};
 use falaj_policies::SITE_POLICIES;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
@@ -11,6 +12,9 @@ use std::{
 
 /// Threads for training unless the configuration says otherwise.
 const THREADS: usize = 1;
+/// Registers that a quote is over unless the configuration says otherwise: firmware, its extensions, what it started, and the state
+/// of secure boot.
+const PCRS: [u8; 4] = [0, 2, 4, 7];
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Deserialize)]
@@ -33,6 +37,8 @@ pub struct Config {
     /// Where the site says that it keeps and uses records.
     #[serde(default)]
     pub declared: DeclaredConfig,
+    /// The TPM that it gives quotes of; none when absent.
+    pub tpm: Option<TpmConfig>,
     /// What it takes away from itself.
     #[serde(default)]
     pub sandbox: SandboxConfig,
@@ -155,6 +161,24 @@ fn place<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Place>, D:
     text.parse().map(Some).map_err(D::Error::custom)
 }
 
+/// The TPM of the site's machine.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TpmConfig {
+    /// Where it is: `/dev/tpmrm0`, or `swtpm:path=…` for the socket of one in software.
+    #[serde(default)]
+    pub device: Device,
+    /// The persistent handle of its attestation key: `0x81010002`.
+    pub key: Handle,
+    /// The registers of its SHA-256 bank that a quote is over.
+    #[serde(default = "pcrs")]
+    pub pcrs: Vec<u8>,
+}
+
+fn pcrs() -> Vec<u8> {
+    PCRS.to_vec()
+}
+
 /// What the agent takes away from itself before it touches records (Landlock, seccomp).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -271,6 +295,14 @@ impl Config {
                     "give a number well below one over the number of records, for example 1e-5",
                 );
             }
+        }
+        let pcrs = self.tpm.as_ref().map_or(&[][..], |tpm| &tpm.pcrs);
+        if self.tpm.is_some() && (pcrs.is_empty() || pcrs.iter().any(|n| *n >= REGISTERS)) {
+            return wrong(
+                "tpm.pcrs",
+                format!("{pcrs:?}"),
+                "name registers from 0 to 23, those that the coordinator declares",
+            );
         }
         let t = &self.train;
         if !["auto", "torch", "linear"].contains(&t.trainer.as_str()) {

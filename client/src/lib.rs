@@ -24,6 +24,7 @@ pub mod noise;
 pub mod policy;
 pub mod sandbox;
 pub mod streams;
+pub mod tpm;
 pub mod train;
 pub mod transport;
 pub mod watch;

@@ -1,6 +1,9 @@
 //! What the agent takes away from itself before it touches records, as its configuration says; `falaj_sandbox` does it.
 
-use crate::config::{Config, SandboxMode};
+use crate::{
+    config::{Config, SandboxMode},
+    tpm::Device,
+};
 use anyhow::{Context as _, Result, ensure};
 use falaj_certs::{
     keys::{KeyAt, open_token},
@@ -45,12 +48,19 @@ pub fn limits(config: &Config, file: &Path) -> Result<Limits> {
         "auto" => Path::new("/dev/nvidiactl").exists(),
         _ => true,
     };
+    let (devices, local) = match config.tpm.as_ref().map(|tpm| &tpm.device) {
+        Some(Device::File(path)) => (vec![path.clone()], false),
+        Some(Device::Socket(_)) => (Vec::new(), true),
+        None => (Vec::new(), false),
+    };
     Ok(Limits {
         read: read.into_iter().collect(),
         write: [&config.state.dir].into_iter().chain(&config.sandbox.token_dirs).cloned().collect(),
         port: Some(port),
         names: host.parse::<IpAddr>().is_err(),
         gpu,
+        devices,
+        local,
     })
 }
 

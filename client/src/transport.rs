@@ -301,6 +301,7 @@ impl Coordinator {
         datasets: Vec<String>,
         trainers: Vec<String>,
         declared: &DeclaredConfig,
+        gives_quotes: bool,
     ) -> Result<Streaming<Push>, TransportError> {
         let place = |place: &Option<Place>| place.as_ref().map(ToString::to_string);
         let hello = ConnectRequest {
@@ -310,6 +311,7 @@ impl Coordinator {
             storage: place(&declared.storage).unwrap_or_default(),
             compute: place(&declared.compute).unwrap_or_default(),
             answers_probes: true,
+            gives_quotes,
         };
         Ok(self.wire().connect(self.egress.note(hello).await?).await?)
     }
@@ -318,13 +320,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`TransportError`].
-    pub async fn answer_probe(
-        &mut self,
-        clock_ms: i64,
-        signature: &[u8],
-    ) -> Result<(), TransportError> {
-        let signature = bytes::Bytes::copy_from_slice(signature);
-        let answer = ProbeAnswer { clock_ms, signature };
+    pub async fn answer_probe(&mut self, answer: ProbeAnswer) -> Result<(), TransportError> {
         Ok(self.wire().answer_probe(self.egress.note(answer).await?).await?)
     }
 

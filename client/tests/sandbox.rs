@@ -7,7 +7,7 @@ use std::{error::Error, fs, process::Command};
 fn checked(address: &str) -> Result<(Value, bool), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let at = |name: &str| dir.path().join(name);
-    for name in ["identity", "records", "state", "issuers"] {
+    for name in ["identity", "records", "state", "issuers", "devices"] {
         fs::create_dir(at(name))?;
     }
     fs::write(at("records/records.csv"), "a,b\n1,2\n")?;
@@ -18,11 +18,15 @@ fn checked(address: &str) -> Result<(Value, bool), Box<dyn Error>> {
     );
     fs::write(at("identity/trust.toml"), trust)?;
     fs::write(at("issuers/ca.pem"), "a certificate")?;
+    fs::write(at("devices/tpm"), "")?;
+    let tpm = at("devices/tpm");
     let config = format!(
         "[identity]\ncert = \"identity/cert.pem\"\nkey = \"identity/key.pem\"\ntrust = \"identity/trust.toml\"\n\
          [coordinator]\naddress = \"{address}\"\n[policy]\ncoordinator_places = [\"ae-on/*\"]\n\
          [[dataset]]\nname = \"d\"\npath = \"records\"\nepsilon_limit = 1.0\ndelta = 1e-5\n\
-         [train]\ndevice = \"cpu\"\n[state]\ndir = \"state\"\n[sandbox]\nmode = \"required\"\n"
+         [train]\ndevice = \"cpu\"\n[state]\ndir = \"state\"\n[sandbox]\nmode = \"required\"\n\
+         [tpm]\ndevice = \"{}\"\nkey = \"0x81010002\"\n",
+        tpm.display()
     );
     fs::write(at("agent.toml"), config)?;
     let done = Command::new(env!("CARGO_BIN_EXE_falaj-agent"))
@@ -49,7 +53,7 @@ fn nothing_gets_out_of_the_agent_and_what_it_needs_still_works() -> Result<(), B
         let (said, ok) = checked(address)?;
         let probes = said["probes"].as_array().ok_or("no probes")?;
         assert!(probes.len() >= 15, "{said}");
-        let (mut issuers, mut around) = (0, 0);
+        let (mut issuers, mut around, mut devices) = (0, 0, 0);
         for probe in probes {
             let what = probe["tried"].as_str().ok_or("no words")?;
             // Files and ports need a kernel with Landlock, calls do not.
@@ -62,12 +66,13 @@ fn nothing_gets_out_of_the_agent_and_what_it_needs_still_works() -> Result<(), B
                 ["multipath", "fast open", "no port"].iter().any(|word| what.contains(word)),
             );
             issuers += usize::from(what.ends_with("issuers"));
+            devices += usize::from(what.starts_with("open ") && what.ends_with("devices/tpm"));
             if what == "send a datagram" {
                 // Names are resolved by datagrams; who writes an address closes that way.
                 assert_eq!(probe["refused"].is_null(), datagrams, "{probe}");
             }
         }
-        assert_eq!((ok, issuers, around), (is_whole(&said), 1, 3), "{said}");
+        assert_eq!((ok, issuers, around, devices), (is_whole(&said), 1, 3, 1), "{said}");
     }
     Ok(())
 }

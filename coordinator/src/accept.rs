@@ -363,6 +363,7 @@ impl Acceptor {
         };
         let found = Evidence { issuer: Some(issuer), ..Evidence::default() };
         let found = in_force.located(found, identity.spiffe.place(), Some(address));
+        let found = in_force.attested(found, &identity, None);
         let who = Party { id: &identity.spiffe, roles: actor.roles };
         let decision = parts.policy.decide_connect(who, &found);
         let draft = |kind: Kind| {

@@ -404,6 +404,7 @@ impl Named {
         let trusted = Trusted::open(&config.identity, &config.revocation, &config.evidence)?;
         let identity = coordinators(trusted.own_identity()?, config)?;
         let policy = PolicyEngine::load(&config.policy.dir, identity.spiffe.place())?;
+        trusted.check_policy(&policy)?;
         trusted.decided_by(policy.clone());
         let spoken_to = SpokenTo::load(config, &identity, &policy, &trusted).await?;
         Ok(Self { trusted, identity, policy, spoken_to })

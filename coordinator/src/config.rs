@@ -575,13 +575,16 @@ impl Pending {
 pub struct EvidenceConfig {
     /// Lists of networks and their places. They are read again when they change. Without any, addresses are not judged.
     pub networks: Vec<NetworksConfig>,
-    /// Seconds between two probes of a site's round trip and clock.
+    /// Seconds between two probes of a site's round trip and clock, and of its TPM.
     pub probe_every_s: u64,
+    /// A file with the sites of which quotes of a TPM are wanted: `[[site]]` with `id`, `key` and `pcrs`. It is read again when it
+    /// changes. Nobody is asked for one when absent.
+    pub tpms: Option<PathBuf>,
 }
 
 impl Default for EvidenceConfig {
     fn default() -> Self {
-        Self { networks: Vec::new(), probe_every_s: PROBE_EVERY_S }
+        Self { networks: Vec::new(), probe_every_s: PROBE_EVERY_S, tpms: None }
     }
 }
 
@@ -682,6 +685,7 @@ impl Config {
         for list in &mut this.evidence.networks {
             list.file = base.join(&list.file);
         }
+        this.evidence.tpms = this.evidence.tpms.map(|path| base.join(path));
         this.policy.dir = base.join(&this.policy.dir);
         let named = this.log.key.map(|key| key.below(base));
         this.log.key = Some(named.unwrap_or_else(|| KeyAt::File(this.state.dir.join("log.key"))));

@@ -119,6 +119,12 @@ impl PolicyEngine {
         self.loaded.load().policies.digest()
     }
 
+    /// Whether the policies in force are told of sites' TPMs.
+    #[must_use]
+    pub fn know_tpms(&self) -> bool {
+        self.loaded.load().policies.know_tpms()
+    }
+
     /// The files in force: names and bytes.
     #[must_use]
     pub fn files(&self) -> Files {

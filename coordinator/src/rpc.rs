@@ -87,6 +87,8 @@ pub struct Joined {
     pub declared: (Option<Place>, Option<Place>),
     /// Whether it answers probes.
     pub answers_probes: bool,
+    /// Whether it gives quotes of a TPM.
+    pub gives_quotes: bool,
 }
 
 impl Rpc {
@@ -217,8 +219,8 @@ impl Federation for Rpc {
         };
         self.engine.sites().push_on(&site, serial, push::Push::Welcome(welcome));
         tracing::info!(%site, "site connected");
-        let answers_probes = hello.answers_probes;
-        let joined = Joined { site, peer, serial, declared, answers_probes };
+        let (answers_probes, gives_quotes) = (hello.answers_probes, hello.gives_quotes);
+        let joined = Joined { site, peer, serial, declared, answers_probes, gives_quotes };
         tokio::spawn(evidence::attend(self.engine.clone(), joined, self.probe_every, gone));
         Ok(Response::new(stream))
     }
@@ -230,8 +232,7 @@ impl Federation for Rpc {
         let peer = peer(&request)?;
         // Whether it may be here is asked afterwards: it takes longer than the way.
         if let Ok(identity) = &peer.admitted {
-            let ProbeAnswer { clock_ms, signature } = request.get_ref();
-            peer.known.answered(&identity.public_key, *clock_ms, signature)?;
+            peer.known.answered(&identity.public_key, request.get_ref())?;
         }
         peer.site()?;
         Ok(Response::new(ProbeReply {}))

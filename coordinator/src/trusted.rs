@@ -31,6 +31,7 @@ use falaj_certs::{
         Credentials, CredentialsError, anonymous_server_config, client_verifier, server_config,
         tls_reason,
     },
+    tpm,
     trust::{TrustStore, spki_sha256},
 };
 use falaj_core::{
@@ -38,6 +39,7 @@ use falaj_core::{
     evidence::Evidence,
     id::{Digest, Place, RoundId, SiteId, SpiffeId},
     networks::Networks,
+    tpm::{Declared, Quote},
 };
 use falaj_proto::problem::{Code, Problem};
 use files::{Files, Look, Seen, own_certificate};
@@ -152,6 +154,12 @@ impl Why {
     }
 }
 
+/// Which networks belong to which place, and the digests of the lists that say so.
+type Lists = (Networks, Vec<Digest>);
+
+/// The TPMs that are declared for sites, and the digest of the file that says so.
+type Tpms = (BTreeMap<SiteId, Declared>, Digest);
+
 /// What the files say that are in force.
 pub struct InForce {
     credentials: Arc<Credentials>,
@@ -159,7 +167,10 @@ pub struct InForce {
     trust_sha256: Digest,
     crls: Crls,
     denied: Arc<BTreeSet<Subject>>,
-    networks: Option<Arc<(Networks, Vec<Digest>)>>,
+    networks: Option<Arc<Lists>>,
+    tpms: Option<Arc<Tpms>>,
+    /// The coordinator itself, for whom quotes are made.
+    own: SpiffeId,
     clients: Arc<dyn ClientCertVerifier>,
     agents: Arc<ServerConfig>,
     operators: Arc<ServerConfig>,
@@ -224,6 +235,28 @@ impl InForce {
         }
     }
 
+    /// Whether a TPM is declared for a site.
+    #[must_use]
+    pub fn is_tpm_declared(&self, site: &SiteId) -> bool {
+        self.tpms.as_ref().is_some_and(|tpms| tpms.0.contains_key(site))
+    }
+
+    /// The evidence with what the newest quote of somebody is worth by what is declared now.
+    #[must_use]
+    pub fn attested(
+        &self,
+        evidence: Evidence,
+        identity: &Identity,
+        quote: Option<Quote>,
+    ) -> Evidence {
+        let site = SiteId::try_from(identity.spiffe.clone()).ok();
+        let declared = self.tpms.as_ref().zip(site).and_then(|(tpms, site)| tpms.0.get(&site));
+        let judge = |declared: &Declared| {
+            tpm::judged(declared.clone(), quote, &identity.public_key, &self.own)
+        };
+        Evidence { tpm: declared.map(judge), ..evidence }
+    }
+
     /// Until when a check holds if nothing changes, in seconds since the Unix epoch.
     fn good_until(&self, identity: &Identity) -> i64 {
         let due = self.crls.first_due().map_or(i64::MAX, |(_, due)| due);
@@ -237,6 +270,10 @@ impl InForce {
             .digest("cert_sha256", &Digest::of(self.credentials.certificate()));
         let draft = match &self.networks {
             Some(networks) => draft.digests("networks_sha256", &networks.1),
+            None => draft,
+        };
+        let draft = match &self.tpms {
+            Some(tpms) => draft.digest("tpms_sha256", &tpms.1),
             None => draft,
         };
         if self.crls.is_empty() {
@@ -333,6 +370,7 @@ impl Trusted {
             crls: Seen::default(),
             deny: Seen::default(),
             networks: Seen::default(),
+            tpms: Seen::default(),
             overdue: None,
             kept: None,
         };
@@ -346,7 +384,9 @@ impl Trusted {
         files.deny.taken = Some(files.print_denied());
         let networks = files.read_networks()?.map(Arc::new);
         files.networks.taken = Some(files.print_networks());
-        let now = in_force((credentials, trust, trust_sha256, crls), denied, networks)?;
+        let tpms = files.read_tpms(trust.trust_domain())?.map(Arc::new);
+        files.tpms.taken = Some(files.print_tpms());
+        let now = in_force((credentials, trust, trust_sha256, crls), denied, (networks, tpms))?;
         Ok(Self(Arc::new(Inner {
             now: ArcSwap::from_pointee(now),
             denied: ArcSwap::default(),
@@ -394,6 +434,18 @@ impl Trusted {
         let now = self.now();
         let rows = self.files().rows(&now);
         (now.tell(draft), rows)
+    }
+
+    /// Whether policy can decide over what the files say.
+    ///
+    /// # Errors
+    /// When TPMs are declared, and the policies are of a time before them: no rule would ask for a quote.
+    pub fn check_policy(&self, policy: &PolicyEngine) -> Result<()> {
+        ensure!(
+            self.now().tpms.is_none() || policy.know_tpms(),
+            "`evidence.tpms` is set, and the policies know of no TPM: take `tpm_declared`, `tpm` and the type `Quoted` into coordinator.cedarschema, and rules as RES-016 and RES-017 into coordinator.cedar"
+        );
+        Ok(())
     }
 
     /// Has policy decide, too, whether whoever is connected may stay. Said once; until then it is not asked.
@@ -545,24 +597,29 @@ impl Trusted {
     /// Whether policy still lets somebody be here, by what is known of their connection now.
     fn decide(&self, now: &InForce, peer: &Peer, identity: &Identity) -> Result<(), Why> {
         let Some(policy) = self.0.policy.get() else { return Ok(()) };
-        let evidence =
-            now.located(peer.known.evidence(), identity.spiffe.place(), address_of(peer));
+        let mut evidence = peer.known.evidence();
+        let quote = evidence.tpm.take().and_then(|tpm| tpm.quote);
+        let evidence = now.located(evidence, identity.spiffe.place(), address_of(peer));
+        let evidence = now.attested(evidence, identity, quote);
         let who = Party { id: &identity.spiffe, roles: peer.actor.roles };
         let decision = policy.decide_connect(who, &evidence);
         if decision.allow { Ok(()) } else { Err(Why::policy(decision, evidence)) }
     }
 
-    /// Takes more that has been found out about a connection, and decides over it: the decision, for the log, if they may stay.
-    /// Whoever may not is cut off.
+    /// Takes more that has been found out about a connection, and the newest quote of its TPM, and decides over it: the decision, for
+    /// the log, if they may stay. Whoever may not is cut off.
     pub async fn know(
         &self,
         engine: &Engine,
         peer: &Arc<Peer>,
+        quote: Option<Quote>,
         more: impl FnOnce(Evidence) -> Evidence,
     ) -> Option<(Decision, Evidence)> {
         let identity = peer.admitted.as_ref().ok().filter(|_| !peer.standing.is_lost())?;
         let place = identity.spiffe.place();
-        let evidence = more(self.now().located(peer.known.evidence(), place, address_of(peer)));
+        let now = self.now();
+        let evidence = more(now.located(peer.known.evidence(), place, address_of(peer)));
+        let evidence = now.attested(evidence, identity, quote);
         let who = Party { id: &identity.spiffe, roles: peer.actor.roles };
         let decision = engine.parts().policy.decide_connect(who, &evidence);
         if decision.allow {
@@ -639,7 +696,7 @@ impl Trusted {
         let (mut trust, mut trust_sha256) = (now.trust.clone(), now.trust_sha256);
         let mut crls = now.crls.clone();
         let mut denied = now.denied.clone();
-        let mut networks = now.networks.clone();
+        let (mut networks, mut tpms) = (now.networks.clone(), now.tpms.clone());
         let print = files.print_certificate();
         let taken = {
             let Files { identity, certificate, .. } = &mut *files;
@@ -689,6 +746,8 @@ impl Trusted {
         });
         files.networks = seen;
         note(&mut found, "networks", "networks_not_taken", taken, |n| networks = n.map(Arc::new));
+        let taken = files.look_at_tpms(trust.trust_domain());
+        note(&mut found, "TPMs", "tpms_not_taken", taken, |t| tpms = t.map(Arc::new));
         if let Some((path, due)) = crls.first_due().filter(|(_, due)| *due <= seconds())
             && files.overdue.replace(due) != Some(due)
         {
@@ -701,7 +760,7 @@ impl Trusted {
         if found.changed.is_empty() {
             return found;
         }
-        match in_force((certificate, trust, trust_sha256, crls), denied, networks) {
+        match in_force((certificate, trust, trust_sha256, crls), denied, (networks, tpms)) {
             Ok(fresh) => {
                 found.rows = files.rows(&fresh);
                 if let Err(e) = files.keep(&fresh.crls) {
@@ -937,7 +996,7 @@ type Parts = (Arc<Credentials>, TrustStore, Digest, Crls);
 fn in_force(
     (credentials, trust, trust_sha256, crls): Parts,
     denied: Arc<BTreeSet<Subject>>,
-    networks: Option<Arc<(Networks, Vec<Digest>)>>,
+    (networks, tpms): (Option<Arc<Lists>>, Option<Arc<Tpms>>),
 ) -> Result<InForce> {
     let clients = client_verifier(&trust, &crls)?;
     let server = |alpn: &[&str]| server_config(&credentials, clients.clone(), alpn).map(Arc::new);
@@ -948,12 +1007,14 @@ fn in_force(
         Err(e) => return Err(e.into()),
     };
     Ok(InForce {
+        own: credentials.identity()?.spiffe,
         credentials,
         trust,
         trust_sha256,
         crls,
         denied,
         networks,
+        tpms,
         clients,
         agents,
         operators,

@@ -33,7 +33,7 @@ pub enum Kind {
     ProofAsked,
     /// A request for another certificate about the site's key.
     Renewal,
-    /// The signed answer to a probe of round trip and clock.
+    /// The signed answer to a probe of round trip and clock, with a TPM's quote where one was asked for.
     Probe,
     /// A sealed and signed update.
     Update,
@@ -77,8 +77,8 @@ impl Kind {
         match self {
             Self::Hello | Self::Decline => 64 << 10,
             Self::Answer => 4 << 20,
-            Self::ModelAsked | Self::CheckpointAsked | Self::ProofAsked | Self::Probe => 1 << 10,
-            Self::Cosignature => 4 << 10,
+            Self::ModelAsked | Self::CheckpointAsked | Self::ProofAsked => 1 << 10,
+            Self::Cosignature | Self::Probe => 4 << 10,
             Self::Renewal => 16 << 10,
             Self::Update => u64::MAX,
         }

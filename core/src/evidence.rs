@@ -5,6 +5,7 @@
 use crate::{
     canon::{Canon, Node},
     id::{Digest, Place},
+    tpm::Tpm,
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -34,6 +35,8 @@ pub struct Evidence {
     pub storage: Option<Place>,
     /// Where the site says that it computes.
     pub compute: Option<Place>,
+    /// The TPM that is declared for the site, and what came of it; none when none is declared.
+    pub tpm: Option<Tpm>,
 }
 
 /// How far one clock is from another, either way.
@@ -111,6 +114,7 @@ impl Evidence {
         for (name, text) in texts {
             members.extend(text.map(|text| (name.to_owned(), text.into())));
         }
+        members.extend(self.tpm.as_ref().map(|tpm| ("tpm".to_owned(), tpm.to_canon())));
         Canon::Map(members)
     }
 
@@ -132,6 +136,7 @@ impl Evidence {
             skew: skew.map(|(ms, uncertainty_ms)| Skew { ms, uncertainty_ms }),
             storage: said.find("storage"),
             compute: said.find("compute"),
+            tpm: said.member("tpm").and_then(Tpm::read),
         };
         (read.to_canon() == said.to_canon()).then_some(read)
     }

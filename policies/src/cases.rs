@@ -5,9 +5,10 @@ use falaj_core::{
     evidence::{Evidence, Skew},
     id::{Digest, Place, Role, SpiffeId, StudyId},
     roles::{OperatorRole, Roles},
+    tpm::{AttestationKey, Declared, Fault, Quoted, Tpm},
 };
 use serde::Deserialize;
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 /// The file with the cases of the set beside it.
 pub const CASES: &str = "coordinator_test.toml";
@@ -83,7 +84,24 @@ struct Gathered {
     skew_uncertainty_ms: u64,
     storage: Option<String>,
     compute: Option<String>,
+    tpm: Option<Quote>,
 }
+
+/// What came of a TPM that is declared.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Quote {
+    /// No good quote.
+    Absent,
+    /// One that says what is declared.
+    AsDeclared,
+    /// One that says something else.
+    Otherwise,
+}
+
+/// The public part of a key on P-256: which key it is, no case asks.
+const SOME_KEY: [u8; 24] =
+    [0, 0x23, 0, 0xb, 0, 5, 0, 0x72, 0, 0, 0, 0x10, 0, 0x18, 0, 0xb, 0, 3, 0, 0x10, 0, 0, 0, 0];
 
 impl Gathered {
     fn evidence(&self) -> Result<Evidence, String> {
@@ -92,6 +110,16 @@ impl Gathered {
         };
         let issuer = self.issuer.as_ref().map(|text| text.parse::<Digest>());
         let uncertainty_ms = self.skew_uncertainty_ms;
+        let key = AttestationKey::parse(&SOME_KEY).map_err(|e| e.to_string())?;
+        let tpm = |quote| {
+            let good = |as_declared| Ok(Quoted { as_declared, resets: 1, restarts: 0 });
+            let found = match quote {
+                Quote::Absent => Err(Fault::Absent),
+                Quote::AsDeclared => good(true),
+                Quote::Otherwise => good(false),
+            };
+            Tpm { declared: Declared { key, pcrs: BTreeMap::new() }, quote: None, found }
+        };
         Ok(Evidence {
             issuer: issuer.transpose().map_err(|e| e.to_string())?,
             address_known: self.address_known,
@@ -101,6 +129,7 @@ impl Gathered {
             skew: self.skew_ms.map(|ms| Skew { ms, uncertainty_ms }),
             storage: place(&self.storage)?,
             compute: place(&self.compute)?,
+            tpm: self.tpm.map(tpm),
         })
     }
 }

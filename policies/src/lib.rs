@@ -22,6 +22,7 @@ use falaj_core::{
     evidence::Evidence,
     id::{Digest, Place, Role, SpiffeId, StudyId},
     roles::{OperatorRole, Roles},
+    tpm::Tpm,
 };
 use index::Index;
 use std::{
@@ -302,6 +303,8 @@ pub struct Policies {
     approved: Vec<Action>,
     /// Whether requests to connect say what is known of the connection; older sets know nothing of it.
     evidenced: bool,
+    /// Whether they say what is known of a TPM, too; older sets know of none.
+    attested: bool,
     /// The roles that operators can have; older sets know of none.
     roles: BTreeMap<OperatorRole, EntityUid>,
     digest: Digest,
@@ -333,16 +336,34 @@ impl Policies {
         let index = Index::new(&policies, &schema).map_err(|e| invalid(POLICIES, e.to_string()))?;
         let destined = destined(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
         let approved = approved(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
-        let evidenced = evidenced(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
+        let takes = |tpm| evidenced(&schema, tpm).map_err(|e| invalid(SCHEMA, e.to_string()));
+        let attested = takes(true)?;
+        let evidenced = attested || takes(false)?;
         let roles = known_roles(&schema).map_err(|e| invalid(SCHEMA, e.to_string()))?;
         let digest = policy_set(files);
-        Ok(Self { set: policies, index, schema, destined, approved, evidenced, roles, digest })
+        Ok(Self {
+            set: policies,
+            index,
+            schema,
+            destined,
+            approved,
+            evidenced,
+            attested,
+            roles,
+            digest,
+        })
     }
 
     /// SHA-256 of the set's files.
     #[must_use]
     pub const fn digest(&self) -> Digest {
         self.digest
+    }
+
+    /// Whether the schema lets rules speak of sites' TPMs.
+    #[must_use]
+    pub const fn know_tpms(&self) -> bool {
+        self.attested
     }
 
     /// Whether `who` may do `action` at a coordinator in `here`. What is taken goes to where they are.
@@ -461,8 +482,8 @@ impl Policies {
             destined_to(with.destination)?
         } else if self.evidenced && action == Action::Connect {
             match with.evidence {
-                Some(evidence) => evidenced_by(evidence)?,
-                None => evidenced_by(&Evidence::default())?,
+                Some(evidence) => evidenced_by(evidence, self.attested)?,
+                None => evidenced_by(&Evidence::default(), self.attested)?,
             }
         } else if action == Action::EndpointUse {
             let known = with.evidence.cloned().unwrap_or_default();
@@ -567,8 +588,11 @@ fn place_record(
     ])?)
 }
 
-/// What a request says of the connection.
-fn evidenced_by(evidence: &Evidence) -> Result<Context, Box<dyn std::error::Error + Send + Sync>> {
+/// What a request says of the connection, and of a TPM where the schema knows of them.
+fn evidenced_by(
+    evidence: &Evidence,
+    tpm: bool,
+) -> Result<Context, Box<dyn std::error::Error + Send + Sync>> {
     let issuer = evidence.issuer.map(|issuer| issuer.to_string()).unwrap_or_default();
     let mut members = vec![
         ("issuer".to_owned(), RestrictedExpression::new_string(issuer)),
@@ -592,14 +616,29 @@ fn evidenced_by(evidence: &Evidence) -> Result<Context, Box<dyn std::error::Erro
             members.push((name.to_owned(), place_record(place)?));
         }
     }
+    if tpm {
+        let declared = RestrictedExpression::new_bool(evidence.tpm.is_some());
+        members.push(("tpm_declared".to_owned(), declared));
+        if let Some(Tpm { declared, found: Ok(quoted), .. }) = &evidence.tpm {
+            let key = declared.key.name_sha256().to_string();
+            let count = |n: u32| RestrictedExpression::new_long(n.into());
+            let quoted = RestrictedExpression::new_record([
+                ("key".to_owned(), RestrictedExpression::new_string(key)),
+                ("as_declared".to_owned(), RestrictedExpression::new_bool(quoted.as_declared)),
+                ("resets".to_owned(), count(quoted.resets)),
+                ("restarts".to_owned(), count(quoted.restarts)),
+            ])?;
+            members.push(("tpm".to_owned(), quoted));
+        }
+    }
     let record = RestrictedExpression::new_record(members)?;
     Ok(Context::from_pairs([("evidence".to_owned(), record)])?)
 }
 
-/// Whether requests to connect say what is known of the connection, as a schema has it.
-fn evidenced(schema: &Schema) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+/// Whether requests to connect say what is known of the connection, and of a TPM, as a schema has it.
+fn evidenced(schema: &Schema, tpm: bool) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
     let (principal, named) = (uid("Site", "s")?, uid("Action", Action::Connect.as_str())?);
-    let context = evidenced_by(&Evidence::default())?;
+    let context = evidenced_by(&Evidence::default(), tpm)?;
     let request = Request::new(principal, named, uid("Service", "r")?, context, Some(schema));
     Ok(request.is_ok())
 }
@@ -685,6 +724,26 @@ mod tests {
         let cases = Cases::parse(include_str!("../coordinator_test.toml")).expect("cases");
         assert!(cases.count() >= 20);
         assert_eq!(cases.mismatches(&shipped()), []);
+    }
+
+    /// A set from before TPMs decides as it did, so that its log is verified as it was.
+    #[test]
+    fn a_set_that_knows_of_no_tpm_is_told_of_none() {
+        let mut schema = include_str!("../coordinator.cedarschema").to_owned();
+        for member in ["tpm_declared: Bool,", "tpm?: Quoted,"] {
+            assert!(schema.contains(member));
+            schema = schema.replace(member, "");
+        }
+        let rules = "@id(\"IN\") permit (principal is Falaj::Site, action == Falaj::Action::\"connect\", resource) \
+                     unless { context.evidence.address_known };";
+        let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
+        let older =
+            Policies::parse(&[file(POLICIES, rules), file(SCHEMA, &schema)]).expect("a set");
+        assert!(!older.know_tpms() && shipped().know_tpms());
+        let site: SpiffeId =
+            "spiffe://falaj.demo/ae-on/ae-az/site/hospital-1".parse().expect("an id");
+        let said = older.decide_connect(&here(), &site, &Evidence::default());
+        assert_eq!((said.allow, said.policies), (true, vec!["IN".to_owned()]));
     }
 
     #[test]

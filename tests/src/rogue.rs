@@ -5,7 +5,7 @@ use falaj_certs::{
     tls::{self, Credentials, ServerExpectation},
     trust::TrustStore,
 };
-use falaj_core::{evidence, id::Digest, note, task::TaskHeader, update::UpdateHeader};
+use falaj_core::{evidence, id::Digest, note, task::TaskHeader, tpm, update::UpdateHeader};
 use falaj_proto::{
     CHUNK_BYTES_MAX,
     v1::{self, federation_client::FederationClient, push, update_part},
@@ -153,13 +153,34 @@ impl Rogue {
     /// Never: a key in memory signs.
     pub async fn answer_probe(&mut self, nonce: &[u8], clock_ms: i64) -> Result<(), Status> {
         let signed = evidence::probe_bytes(nonce, clock_ms);
-        let key = self.credentials.signing_key();
-        let signature = note::sign_context(&**key, evidence::CONTEXT, &signed)
-            .expect("a key in memory")
-            .to_vec()
-            .into();
-        self.client.answer_probe(v1::ProbeAnswer { clock_ms, signature }).await?;
+        let signature = self.signed(evidence::CONTEXT, &signed).into();
+        let answer = v1::ProbeAnswer { clock_ms, signature, ..Default::default() };
+        self.client.answer_probe(answer).await?;
         Ok(())
+    }
+
+    /// Answers a probe with a quote, which need not be one.
+    ///
+    /// # Errors
+    /// The coordinator's refusal.
+    pub async fn give_quote(
+        &mut self,
+        nonce: &[u8],
+        clock_ms: i64,
+        (attest, attest_signature): (Vec<u8>, Vec<u8>),
+    ) -> Result<(), Status> {
+        let probe = evidence::probe_bytes(nonce, clock_ms);
+        let signed = tpm::answer_bytes(&probe, &attest, &attest_signature);
+        let signature = self.signed(tpm::CONTEXT, &signed).into();
+        let (attest, attest_signature) = (attest.into(), attest_signature.into());
+        let answer = v1::ProbeAnswer { clock_ms, signature, attest, attest_signature };
+        self.client.answer_probe(answer).await?;
+        Ok(())
+    }
+
+    fn signed(&self, context: &str, bytes: &[u8]) -> Vec<u8> {
+        let key = self.credentials.signing_key();
+        note::sign_context(&**key, context, bytes).expect("a key in memory").to_vec()
     }
 
     /// The log's newest checkpoint, and how many hashes prove that it goes on from one of `seen` entries.
@@ -247,8 +268,7 @@ impl Rogue {
     /// Never: a key in memory always signs.
     #[must_use]
     pub fn sign(&self, header: &[u8]) -> Vec<u8> {
-        let key = self.credentials.signing_key();
-        note::sign_context(&**key, "falaj/update/v1", header).expect("a key in memory").to_vec()
+        self.signed("falaj/update/v1", header)
     }
 
     /// Puts a header, its signature and a payload together.

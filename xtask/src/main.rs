@@ -99,6 +99,7 @@ fn test(args: &[String]) -> Result<()> {
     setup::strace();
     setup::tls();
     setup::tokens();
+    setup::tpms();
     setup::cvc5();
     // End-to-end tests run the very binaries, so all of them come first.
     tools::cargo(&["build", "--workspace", "--bins"])?;

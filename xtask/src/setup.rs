@@ -93,6 +93,9 @@ const TLS: [[&str; 3]; 3] = [
 /// Debian's packages of a token in software, and of the tool that makes keys in it.
 const TOKENS: [&str; 2] = ["softhsm2", "opensc"];
 
+/// Debian's packages of a TPM in software, and of tools that speak to one.
+const TPMS: [&str; 2] = ["swtpm", "tpm2-tools"];
+
 /// Where Debian puts that token's module.
 const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
 
@@ -144,6 +147,13 @@ pub(crate) fn tokens() {
         && quiet("pkcs11-tool", &["--module", SOFTHSM, "--show-info"]);
     if !there {
         packages(&TOKENS);
+    }
+}
+
+/// Makes sure that a TPM in software is there if this may install it; without it the tests that need it say that they are skipped.
+pub(crate) fn tpms() {
+    if !quiet("swtpm", &["--version"]) || !quiet("tpm2_quote", &["--version"]) {
+        packages(&TPMS);
     }
 }
 

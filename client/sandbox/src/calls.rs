@@ -113,7 +113,7 @@ fn sockets(limits: &Limits) -> Result<Vec<SeccompRule>, BackendError> {
     if limits.names {
         families.push(libc::AF_NETLINK);
     }
-    if limits.gpu {
+    if limits.gpu || limits.local {
         families.push(libc::AF_UNIX);
     }
     let mut kinds = vec![libc::SOCK_STREAM];
@@ -200,6 +200,9 @@ mod tests {
             assert!(socket(&names, family, SOCK_DGRAM, libc::IPPROTO_UDPLITE));
         }
         assert!(socket(&plain, AF_UNIX, SOCK_STREAM, 0) && !socket(&gpu, AF_UNIX, SOCK_STREAM, 0));
+        let local = Limits { local: true, ..Limits::default() };
+        assert!(!socket(&local, AF_UNIX, SOCK_STREAM, 0));
+        assert!(refused(&local, nr(libc::SYS_listen), &[]));
         assert!(socket(&plain, AF_NETLINK, SOCK_DGRAM, 0));
         assert!(!socket(&names, AF_NETLINK, SOCK_DGRAM, 0));
         for (call, at) in SENDS {

@@ -86,7 +86,8 @@ fn files(mut rules: RulesetCreated, limits: &Limits) -> Result<RulesetCreated, S
             rules = beneath(rules, Path::new(path), access)?;
         }
     }
-    for (paths, access) in [(&limits.read, read), (&limits.write, all)] {
+    let device = AccessFs::ReadFile | AccessFs::WriteFile;
+    for (paths, access) in [(&limits.read, read), (&limits.write, all), (&limits.devices, device)] {
         for path in paths {
             rules = beneath(rules, path, access)?;
         }

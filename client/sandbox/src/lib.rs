@@ -25,6 +25,10 @@ pub struct Limits {
     pub names: bool,
     /// A GPU's devices and its driver's sockets are needed.
     pub gpu: bool,
+    /// Devices that may be read and written.
+    pub devices: Vec<PathBuf>,
+    /// Local sockets are needed.
+    pub local: bool,
 }
 
 /// What is in force.

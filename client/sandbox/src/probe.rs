@@ -80,9 +80,18 @@ pub fn probe(limits: &Limits, elsewhere: SocketAddr, outside: &Path) -> Vec<Prob
     if limits.gpu {
         // The driver needs local sockets, and listens on one.
         tried.retain(|probe| ![LOCAL, UNBOUND].contains(&probe.what.as_str()));
+    } else if limits.local {
+        // A TPM in software listens on one, and this does not.
+        tried.retain(|probe| probe.what != LOCAL);
     }
     tried.extend(limits.write.iter().map(|folder| {
         let mut probe = of(format!("write into {}", folder.display()), written(folder));
+        probe.unwanted = false;
+        probe
+    }));
+    tried.extend(limits.devices.iter().map(|path| {
+        let opened = File::options().read(true).write(true).open(path);
+        let mut probe = of(format!("open {}", path.display()), opened.map(drop));
         probe.unwanted = false;
         probe
     }));

@@ -1,6 +1,6 @@
 //! The files that say who is trusted: read, told apart, and taken or not.
 
-use super::{DENIED_MAX, InForce, Subject, now_unix};
+use super::{DENIED_MAX, InForce, Lists, Subject, Tpms, now_unix};
 use crate::{
     config::{EvidenceConfig, IdentityConfig, RevocationConfig},
     export::TRUST_FILE,
@@ -11,14 +11,17 @@ use falaj_certs::{
     keys::KeyAt,
     revocation::{CRL_BYTES_MAX, Crls},
     tls::Credentials,
+    tpm,
     trust::{TrustFile, TrustStore},
 };
 use falaj_core::{
-    id::Digest,
+    id::{Digest, SiteId},
     networks::{List, Networks},
+    tpm::{Declared, REGISTERS},
 };
+use serde::Deserialize;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
     path::{Path, PathBuf},
@@ -91,10 +94,31 @@ pub(super) struct Files {
     pub(super) crls: Seen,
     pub(super) deny: Seen,
     pub(super) networks: Seen,
+    pub(super) tpms: Seen,
     /// The revocation list of which it was told that it is too old: when its next one was due.
     pub(super) overdue: Option<i64>,
     /// Where the newest list of each issuer is kept over a restart.
     pub(super) kept: Option<PathBuf>,
+}
+
+/// Which TPMs are declared.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TpmFile {
+    #[serde(rename = "site", default)]
+    sites: Vec<TpmEntry>,
+}
+
+/// The TPM of one site.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TpmEntry {
+    /// Whose it is.
+    id: String,
+    /// The public part of its attestation key, as `tpm2_readpublic -o` writes it, in hexadecimal digits.
+    key: String,
+    /// What registers of its SHA-256 bank should hold.
+    pcrs: BTreeMap<String, String>,
 }
 
 /// The coordinator's own certificate, which must name whom it named before.
@@ -255,7 +279,7 @@ impl Files {
     }
 
     /// Which networks belong to which place, and the digests of the lists; none when none is configured.
-    pub(super) fn read_networks(&self) -> Result<Option<(Networks, Vec<Digest>)>> {
+    pub(super) fn read_networks(&self) -> Result<Option<Lists>> {
         if self.evidence.networks.is_empty() {
             return Ok(None);
         }
@@ -272,6 +296,60 @@ impl Files {
             .collect();
         let digests = texts.iter().map(|(_, text, _)| Digest::of(text.as_bytes())).collect();
         Ok(Some((Networks::parse(&lists)?, digests)))
+    }
+
+    pub(super) fn print_tpms(&self) -> Digest {
+        print(&self.evidence.tpms, FILE_BYTES_MAX)
+    }
+
+    /// The TPMs that are declared for sites, if that has changed.
+    pub(super) fn look_at_tpms(&mut self, trust_domain: &str) -> Look<Option<Tpms>> {
+        let print = self.print_tpms();
+        let mut seen = std::mem::take(&mut self.tpms);
+        let second = seen.is_second_look(print);
+        let taken = seen.look(print, || {
+            let fresh = self.read_tpms(trust_domain)?;
+            // Of a file that is being written only the beginning may be there.
+            ensure!(second, "the declared TPMs have changed: that is taken when it is seen twice");
+            Ok(fresh)
+        });
+        self.tpms = seen;
+        taken
+    }
+
+    /// The TPMs that are declared for sites, and the digest of the file; none when none is configured.
+    pub(super) fn read_tpms(&self, trust_domain: &str) -> Result<Option<Tpms>> {
+        let Some(path) = &self.evidence.tpms else { return Ok(None) };
+        let bytes = read(path, FILE_BYTES_MAX)?;
+        let at = || path.display().to_string();
+        let text = str::from_utf8(&bytes).with_context(at)?;
+        ensure!(
+            text.ends_with('\n'),
+            "the last line of {} has no end: it may be cut short; end it",
+            path.display()
+        );
+        let file: TpmFile = toml::from_str(text).with_context(at)?;
+        let mut tpms = BTreeMap::new();
+        for TpmEntry { id, key, pcrs } in file.sites {
+            let at = || format!("{}, `{id}`", path.display());
+            let site: SiteId = id.parse().with_context(at)?;
+            let ours = site.spiffe().trust_domain() == trust_domain;
+            ensure!(ours, "{}: this federation is `{trust_domain}`", at());
+            let key = hex::decode(&key).with_context(|| format!("{}: `key`", at()))?;
+            let key = tpm::key(&key).with_context(|| format!("{}: `key`", at()))?;
+            ensure!(!pcrs.is_empty(), "{}: `pcrs` names no register", at());
+            let mut values = BTreeMap::new();
+            for (n, value) in pcrs {
+                let at = || format!("{}: register `{n}` of `pcrs`", at());
+                let number: u8 = n.parse().with_context(at)?;
+                ensure!(number < REGISTERS, "{}: the last one is {}", at(), REGISTERS - 1);
+                let value = value.parse().with_context(at)?;
+                ensure!(values.insert(number, value).is_none(), "{} is there twice", at());
+            }
+            let declared = Declared { key, pcrs: values };
+            ensure!(tpms.insert(site, declared).is_none(), "{} is there twice", at());
+        }
+        Ok(Some((tpms, Digest::of(&bytes))))
     }
 
     /// What whoever reads the log later needs: the trust configuration, its issuers, and the coordinator's certificate.

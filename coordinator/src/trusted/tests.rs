@@ -203,3 +203,66 @@ fn without_lists_no_address_is_known() {
     let found = trusted.now().located(Evidence::default(), &place(), "192.0.2.1:1".parse().ok());
     assert_eq!(found, Evidence::default());
 }
+
+/// The public part of an attestation key on P-256, from a TPM in software.
+const ATTESTATION_KEY: &str = "00580023000b00050072000000100018000b000300100020\
+    95341eb53c06008044bcfeb23c691ea500e1bba3a2b270992da585d338b15046\
+    00206b549c2ce0075f07642fad219fd032672951f97e76d51bff5aacf2d3e1a43942";
+
+/// TPMs that cannot be declared so stop the start with what is wrong; while the coordinator runs they change nothing, nor does a
+/// file that is half written and would declare none.
+#[test]
+fn declared_tpms_are_taken_whole_or_not_at_all() {
+    let mut home = home();
+    let path = home.dir.path().join("tpms.toml");
+    home.evidence.tpms = Some(path.clone());
+    assert!(home.refusal().contains("tpms.toml"), "{}", home.refusal());
+    let site = |key: &str, pcrs: &str| {
+        format!("[[site]]\nid = \"{SITE}\"\nkey = \"{key}\"\npcrs = {{ {pcrs} }}\n")
+    };
+    let zero = format!("0 = \"{}\"", "0".repeat(64));
+    let good = site(ATTESTATION_KEY, &zero);
+    fs::write(&path, &good).expect("written");
+    let trusted = home.open().expect("opened");
+    let is_declared = || trusted.now().is_tpm_declared(&SITE.parse().expect("a site"));
+    assert!(is_declared());
+    // RSA with 1024 bits: RSASSA with SHA-256, a modulus of 128 bytes.
+    let short = format!(
+        "00980001000b0005007200000010\
+         0014000b0400000000000080{}",
+        "ff".repeat(128)
+    );
+    let free = ATTESTATION_KEY.replacen("00050072", "00040072", 1);
+    let beside = format!("{}{}", &ATTESTATION_KEY[..ATTESTATION_KEY.len() - 2], "43");
+    let twice = good.clone() + &good;
+    for (text, told) in [
+        ("", "has no end"),
+        (&good[..good.len() - 1], "has no end"),
+        ("[[site]]\n", "missing field"),
+        (&site("", &zero), "no public part"),
+        (&site("zz", &zero), "`key`"),
+        (&site(&ATTESTATION_KEY[2..], &zero), "no public part"),
+        (&site(&short, &zero), "RSA with 1024 bits"),
+        (&site(&free, &zero), "not `restricted`"),
+        (&site(&beside, &zero), "no point on P-256"),
+        (&site(ATTESTATION_KEY, ""), "names no register"),
+        (&site(ATTESTATION_KEY, &zero.replacen('0', "24", 1)), "the last one is 23"),
+        (&site(ATTESTATION_KEY, "0 = \"00\""), "register `0`"),
+        (&twice, "is there twice"),
+        (&good.replace("falaj.test", "falaj.tset"), "this federation is `falaj.test`"),
+        (&good.replace("/site/", "/operator/"), "operator"),
+    ] {
+        fs::write(&path, text).expect("written");
+        assert_eq!(look(&trusted), [], "{text}");
+        let alerts = look(&trusted);
+        assert!(alerts.len() == 1 && alerts[0].0 == "tpms_not_taken", "{text}: {alerts:?}");
+        assert!(alerts[0].1.contains(told), "{told}: {alerts:?}");
+        assert!(home.refusal().contains(told), "{told}: {}", home.refusal());
+        assert!(is_declared());
+    }
+    fs::write(&path, "# none\n").expect("written");
+    assert_eq!(look(&trusted), []);
+    assert!(is_declared(), "it was seen once");
+    assert_eq!(look(&trusted), []);
+    assert!(!is_declared());
+}

@@ -30,5 +30,6 @@ mod site_policy;
 mod study_file;
 mod timestamps;
 mod tokens;
+mod tpm;
 mod update;
 mod witness;
