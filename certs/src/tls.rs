@@ -14,10 +14,10 @@ use falaj_core::{
     sign::{SignError, SignKey},
 };
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, OtherError,
-    PeerIncompatible, RootCertStore, ServerConfig, SignatureAlgorithm, SignatureScheme,
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error as TlsError,
+    OtherError, PeerIncompatible, RootCertStore, ServerConfig, SignatureAlgorithm, SignatureScheme,
     client::{
-        Resumption,
+        Resumption, WantsClientCert,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
@@ -322,14 +322,7 @@ pub fn enrolment_client_config(
 ) -> Result<ClientConfig, CredentialsError> {
     let provider = Arc::new(provider());
     let verifier = PinnedVerifier { token: token.clone(), provider: provider.clone() };
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    config.resumption = Resumption::disabled();
-    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
-    Ok(config)
+    Ok(speaking(checked_by(provider, verifier)?.with_no_client_auth(), alpn))
 }
 
 #[derive(Debug)]
@@ -436,20 +429,8 @@ pub fn client_config(
     expect: &ServerExpectation,
     alpn: &[&str],
 ) -> Result<ClientConfig, CredentialsError> {
-    let provider = Arc::new(provider());
-    let verifier = CoordinatorVerifier {
-        trust: trust.clone(),
-        expect: expect.clone(),
-        provider: provider.clone(),
-    };
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(credentials.certified(credentials.chain.clone()));
-    config.resumption = Resumption::disabled();
-    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
-    Ok(config)
+    let certified = credentials.certified(credentials.chain.clone());
+    Ok(speaking(expecting(trust, expect)?.with_client_cert_resolver(certified), alpn))
 }
 
 /// As [`client_config`], of somebody who has no certificate yet.
@@ -461,20 +442,39 @@ pub fn anonymous_client_config(
     expect: &ServerExpectation,
     alpn: &[&str],
 ) -> Result<ClientConfig, CredentialsError> {
+    Ok(speaking(expecting(trust, expect)?.with_no_client_auth(), alpn))
+}
+
+/// A client that talks only to whom it expects, and what it shows of itself is to be said.
+fn expecting(
+    trust: &TrustStore,
+    expect: &ServerExpectation,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, CredentialsError> {
     let provider = Arc::new(provider());
     let verifier = CoordinatorVerifier {
         trust: trust.clone(),
         expect: expect.clone(),
         provider: provider.clone(),
     };
-    let mut config = ClientConfig::builder_with_provider(provider)
+    checked_by(provider, verifier)
+}
+
+/// A client for which this one checks servers.
+fn checked_by(
+    provider: Arc<CryptoProvider>,
+    verifier: impl ServerCertVerifier + 'static,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, CredentialsError> {
+    Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(verifier)))
+}
+
+/// A client that speaks these protocols, and resumes nothing.
+fn speaking(mut config: ClientConfig, alpn: &[&str]) -> ClientConfig {
     config.resumption = Resumption::disabled();
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
-    Ok(config)
+    config
 }
 
 /// A client of servers outside the federation, which have a name of the DNS: one of these `roots` has to vouch for it.
