@@ -543,6 +543,12 @@ impl Federation {
         })
     }
 
+    /// Its folder stays: somebody wants to look at what happened.
+    pub fn keep(&mut self) -> PathBuf {
+        self.dir.disable_cleanup(true);
+        self.dir().to_owned()
+    }
+
     /// Submits a study file's text.
     ///
     /// # Errors

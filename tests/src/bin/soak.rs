@@ -46,13 +46,21 @@ fn all(school: &School) -> Result<Vec<Has>> {
 }
 
 fn soak(minutes: u64) -> Result<()> {
+    let mut school = School::open(LIFETIME_S, ROUNDS)?;
+    let done = learn(&mut school, minutes);
+    if done.is_err() {
+        eprintln!("soak: every program's words are in {}", school.federation.keep().display());
+    }
+    done
+}
+
+fn learn(school: &mut School, minutes: u64) -> Result<()> {
     let started = Instant::now();
     let end = started + Duration::from_secs(minutes * 60);
-    let mut school = School::open(LIFETIME_S, ROUNDS)?;
     // What is measured begins when everything has happened once.
     school.learn_until(|s| s.each_renewed(2))?;
     school.rotate()?;
-    let before = all(&school)?;
+    let before = all(school)?;
     let tell = |school: &mut School, now: &[Has]| -> Result<()> {
         println!("{:>4} min: {}", started.elapsed().as_secs() / 60, school.told()?);
         for p in now {
@@ -63,16 +71,16 @@ fn soak(minutes: u64) -> Result<()> {
         }
         Ok(())
     };
-    tell(&mut school, &before)?;
+    tell(school, &before)?;
     while Instant::now() < end {
         school.rotate()?;
         school.nothing_was_lost()?;
-        let now = all(&school)?;
-        tell(&mut school, &now)?;
+        let now = all(school)?;
+        tell(school, &now)?;
     }
-    let after = all(&school)?;
+    let after = all(school)?;
     println!("at the end:");
-    tell(&mut school, &after)?;
+    tell(school, &after)?;
     for (b, a) in before.iter().zip(&after) {
         let grown = a.memory_kib.saturating_sub(b.memory_kib);
         #[expect(clippy::cast_precision_loss, reason = "memory has fewer than 2^52 KiB")]
