@@ -105,9 +105,9 @@ fn an_adaptive_clip_norm_goes_on_from_round_to_round() -> Result<()> {
         .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
         .collect();
     ensure!(norms.len() == 4, "{norms:?}: {said}");
-    // No gradient is a hundredth as long, so the norm falls in every step: by e^(-0.05) and the noise's part.
-    ensure!(norms[0] < 900.0 && norms.is_sorted_by(|a, b| a > b), "{norms:?}");
-    ensure!(norms[3] < 600.0, "{norms:?}");
+    // No gradient is a hundredth as long, so the norm falls in every step by e^(-0.05), but for the noise's part: in one round
+    // it can rise a little, and goes on from there.
+    ensure!(norms[0] < 900.0 && norms[3] < 0.9 * norms[0], "{norms:?}");
     Ok(())
 }
 
