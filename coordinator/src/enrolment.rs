@@ -539,7 +539,7 @@ impl Enrolments {
             Err(why) => return Err(self.refuse(&peer.actor, None, why).await),
         };
         let key = *request.public_key();
-        let granted = if let Some(before) = self.begin_renewal(key)? {
+        let granted = if let Some(before) = self.begin_renewal(&site, key)? {
             before
         } else {
             let renewed = self.renewed(peer, &site, &request).await;
@@ -555,13 +555,18 @@ impl Enrolments {
 
     /// Begins to renew the certificate about a key, unless somebody does that just now; what was given for it lately is given
     /// again, for whoever's answer was lost.
-    fn begin_renewal(&self, key: [u8; 32]) -> Result<Option<Granted>, Problem> {
+    fn begin_renewal(&self, site: &SiteId, key: [u8; 32]) -> Result<Option<Granted>, Problem> {
         let seconds = clock::now().as_millis() / 1_000;
         let mut renewals = self.renewals();
         renewals.retain(|_, given| given.as_ref().is_none_or(|g| g.identity.not_after > seconds));
         match renewals.get(&key) {
             Some(None) => Err(Code::Busy.because("this certificate is being renewed: try again")),
-            Some(Some(given)) if self.is_fresh(given, seconds) => Ok(Some(given.clone())),
+            // The key may be another site's since: whoever moves can enrol again with it.
+            Some(Some(given))
+                if given.identity.spiffe == *site.spiffe() && self.is_fresh(given, seconds) =>
+            {
+                Ok(Some(given.clone()))
+            }
             _ => {
                 renewals.insert(key, None);
                 Ok(None)

@@ -82,7 +82,7 @@ impl Known {
     /// # Errors
     /// [`Code::Unavailable`] when that takes longer than probing can, as it does without an open stream.
     pub async fn take_part(&self) -> Result<(), Problem> {
-        let asked = PATIENCE * u32::try_from(NONCES).unwrap_or(1) + PATIENCE;
+        let asked = PATIENCE * u32::try_from(NONCES).unwrap_or(1) + PATIENCE_QUOTE + PATIENCE;
         tokio::time::timeout(asked, self.takes_part.cancelled()).await.map_err(|_| {
             Code::Unavailable.because("a site takes part by a connection on which it has opened its stream of tasks: connect again")
         })
