@@ -10,6 +10,7 @@ pub mod audit;
 pub mod canon;
 pub mod dp;
 pub mod egress;
+pub mod evaluation;
 pub mod evidence;
 pub mod gate;
 pub mod id;

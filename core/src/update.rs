@@ -348,7 +348,7 @@ impl UpdateHeader {
 }
 
 /// Whether `s` is digits with at most one point between them, or `inf`: one spelling, no signs, no exponents.
-fn is_decimal(s: &str) -> bool {
+pub(crate) fn is_decimal(s: &str) -> bool {
     let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     let (whole, fraction) = s.split_once('.').unwrap_or((s, "0"));
     s == "inf" || s.len() <= 32 && digits(whole) && digits(fraction)

@@ -115,11 +115,8 @@ impl World {
         // The client wants one even where it never talks TLS; another test may have been first.
         let _ = falaj_certs::tls::provider().install_default();
         // Each request on a connection of its own: one that is kept open may end, idle, just as it is used again.
-        let http = Client::builder()
-            .no_proxy()
-            .timeout(PATIENCE)
-            .pool_max_idle_per_host(0)
-            .build()?;
+        let http =
+            Client::builder().no_proxy().timeout(PATIENCE).pool_max_idle_per_host(0).build()?;
         let mut this = Self { dir, child: None, url: String::new(), key, http };
         this.start().await?;
         Ok(this)

@@ -303,7 +303,7 @@ fn log_sub(a: f64, b: f64) -> f64 {
 }
 
 /// ln erfc(x), also where erfc itself is too small for an f64 (asymptotic series, DLMF 7.12.1).
-pub(super) fn log_erfc(x: f64) -> f64 {
+pub(crate) fn log_erfc(x: f64) -> f64 {
     if x < 20.0 {
         return libm::erfc(x).ln();
     }

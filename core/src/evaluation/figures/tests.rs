@@ -1,0 +1,302 @@
+//! Figures against independent implementations on the pooled rows, and intervals against seeded noise.
+
+use super::*;
+use crate::evaluation::{
+    Attribute, Groups, Noise, Perturbation,
+    cells::{Tally, tests::settings},
+};
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore as _, SeedableRng as _};
+use serde_json::Value;
+
+/// Runs of each coverage test.
+const RUNS: u64 = 500;
+/// A nominal 95 % interval must cover at least so many of them: 94 %.
+const COVERED: usize = 470;
+/// The same for the noise alone, where 95 % of the runs is what is expected: three standard deviations below that.
+const COVERED_ALONE: usize = 460;
+
+fn reference() -> Value {
+    serde_json::from_str(include_str!("../../../testdata/evaluation.json")).expect("JSON")
+}
+
+fn number(v: &Value) -> f64 {
+    v.as_f64().expect("a number")
+}
+
+fn list(v: &Value) -> &Vec<Value> {
+    v.as_array().expect("a list")
+}
+
+/// The settings of the reference's study of two classes.
+fn two_classes(noise: Noise) -> Evaluation {
+    let sex = Groups::Values(vec!["1".into(), "2".into()]);
+    Evaluation {
+        noise,
+        bins: 100,
+        calibration_bins: 10,
+        group_min: 60,
+        attributes: vec![
+            Attribute { column: "SEX".into(), groups: sex },
+            Attribute { column: "AGE".into(), groups: Groups::Bands(vec![30.0, 50.0]) },
+        ],
+        perturbations: Vec::new(),
+        ..settings()
+    }
+}
+
+/// The reference's rows as `sites` sites count them.
+fn two_class_counts(e: &Evaluation, sites: usize) -> Vec<Vec<i64>> {
+    let reference = reference();
+    let rows = &reference["binary"];
+    let mut tallies = vec![Tally::new(e.layout(2)); sites];
+    let columns = ["units", "labels", "sex", "age"].map(|c| list(&rows[c]));
+    for (i, units) in columns[0].iter().enumerate() {
+        let p = number(units) / 2_f64.powi(30);
+        let class = columns[1][i].as_u64().expect("a class") as usize;
+        let sex = e.attributes[0].group_of(columns[2][i].as_str().expect("text"));
+        let age = e.attributes[1].group_of(&columns[3][i].to_string());
+        let group = sex * e.attributes[1].len() + age;
+        tallies[i % sites].record(group, class, &[1.0 - p, p]);
+    }
+    tallies.into_iter().map(Tally::into_counts).collect()
+}
+
+fn four_class_counts(e: &Evaluation, sites: usize) -> Vec<Vec<i64>> {
+    let reference = reference();
+    let rows = &reference["several"];
+    let mut tallies = vec![Tally::new(e.layout(4)); sites];
+    let labels = list(&rows["labels"]);
+    for (i, units) in list(&rows["units"]).iter().enumerate() {
+        let units: Vec<f64> = list(units).iter().map(number).collect();
+        let whole: f64 = units.iter().sum();
+        let p: Vec<f64> = units.iter().map(|u| u / whole).collect();
+        tallies[i % sites].record(0, labels[i].as_u64().expect("a class") as usize, &p);
+    }
+    tallies.into_iter().map(Tally::into_counts).collect()
+}
+
+fn four_classes(noise: Noise) -> Evaluation {
+    Evaluation { attributes: Vec::new(), ..two_classes(noise) }
+}
+
+fn pool<'a>(e: &'a Evaluation, classes: u32, counts: &[Vec<i64>]) -> Pool<'a> {
+    let mut pool = Pool::new(e, classes);
+    for c in counts {
+        pool.add(c).expect("counts of a site");
+    }
+    pool
+}
+
+fn close(what: &str, ours: f64, theirs: f64) {
+    assert!((ours - theirs).abs() < 1e-9, "{what}: {ours}, the reference {theirs}");
+}
+
+#[test]
+fn figures_of_two_classes_are_scikit_learns_and_fairlearns_to_1e_9() {
+    let e = two_classes(Noise::None);
+    let pool = pool(&e, 2, &two_class_counts(&e, 5));
+    let reference = reference();
+    let figures = reference["binary"]["figures"].as_object().expect("figures");
+    assert!(figures.len() >= 12);
+    for (name, theirs) in figures {
+        let metric = Metric::find(name).expect("a metric");
+        close(name, pool.overall(metric).expect("a figure").value, number(theirs));
+    }
+    for by in By::every(2) {
+        let name = by.name(&e);
+        let theirs = &reference["binary"]["groups"][&name];
+        assert_eq!(Some(pool.groups(by).groups.len() as u64), theirs["groups"].as_u64(), "{name}");
+        for metric in Metric::ALL.into_iter().filter(|m| m.kind() == Kind::Groups) {
+            let ours = pool.between(metric, by).expect("a figure");
+            let what = format!("{} by {name}", metric.as_str());
+            close(&what, ours.value, number(&theirs[metric.as_str()]));
+            assert!(ours.low <= ours.value && ours.value <= ours.high, "{what}: {ours:?}");
+        }
+    }
+}
+
+#[test]
+fn figures_of_four_classes_are_scikit_learns_to_1e_9() {
+    let e = four_classes(Noise::None);
+    let pool = pool(&e, 4, &four_class_counts(&e, 3));
+    let reference = reference();
+    let figures = reference["several"]["figures"].as_object().expect("figures");
+    assert!(figures.len() >= 11);
+    for (name, theirs) in figures {
+        let metric = Metric::find(name).expect("a metric");
+        close(name, pool.overall(metric).expect("a figure").value, number(theirs));
+    }
+    assert_eq!(pool.overall(Metric::Specificity), Err(Missing::Undefined));
+}
+
+/// A seeded draw of the noise on one cell, by inversion: good enough to test with, and nothing else.
+fn draw(rng: &mut ChaCha20Rng, scale: Scale) -> i64 {
+    let unit = |rng: &mut ChaCha20Rng| ((rng.next_u64() >> 11) as f64 + 0.5) / 2_f64.powi(53);
+    match scale {
+        // The difference of two geometric draws.
+        Scale::Laplace(b) => {
+            let mut one = || (unit(rng).ln() / (-1.0 / b)).floor() as i64;
+            one() - one()
+        }
+        Scale::Gaussian(sigma) => {
+            let (u, v) = (unit(rng), unit(rng));
+            (sigma * (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()).round() as i64
+        }
+        Scale::Exact => 0,
+    }
+}
+
+/// In how many seeded runs each figure's interval covers the value of the counts without noise, for the noise alone and with
+/// the spread of sampling.
+fn covered(noise: Noise, classes: u32, sites: usize) -> Vec<(String, [usize; 2])> {
+    let settings = |noise| if classes == 2 { two_classes(noise) } else { four_classes(noise) };
+    let (exact, noised) = (settings(Noise::None), settings(noise));
+    let counts = if classes == 2 {
+        two_class_counts(&exact, sites)
+    } else {
+        four_class_counts(&exact, sites)
+    };
+    let truth = pool(&exact, classes, &counts);
+    let figures = |pool: &Pool<'_>| -> Vec<(String, Result<Estimate, Missing>)> {
+        let records = Metric::ALL.into_iter().filter(|m| m.kind() == Kind::Records);
+        let mut all: Vec<_> = records.map(|m| (m.as_str().to_owned(), pool.overall(m))).collect();
+        // Groups that are compared may change with the noise where one is about as large as the least; SEX has none.
+        for metric in Metric::ALL.into_iter().filter(|m| m.kind() == Kind::Groups) {
+            all.push((
+                format!("{} by SEX", metric.as_str()),
+                pool.between(metric, By::attribute(0)),
+            ));
+        }
+        all
+    };
+    let wanted = figures(&truth);
+    let mut hits: Vec<(String, [usize; 2])> = Vec::new();
+    let layout = noised.layout(classes);
+    for run in 0..RUNS {
+        let mut rng = ChaCha20Rng::seed_from_u64(run);
+        let mut with_noise = counts.clone();
+        for (_, range, scale) in layout.scales() {
+            for site in &mut with_noise {
+                site[range.clone()].iter_mut().for_each(|c| *c += draw(&mut rng, scale));
+            }
+        }
+        let both = pool(&noised, classes, &with_noise);
+        let alone = both.clone().of_these_records();
+        for (which, pool) in [both, alone].iter().enumerate() {
+            for ((name, found), (_, truth)) in figures(pool).into_iter().zip(&wanted) {
+                let Ok(truth) = truth else { continue };
+                let found = found.unwrap_or_else(|e| panic!("{name}: {e}"));
+                let hit = found.low <= truth.value && truth.value <= found.high;
+                match hits.iter_mut().find(|(n, _)| *n == name) {
+                    Some((_, hits)) => hits[which] += usize::from(hit),
+                    None => {
+                        let mut first = [0, 0];
+                        first[which] = usize::from(hit);
+                        hits.push((name, first));
+                    }
+                }
+            }
+        }
+    }
+    hits
+}
+
+fn all_cover(noise: Noise, classes: u32, sites: usize) {
+    let hits = covered(noise, classes, sites);
+    assert!(hits.len() >= 11, "{hits:?}");
+    let few: Vec<_> = hits
+        .iter()
+        .filter(|(_, [both, alone])| *both < COVERED || *alone < COVERED_ALONE)
+        .collect();
+    assert!(few.is_empty(), "of {RUNS} runs with {noise:?} at {sites} sites: {few:?}");
+}
+
+#[test]
+fn intervals_cover_the_pooled_value_with_laplace_noise() {
+    all_cover(Noise::Laplace { epsilon: 8.0 }, 2, 3);
+}
+
+#[test]
+fn intervals_cover_the_pooled_value_with_laplace_noise_at_one_site() {
+    all_cover(Noise::Laplace { epsilon: 10.0 }, 2, 1);
+}
+
+#[test]
+fn intervals_cover_the_pooled_value_with_gaussian_noise() {
+    all_cover(Noise::Gaussian { rho: 60.0 }, 2, 5);
+}
+
+#[test]
+fn intervals_of_four_classes_cover_the_pooled_value() {
+    all_cover(Noise::Gaussian { rho: 20.0 }, 4, 3);
+}
+
+#[test]
+fn what_cannot_be_told_from_noise_is_missing_and_never_guessed() {
+    let e = two_classes(Noise::Laplace { epsilon: 0.01 });
+    let exact = two_class_counts(&two_classes(Noise::None), 1);
+    let pool = pool(&e, 2, &exact);
+    assert!(matches!(pool.overall(Metric::RocAuc), Err(Missing::TooFew(_))));
+    assert!(matches!(pool.overall(Metric::LogLoss), Err(Missing::TooFew(_))));
+    assert_eq!(Pool::new(&e, 2).overall(Metric::Accuracy), Err(Missing::Nothing));
+    assert_eq!(
+        Pool::new(&e, 2).between(Metric::WorstGroupRecall, By::BOTH),
+        Err(Missing::Groups(60))
+    );
+}
+
+#[test]
+fn small_groups_are_merged_if_they_are_enough_together_and_withheld_otherwise() {
+    let all = |least| {
+        let e = Evaluation { group_min: least, ..two_classes(Noise::None) };
+        let counts = two_class_counts(&e, 2);
+        let grouped = pool(&e, 2, &counts).groups(By::BOTH);
+        let names: Vec<String> = grouped.groups.into_iter().map(|g| g.name).collect();
+        (names, grouped.merged, grouped.withheld)
+    };
+    let (groups, merged, withheld) = all(60);
+    assert_eq!(groups.last().map(String::as_str), Some("smaller groups"));
+    assert!(merged.contains(&"SEX=other, AGE<30".to_owned()) && withheld.is_empty(), "{merged:?}");
+    let (groups, merged, withheld) = all(110);
+    assert!(
+        merged.is_empty() && withheld.len() == 6 && groups.len() == 6,
+        "{groups:?} {withheld:?}"
+    );
+}
+
+#[test]
+fn a_perturbations_drop_is_that_of_the_accuracies() {
+    let e = Evaluation {
+        noise: Noise::None,
+        perturbations: vec![Perturbation::Shift { by: 0.1 }, Perturbation::Salt { rate: 0.1 }],
+        ..settings()
+    };
+    let mut tally = Tally::new(e.layout(2));
+    for i in 0..100 {
+        // Right before: 80; after: 70, of which 5 were wrong before.
+        tally.record(0, 1, if i < 80 { &[0.1, 0.9] } else { &[0.9, 0.1] });
+        tally.perturbed(0, i < 80, i < 65 || i >= 95);
+    }
+    let pool = pool(&e, 2, &[tally.into_counts()]);
+    let drop = pool.drop_under(0).expect("a figure");
+    close("the drop", drop.value, 0.10);
+    // Twenty records changed: a standard deviation of √20 of a hundred.
+    assert!(
+        (drop.high - drop.low - 2.0 * 1.959_964 * 0.2_f64.sqrt() / 10.0 * 1.0).abs() < 0.02,
+        "{drop:?}"
+    );
+    close("no change", pool.drop_under(1).expect("a figure").value, 0.0);
+    assert_eq!(pool.drop_under(2), Err(Missing::Undefined));
+}
+
+#[test]
+fn normal_quantiles_are_the_tables() {
+    for (tail, z) in [
+        (0.025, 1.959_963_984_540_054),
+        (0.001, 3.090_232_306_167_813),
+        (0.25, 0.674_489_750_196_081_7),
+    ] {
+        assert!((normal_quantile(tail) - z).abs() < 1e-9, "{tail}");
+    }
+}
