@@ -43,7 +43,7 @@ pub(crate) const fn decided(kind: Kind) -> Decided {
         Kind::EnrolmentOffered | Kind::EnrolmentWithdrawn => Decided::Allowed(Action::SiteEnroll),
         Kind::StudySubmitted => Decided::Allowed(Action::StudySubmit),
         Kind::TaskSent => Decided::Allowed(Action::TaskGet),
-        Kind::UpdateAccepted | Kind::ExchangeAnswered => Decided::Allowed(Action::UpdateSend),
+        Kind::UpdateAccepted | Kind::ExchangeAnswered | Kind::EvaluationAccepted => Decided::Allowed(Action::UpdateSend),
         Kind::ModelRead => Decided::Allowed(Action::ModelRead),
         Kind::LogExported => Decided::Allowed(Action::LogExport),
         Kind::HoldPlaced => Decided::Allowed(Action::HoldPlace),
@@ -81,6 +81,7 @@ pub(crate) const fn decided(kind: Kind) -> Decided {
         | Kind::SiteDeclined
         | Kind::ModelPublished
         | Kind::ModelRejected
+        | Kind::ModelRolledBack
         | Kind::UpdateDuplicate
         | Kind::ReportExported
         | Kind::AccessServed

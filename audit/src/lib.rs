@@ -9,6 +9,7 @@ pub mod args;
 mod decisions;
 mod egress;
 mod erased;
+mod evaluated;
 mod in_force;
 mod keys;
 mod ledger;

@@ -6,6 +6,7 @@ use crate::{
     approvals::Approving,
     decisions::{Around, Decisions},
     egress::{self, Counted, EgressReport},
+    evaluated::{Counted as Counting, Evaluations, Gating},
     ledger::{self, LedgerReport},
     revoked::Revoked,
     tokens::Tokens,
@@ -56,6 +57,8 @@ pub(crate) struct Replay {
     pub(crate) folds: Vec<Sections>,
     /// The newest model of each study.
     newest: BTreeMap<String, Digest>,
+    /// Every model that each study has had.
+    had: BTreeMap<String, BTreeSet<Digest>>,
     /// How many witnesses each study wants behind a round, and whose sites count.
     quorums: BTreeMap<String, (u32, Cohort)>,
     /// Accesses whose outcome the log has not told yet, the newest of them.
@@ -70,6 +73,8 @@ pub(crate) struct Replay {
     heads: BTreeMap<SiteId, Vec<Digest>>,
     /// Each site's counted updates.
     counted: BTreeMap<SiteId, Vec<Counted>>,
+    /// What sites counted about candidates.
+    pub(crate) evaluations: Evaluations,
     /// Payloads that were refused.
     refused: BTreeSet<Digest>,
     pub(crate) models: u64,
@@ -85,6 +90,7 @@ struct Said {
     quorum: u32,
     cohort: Cohort,
     mechanism: String,
+    gating: Gating,
 }
 
 struct Claim {
@@ -94,6 +100,8 @@ struct Claim {
     base: Digest,
     cohort: Option<Digest>,
     ledger: Digest,
+    weight: u32,
+    epsilon: f64,
     /// Of header, signature and payload.
     bytes: u64,
 }
@@ -103,10 +111,24 @@ struct Open {
     since: Option<Timestamp>,
     base: Digest,
     accepted: BTreeMap<SiteId, Digest>,
+    /// Examples behind them, and the most epsilon that one of them states.
+    examples: u64,
+    epsilon: Option<f64>,
     /// The index of the last one.
     last: u64,
     /// Whose masks are on them.
     cohorts: BTreeSet<Option<Digest>>,
+}
+
+impl Open {
+    /// What gates know of its updates.
+    fn counted(&self) -> Counting {
+        Counting {
+            sites: u32::try_from(self.accepted.len()).unwrap_or(u32::MAX),
+            examples: self.examples,
+            epsilon: self.epsilon,
+        }
+    }
 }
 
 impl Replay {
@@ -148,6 +170,7 @@ impl Replay {
                 quorum: study.governance.witnesses.map_or(0, |wanted| wanted.quorum),
                 cohort: study.cohort.clone(),
                 mechanism: study.privacy.mechanism.as_str().to_owned(),
+                gating: Gating::of(&study),
             };
             self.folds.iter_mut().for_each(|f| f.study(digest, study.clone()));
             self.studies.insert(digest, said);
@@ -176,9 +199,13 @@ impl Replay {
                     base: parsed.base,
                     cohort: parsed.cohort,
                     ledger: parsed.ledger,
+                    weight: parsed.weight,
+                    epsilon: parsed.epsilon.parse().unwrap_or(f64::INFINITY),
                     bytes: (header.len() + bytes.len()) as u64 + parsed.payload_bytes,
                 },
             );
+        } else if let Some(name) = path.strip_prefix(bundle::EVALUATIONS) {
+            self.evaluations.take_file(name, bytes, &self.keys).map_err(wrong)?;
         } else {
             return Err(wrong("no bundle has such a file".into()));
         }
@@ -244,6 +271,8 @@ impl Replay {
                         since: Timestamp::parse(&entry.ts),
                         base,
                         accepted: BTreeMap::new(),
+                        examples: 0,
+                        epsilon: None,
                         last: entry.seq,
                         cohorts: BTreeSet::new(),
                     },
@@ -265,6 +294,7 @@ impl Replay {
                     ));
                 }
                 self.check_witnesses(entry, &round, open.last)?;
+                self.evaluations.verdict(entry, &open.counted())?;
                 let mut counted: Vec<Digest> = open.accepted.into_values().collect();
                 counted.sort_unstable();
                 if entry.digests("updates").map_err(|e| e.to_string())? != counted {
@@ -273,10 +303,26 @@ impl Replay {
                         counted.len()
                     ));
                 }
-                self.newest.insert(round.study.to_string(), digest("model_sha256")?);
+                self.has(round.study.as_str(), digest("model_sha256")?);
                 self.models += 1;
             }
-            Kind::RoundFailed | Kind::ModelRejected => {
+            Kind::ModelRolledBack => {
+                let (round, model) = (round()?, digest("model_sha256")?);
+                let had = self.had.get(round.study.as_str());
+                if !had.is_some_and(|had| had.contains(&model)) {
+                    return Err(format!(
+                        "round {round} goes back to {model}, which the study never had"
+                    ));
+                }
+                self.has(round.study.as_str(), model);
+            }
+            Kind::EvaluationAccepted => self.evaluations.accepted(entry)?,
+            Kind::ModelRejected => {
+                if let Some(open) = self.open.remove(&round()?) {
+                    self.evaluations.verdict(entry, &open.counted())?;
+                }
+            }
+            Kind::RoundFailed => {
                 self.open.remove(&round()?);
             }
             Kind::EnrolmentOffered => self.tokens.offered(entry)?,
@@ -307,10 +353,19 @@ impl Replay {
         Ok(())
     }
 
+    /// A study has this model now.
+    fn has(&mut self, study: &str, model: Digest) {
+        self.newest.insert(study.to_owned(), model);
+        self.had.entry(study.to_owned()).or_default().insert(model);
+    }
+
     /// What policy decided fits what was done, and is what the policies in force decide.
     fn check_decision(&mut self, entry: &Entry) -> Result<(), String> {
         // Of what a site sends to a round policy is asked when it begins to come.
-        let sent = matches!(entry.kind, Kind::UpdateAccepted | Kind::ExchangeAnswered);
+        let sent = matches!(
+            entry.kind,
+            Kind::UpdateAccepted | Kind::ExchangeAnswered | Kind::EvaluationAccepted
+        );
         let open = || entry.round().ok().and_then(|round| self.open.get(&round)?.since);
         let around = Around {
             policies: &self.policies,
@@ -375,8 +430,10 @@ impl Replay {
             return Err(format!("the file of its study has the mechanism `{}`", said.mechanism));
         }
         self.quorums.insert(name.to_string(), (said.quorum, said.cohort.clone()));
-        self.newest.insert(name.to_string(), body.parsed("model_sha256").map_err(text)?);
-        self.decisions.submitted(name, said.mechanism.clone());
+        self.evaluations.submitted(name.as_str(), said.gating.clone());
+        let first = body.parsed("model_sha256").map_err(text)?;
+        self.decisions.submitted(name.clone(), said.mechanism.clone());
+        self.has(name.as_str(), first);
         Ok(())
     }
 
@@ -490,6 +547,8 @@ impl Replay {
             return Err(format!("round {round} counts two updates of {site}"));
         }
         open.last = entry.seq;
+        open.examples += u64::from(claim.weight);
+        open.epsilon = Some(open.epsilon.map_or(claim.epsilon, |most| most.max(claim.epsilon)));
         open.cohorts.insert(claim.cohort);
         self.heads.entry(site.clone()).or_default().push(claim.ledger);
         let bytes = claim.bytes;
@@ -511,9 +570,10 @@ impl Replay {
 
     /// Whether anything is left over.
     pub(crate) fn finish(&self) -> Result<(), Wrong> {
-        match &self.unsigned {
-            Some((digest, _)) => Err(Wrong::Missing(format!("updates/{digest}.sig"))),
-            None => Ok(()),
+        match (&self.unsigned, self.evaluations.missing()) {
+            (Some((digest, _)), _) => Err(Wrong::Missing(format!("updates/{digest}.sig"))),
+            (None, Some(path)) => Err(Wrong::Missing(path)),
+            (None, None) => Ok(()),
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     clock,
     config::Config,
     egress::Egress,
+    evaluation::{self, Candidate},
     guard::ResidencyGuard,
     identity::{Identities, Now},
     journal::{Journal, JournalError},
@@ -22,9 +23,11 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use falaj_core::{
     dp::{DistributedError, Mechanism, Permit, SealError},
+    evaluation::answer::{EvaluationHeader, SignedCounts},
     evidence,
     id::{Digest, RoundId, SiteId, StudyId},
     note::{self, Checkpoint, VerifierKey},
+    round::Phase,
     sign::SignError,
     study::{Mechanism as Declared, Study},
     succession,
@@ -535,6 +538,9 @@ impl Agent {
         }
         self.key_ready().await?;
         self.watch(coordinator, key).await?;
+        if let Some(attempt) = header.evaluates {
+            return self.evaluate(&study, &header, attempt, coordinator).await;
+        }
         if matches!(study.privacy.mechanism, Declared::DistributedGaussian { .. }) {
             return self.begin_masked(study, header, &task.members, coordinator).await;
         }
@@ -561,7 +567,12 @@ impl Agent {
         let key = self.first.credentials.signing_key().verifying_key();
         let live =
             self.masked.lock().await.get(&study.id).is_some_and(|r| r.header.round == header.round);
-        let paid = live || self.journal.find(&header.round, &header.base, &key).await?.is_some();
+        let (round, base) = (&header.round, &header.base);
+        let made = match header.evaluates {
+            Some(attempt) => self.journal.counted((round, attempt), base).await?.is_some(),
+            None => self.journal.find(round, base, &key).await?.is_some(),
+        };
+        let paid = live || made;
         let sources = Sources {
             config: &self.config,
             ledger: &self.ledger,
@@ -578,6 +589,115 @@ impl Agent {
             now: clock::now(),
         };
         Ok(sources.permit(&self.policy, asked).await?)
+    }
+
+    /// Counts what a candidate says of the records that are held out, with noise, and sends that.
+    async fn evaluate(
+        &self,
+        study: &Study,
+        header: &TaskHeader,
+        attempt: u32,
+        coordinator: &mut Coordinator,
+    ) -> Result<(), TaskError> {
+        let (round, candidate) = (&header.round, &header.base);
+        let kept = self.journal.counted((round, attempt), candidate).await?;
+        let (counted, reservation) = if let Some(kept) = kept {
+            tracing::info!(%round, "sending the same counts again");
+            kept
+        } else {
+            let counted = self.count(study, header, attempt, coordinator).await?;
+            let (counts, reservation) = &counted;
+            self.journal.keep_counted((round, attempt), candidate, counts, *reservation).await?;
+            counted
+        };
+        let SignedCounts { header, signature, counts } = counted;
+        let answer = AnswerRequest {
+            study: round.study.to_string(),
+            round: round.number,
+            attempt,
+            phase: Phase::Evaluation.as_str().to_owned(),
+            messages: vec![header.into(), signature.to_vec().into(), counts.into()],
+        };
+        coordinator.answer(answer).await?;
+        self.ledger.commit(reservation).await.map_err(LocalError::from)?;
+        tracing::info!(%round, "evaluated");
+        Ok(())
+    }
+
+    /// Pays for an evaluation and makes it. What fails before the noise has cost nothing.
+    async fn count(
+        &self,
+        study: &Study,
+        header: &TaskHeader,
+        attempt: u32,
+        coordinator: &mut Coordinator,
+    ) -> Result<(SignedCounts, u64), TaskError> {
+        let round = header.round.number;
+        let paid = local::reserve_evaluation(&self.config, &self.ledger, study, round).await?;
+        let counts = match self.counts(study, header, coordinator).await {
+            Ok(counts) => counts,
+            Err(e) => {
+                self.ledger.give_back(paid).await.map_err(LocalError::from)?;
+                return Err(e);
+            }
+        };
+        let reservation = paid.id();
+        let spent = local::epsilon(&self.config, &self.ledger, study).await?;
+        let about = EvaluationHeader {
+            round: header.round.clone(),
+            attempt,
+            site: self.site.clone(),
+            study_sha256: header.study_sha256,
+            candidate: header.base,
+            counts: Digest::of(&[]),
+            cells: 0,
+            noise: study.evaluation.as_ref().map_or("none", |e| e.noise.as_str()).to_owned(),
+            epsilon: spent.to_string(),
+            ledger: self.ledger.chain().await.map_err(LocalError::from)?.head(),
+        };
+        // It is paid for: a token that is away for a while must not cost it.
+        let mut tries = 1;
+        loop {
+            let key = &**self.first.credentials.signing_key();
+            match SignedCounts::sign(about.clone(), &counts, key) {
+                Ok(signed) => return Ok((signed, reservation)),
+                Err(why) if tries == KEY_TRIES => return Err(why.into()),
+                Err(why) => {
+                    tracing::error!(error = %why, tries, "counts wait for the site's key");
+                }
+            }
+            tries += 1;
+            tokio::time::sleep(jittered(KEY_PAUSE)).await;
+        }
+    }
+
+    /// Counts with noise.
+    async fn counts(
+        &self,
+        study: &Study,
+        header: &TaskHeader,
+        coordinator: &mut Coordinator,
+    ) -> Result<Vec<i64>, TaskError> {
+        let e = study.evaluation.clone().ok_or(LocalError::Unevaluated)?;
+        let held =
+            local::held_out(&self.config, &self.ledger, study, self.noise().as_mut()).await?;
+        let params = study.manifest().map_err(LocalError::from)?.params();
+        let candidate = coordinator.fetch(study.id.as_str(), &header.base, params).await?;
+        let (model, layout) = (study.model_spec(), e.layout(study.classes()));
+        let trainer = train::choose(&self.config.train, &model).map_err(LocalError::from)?;
+        let mut chance = self.chance(header);
+        let counting = move || {
+            let candidate = Candidate { trainer: &*trainer, model: &model, params: &candidate };
+            let counts = evaluation::count(&held, (&e, &layout), candidate, &mut chance);
+            counts.map(|counts| (counts, layout))
+        };
+        let counted = tokio::task::spawn_blocking(counting)
+            .await
+            .map_err(|e| LocalError::from(train::TrainError::Library(e.to_string())))?;
+        let (counts, layout) = counted.map_err(LocalError::from)?;
+        let mut noise = self.noise();
+        let noised = evaluation::with_noise(counts, &layout, noise.as_mut(), &mut OpenDp);
+        Ok(noised.map_err(LocalError::from)?)
     }
 
     /// Takes up a masked round: checks its members, pays, and advertises keys.

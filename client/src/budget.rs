@@ -111,7 +111,7 @@ pub async fn rounds_left(config: &Config, ledger: &Ledger, study: &Study) -> Res
     let chain = ledger.chain().await?;
     let (whole, own) = (chain.spent(name, None), chain.spent(name, Some(&study.id)));
     let fits = |rounds: u32| -> Result<bool> {
-        let cost = study.cost_of_rounds(rounds)?;
+        let cost = study.cost_of_rounds(rounds)?.compose(&study.cost_of_evaluations(rounds)?);
         let within = |spent: &RdpCurve, delta, limit| -> Result<bool> {
             Ok(spent.compose(&cost).epsilon(delta)?.value() <= limit)
         };

@@ -111,6 +111,10 @@ pub struct DatasetConfig {
     pub epsilon_limit: f64,
     /// The delta at which that epsilon is stated.
     pub delta: f64,
+    /// Columns that say whose a record is: all records of one identity are held out together, or none of them. Without any, the
+    /// whole row is its identity.
+    #[serde(default)]
+    pub identity: Vec<String>,
 }
 
 /// How the site trains.

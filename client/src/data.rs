@@ -6,6 +6,10 @@
 use crate::noise::NoiseSource;
 use falaj_core::{
     dp::NoiseError,
+    evaluation::{
+        Attribute,
+        holdout::{Key, is_held_out},
+    },
     study::{Bounds, Data, FeatureKind, Missing},
 };
 use std::{
@@ -203,11 +207,104 @@ pub fn estimate_bounds(
     Ok(if min < max { (min, max) } else { (min - 1.0, max + 1.0) })
 }
 
+/// Which of the records are read: those that are held out, or those that are not.
+#[derive(Clone, Debug)]
+pub struct Part<'a> {
+    /// The site's secret.
+    pub key: &'a Key,
+    /// The data set's name.
+    pub dataset: &'a str,
+    /// Columns that say whose a record is; the whole row when there are none.
+    pub identity: &'a [String],
+    /// The part that is held out.
+    pub share: f64,
+    /// Whether it is that part that is read.
+    pub held_out: bool,
+    /// Protected attributes: by them the rows that are read are grouped.
+    pub attributes: &'a [Attribute],
+}
+
 /// Reads every CSV file under `path` as the study's schema says.
 ///
 /// # Errors
 /// [`DataError::Schema`]: everything that breaks it.
 pub fn load(path: &Path, data: &Data, bounds: &ColumnBounds) -> Result<Batch, DataError> {
+    load_part(path, data, bounds, None).map(|(batch, _)| batch)
+}
+
+/// Where in a file a study's columns are.
+struct Columns {
+    file: PathBuf,
+    features: Vec<Option<usize>>,
+    label: Option<usize>,
+    identity: Vec<Option<usize>>,
+    attributes: Vec<Option<usize>>,
+}
+
+impl Columns {
+    /// Finds them in a header, and complains of those that are not there.
+    fn find(
+        header: &csv::StringRecord,
+        file: &Path,
+        (data, part): (&Data, Option<&Part<'_>>),
+        complaints: &mut Complaints,
+    ) -> Self {
+        let mut find = |name: &str| {
+            let at = header.iter().position(|h| h == name);
+            if at.is_none() {
+                complaints.add(file, 1, Some(name), "the file has no such column");
+            }
+            at
+        };
+        Self {
+            file: file.to_owned(),
+            features: data.features.iter().map(|f| find(&f.name)).collect(),
+            label: find(&data.label.column),
+            identity: part.map_or(&[][..], |p| p.identity).iter().map(|c| find(c)).collect(),
+            attributes: part
+                .map_or(&[][..], |p| p.attributes)
+                .iter()
+                .map(|a| find(&a.column))
+                .collect(),
+        }
+    }
+
+    fn all_there(&self) -> bool {
+        let lists = [&self.features, &self.identity, &self.attributes];
+        self.label.is_some() && lists.into_iter().flatten().all(Option::is_some)
+    }
+
+    /// Whether a row belongs to the part that is read.
+    fn wanted(&self, row: &csv::StringRecord, part: &Part<'_>) -> bool {
+        let cells: Vec<&str> = if self.identity.is_empty() {
+            row.iter().collect()
+        } else {
+            self.identity.iter().map(|at| at.and_then(|i| row.get(i)).unwrap_or_default()).collect()
+        };
+        let identity = [part.dataset].into_iter().chain(cells.into_iter().map(str::trim));
+        is_held_out(part.key, identity, part.share) == part.held_out
+    }
+
+    /// The group of a row, in the finest grouping: the first attribute changes slowest.
+    fn group(&self, row: &csv::StringRecord, attributes: &[Attribute]) -> usize {
+        attributes.iter().zip(&self.attributes).fold(0, |group, (attribute, at)| {
+            let cell = at.and_then(|i| row.get(i)).unwrap_or_default().trim();
+            group * attribute.len() + attribute.group_of(cell)
+        })
+    }
+}
+
+/// As [`load`], only those records that belong to a part, and the group of each. Every row is checked, whichever part it
+/// belongs to.
+///
+/// # Errors
+/// [`DataError::Schema`]: everything that breaks the schema.
+pub fn load_part(
+    path: &Path,
+    data: &Data,
+    bounds: &ColumnBounds,
+    part: Option<&Part<'_>>,
+) -> Result<(Batch, Vec<usize>), DataError> {
     let mut complaints = Complaints { first: Vec::new(), total: 0 };
     let width: usize = data
         .features
@@ -220,34 +317,24 @@ pub fn load(path: &Path, data: &Data, bounds: &ColumnBounds) -> Result<Batch, Da
         })
         .sum();
     let mut batch = Batch { features: Vec::new(), labels: Vec::new(), width };
-    let mut columns: Option<(PathBuf, Vec<Option<usize>>, Option<usize>)> = None;
+    let (mut groups, mut seen) = (Vec::new(), 0_usize);
+    let mut columns: Option<Columns> = None;
     let mut too_many = false;
     each_row(path, &mut complaints, |header, row, file, line, complaints| {
-        if columns.as_ref().is_none_or(|(f, ..)| f != file) {
-            let find = |name: &str| header.iter().position(|h| h == name);
-            let features: Vec<_> = data.features.iter().map(|f| find(&f.name)).collect();
-            let label = find(&data.label.column);
-            let missing = data.features.iter().zip(&features).filter(|(_, at)| at.is_none());
-            for (feature, _) in missing {
-                complaints.add(file, 1, Some(&feature.name), "the file has no such column");
-            }
-            if label.is_none() {
-                let name = data.label.column.as_str();
-                complaints.add(file, 1, Some(name), "the file has no such column");
-            }
-            columns = Some((file.to_owned(), features, label));
-        }
-        let Some((_, features, label)) = &columns else { return };
-        if features.iter().any(Option::is_none) || label.is_none() {
+        let here = columns.take().filter(|c| c.file == file);
+        let here = here.unwrap_or_else(|| Columns::find(header, file, (data, part), complaints));
+        let here = &*columns.insert(here);
+        if !here.all_there() {
             return;
         }
         if batch.labels.len() >= ROWS_MAX {
             too_many = true;
             return;
         }
+        seen += 1;
         let before = batch.features.len();
         let mut good = true;
-        for (feature, at) in data.features.iter().zip(features) {
+        for (feature, at) in data.features.iter().zip(&here.features) {
             let cell = at.and_then(|i| row.get(i)).unwrap_or_default().trim();
             let read =
                 read_cell(cell, &feature.kind, bounds.get(&feature.name), &mut batch.features);
@@ -256,9 +343,12 @@ pub fn load(path: &Path, data: &Data, bounds: &ColumnBounds) -> Result<Batch, Da
                 good = false;
             }
         }
-        let cell = label.and_then(|i| row.get(i)).unwrap_or_default().trim();
+        let cell = here.label.and_then(|i| row.get(i)).unwrap_or_default().trim();
         match data.label.classes.iter().position(|c| c == cell) {
-            Some(class) if good => batch.labels.push(u32::try_from(class).unwrap_or(u32::MAX)),
+            Some(class) if good && part.is_none_or(|p| here.wanted(row, p)) => {
+                batch.labels.push(u32::try_from(class).unwrap_or(u32::MAX));
+                groups.push(here.group(row, part.map_or(&[], |p| p.attributes)));
+            }
             Some(_) => batch.features.truncate(before),
             None => {
                 let classes = data.label.classes.join(", ");
@@ -271,10 +361,14 @@ pub fn load(path: &Path, data: &Data, bounds: &ColumnBounds) -> Result<Batch, Da
     if too_many {
         complaints.add(path, 0, None, format!("there are more than {ROWS_MAX} rows"));
     }
-    if complaints.total == 0 && batch.labels.is_empty() {
+    if complaints.total == 0 && seen == 0 {
         complaints.add(path, 0, None, "there are no rows");
     }
-    if complaints.total > 0 { Err(DataError::Schema(complaints)) } else { Ok(batch) }
+    // Of a few records all may be on one side; nothing can be trained on none.
+    if complaints.total == 0 && batch.labels.is_empty() && part.is_some_and(|p| !p.held_out) {
+        complaints.add(path, 0, None, "every row is held out for evaluation");
+    }
+    if complaints.total > 0 { Err(DataError::Schema(complaints)) } else { Ok((batch, groups)) }
 }
 
 fn read_cell(
@@ -400,4 +494,105 @@ pub fn noised_count(
     noise.laplace(&mut count, 1.0 / epsilon)?;
     let most = i64::from(falaj_core::study::WEIGHT_MAX);
     Ok(u32::try_from(count[0].clamp(1, most)).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use falaj_core::{
+        evaluation::Groups,
+        study::{Feature, Label},
+    };
+    use std::fmt::Write as _;
+
+    fn data() -> Data {
+        let bounds = Bounds::Declared { min: 0.0, max: 1_000.0 };
+        let kind = FeatureKind::Numeric { bounds, missing: Missing::Refuse };
+        Data {
+            dataset: "d".into(),
+            features: vec![Feature { name: "x".into(), kind }],
+            label: Label { column: "y".into(), classes: vec!["0".into(), "1".into()] },
+        }
+    }
+
+    /// 200 visits of 100 patients.
+    fn visits() -> String {
+        let rows = (0..200).fold(String::new(), |mut rows, i| {
+            let _ = writeln!(rows, "{},{i},{},{}", i % 100, i % 2, 20 + i % 60);
+            rows
+        });
+        format!("patient,x,y,age\n{rows}")
+    }
+
+    fn part(held_out: bool, identity: &[String]) -> (Vec<f32>, Vec<usize>) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("visits.csv");
+        fs::write(&path, visits()).expect("written");
+        let attributes = [Attribute { column: "age".into(), groups: Groups::Bands(vec![50.0]) }];
+        let key = Key([7; 32]);
+        let part = Part {
+            key: &key,
+            dataset: "d",
+            identity,
+            share: 0.3,
+            held_out,
+            attributes: &attributes,
+        };
+        let bounds = declared_bounds(&data());
+        let (batch, groups) = load_part(&path, &data(), &bounds, Some(&part)).expect("records");
+        assert_eq!(batch.rows(), groups.len());
+        (batch.features, groups)
+    }
+
+    /// Which visit a scaled number stands for.
+    fn visit(x: f32) -> usize {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "test data")]
+        let visit = (f64::from(x + 1.0) * 500.0).round() as usize;
+        visit
+    }
+
+    #[test]
+    fn each_record_is_in_one_part_and_all_of_a_patient_are_in_the_same() {
+        for identity in [Vec::new(), vec!["patient".to_owned()]] {
+            let ((trained, _), (held, groups)) = (part(false, &identity), part(true, &identity));
+            let mut all: Vec<usize> = trained.iter().chain(&held).map(|x| visit(*x)).collect();
+            all.sort_unstable();
+            assert_eq!(all, (0..200).collect::<Vec<_>>());
+            assert!((30..90).contains(&held.len()), "{}", held.len());
+            for (x, group) in held.iter().zip(&groups) {
+                assert_eq!(*group, usize::from(visit(*x) % 60 >= 30));
+            }
+            let split = held.iter().filter(|x| {
+                let other = (visit(**x) + 100) % 200;
+                !held.iter().any(|y| visit(*y) == other)
+            });
+            assert_eq!(split.count() == 0, !identity.is_empty());
+            // The same again, in the next round.
+            assert_eq!(part(true, &identity).0, held);
+        }
+    }
+
+    #[test]
+    fn a_column_that_says_whose_a_record_is_has_to_be_there() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("visits.csv");
+        fs::write(&path, visits()).expect("written");
+        let (key, identity) = (Key([7; 32]), ["emirates_id".to_owned()]);
+        let (share, attributes) = (0.3, []);
+        let part = Part {
+            key: &key,
+            dataset: "d",
+            identity: &identity,
+            share,
+            held_out: true,
+            attributes: &attributes,
+        };
+        let bounds = declared_bounds(&data());
+        let missing = load_part(&path, &data(), &bounds, Some(&part)).expect_err("refused");
+        assert!(missing.to_string().contains("column `emirates_id`: the file has no such column"));
+        // All of them on one side: nothing is left to train on.
+        let all = Part { identity: &[], share: 1.0, held_out: false, ..part };
+        let none = load_part(&path, &data(), &bounds, Some(&all)).expect_err("refused");
+        assert!(none.to_string().contains("every row is held out"));
+    }
 }

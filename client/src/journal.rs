@@ -4,6 +4,7 @@
 //! makes the agent send the same bytes again: nothing is trained or paid for twice.
 
 use falaj_core::{
+    evaluation::answer::SignedCounts,
     id::{Digest, RoundId},
     update::{RestoreError, SignedUpdate},
 };
@@ -34,6 +35,18 @@ CREATE TABLE IF NOT EXISTS outgoing (
     receipt     BLOB,
     receipt_signature BLOB,
     PRIMARY KEY (study, round, base)
+) STRICT;
+-- What was counted about candidates, with its noise: what is asked again is answered with the same.
+CREATE TABLE IF NOT EXISTS counted (
+    study       TEXT NOT NULL,
+    round       INTEGER NOT NULL,
+    candidate   TEXT NOT NULL,
+    attempt     INTEGER NOT NULL,
+    header      BLOB NOT NULL,
+    signature   BLOB NOT NULL,
+    counts      BLOB NOT NULL,
+    reservation INTEGER NOT NULL,
+    PRIMARY KEY (study, round, candidate, attempt)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS pins (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS seen (only INTEGER PRIMARY KEY CHECK (only = 1), note TEXT NOT NULL) STRICT;
@@ -173,6 +186,55 @@ impl Journal {
         let signature = signature.try_into().map_err(|_| RestoreError::Signature)?;
         let update = SignedUpdate::restore(row.get("header"), signature, payload, site)?;
         Ok(Some((update, row.get::<i64, _>("reservation").cast_unsigned())))
+    }
+
+    /// Makes signed counts about a candidate durable.
+    ///
+    /// # Errors
+    /// [`JournalError`]; they must not be sent then.
+    pub async fn keep_counted(
+        &self,
+        (round, attempt): (&RoundId, u32),
+        candidate: &Digest,
+        counted: &SignedCounts,
+        reservation: u64,
+    ) -> Result<(), JournalError> {
+        sqlx::query("INSERT INTO counted (study, round, candidate, attempt, header, signature, counts, reservation) VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
+            .bind(round.study.as_str())
+            .bind(round.number)
+            .bind(candidate.to_string())
+            .bind(attempt)
+            .bind(&counted.header)
+            .bind(&counted.signature[..])
+            .bind(&counted.counts)
+            .bind(reservation.cast_signed())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// What was counted about this very candidate before, with its reservation.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn counted(
+        &self,
+        (round, attempt): (&RoundId, u32),
+        candidate: &Digest,
+    ) -> Result<Option<(SignedCounts, u64)>, JournalError> {
+        let row = sqlx::query("SELECT header, signature, counts, reservation FROM counted WHERE study = ? AND round = ? AND candidate = ? AND attempt = ?")
+            .bind(round.study.as_str())
+            .bind(round.number)
+            .bind(candidate.to_string())
+            .bind(attempt)
+            .fetch_optional(&self.pool)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let signature: &[u8] = row.get("signature");
+        let signature = signature.try_into().map_err(|_| RestoreError::Signature)?;
+        let (header, counts) = (row.get("header"), row.get("counts"));
+        let counted = SignedCounts { header, signature, counts };
+        Ok(Some((counted, row.get::<i64, _>("reservation").cast_unsigned())))
     }
 
     /// Keeps the coordinator's signed promise.

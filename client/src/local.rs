@@ -2,8 +2,9 @@
 
 use crate::{
     config::{Config, DatasetConfig},
-    data::{self, Batch, ColumnBounds, DataError},
+    data::{self, Batch, ColumnBounds, DataError, Part},
     guard::{GuardError, LocalBatch, ResidencyGuard},
+    holdout,
     ledger::{Charge, Ledger, LedgerError, Limit},
     noise::{NoiseSource, OpenDp},
     streams::{self, StreamError, Turn},
@@ -45,6 +46,12 @@ pub enum LocalError {
     /// A stream of noise could not be kept.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// The secret by which records are held out cannot be used.
+    #[error("the secret by which records are held out cannot be used: {0}")]
+    Holdout(#[source] std::io::Error),
+    /// The study says nothing of evaluation.
+    #[error("the study has no section `evaluation`")]
+    Unevaluated,
     /// The ledger remembers something that it did not write.
     #[error("a released value in the ledger cannot be read: restore it from a backup")]
     Remembered,
@@ -151,6 +158,84 @@ async fn pay(
     Ok(Paid { reservation, turn })
 }
 
+/// Reserves what one evaluation of a study costs, before a held-out record is read.
+///
+/// # Errors
+/// [`LocalError::Guard`] when the site's policy forbids it, [`LocalError::Ledger`] when the budget is spent.
+pub async fn reserve_evaluation(
+    config: &Config,
+    ledger: &Ledger,
+    study: &Study,
+    round: u32,
+) -> Result<Reservation, LocalError> {
+    ResidencyGuard::new(config).permits(study)?;
+    let e = study.evaluation.as_ref().ok_or(LocalError::Unevaluated)?;
+    let name = &study.data.dataset;
+    let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
+    let purpose = format!("evaluation of round {round}");
+    Ok(reserve(dataset, ledger, study, &purpose, &e.noise.cost()?).await?)
+}
+
+/// Records that were held out of training, and the group of each.
+#[derive(Debug)]
+pub struct Held {
+    /// The records.
+    pub records: LocalBatch,
+    /// The group of each, in the finest grouping.
+    pub groups: Vec<usize>,
+}
+
+/// Reads the records that are held out, after the site's policy has permitted the study.
+///
+/// # Errors
+/// [`LocalError`].
+pub async fn held_out(
+    config: &Config,
+    ledger: &Ledger,
+    study: &Study,
+    noise: &mut (dyn NoiseSource + Send),
+) -> Result<Held, LocalError> {
+    let guard = ResidencyGuard::new(config);
+    guard.permits(study)?;
+    let e = study.evaluation.as_ref().ok_or(LocalError::Unevaluated)?;
+    let name = &study.data.dataset;
+    let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
+    let bounds = bounds(dataset, ledger, study, noise).await?;
+    let key = holdout::key(&config.state.dir).map_err(LocalError::Holdout)?;
+    let part = Part {
+        key: &key,
+        dataset: name,
+        identity: &dataset.identity,
+        share: e.holdout,
+        held_out: true,
+        attributes: &e.attributes,
+    };
+    let (batch, groups) = data::load_part(&dataset.path, &study.data, &bounds, Some(&part))?;
+    Ok(Held { records: guard.admit(batch, study)?, groups })
+}
+
+/// The records that a study trains on: all of them, or all that are not held out.
+fn trained_on(
+    config: &Config,
+    dataset: &DatasetConfig,
+    study: &Study,
+    bounds: &ColumnBounds,
+) -> Result<Batch, LocalError> {
+    let Some(e) = &study.evaluation else {
+        return Ok(data::load(&dataset.path, &study.data, bounds)?);
+    };
+    let key = holdout::key(&config.state.dir).map_err(LocalError::Holdout)?;
+    let part = Part {
+        key: &key,
+        dataset: &dataset.name,
+        identity: &dataset.identity,
+        share: e.holdout,
+        held_out: false,
+        attributes: &[],
+    };
+    Ok(data::load_part(&dataset.path, &study.data, bounds, Some(&part))?.0)
+}
+
 /// A study at this site: its records, what was disclosed about them, and the ledger that pays.
 pub struct Site<'a> {
     config: &'a Config,
@@ -213,6 +298,30 @@ async fn reserve(
         .await
 }
 
+async fn epsilon_of(
+    dataset: &DatasetConfig,
+    ledger: &Ledger,
+    study: &Study,
+) -> Result<Epsilon, LocalError> {
+    let spent = ledger.spent(&dataset.name, Some(&study.id)).await?;
+    let delta = study.privacy.delta;
+    Ok(spent.epsilon(if delta > 0.0 { delta } else { dataset.delta })?)
+}
+
+/// Epsilon that a study has cost its data set so far.
+///
+/// # Errors
+/// When the ledger fails, or the site has no such data set.
+pub async fn epsilon(
+    config: &Config,
+    ledger: &Ledger,
+    study: &Study,
+) -> Result<Epsilon, LocalError> {
+    let name = &study.data.dataset;
+    let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
+    epsilon_of(dataset, ledger, study).await
+}
+
 impl<'a> Site<'a> {
     /// Reads the records, after the site's policy has permitted the study, and discloses what the study
     /// needs to know of them, with noise, once.
@@ -230,7 +339,7 @@ impl<'a> Site<'a> {
         let name = &study.data.dataset;
         let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
         let bounds = bounds(dataset, ledger, study, noise).await?;
-        let records = guard.admit(data::load(&dataset.path, &study.data, &bounds)?, study)?;
+        let records = guard.admit(trained_on(config, dataset, study, &bounds)?, study)?;
         let disclosed = disclosed(dataset, ledger, study, records.batch(), noise).await?;
         // Of the disclosed number: what is logged may be read by others than those who may read the records.
         if let Some(why) = delta_too_large(study, disclosed as usize) {
@@ -259,9 +368,7 @@ impl<'a> Site<'a> {
     /// # Errors
     /// When the ledger fails.
     pub async fn epsilon(&self) -> Result<Epsilon, LocalError> {
-        let spent = self.ledger.spent(&self.dataset.name, Some(&self.study.id)).await?;
-        let delta = self.study.privacy.delta;
-        Ok(spent.epsilon(if delta > 0.0 { delta } else { self.dataset.delta })?)
+        epsilon_of(self.dataset, self.ledger, self.study).await
     }
 
     /// The trainer and the plan for one round. An adaptive clip norm and a stream of correlated noise go on from where
@@ -389,7 +496,7 @@ pub async fn train_alone(
         let dataset = config.dataset(&study.data.dataset);
         let dataset = dataset.ok_or_else(|| GuardError::Dataset(study.data.dataset.clone()))?;
         let bounds = bounds(dataset, ledger, &study, &mut OpenDp).await?;
-        let batch = data::load(&dataset.path, &study.data, &bounds)?;
+        let batch = trained_on(config, dataset, &study, &bounds)?;
         let plan = Plan::of(&study, u32::try_from(batch.rows()).unwrap_or(u32::MAX));
         let trainer = crate::train::choose(&config.train, &plan.model)?;
         let records = LocalBatch::for_this_site_only(batch);

@@ -827,7 +827,9 @@ async fn explain(
         _ => Ok(()),
     });
     let delta = if study.privacy.delta > 0.0 { study.privacy.delta } else { dataset.delta };
-    let cost = study.cost_of_rounds(study.rounds.count)?.compose(&study.cost_of_joining()?);
+    let rounds = study.rounds.count;
+    let training = study.cost_of_rounds(rounds)?.compose(&study.cost_of_joining()?);
+    let cost = training.compose(&study.cost_of_evaluations(rounds)?);
     let spent = ledger.spent(&dataset.name, None).await?;
     // What may not run is not looked at either.
     let batch = permitted

@@ -3,9 +3,14 @@
 //! Written to a file of its own first, in bounded memory, and covering exactly the newest checkpoint.
 
 use crate::{
+    engine::evaluation,
     erased::Erased,
     persons::Persons,
-    store::{Store, objects::Stored, row::UpdateRow},
+    store::{
+        Store,
+        objects::Stored,
+        row::{ExchangeRow, UpdateRow},
+    },
     timestamps::Timestamps,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -15,7 +20,7 @@ use falaj_certs::{
     trust::{TrustFile, spki_sha256},
 };
 use falaj_core::{
-    audit::{Entry, bundle, person::Disclosure},
+    audit::{Entry, Kind, bundle, person::Disclosure},
     canon::Canon,
     id::Digest,
     merkle::{TILE_WIDTH, entries_path, put_entry, tile_path},
@@ -96,6 +101,9 @@ pub async fn write(
         folds.iter_mut().for_each(|fold| fold.study(study.sha256, parsed.clone()));
         for update in store.updates(&study.id).await? {
             put_update(&mut tar, &update, tree_size)?;
+        }
+        for row in store.evaluations(&study.id).await? {
+            put_evaluation(&mut tar, &row, &named)?;
         }
     }
     for size in store.witnessed(tree_size).await? {
@@ -181,6 +189,9 @@ async fn named((store, persons): (&Store, &Persons), tree_size: u64) -> Result<B
             let body = entry.body();
             let files = NAMES.iter().filter_map(|name| body.parsed::<Digest>(name).ok());
             named.extend(files.chain(entry.actor_cert()));
+            if entry.kind == Kind::EvaluationAccepted {
+                named.extend(body.parsed::<Digest>("header_sha256"));
+            }
         }
         Ok(())
     })
@@ -253,6 +264,22 @@ fn put_update<W: Write>(
     let digest = Digest::of(&update.header);
     put(tar, &bundle::header(&digest), &update.header)?;
     put(tar, &bundle::signature(&digest), &update.signature)
+}
+
+/// What a site counted about a candidate, if an entry in the bundle names it.
+fn put_evaluation<W: Write>(
+    tar: &mut tar::Builder<W>,
+    row: &ExchangeRow,
+    named: &BTreeSet<Digest>,
+) -> Result<()> {
+    let signed = evaluation::stored(row).with_context(|| format!("the counts of {}", row.site))?;
+    let digest = Digest::of(&signed.header);
+    if named.contains(&digest) {
+        put(tar, &bundle::evaluation(&digest, "header"), &signed.header)?;
+        put(tar, &bundle::evaluation(&digest, "sig"), &signed.signature)?;
+        put(tar, &bundle::evaluation(&digest, "counts"), &signed.counts)?;
+    }
+    Ok(())
 }
 
 async fn entries<W: Write>(

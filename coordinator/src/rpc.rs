@@ -384,7 +384,7 @@ impl Federation for Rpc {
         request: Request<FetchModelRequest>,
     ) -> Result<Response<Self::FetchModelStream>, Status> {
         let peer = peer(&request)?;
-        peer.site()?;
+        let (site, _) = peer.site()?;
         peer.known.take_part().await?;
         let wanted = request.get_ref();
         let handle = self.engine.study(&study_id(&wanted.study)?)?;
@@ -395,7 +395,8 @@ impl Federation for Rpc {
         let parts = self.engine.parts();
         let id = &handle.meta.study.id;
         let models = parts.store.models(id).await.map_err(unreadable)?;
-        if !models.iter().any(|m| m.sha256 == digest) {
+        let evaluated = handle.asks_to_evaluate(&site) == Some(digest);
+        if !evaluated && !models.iter().any(|m| m.sha256 == digest) {
             return Err(Code::UnknownModel
                 .because(format!("study `{id}` has no model {digest}"))
                 .into());

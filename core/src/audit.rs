@@ -113,6 +113,8 @@ kinds! {
     SiteDeclined = "site.declined";
     /// A site's message in a masked round is durable.
     ExchangeAnswered = "exchange.answered";
+    /// What a site counted about a candidate is durable.
+    EvaluationAccepted = "evaluation.accepted";
     /// A site was given its task.
     TaskSent = "task.sent";
     /// A model is about to be served.
@@ -121,6 +123,8 @@ kinds! {
     ModelPublished = "model.published";
     /// A gate kept a candidate out.
     ModelRejected = "model.rejected";
+    /// A study goes on from the last of its models that passed every gate.
+    ModelRolledBack = "model.rolled_back";
     /// An update is durable and counted.
     UpdateAccepted = "update.accepted";
     /// An update was refused.
@@ -394,7 +398,13 @@ impl Draft {
 }
 
 fn bounded(text: &str) -> Canon {
-    Canon::Text(text.chars().take(TEXT_CHARS_MAX).collect())
+    Canon::Text(within_bounds(text))
+}
+
+/// A text as entries have it: cut to a bound.
+#[must_use]
+pub fn within_bounds(text: &str) -> String {
+    text.chars().take(TEXT_CHARS_MAX).collect()
 }
 
 /// An entry read back.
@@ -717,6 +727,16 @@ pub mod bundle {
     #[must_use]
     pub fn signature(header: &Digest) -> String {
         format!("updates/{header}.sig")
+    }
+
+    /// What sites counted about candidates: by the digest of the header its bytes, the signature over them, and the counts,
+    /// in this order.
+    pub const EVALUATIONS: &str = "evaluations/";
+
+    /// A file of [`EVALUATIONS`]: `header`, `sig` or `counts`.
+    #[must_use]
+    pub fn evaluation(header: &Digest, file: &str) -> String {
+        format!("{EVALUATIONS}{header}.{file}")
     }
 }
 

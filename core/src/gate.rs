@@ -1,12 +1,23 @@
 //! What a candidate must show before it becomes a model.
 //!
-//! A figure that is missing fails its gate: nothing passes by silence.
+//! A study declares gates, each a figure and a bound; some are there without being declared. A figure with an interval is
+//! judged by the end of it that is worse: a gate asks what the candidate is at least, not what it may be by luck. A figure
+//! that is missing fails its gate: nothing passes by silence.
 
-use crate::{round::UpdateRef, study::WitnessQuorum};
+use crate::{
+    evaluation::{
+        Evaluation,
+        figures::{By, Estimate, Grouped, Metric, Missing, Pool},
+    },
+    id::SiteId,
+    round::UpdateRef,
+    study::WitnessQuorum,
+};
+use std::fmt;
 
 /// What is known of a candidate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Metrics {
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
     /// Updates that went into it.
     pub sites: u32,
     /// Examples behind them, as noised by the sites.
@@ -15,22 +26,182 @@ pub struct Metrics {
     pub finite: bool,
     /// Witnesses that have cosigned the log with every entry of the round in it.
     pub witnesses: u32,
+    /// The most epsilon that one of the sites has spent on the study, as they say.
+    pub epsilon: Option<f64>,
+    /// Whether the round is the study's last.
+    pub is_last: bool,
+    /// What was counted, if the round is one that is evaluated.
+    pub evaluated: Option<Evaluated<'a>>,
 }
 
-impl Metrics {
+/// What sites have counted about a candidate.
+#[derive(Clone, Debug)]
+pub struct Evaluated<'a> {
+    /// How.
+    pub settings: &'a Evaluation,
+    /// All sites together.
+    pub all: Pool<'a>,
+    /// Each site alone.
+    pub by_site: Vec<(SiteId, Pool<'a>)>,
+}
+
+impl<'a> Evaluated<'a> {
+    /// Nothing counted yet, for a model of so many classes.
+    #[must_use]
+    pub fn new(settings: &'a Evaluation, classes: u32) -> Self {
+        Self { settings, all: Pool::new(settings, classes), by_site: Vec::new() }
+    }
+
+    /// Adds what a site counted.
+    ///
+    /// # Errors
+    /// [`crate::evaluation::cells::CountsError`]; nothing is added then.
+    pub fn add(
+        &mut self,
+        site: SiteId,
+        classes: u32,
+        counts: &[i64],
+    ) -> Result<(), crate::evaluation::cells::CountsError> {
+        let mut alone = Pool::new(self.settings, classes);
+        alone.add(counts)?;
+        self.all.add(counts)?;
+        self.by_site.push((site, alone));
+        Ok(())
+    }
+}
+
+impl Facts<'_> {
     /// What the counted updates say.
-    pub fn of<'a>(
-        updates: impl Iterator<Item = &'a UpdateRef>,
+    pub fn of<'u>(
+        updates: impl Iterator<Item = &'u UpdateRef>,
         finite: bool,
         witnesses: u32,
     ) -> Self {
         let (sites, examples) = updates.fold((0, 0), |(n, w), u| (n + 1, w + u64::from(u.weight)));
-        Self { sites, examples, finite, witnesses }
+        let (epsilon, is_last, evaluated) = (None, true, None);
+        Self { sites, examples, finite, witnesses, epsilon, is_last, evaluated }
+    }
+}
+
+/// A gate that a study declares.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Declared {
+    /// What is looked at.
+    pub figure: Figure,
+    /// What it must be.
+    pub bound: Bound,
+    /// When it is asked.
+    pub when: When,
+    /// What becomes of the study when it fails.
+    pub on_failure: OnFailure,
+}
+
+/// What a gate looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Figure {
+    /// A metric of all held-out records.
+    Overall(Metric),
+    /// A metric of each group.
+    EachGroup(Metric, By),
+    /// A metric of each site.
+    EachSite(Metric),
+    /// A metric between groups.
+    Between(Metric, By),
+    /// The accuracy that a perturbation costs, by its number.
+    Drop(usize),
+    /// The most epsilon that a site has spent on the study.
+    Epsilon,
+    /// Sites whose updates are in the candidate.
+    Sites,
+    /// Examples behind it.
+    Examples,
+}
+
+/// What a figure must be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    /// No less.
+    AtLeast(f64),
+    /// No more.
+    AtMost(f64),
+}
+
+impl Bound {
+    /// Whether a figure is within it at its worse end.
+    fn holds(self, e: &Estimate) -> bool {
+        match self {
+            Self::AtLeast(bound) => e.low >= bound,
+            Self::AtMost(bound) => e.high <= bound,
+        }
+    }
+
+    /// Whether no figure between these can be within it, or none outside.
+    #[must_use]
+    pub fn decides_nothing(self, least: f64, most: f64) -> Option<&'static str> {
+        match self {
+            Self::AtLeast(b) if b > most => Some("never"),
+            Self::AtMost(b) if b < least => Some("never"),
+            Self::AtLeast(b) if b <= least => Some("always"),
+            Self::AtMost(b) if b >= most => Some("always"),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(b) => write!(f, "at least {b}"),
+            Self::AtMost(b) => write!(f, "at most {b}"),
+        }
+    }
+}
+
+/// When a gate is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum When {
+    /// Of each candidate that is evaluated.
+    #[default]
+    EachRound,
+    /// Of the last round's alone.
+    End,
+}
+
+/// What becomes of a study whose gate fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OnFailure {
+    /// The candidate is not taken, and the round is tried again as often as the study says.
+    #[default]
+    Reject,
+    /// The next round starts from the last model that passed every gate.
+    RollBack,
+    /// The study ends with the last model that it has.
+    Stop,
+}
+
+impl OnFailure {
+    /// Every answer.
+    pub const ALL: [Self; 3] = [Self::Reject, Self::RollBack, Self::Stop];
+
+    /// The word that studies and the store use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reject => "reject",
+            Self::RollBack => "roll_back",
+            Self::Stop => "stop",
+        }
+    }
+
+    /// The answer of that name.
+    #[must_use]
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|f| f.as_str() == name)
     }
 }
 
 /// A check on a candidate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Gate {
     /// At least this many sites stand behind it.
     Participation {
@@ -41,55 +212,357 @@ pub enum Gate {
     Finite,
     /// At least so many witnesses stand behind the round.
     Witnesses(WitnessQuorum),
+    /// One that the study declares.
+    Declared(Declared),
+}
+
+/// One figure against its bound.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judged {
+    /// What was looked at, of whom.
+    pub figure: String,
+    /// The figure with its interval, or why there is none.
+    pub found: Result<Estimate, String>,
+    /// What it had to be.
+    pub bound: String,
+    /// Whether it is.
+    pub pass: bool,
+}
+
+impl Judged {
+    /// As the log has it.
+    #[must_use]
+    pub fn line(&self) -> String {
+        format!("{} {self}", if self.pass { "pass:" } else { "fail:" })
+    }
+}
+
+impl fmt::Display for Judged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.figure)?;
+        match &self.found {
+            // Whole numbers and what has no interval are shown as they are.
+            Ok(e) if e.low.total_cmp(&e.high).is_eq() => write!(f, "{}", e.value)?,
+            Ok(e) => write!(f, "{:.4} [{:.4}, {:.4}]", e.value, e.low, e.high)?,
+            Err(why) => f.write_str(why)?,
+        }
+        write!(f, ", {} needed", self.bound)
+    }
 }
 
 /// What the gates say.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// Whether every gate passed.
     pub pass: bool,
     /// Each gate that failed: its name, its figure and its bound.
     pub reasons: Vec<String>,
+    /// Every declared gate that was asked, passed or not.
+    pub judged: Vec<Judged>,
+    /// What becomes of the study if a gate failed: the furthest-reaching of those that did.
+    pub on_failure: OnFailure,
+}
+
+impl Verdict {
+    /// Of gates that failed for these reasons; of none if there are none.
+    #[must_use]
+    pub const fn of(reasons: Vec<String>) -> Self {
+        let pass = reasons.is_empty();
+        Self { pass, reasons, judged: Vec::new(), on_failure: OnFailure::Reject }
+    }
 }
 
 /// Judges a candidate by every gate.
 #[must_use]
-pub fn judge(metrics: &Metrics, gates: &[Gate]) -> Verdict {
-    let reasons: Vec<String> = gates
-        .iter()
-        .filter_map(|gate| match gate {
-            Gate::Participation { min_sites } if metrics.sites < *min_sites => {
-                Some(format!("participation: {} sites, at least {min_sites} needed", metrics.sites))
-            }
-            Gate::Finite if !metrics.finite => {
-                Some("finite: the candidate has parameters that are not numbers".to_owned())
-            }
-            Gate::Witnesses(WitnessQuorum { quorum, within_s }) if metrics.witnesses < *quorum => {
-                Some(format!(
+pub fn judge(facts: &Facts<'_>, gates: &[Gate]) -> Verdict {
+    let mut verdict = Verdict::of(Vec::new());
+    for gate in gates {
+        match gate {
+            Gate::Participation { min_sites } if facts.sites < *min_sites => verdict
+                .reasons
+                .push(format!("participation: {} sites, at least {min_sites} needed", facts.sites)),
+            Gate::Finite if !facts.finite => verdict
+                .reasons
+                .push("finite: the candidate has parameters that are not numbers".to_owned()),
+            Gate::Witnesses(WitnessQuorum { quorum, within_s }) if facts.witnesses < *quorum => {
+                verdict.reasons.push(format!(
                     "witnesses: {} stood behind the round within {within_s} s, at least {quorum} needed",
-                    metrics.witnesses
-                ))
+                    facts.witnesses
+                ));
             }
+            Gate::Declared(declared) => {
+                let judged = declared.judge(facts);
+                let failed = judged.iter().filter(|j| !j.pass);
+                let before = verdict.reasons.len();
+                verdict.reasons.extend(failed.map(ToString::to_string));
+                if verdict.reasons.len() > before {
+                    verdict.on_failure = verdict.on_failure.max(declared.on_failure);
+                }
+                verdict.judged.extend(judged);
+            }
+            _ => {}
+        }
+    }
+    verdict.pass = verdict.reasons.is_empty();
+    verdict
+}
+
+/// A whole number as a figure without an interval.
+fn exactly(value: f64) -> Estimate {
+    Estimate { value, low: value, high: value }
+}
+
+impl Declared {
+    /// Whether it is asked of this candidate.
+    fn is_due(&self, facts: &Facts<'_>) -> bool {
+        let counted = matches!(self.figure, Figure::Epsilon | Figure::Sites | Figure::Examples);
+        match self.when {
+            When::End => facts.is_last,
+            When::EachRound => counted || facts.evaluated.is_some() || facts.is_last,
+        }
+    }
+
+    fn judge(&self, facts: &Facts<'_>) -> Vec<Judged> {
+        if !self.is_due(facts) {
+            return Vec::new();
+        }
+        let one = |figure: String, found: Result<Estimate, String>| {
+            let pass = found.as_ref().is_ok_and(|e| self.bound.holds(e));
+            Judged { figure, found, bound: self.bound.to_string(), pass }
+        };
+        #[expect(clippy::cast_precision_loss, reason = "examples are below 2^53")]
+        let counted = match self.figure {
+            Figure::Sites => Some(("sites", Ok(exactly(f64::from(facts.sites))))),
+            Figure::Examples => Some(("examples", Ok(exactly(facts.examples as f64)))),
+            Figure::Epsilon => Some((
+                "epsilon",
+                facts.epsilon.map(exactly).ok_or_else(|| "no site has said it".to_owned()),
+            )),
             _ => None,
-        })
-        .collect();
-    Verdict { pass: reasons.is_empty(), reasons }
+        };
+        if let Some((name, found)) = counted {
+            return vec![one(name.into(), found)];
+        }
+        let Some(evaluated) = &facts.evaluated else {
+            return vec![one(self.figure.name(None), Err(Missing::Nothing.to_string()))];
+        };
+        let (e, all) = (evaluated.settings, &evaluated.all);
+        let said = |found: Result<Estimate, Missing>| found.map_err(|why| why.to_string());
+        let name = self.figure.name(Some(e));
+        match self.figure {
+            Figure::Overall(metric) => vec![one(name, said(all.overall(metric)))],
+            Figure::Drop(number) => vec![one(name, said(all.drop_under(number)))],
+            Figure::Between(metric, by) => {
+                let left_out = left_out(&all.groups(by));
+                vec![one(format!("{name}{left_out}"), said(all.between(metric, by)))]
+            }
+            Figure::EachGroup(metric, by) => {
+                let grouped = all.groups(by);
+                if grouped.groups.is_empty() {
+                    return vec![one(name, Err(Missing::Groups(e.group_min).to_string()))];
+                }
+                let left_out = left_out(&grouped);
+                let each = grouped.groups.iter().map(|group| {
+                    let figure = format!("{} of {}{left_out}", metric.as_str(), group.name);
+                    one(figure, said(all.of_group(metric, group)))
+                });
+                each.collect()
+            }
+            Figure::EachSite(metric) => {
+                if evaluated.by_site.is_empty() {
+                    return vec![one(name, Err(Missing::Nothing.to_string()))];
+                }
+                let each = evaluated.by_site.iter().map(|(site, pool)| {
+                    let figure = format!("{} at {}", metric.as_str(), site.name());
+                    one(figure, said(pool.overall(metric)))
+                });
+                each.collect()
+            }
+            Figure::Epsilon | Figure::Sites | Figure::Examples => Vec::new(),
+        }
+    }
+}
+
+/// Which groups nothing is said about, in brackets.
+fn left_out(grouped: &Grouped) -> String {
+    if grouped.withheld.is_empty() {
+        return String::new();
+    }
+    format!(" (without {}: too few records)", grouped.withheld.join("; "))
+}
+
+impl Figure {
+    /// What it is, in the words that studies use.
+    #[must_use]
+    pub fn name(self, e: Option<&Evaluation>) -> String {
+        let by = |metric: Metric, word: &str, by: By| match e {
+            Some(e) => format!("{} {word} {}", metric.as_str(), by.name(e)),
+            None => metric.as_str().to_owned(),
+        };
+        match self {
+            Self::Overall(metric) => metric.as_str().to_owned(),
+            Self::EachGroup(metric, groups) => by(metric, "of each group by", groups),
+            Self::EachSite(metric) => format!("{} at each site", metric.as_str()),
+            Self::Between(metric, groups) => by(metric, "by", groups),
+            Self::Drop(number) => {
+                let under = e.and_then(|e| e.perturbations.get(number)).map(|p| p.name());
+                let word = Metric::AccuracyDrop.as_str();
+                under.map_or_else(|| word.to_owned(), |under| format!("{word} under {under}"))
+            }
+            Self::Epsilon => "epsilon".into(),
+            Self::Sites => "sites".into(),
+            Self::Examples => "examples".into(),
+        }
+    }
+
+    /// Whether it needs federated evaluation.
+    #[must_use]
+    pub const fn is_evaluated(self) -> bool {
+        !matches!(self, Self::Epsilon | Self::Sites | Self::Examples)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluation::{
+        Noise,
+        cells::{Tally, tests::settings},
+    };
+
+    fn facts() -> Facts<'static> {
+        let (epsilon, is_last, evaluated) = (Some(1.5), true, None);
+        Facts { sites: 3, examples: 9, finite: true, witnesses: 2, epsilon, is_last, evaluated }
+    }
+
+    fn declared(figure: Figure, bound: Bound) -> Declared {
+        Declared { figure, bound, when: When::EachRound, on_failure: OnFailure::Reject }
+    }
+
+    fn site(n: u32) -> SiteId {
+        format!("spiffe://t/ae-on/ae-az/site/h-{n}").parse().expect("valid")
+    }
 
     #[test]
     fn every_failed_gate_is_named_with_its_figure() {
         let quorum = WitnessQuorum { quorum: 2, within_s: 60 };
         let gates = [Gate::Participation { min_sites: 3 }, Gate::Finite, Gate::Witnesses(quorum)];
-        let bad = judge(&Metrics { sites: 2, examples: 9, finite: false, witnesses: 1 }, &gates);
+        let bad = judge(&Facts { sites: 2, finite: false, witnesses: 1, ..facts() }, &gates);
         assert!(!bad.pass);
         assert_eq!(bad.reasons.len(), 3);
         assert!(bad.reasons[0].contains("2 sites, at least 3"));
         assert!(bad.reasons[2].contains("1 stood behind the round within 60 s, at least 2"));
-        let good = Metrics { sites: 3, examples: 9, finite: true, witnesses: 2 };
-        assert!(judge(&good, &gates).pass);
+        assert!(judge(&facts(), &gates).pass);
+    }
+
+    /// 400 records at each of two sites: 9 of 10 are said right in group 1, 6 of 10 in group 2.
+    fn counted(e: &Evaluation) -> Evaluated<'_> {
+        let mut evaluated = Evaluated::new(e, 2);
+        for n in 0..2 {
+            let mut tally = Tally::new(e.layout(2));
+            for i in 0..400 {
+                let (group, class) = (i % 2, (i / 2) % 2);
+                let right = (i / 4) % 10 < if group == 0 { 9 } else { 6 };
+                let p = if right == (class == 1) { 0.8 } else { 0.2 };
+                tally.record(group, class, &[1.0 - p, p]);
+                tally.perturbed(0, right, right && i % 5 != 0);
+            }
+            evaluated.add(site(n), 2, &tally.into_counts()).expect("counts");
+        }
+        evaluated
+    }
+
+    #[test]
+    fn a_gate_is_judged_by_the_worse_end_of_the_interval() {
+        let e = Evaluation { noise: Noise::None, ..settings() };
+        let facts = Facts { evaluated: Some(counted(&e)), ..facts() };
+        let verdict = |figure, bound| judge(&facts, &[Gate::Declared(declared(figure, bound))]);
+        // 0.75 of 800: an interval of about 0.03 on each side.
+        let accuracy = Figure::Overall(Metric::Accuracy);
+        let lucky = verdict(accuracy, Bound::AtLeast(0.74));
+        assert!(!lucky.pass);
+        assert_eq!(lucky.reasons, ["accuracy: 0.7500 [0.7200, 0.7800], at least 0.74 needed"]);
+        assert!(verdict(accuracy, Bound::AtLeast(0.72)).pass);
+        let gap = Figure::Between(Metric::AccuracyDifference, By::attribute(0));
+        let wide = verdict(gap, Bound::AtMost(0.32));
+        assert!(
+            wide.reasons[0].starts_with(
+                "accuracy_difference by SEX (without SEX=other: too few records): 0.3000 ["
+            ),
+            "{wide:?}"
+        );
+        assert!(!wide.pass && verdict(gap, Bound::AtMost(0.37)).pass);
+        assert!(!verdict(Figure::Drop(0), Bound::AtMost(0.15)).pass);
+        assert!(verdict(Figure::Drop(0), Bound::AtMost(0.2)).pass);
+    }
+
+    #[test]
+    fn each_group_and_each_site_is_judged_on_its_own() {
+        let e = Evaluation { noise: Noise::None, ..settings() };
+        let facts = Facts { evaluated: Some(counted(&e)), ..facts() };
+        let verdict =
+            |figure| judge(&facts, &[Gate::Declared(declared(figure, Bound::AtLeast(0.7)))]);
+        let groups = verdict(Figure::EachGroup(Metric::Accuracy, By::attribute(0)));
+        assert_eq!(groups.judged.len(), 2);
+        assert_eq!(groups.reasons.len(), 1);
+        assert!(groups.reasons[0].starts_with("accuracy of SEX=2"), "{groups:?}");
+        let sites = verdict(Figure::EachSite(Metric::Accuracy));
+        let names: Vec<_> = sites.judged.iter().map(|j| j.figure.as_str()).collect();
+        assert_eq!(names, ["accuracy at h-0", "accuracy at h-1"]);
+    }
+
+    #[test]
+    fn a_figure_that_is_missing_fails_its_gate() {
+        let gates = |figure, when| {
+            let bound = Bound::AtLeast(0.1);
+            [Gate::Declared(Declared { when, ..declared(figure, bound) })]
+        };
+        let roc_auc = Figure::Overall(Metric::RocAuc);
+        let nothing = judge(&facts(), &gates(roc_auc, When::EachRound));
+        assert_eq!(nothing.reasons, ["roc_auc: no site has sent counts, at least 0.1 needed"]);
+        let e = settings();
+        let empty = Facts { evaluated: Some(Evaluated::new(&e, 2)), ..facts() };
+        assert!(!judge(&empty, &gates(roc_auc, When::End)).pass);
+        let by_site = Figure::EachSite(Metric::Accuracy);
+        assert!(!judge(&empty, &gates(by_site, When::End)).pass);
+        let silent = Facts { epsilon: None, ..facts() };
+        assert!(!judge(&silent, &gates(Figure::Epsilon, When::EachRound)).pass);
+        // In between, a round that is not evaluated is not asked; the last one always is.
+        let between = Facts { is_last: false, ..facts() };
+        assert!(judge(&between, &gates(roc_auc, When::EachRound)).pass);
+        assert!(judge(&between, &gates(roc_auc, When::End)).pass);
+    }
+
+    #[test]
+    fn the_furthest_reaching_answer_of_the_gates_that_failed_is_taken() {
+        let gate = |bound, on_failure| {
+            Gate::Declared(Declared { on_failure, ..declared(Figure::Sites, bound) })
+        };
+        let (fails, holds) = (Bound::AtLeast(4.0), Bound::AtLeast(3.0));
+        let verdict = judge(
+            &facts(),
+            &[
+                gate(fails, OnFailure::RollBack),
+                gate(holds, OnFailure::Stop),
+                gate(fails, OnFailure::Reject),
+            ],
+        );
+        assert_eq!(verdict.on_failure, OnFailure::RollBack);
+        assert_eq!(verdict.reasons[0], "sites: 3, at least 4 needed");
+        assert_eq!(verdict.judged.len(), 3);
+    }
+
+    #[test]
+    fn bounds_that_decide_nothing_are_known() {
+        for (bound, says) in [
+            (Bound::AtLeast(1.01), Some("never")),
+            (Bound::AtMost(-0.1), Some("never")),
+            (Bound::AtLeast(0.0), Some("always")),
+            (Bound::AtMost(1.0), Some("always")),
+            (Bound::AtLeast(0.5), None),
+            (Bound::AtMost(0.5), None),
+        ] {
+            assert_eq!(bound.decides_nothing(0.0, 1.0), says, "{bound}");
+        }
     }
 }

@@ -1,12 +1,12 @@
 //! One pass of the protocol, as a pure state machine.
 //!
 //! `Planned → Enrolling → Collecting → Aggregating → Gated → Promoted | Rejected`, and `Failed` from any
-//! open stage. A masked round (`crate::secagg`) has four exchanges of messages in between:
+//! open stage. A round whose candidate is evaluated has a stage more: `Aggregating → Evaluating → Gated`. A masked round (`crate::secagg`) has four exchanges of messages in between:
 //! `Enrolling → keys → shares → Collecting → lists → reveals → Aggregating`. [`step`] is total over stage and event: it returns what comes next, or a [`Refusal`], which
 //! is data and leaves the round as it was. A round holds digests and counts, never a tensor.
 
 use crate::{
-    gate::Verdict,
+    gate::{OnFailure, Verdict},
     id::{Digest, RoundId, SiteId},
     time::Timestamp,
 };
@@ -33,6 +33,10 @@ pub struct RoundSpec {
     pub masked: bool,
     /// The members of a masked round, once enrolment is over.
     pub members: Vec<SiteId>,
+    /// Whether its candidate is evaluated on records that the sites hold out.
+    pub evaluates: bool,
+    /// The last model that passed every gate after it had been evaluated; the study's first before there is one.
+    pub good: Digest,
 }
 
 /// What one stage knows, plus what every stage shares.
@@ -67,7 +71,7 @@ pub struct Enrolling {
     pub closes: Option<Timestamp>,
 }
 
-/// What the sites of a masked round are asked for, beside their masked updates.
+/// What the sites of a round are asked for, beside their updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Each site's keys for the round.
@@ -78,11 +82,14 @@ pub enum Phase {
     Lists,
     /// The shares that unmask the sum.
     Reveals,
+    /// What each site counts over the records that it holds out. Not of masked rounds alone.
+    Evaluation,
 }
 
 impl Phase {
     /// Every phase, in order.
-    pub const ALL: [Self; 4] = [Self::Keys, Self::Shares, Self::Lists, Self::Reveals];
+    pub const ALL: [Self; 5] =
+        [Self::Keys, Self::Shares, Self::Lists, Self::Reveals, Self::Evaluation];
 
     /// Its name, as messages and the log spell it.
     #[must_use]
@@ -92,6 +99,7 @@ impl Phase {
             Self::Shares => "shares",
             Self::Lists => "lists",
             Self::Reveals => "reveals",
+            Self::Evaluation => "evaluation",
         }
     }
 
@@ -146,6 +154,21 @@ pub struct Aggregating {
     pub updates: BTreeMap<SiteId, UpdateRef>,
 }
 
+/// A candidate exists, and sites count what it says of the records that they hold out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evaluating {
+    /// What went into it.
+    pub updates: BTreeMap<SiteId, UpdateRef>,
+    /// The candidate model.
+    pub candidate: Digest,
+    /// Those whose updates are in it.
+    pub sites: BTreeMap<SiteId, Turn>,
+    /// It is judged by what is there by then.
+    pub deadline: Timestamp,
+    /// With quorum: when the wait for the rest ends.
+    pub closes: Option<Timestamp>,
+}
+
 /// A candidate exists and is judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gated {
@@ -171,6 +194,8 @@ pub struct Rejected {
     pub candidate: Digest,
     /// Which gates, and why.
     pub reasons: Vec<String>,
+    /// What becomes of the study.
+    pub on_failure: OnFailure,
 }
 
 /// The round ended without a candidate; the base model stays.
@@ -242,6 +267,7 @@ pub enum AnyRound {
     Exchanging(Round<Exchanging>),
     Collecting(Round<Collecting>),
     Aggregating(Round<Aggregating>),
+    Evaluating(Round<Evaluating>),
     Gated(Round<Gated>),
     Promoted(Round<Promoted>),
     Rejected(Round<Rejected>),
@@ -249,7 +275,7 @@ pub enum AnyRound {
 }
 
 /// What can happen to a round.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The engine starts the round.
     Open,
@@ -290,7 +316,7 @@ const LOST: &str = "its certificate was revoked";
 pub enum Effect {
     /// Push the round's task to this site.
     SendTask(SiteId),
-    /// Push to this site what the masked round wants of it in this stage.
+    /// Push to this site what the round wants of it in this stage.
     Ask(SiteId),
     /// Fold the updates into a candidate.
     Aggregate,
@@ -421,6 +447,7 @@ impl AnyRound {
             Self::Exchanging(r) => &r.id,
             Self::Collecting(r) => &r.id,
             Self::Aggregating(r) => &r.id,
+            Self::Evaluating(r) => &r.id,
             Self::Gated(r) => &r.id,
             Self::Promoted(r) => &r.id,
             Self::Rejected(r) => &r.id,
@@ -437,6 +464,7 @@ impl AnyRound {
             Self::Exchanging(r) => &r.spec,
             Self::Collecting(r) => &r.spec,
             Self::Aggregating(r) => &r.spec,
+            Self::Evaluating(r) => &r.spec,
             Self::Gated(r) => &r.spec,
             Self::Promoted(r) => &r.spec,
             Self::Rejected(r) => &r.spec,
@@ -455,9 +483,11 @@ impl AnyRound {
                 Phase::Shares => "exchanging shares",
                 Phase::Lists => "confirming",
                 Phase::Reveals => "unmasking",
+                Phase::Evaluation => "evaluating",
             },
             Self::Collecting(_) => "collecting",
             Self::Aggregating(_) => "aggregating",
+            Self::Evaluating(_) => "evaluating",
             Self::Gated(_) => "gated",
             Self::Promoted(_) => "promoted",
             Self::Rejected(_) => "rejected",
@@ -478,6 +508,7 @@ impl AnyRound {
             Self::Enrolling(r) => (r.stage.deadline, r.stage.closes),
             Self::Exchanging(r) => (r.stage.deadline, r.stage.closes),
             Self::Collecting(r) => (r.stage.deadline, r.stage.closes),
+            Self::Evaluating(r) => (r.stage.deadline, r.stage.closes),
             _ => return None,
         };
         Some(closes.map_or(deadline, |c| c.min(deadline)))
@@ -502,6 +533,7 @@ impl AnyRound {
             Self::Enrolling(r) => r.stage.sites.iter().map(|(s, v)| (s, seat(v))).collect(),
             Self::Collecting(r) => r.stage.sites.iter().map(|(s, v)| (s, seat(v))).collect(),
             Self::Exchanging(r) => r.stage.sites.iter().map(|(s, v)| (s, turn(v))).collect(),
+            Self::Evaluating(r) => r.stage.sites.iter().map(|(s, v)| (s, turn(v))).collect(),
             _ => Vec::new(),
         }
     }
@@ -521,6 +553,7 @@ impl AnyRound {
             Self::Collecting(r) => counted(&r.stage.sites),
             Self::Exchanging(r) => r.stage.updates.clone(),
             Self::Aggregating(r) => r.stage.updates.clone(),
+            Self::Evaluating(r) => r.stage.updates.clone(),
             Self::Gated(r) => r.stage.updates.clone(),
             Self::Promoted(r) => r.stage.updates.clone(),
             _ => BTreeMap::new(),
@@ -534,9 +567,11 @@ impl AnyRound {
             Self::Aggregating(_) => vec![Effect::Aggregate],
             Self::Gated(r) => vec![Effect::Judge(r.stage.candidate)],
             Self::Promoted(_) | Self::Rejected(_) | Self::Failed(_) => vec![Effect::Advance],
-            Self::Planned(_) | Self::Enrolling(_) | Self::Exchanging(_) | Self::Collecting(_) => {
-                Vec::new()
-            }
+            Self::Planned(_)
+            | Self::Enrolling(_)
+            | Self::Exchanging(_)
+            | Self::Collecting(_)
+            | Self::Evaluating(_) => Vec::new(),
         }
     }
 }
@@ -581,6 +616,7 @@ pub fn step(round: &AnyRound, event: Event, now: Timestamp) -> Result<Step, Refu
         (AnyRound::Exchanging(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
         (AnyRound::Collecting(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
         (AnyRound::Aggregating(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
+        (AnyRound::Evaluating(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
         (AnyRound::Gated(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
 
         (AnyRound::Planned(r), Event::Open) => {
@@ -594,6 +630,10 @@ pub fn step(round: &AnyRound, event: Event, now: Timestamp) -> Result<Step, Refu
         (AnyRound::Enrolling(r), event) => r.on(event, now),
         (AnyRound::Exchanging(r), event) => r.on(event, now),
         (AnyRound::Collecting(r), event) => r.on(event, now),
+        (AnyRound::Evaluating(r), event) => r.on(event, now),
+        (AnyRound::Aggregating(r), Event::Aggregated(candidate)) if r.spec.evaluates => {
+            Ok(r.evaluate(candidate, now))
+        }
         (AnyRound::Aggregating(r), Event::Aggregated(candidate)) => {
             let stage = Gated { updates: r.stage.updates.clone(), candidate };
             Ok(Step {
@@ -620,6 +660,7 @@ fn revoked(round: &AnyRound, site: SiteId, keep: bool, now: Timestamp) -> Result
             AnyRound::Exchanging(r) => fail(r, reason),
             AnyRound::Collecting(r) => fail(r, reason),
             AnyRound::Aggregating(r) => fail(r, reason),
+            AnyRound::Evaluating(r) => fail(r, reason),
             AnyRound::Gated(r) => fail(r, reason),
             // In no other stage is anything counted that could still be dropped.
             other => quiet(other, Vec::new()),
@@ -863,7 +904,98 @@ impl Round<Exchanging> {
                 records,
                 effects: vec![Effect::Aggregate],
             },
+            // No stage exchanges these: a round that is evaluated has a stage of its own for them.
+            Phase::Evaluation => quiet(AnyRound::Exchanging(self), records),
         }
+    }
+}
+
+impl Round<Aggregating> {
+    /// Asks those whose updates are in the candidate what it says of the records that they hold out.
+    fn evaluate(self, candidate: Digest, now: Timestamp) -> Step {
+        let updates = self.stage.updates.clone();
+        let sites: BTreeMap<SiteId, Turn> =
+            updates.keys().map(|site| (site.clone(), Turn::Asked)).collect();
+        let effects = sites.keys().cloned().map(Effect::Ask).collect();
+        let deadline = now.plus_ms(self.spec.deadline_ms);
+        let stage = Evaluating { updates, candidate, sites, deadline, closes: None };
+        let next = AnyRound::Evaluating(self.into_stage(stage));
+        Step { next, records: Vec::new(), effects }
+    }
+}
+
+impl Round<Evaluating> {
+    fn on(mut self, event: Event, now: Timestamp) -> Result<Step, Refusal> {
+        let (mut records, mut effects) = (Vec::new(), Vec::new());
+        match event {
+            Event::Joined(site) => match self.stage.sites.get(&site) {
+                // It is back: it may not know what it is asked for.
+                Some(Turn::Asked) => effects.push(Effect::Ask(site)),
+                Some(Turn::Answered(_) | Turn::Gone(_)) => {}
+                None => return Err(Refusal::NotEnrolled { round: self.id, site }),
+            },
+            Event::Answered(site, phase, digest) => {
+                if phase != Phase::Evaluation {
+                    return Err(Refusal::Late { round: self.id, stage: "evaluating" });
+                }
+                match self.stage.sites.get(&site) {
+                    Some(Turn::Asked) => {}
+                    Some(Turn::Answered(before)) if *before == digest => {
+                        return Err(Refusal::AlreadyCounted(self.id));
+                    }
+                    Some(Turn::Answered(_)) => {
+                        return Err(Refusal::Duplicate { round: self.id, site });
+                    }
+                    Some(Turn::Gone(_)) => {
+                        return Err(Refusal::HasDeclined { round: self.id, site });
+                    }
+                    None => return Err(Refusal::NotEnrolled { round: self.id, site }),
+                }
+                self.stage.sites.insert(site.clone(), Turn::Answered(digest));
+                records.push(Record::Answered(site, phase, digest));
+            }
+            Event::Declined(site, why) => match self.stage.sites.get(&site) {
+                Some(Turn::Asked) => {
+                    self.stage.sites.insert(site.clone(), Turn::Gone(why.clone()));
+                    records.push(Record::Declined(site, why));
+                }
+                Some(Turn::Gone(_)) => {}
+                // What it answered stays answered.
+                Some(Turn::Answered(_)) => {
+                    return Err(Refusal::Duplicate { round: self.id, site });
+                }
+                None => return Err(Refusal::NotEnrolled { round: self.id, site }),
+            },
+            Event::Update(site, update) => {
+                return Err(late_or_counted(&AnyRound::Evaluating(self), &site, &update));
+            }
+            Event::Resumed => {
+                self.stage.deadline = now.plus_ms(self.spec.deadline_ms);
+                self.stage.closes = self.stage.closes.map(|_| now.plus_ms(self.spec.grace_ms));
+            }
+            Event::Tick => {}
+            other => return Err(out_of_place(&AnyRound::Evaluating(self), &other)),
+        }
+        Ok(self.settle(records, effects, now))
+    }
+
+    /// Judges when everyone has answered, the grace is over, or the deadline has come. Whether enough have answered is for the
+    /// gates to say.
+    fn settle(mut self, records: Vec<Record>, mut effects: Vec<Effect>, now: Timestamp) -> Step {
+        let sites = &self.stage.sites;
+        let answered = sites.values().filter(|t| matches!(t, Turn::Answered(_))).count();
+        let waiting = sites.values().any(|t| *t == Turn::Asked);
+        if answered >= self.spec.min_sites as usize && self.stage.closes.is_none() {
+            self.stage.closes = Some(now.plus_ms(self.spec.grace_ms));
+        }
+        let grace_over = self.stage.closes.is_some_and(|c| now >= c);
+        if waiting && !grace_over && now < self.stage.deadline {
+            return Step { next: AnyRound::Evaluating(self), records, effects };
+        }
+        let candidate = self.stage.candidate;
+        let stage = Gated { updates: self.stage.updates.clone(), candidate };
+        effects.push(Effect::Judge(candidate));
+        Step { next: AnyRound::Gated(self.into_stage(stage)), records, effects }
     }
 }
 
@@ -993,8 +1125,8 @@ impl Round<Gated> {
                 effects: vec![Effect::Advance],
             }
         } else {
-            let reasons = verdict.reasons;
-            let stage = Rejected { candidate, reasons: reasons.clone() };
+            let Verdict { reasons, on_failure, .. } = verdict;
+            let stage = Rejected { candidate, reasons: reasons.clone(), on_failure };
             Step {
                 next: AnyRound::Rejected(self.into_stage(stage)),
                 records: vec![Record::Rejected(candidate, reasons)],
@@ -1028,6 +1160,8 @@ mod tests {
             attempt: 0,
             masked: false,
             members: Vec::new(),
+            evaluates: false,
+            good: Digest::of(b"base"),
         }
     }
     fn round() -> AnyRound {
@@ -1156,9 +1290,9 @@ mod tests {
                 .chain([(2, Event::Aggregated(Digest::of(b"new")))])
                 .collect(),
         );
-        let pass = Verdict { pass: true, reasons: vec![] };
+        let pass = Verdict::of(vec![]);
         assert_eq!(run(gated.clone(), vec![(3, Event::Judged(pass))]).stage(), "promoted");
-        let fail = Verdict { pass: false, reasons: vec!["why".into()] };
+        let fail = Verdict::of(vec!["why".into()]);
         assert_eq!(run(gated, vec![(3, Event::Judged(fail))]).stage(), "rejected");
     }
 
@@ -1167,6 +1301,66 @@ mod tests {
         let stopped = step(&collecting(), Event::Stop, at(1)).expect("taken").next;
         assert_eq!(stopped.stage(), "failed");
         assert!(step(&stopped, Event::Stop, at(2)).is_err());
+    }
+
+    /// A round whose candidate of sites 1 and 2 is being evaluated.
+    fn evaluating() -> AnyRound {
+        let id = RoundId { study: "s".parse().expect("valid"), number: 1 };
+        let round = AnyRound::planned(id, RoundSpec { evaluates: true, ..spec() });
+        let joins = [1, 2, 3].map(|n| (0, Event::Joined(site(n))));
+        let updates = [1, 2].map(|n| (1, Event::Update(site(n), update(n))));
+        let gone = (2, Event::Declined(site(3), "busy".into()));
+        let candidate = (3, Event::Aggregated(Digest::of(b"new")));
+        let events = [(0, Event::Open)].into_iter().chain(joins).chain(updates);
+        run(round, events.chain([gone, candidate]).collect())
+    }
+
+    #[test]
+    fn a_candidate_is_evaluated_by_those_who_made_it_before_it_is_judged() {
+        let r = evaluating();
+        assert_eq!(
+            (r.stage(), r.updates().len(), r.wakes_at()),
+            ("evaluating", 2, Some(at(1_003)))
+        );
+        let back = step(&r, Event::Joined(site(1)), at(4)).expect("taken");
+        assert_eq!(back.effects, vec![Effect::Ask(site(1))]);
+        let stranger = step(&r, Event::Joined(site(3)), at(4)).expect_err("refused");
+        assert!(matches!(stranger, Refusal::NotEnrolled { .. }));
+        let r = run(r, answers(Phase::Evaluation, &[1], 5));
+        let again = step(&r, answers(Phase::Evaluation, &[1], 5).remove(0).1, at(6));
+        assert!(matches!(again, Err(Refusal::AlreadyCounted(_))));
+        let other = Event::Answered(site(1), Phase::Evaluation, Digest::of(b"other"));
+        assert!(matches!(step(&r, other, at(6)), Err(Refusal::Duplicate { .. })));
+        let wrong = Event::Answered(site(2), Phase::Keys, Digest::of(b"keys"));
+        assert!(matches!(step(&r, wrong, at(6)), Err(Refusal::Late { .. })));
+        let judged = step(&r, answers(Phase::Evaluation, &[2], 7).remove(0).1, at(7));
+        let judged = judged.expect("taken");
+        assert_eq!(judged.effects, vec![Effect::Judge(Digest::of(b"new"))]);
+        assert_eq!(judged.records.len(), 1);
+        assert_eq!(judged.next.owed(), judged.effects);
+        let late = step(&judged.next, answers(Phase::Evaluation, &[2], 8).remove(0).1, at(8));
+        assert!(late.is_err());
+    }
+
+    #[test]
+    fn a_candidate_is_judged_by_what_is_there_when_the_wait_is_over() {
+        // Nobody answers: the gates will miss their figures.
+        let none = step(&evaluating(), Event::Tick, at(1_003)).expect("taken").next;
+        assert_eq!(none.stage(), "gated");
+        let declined = [1, 2].map(|n| (5, Event::Declined(site(n), "no budget".into())));
+        assert_eq!(run(evaluating(), declined.into()).stage(), "gated");
+        // After a restart the time begins anew.
+        let resumed = step(&evaluating(), Event::Resumed, at(2_000)).expect("taken").next;
+        assert_eq!((resumed.stage(), resumed.wakes_at()), ("evaluating", Some(at(3_000))));
+        // Whose update is in the candidate and may not be there ends the round.
+        let revoked = Event::Revoked { site: site(1), keep: false };
+        assert_eq!(step(&evaluating(), revoked, at(5)).expect("taken").next.stage(), "failed");
+        let kept = Event::Revoked { site: site(1), keep: true };
+        let kept = step(&evaluating(), kept, at(5)).expect("taken").next;
+        assert_eq!(
+            (kept.stage(), kept.standing()[0].1.starts_with("declined")),
+            ("evaluating", true)
+        );
     }
 
     fn masked() -> AnyRound {

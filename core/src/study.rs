@@ -9,6 +9,8 @@ use crate::{
         ftrl,
         rdp::{AccountantError, RdpCurve},
     },
+    evaluation::{self, Evaluation},
+    gate,
     id::{Digest, Place, SiteId, StudyId},
     manifest::{Manifest, ManifestError},
     model::{Conv, ModelSpec, Tokens},
@@ -46,6 +48,10 @@ pub struct Study {
     pub rounds: Rounds,
     /// On what ground the data may be used.
     pub governance: Governance,
+    /// How candidates are evaluated on records that are held out, if they are.
+    pub evaluation: Option<Evaluation>,
+    /// What a candidate must show before it becomes a model.
+    pub gates: Vec<gate::Declared>,
 }
 
 /// Witnesses that can stand behind a log at once.
@@ -710,6 +716,24 @@ impl Study {
         Ok(cost)
     }
 
+    /// What the evaluations in `rounds` rounds cost a record. A record is either trained on or held out, and is charged for both
+    /// all the same: this errs on the side of the record.
+    ///
+    /// # Errors
+    /// [`AccountantError`] when an evaluation's cost is not a positive number.
+    pub fn cost_of_evaluations(&self, rounds: u32) -> Result<RdpCurve, AccountantError> {
+        match &self.evaluation {
+            Some(e) => Ok(e.noise.cost()?.times(f64::from(e.times(rounds)))),
+            None => Ok(RdpCurve::zero()),
+        }
+    }
+
+    /// How many classes the label has.
+    #[must_use]
+    pub fn classes(&self) -> u32 {
+        u32::try_from(self.data.label.classes.len()).unwrap_or(u32::MAX)
+    }
+
     /// Everything in this study that contradicts itself; empty when it can run.
     #[must_use]
     pub fn check(&self) -> Vec<Problem> {
@@ -718,9 +742,17 @@ impl Study {
         self.check_model(&mut found);
         self.check_training(&mut found);
         self.check_rounds(&mut found);
+        self.check_evaluation(&mut found);
         self.check_privacy(&mut found);
         self.check_governance(&mut found);
         found.0
+    }
+
+    fn check_evaluation(&self, p: &mut Problems) {
+        let protected = self.privacy.mechanism != Mechanism::None;
+        let (e, classes) = (self.evaluation.as_ref(), self.classes());
+        p.0.extend(e.map_or_else(Vec::new, |e| evaluation::check::settings(e, classes, protected)));
+        p.0.extend(evaluation::check::gates(&self.gates, e, classes));
     }
 
     fn check_governance(&self, p: &mut Problems) {
@@ -1120,7 +1152,8 @@ impl Study {
     fn check_plan(&self, p: &mut Problems) {
         let v = &self.privacy;
         let spent = |rounds: u32| -> Option<f64> {
-            let cost = self.cost_of_rounds(rounds).ok()?.compose(&self.cost_of_joining().ok()?);
+            let training = self.cost_of_rounds(rounds).ok()?.compose(&self.cost_of_joining().ok()?);
+            let cost = training.compose(&self.cost_of_evaluations(rounds).ok()?);
             cost.epsilon(v.delta).ok().map(super::dp::rdp::Epsilon::value)
         };
         let Some(planned) = spent(self.rounds.count) else {

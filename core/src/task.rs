@@ -28,6 +28,8 @@ pub struct TaskHeader {
     pub deadline: Timestamp,
     /// The try of the round and the cohort, where updates travel masked.
     pub masked: Option<(u32, Digest)>,
+    /// The try of the round, where the base is its candidate, and is not to be trained but evaluated on what the site holds out.
+    pub evaluates: Option<u32>,
 }
 
 impl TaskHeader {
@@ -48,7 +50,9 @@ impl TaskHeader {
             ("study_sha256", self.study_sha256.to_string().into()),
             ("v", Canon::Int(1)),
         ];
-        Canon::map(members.into_iter().chain(masked.into_iter().flatten())).to_bytes()
+        let evaluates = self.evaluates.map(|attempt| ("evaluates", attempt.into()));
+        let members = members.into_iter().chain(masked.into_iter().flatten());
+        Canon::map(members.chain(evaluates)).to_bytes()
     }
 
     /// Reads canonical bytes.
@@ -67,6 +71,10 @@ impl TaskHeader {
             deadline: Timestamp::from_millis(c.int("deadline_ms")?),
             masked: match c.member("cohort_sha256") {
                 Some(_) => Some((c.int("attempt")?, c.parsed("cohort_sha256")?)),
+                None => None,
+            },
+            evaluates: match c.member("evaluates") {
+                Some(_) => Some(c.int("evaluates")?),
                 None => None,
             },
         })
@@ -88,9 +96,12 @@ mod tests {
             manifest: Digest::of(b"manifest"),
             deadline: Timestamp::from_millis(5),
             masked: None,
+            evaluates: None,
         };
+        let evaluated = TaskHeader { evaluates: Some(1), ..task.clone() };
         let masked = TaskHeader { masked: Some((2, Digest::of(b"cohort"))), ..task.clone() };
         assert_eq!(TaskHeader::parse(&task.to_bytes()), Ok(task));
         assert_eq!(TaskHeader::parse(&masked.to_bytes()), Ok(masked));
+        assert_eq!(TaskHeader::parse(&evaluated.to_bytes()), Ok(evaluated));
     }
 }

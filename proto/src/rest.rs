@@ -92,7 +92,7 @@ pub struct Study {
 pub struct Round {
     /// Its number, from 1.
     pub round: u32,
-    /// planned, enrolling, collecting, aggregating, gated, promoted, rejected or failed.
+    /// planned, enrolling, collecting, aggregating, evaluating, gated, promoted, rejected or failed.
     pub stage: String,
     /// 0 for the first try.
     pub attempt: u32,

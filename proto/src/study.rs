@@ -4,6 +4,8 @@
 //! are refused, and so are settings that belong to another mechanism, model or algorithm: a setting
 //! that would be ignored is a misunderstanding.
 
+mod evaluation;
+
 use falaj_core::{
     dp::{AdaptiveClipping, Batches, Cyclic, Poisson, Rotation},
     model::Conv,
@@ -83,6 +85,8 @@ struct Yaml {
     cohort: Spanned<CohortYaml>,
     rounds: Spanned<RoundsYaml>,
     governance: Option<Spanned<GovernanceYaml>>,
+    evaluation: Option<Spanned<evaluation::EvaluationYaml>>,
+    gates: Option<Spanned<Vec<Spanned<evaluation::GateYaml>>>>,
 }
 
 #[derive(Deserialize)]
@@ -202,6 +206,13 @@ enum ModelKind {
 enum OneOrMore {
     One(u32),
     More(Vec<u32>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMoreNames {
+    One(String),
+    More(Vec<String>),
 }
 
 #[derive(Deserialize)]
@@ -481,6 +492,8 @@ impl Reader<'_> {
         };
         let privacy = self.privacy(&y.privacy);
         let (training, cohort) = (self.training(&y.training), self.cohort(&y.cohort.value));
+        let evaluation = self.evaluation(y.evaluation.as_ref());
+        let gates = self.gates(y.gates.as_ref(), evaluation.as_ref());
         let mut study = Study {
             purpose: y.purpose.clone(),
             data: self.data(&y.data.value),
@@ -491,6 +504,8 @@ impl Reader<'_> {
             cohort,
             rounds: self.rounds(&y.rounds.value),
             governance: self.governance(y.governance.as_ref()),
+            evaluation,
+            gates,
             id: id?,
         };
         study.sealing = self.sealing(y.sealing.as_ref(), &study);

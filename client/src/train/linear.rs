@@ -101,4 +101,24 @@ impl Trainer for Linear {
             .map(|row| logits_of(params, features, classes, records.row(row)))
             .collect())
     }
+
+    fn input_gradients(
+        &self,
+        records: &Batch,
+        model: &ModelSpec,
+        params: &[f32],
+    ) -> Result<Vec<f32>, TrainError> {
+        let (features, classes) = sizes(model, params)?;
+        let mut out = vec![0.0; records.rows() * features];
+        for (row, out) in out.chunks_mut(features.max(1)).enumerate() {
+            let mut g = logits_of(params, features, classes, records.row(row));
+            softmax(&mut g);
+            g[records.labels[row] as usize] -= 1.0;
+            for (c, g) in g.iter().enumerate() {
+                let weights = &params[c * features..(c + 1) * features];
+                out.iter_mut().zip(weights).for_each(|(o, w)| *o += g * w);
+            }
+        }
+        Ok(out)
+    }
 }

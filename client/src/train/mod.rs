@@ -162,6 +162,17 @@ pub trait Trainer: Send + Sync {
         model: &ModelSpec,
         params: &[f32],
     ) -> Result<Vec<Vec<f32>>, TrainError>;
+
+    /// How each row's loss moves with its inputs: as many numbers as the batch has features.
+    ///
+    /// # Errors
+    /// [`TrainError`]: also where inputs are codes, which nothing can be moved by a little.
+    fn input_gradients(
+        &self,
+        records: &crate::data::Batch,
+        model: &ModelSpec,
+        params: &[f32],
+    ) -> Result<Vec<f32>, TrainError>;
 }
 
 /// The trainer that a configuration asks for, and what a model needs.
@@ -195,7 +206,6 @@ pub fn built() -> Vec<String> {
 /// Where chance comes from: a cryptographic generator, keyed by the operating system for each use.
 pub struct Chance {
     rng: ChaCha20Rng,
-    #[cfg(test)]
     spare: Option<f64>,
 }
 
@@ -213,11 +223,7 @@ impl Chance {
 
     /// From a key. The same key gives the same chance: nothing that leaves a site may use one twice.
     pub(crate) fn keyed(key: [u8; 32]) -> Self {
-        Self {
-            rng: ChaCha20Rng::from_seed(key),
-            #[cfg(test)]
-            spare: None,
-        }
+        Self { rng: ChaCha20Rng::from_seed(key), spare: None }
     }
 
     /// The same chance every time: for tests, and absent from release builds.
@@ -235,7 +241,7 @@ impl Chance {
     }
 
     /// Uniform in [0, 1).
-    fn unit(&mut self) -> f64 {
+    pub(crate) fn unit(&mut self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
         let unit = (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
         unit
@@ -251,9 +257,8 @@ impl Chance {
         sampling.draw(rows, || self.unit())
     }
 
-    /// A standard normal draw (polar method of Marsaglia and Bray 1964), for test data: what protects
-    /// records is drawn exactly, in [`step`].
-    #[cfg(test)]
+    /// A standard normal draw (polar method of Marsaglia and Bray 1964), to perturb records with and for test data: what
+    /// protects records is drawn exactly, in [`step`].
     pub(crate) fn normal(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;

@@ -285,7 +285,9 @@ fn study_plan(study: &Study) -> Result<Value> {
     let epsilon = if study.privacy.mechanism == Mechanism::None {
         None
     } else {
-        let cost = study.cost_of_rounds(study.rounds.count)?.compose(&study.cost_of_joining()?);
+        let rounds = study.rounds.count;
+        let training = study.cost_of_rounds(rounds)?.compose(&study.cost_of_joining()?);
+        let cost = training.compose(&study.cost_of_evaluations(rounds)?);
         Some(cost.epsilon(study.privacy.delta)?.value())
     };
     Ok(json!({

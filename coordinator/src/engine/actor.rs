@@ -5,7 +5,7 @@
 //! committed stage, so a kill between any two of the verbs loses nothing and counts nothing twice.
 
 use super::{
-    Answer, Arrived, Engine, Mail, Meta, SignedReceipt, View,
+    Answer, Arrived, Engine, Mail, Meta, SignedReceipt, View, evaluation,
     exchange::{self, Exchange},
     leaving::Leaving,
     problem_of, update_ref,
@@ -25,9 +25,11 @@ use falaj_core::{
     aggregate::Accumulator,
     audit::{Actor as Who, Draft, Kind},
     dp::Rotation,
-    gate::{self, Gate, Metrics as GateMetrics},
+    gate::{self, Facts, Gate, OnFailure},
     id::{Digest, RoundId, SiteId},
-    round::{AnyRound, Effect, Event, FailReason, Record, Refusal, RoundSpec, UpdateRef, step},
+    round::{
+        AnyRound, Effect, Event, FailReason, Phase, Record, Refusal, RoundSpec, UpdateRef, step,
+    },
     study::Mechanism,
     task::{self, TaskHeader},
     time::Timestamp,
@@ -276,6 +278,12 @@ impl Actor {
         let named = study.cohort.sites.len();
         let expected = if named > 0 { named } else { here.count() };
         let expected = u32::try_from(expected).unwrap_or(0).min(study.sites_max());
+        let evaluation = study.evaluation.as_ref();
+        let good = match &self.round {
+            Some((AnyRound::Promoted(r), _)) if r.spec.evaluates => r.stage.model,
+            Some((round, _)) => round.spec().good,
+            None => base,
+        };
         let spec = RoundSpec {
             base,
             min_sites: study.cohort.min_sites,
@@ -286,6 +294,8 @@ impl Actor {
             attempt,
             masked: self.is_masked(),
             members: Vec::new(),
+            evaluates: evaluation.is_some_and(|e| e.is_due(number, study.rounds.count)),
+            good,
         };
         let planned = AnyRound::planned(RoundId { study: study.id.clone(), number }, spec);
         let before = self.round.replace((planned, 0));
@@ -384,21 +394,27 @@ impl Actor {
         let (round, spec, deadline) = match &self.round {
             Some((AnyRound::Collecting(r), _)) => (&r.id, &r.spec, r.stage.deadline),
             Some((AnyRound::Exchanging(r), _)) => (&r.id, &r.spec, r.stage.deadline),
+            Some((AnyRound::Evaluating(r), _)) => (&r.id, &r.spec, r.stage.deadline),
             _ => return Ok(()),
         };
-        let (round, base, attempt) = (round.clone(), spec.base, spec.attempt);
-        let (mut masked, mut members) = (None, Vec::new());
-        if spec.masked {
+        let (round, mut base, attempt) = (round.clone(), spec.base, spec.attempt);
+        let (mut masked, mut evaluates, mut members) = (None, None, Vec::new());
+        if let Some((AnyRound::Evaluating(r), _)) = &self.round {
+            (base, evaluates) = (r.stage.candidate, Some(attempt));
+        } else if spec.masked {
             let exchange = self.exchange().await?;
             masked = Some((attempt, exchange.digest()));
             members = exchange.certificates();
         }
         let mechanism = self.meta.study.privacy.mechanism.as_str();
         let study = &self.meta.study.id;
-        let draft = Draft::new(Kind::TaskSent)
+        let mut draft = Draft::new(Kind::TaskSent)
             .round(&round)
             .text("site", &site.to_string())
             .digest("base_sha256", &base);
+        if evaluates.is_some() {
+            draft = draft.text("asks_for", Phase::Evaluation.as_str());
+        }
         let resource = Resource::Study(study, mechanism);
         let granted =
             self.engine.grant(site.spiffe().into(), Action::TaskGet, &resource, draft).await;
@@ -416,6 +432,7 @@ impl Actor {
             manifest: self.meta.manifest.digest(),
             deadline,
             masked,
+            evaluates,
         }
         .to_bytes();
         let signature = self
@@ -492,6 +509,9 @@ impl Actor {
     /// Pushes what the round wants of a site in this stage.
     async fn ask(&mut self, site: &SiteId) -> Result<(), Failed> {
         let Some((round, _)) = self.round.clone() else { return Ok(()) };
+        if matches!(round, AnyRound::Evaluating(_)) {
+            return self.send_task(site).await;
+        }
         let Some((phase, messages)) = self.exchange().await?.question(&round, site) else {
             return Ok(());
         };
@@ -530,6 +550,37 @@ impl Actor {
             Err(Refusal::AlreadyCounted(_)) => return Ok(()),
             Err(r) => return Err(refusal(&r)),
         }
+        let described = |entry: Draft| {
+            entry.text("action", Action::UpdateSend.as_str()).decided(
+                true,
+                &decision.policies,
+                &decision.policy_set,
+            )
+        };
+        if let AnyRound::Evaluating(r) = open {
+            let asked = evaluation::asked(&self.meta, r, &site);
+            let key = peer.identity()?.public_key;
+            let told = evaluation::check(&self.meta, &asked, &key, &messages)?;
+            let (row_site, bytes) = (site.clone(), packed.len() as u64);
+            let row = ExchangeRow {
+                round,
+                attempt,
+                phase: phase.as_str().into(),
+                site,
+                messages: packed,
+            };
+            let rows = vec![Change::Exchange(row)];
+            let entry = |draft: Draft| described(told.describe(draft));
+            let (name, epsilon) = (row_site, told.header.epsilon.clone());
+            return match self.apply_with(event, &peer.actor, rows, entry).await {
+                Ok(_) => {
+                    self.viewing.send_modify(|v| note_update(v, &name, &epsilon, bytes));
+                    Ok(())
+                }
+                Err(Failed::Refused(r)) => Err(refusal(&r)),
+                Err(Failed::Commit(e)) => Err(problem_of(&e)),
+            };
+        }
         let taken = match self.exchange().await {
             Ok(exchange) => exchange.take(phase, &site, &messages),
             Err(Failed::Refused(r)) => return Err(refusal(&r)),
@@ -538,13 +589,6 @@ impl Actor {
         taken.map_err(|e| Code::Malformed.because(format!("the answer is not taken: {e}")))?;
         let row =
             ExchangeRow { round, attempt, phase: phase.as_str().into(), site, messages: packed };
-        let described = |entry: Draft| {
-            entry.text("action", Action::UpdateSend.as_str()).decided(
-                true,
-                &decision.policies,
-                &decision.policy_set,
-            )
-        };
         let rows = vec![Change::Exchange(row)];
         let Err(failed) = self.apply_with(event, &peer.actor, rows, described).await else {
             return Ok(());
@@ -709,21 +753,30 @@ impl Actor {
         // While witnesses were waited for somebody may have been revoked.
         self.leave().await?;
         let Some((AnyRound::Gated(round), _)) = &self.round else { return Ok(()) };
-        let behind = u32::try_from(stood.len()).unwrap_or(u32::MAX);
+        let (round, behind) = (round.clone(), u32::try_from(stood.len()).unwrap_or(u32::MAX));
+        let meta = self.meta.clone();
         // Aggregation refuses a candidate with a parameter that is not finite.
-        let metrics = GateMetrics::of(round.stage.updates.values(), true, behind);
+        let mut facts = Facts::of(round.stage.updates.values(), true, behind);
+        facts.epsilon = {
+            let view = self.viewing.borrow();
+            let spent = round.stage.updates.keys().filter_map(|site| view.epsilon.get(site.name()));
+            spent.copied().reduce(f64::max)
+        };
+        let facts = evaluation::facts(&self.engine.parts().store, &meta, &round, facts).await?;
         let mut gates = vec![Gate::Participation { min_sites: round.spec.min_sites }, Gate::Finite];
-        gates.extend(self.meta.study.governance.witnesses.map(Gate::Witnesses));
-        let verdict = gate::judge(&metrics, &gates);
+        gates.extend(meta.study.governance.witnesses.map(Gate::Witnesses));
+        gates.extend(meta.study.gates.iter().cloned().map(Gate::Declared));
+        let verdict = gate::judge(&facts, &gates);
         let (study, number) = (round.id.study.clone(), round.id.number);
         let tried = (number, round.spec.attempt);
-        let pass = verdict.pass;
+        let (pass, said) = (verdict.pass, evaluation::said(&facts, &verdict));
         let model = ModelRow { study, number, sha256: candidate, published: clock::now() };
         let rows = if pass { vec![Change::Model(model)] } else { Vec::new() };
         let event = Event::Judged(verdict);
         let named = |draft: Draft| {
             let lines = stood.iter().map(|(witness, entries)| format!("{entries} {witness}"));
-            if stood.is_empty() { draft } else { draft.texts("witnesses", lines) }
+            let draft = if stood.is_empty() { draft } else { draft.texts("witnesses", lines) };
+            said.into_iter().fold(draft, |draft, (name, lines)| draft.texts(name, lines))
         };
         let committed = self.apply_with(event, &Who::default(), rows, named).await?;
         if let Some(wanted) = self.meta.study.governance.witnesses {
@@ -812,6 +865,15 @@ impl Actor {
                 Some(("stopped", Kind::StudyStopped, None))
             }
             AnyRound::Failed(r) => again(format!("round {number}: {}", r.stage.reason)),
+            AnyRound::Rejected(r) if r.stage.on_failure == OnFailure::Stop => {
+                let why =
+                    format!("a gate ended it in round {number}: {}", r.stage.reasons.join("; "));
+                Some(("finished", Kind::StudyFinished, Some(why)))
+            }
+            AnyRound::Rejected(r) if r.stage.on_failure == OnFailure::RollBack => {
+                let (good, why) = (r.spec.good, r.stage.reasons.join("; "));
+                return self.roll_back(number, good, why).await;
+            }
             AnyRound::Rejected(r) => {
                 let why = format!("round {number}: {}", r.stage.reasons.join("; "));
                 match self.unwitnessed.filter(|u| u.round == (number, attempt)) {
@@ -829,6 +891,18 @@ impl Actor {
         let Some((state, kind, reason)) = end else {
             return self.open(number, attempt + 1, round.spec().base).await;
         };
+        self.end(state, kind, number, reason).await
+    }
+
+    /// Ends the study.
+    async fn end(
+        &mut self,
+        state: &'static str,
+        kind: Kind,
+        number: u32,
+        reason: Option<String>,
+    ) -> Result<(), Failed> {
+        let study = self.meta.study.clone();
         let mut draft = Draft::new(kind)
             .study(&study.id)
             .count("round", u64::from(number))
@@ -853,6 +927,30 @@ impl Actor {
         });
         self.send_event(None, message);
         Ok(())
+    }
+
+    /// Goes on from the last model that passed every gate: with the next round, or, after the last one, not at all.
+    async fn roll_back(&mut self, number: u32, good: Digest, why: String) -> Result<(), Failed> {
+        let study = self.meta.study.clone();
+        if self.viewing.borrow().model != good {
+            let round = RoundId { study: study.id.clone(), number };
+            let draft = Draft::new(Kind::ModelRolledBack)
+                .round(&round)
+                .digest("from_sha256", &self.viewing.borrow().model)
+                .digest("model_sha256", &good)
+                .text("reason", &why);
+            let published = clock::now();
+            let model = ModelRow { study: study.id.clone(), number, sha256: good, published };
+            let rows = vec![Change::Model(model)];
+            self.commit(Commit { round: None, rows, entries: vec![draft] }).await?;
+            self.viewing.send_modify(|v| v.model = good);
+            self.send_event(None, format!("rolled back to model {good}"));
+        }
+        if number < study.rounds.count {
+            return self.open(number + 1, 0, good).await;
+        }
+        let why = format!("a gate rolled it back in its last round, {number}: {why}");
+        self.end("finished", Kind::StudyFinished, number, Some(why)).await
     }
 
     // ---- mail ----
@@ -1010,6 +1108,10 @@ impl Actor {
                 .digest("payload_sha256", &u.payload)
                 .digest("header_sha256", &u.header)
                 .count("weight", u64::from(u.weight)),
+            Record::Answered(site, Phase::Evaluation, digest) => about(Kind::EvaluationAccepted)
+                .actor(who)
+                .text("site", &site.to_string())
+                .digest("messages_sha256", digest),
             Record::Answered(site, phase, digest) => about(Kind::ExchangeAnswered)
                 .actor(who)
                 .text("site", &site.to_string())

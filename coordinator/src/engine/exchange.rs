@@ -42,7 +42,7 @@ pub(super) fn pack(messages: &[Bytes]) -> Vec<u8> {
     out
 }
 
-fn unpack(bytes: &[u8]) -> Option<Vec<Bytes>> {
+pub(super) fn unpack(bytes: &[u8]) -> Option<Vec<Bytes>> {
     let (mut rest, mut out) = (bytes, Vec::new());
     while !rest.is_empty() {
         let (length, after) = rest.split_first_chunk::<8>()?;
@@ -180,6 +180,8 @@ impl Exchange {
                 sender(reveal.from())?;
                 self.collector.reveal(&reveal)?;
             }
+            // These are no secrets of the masked sum's.
+            Phase::Evaluation => return Err(MessageError::Kind),
         }
         Ok(())
     }
@@ -214,6 +216,7 @@ impl Exchange {
                     (Phase::Lists.as_str(), vec![list.into()])
                 }
                 Phase::Reveals => (Phase::Reveals.as_str(), self.confirmations.clone()),
+                Phase::Evaluation => return None,
             },
             AnyRound::Collecting(_) => {
                 ("update", self.envelopes.get(&own).cloned().unwrap_or_default())

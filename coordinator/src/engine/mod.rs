@@ -4,6 +4,7 @@
 //! what everybody else holds: submit, stop, look, connect, send.
 
 mod actor;
+pub(crate) mod evaluation;
 mod exchange;
 pub(crate) use actor::refusal;
 pub use exchange::MESSAGES_MAX;
@@ -157,6 +158,17 @@ impl Handle {
     #[must_use]
     pub fn view(&self) -> View {
         self.view.borrow().clone()
+    }
+
+    /// The candidate that this site is asked to evaluate now.
+    #[must_use]
+    pub fn asks_to_evaluate(&self, site: &SiteId) -> Option<Digest> {
+        match &self.view.borrow().round {
+            Some(AnyRound::Evaluating(r)) if r.stage.sites.contains_key(site) => {
+                Some(r.stage.candidate)
+            }
+            _ => None,
+        }
     }
 
     /// What happens to it from now on. It ends with the study.

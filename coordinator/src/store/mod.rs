@@ -442,6 +442,14 @@ impl Store {
         ask!(self, exchanges, round, attempt).into_iter().map(ExchangeRow::try_from).collect()
     }
 
+    /// What sites counted about a study's candidates, round by round.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn evaluations(&self, study: &StudyId) -> Result<Vec<ExchangeRow>, StoreError> {
+        ask!(self, evaluations, study).into_iter().map(ExchangeRow::try_from).collect()
+    }
+
     /// Every model of a study, in order.
     ///
     /// # Errors

@@ -2,10 +2,11 @@
 
 use super::{Shard, StoreError};
 use falaj_core::{
+    gate::OnFailure,
     id::{Digest, RoundId, SiteId, StudyId},
     round::{
-        Aggregating, AnyRound, Collecting, Enrolling, Exchanging, FailReason, Failed, Gated, Phase,
-        Planned, Promoted, Rejected, Round, RoundSpec, Seat, Turn, UpdateRef,
+        Aggregating, AnyRound, Collecting, Enrolling, Evaluating, Exchanging, FailReason, Failed,
+        Gated, Phase, Planned, Promoted, Rejected, Round, RoundSpec, Seat, Turn, UpdateRef,
     },
     time::Timestamp,
 };
@@ -267,6 +268,10 @@ struct RoundJson {
     masked: bool,
     #[serde(default)]
     members: Vec<String>,
+    #[serde(default)]
+    evaluates: bool,
+    /// Absent in rounds of before there was evaluation: whatever they start from is good.
+    good: Option<String>,
     stage: StageJson,
 }
 
@@ -294,6 +299,13 @@ enum StageJson {
     Aggregating {
         updates: BTreeMap<String, UpdateJson>,
     },
+    Evaluating {
+        updates: BTreeMap<String, UpdateJson>,
+        candidate: String,
+        sites: BTreeMap<String, TurnJson>,
+        deadline: i64,
+        closes: Option<i64>,
+    },
     Gated {
         updates: BTreeMap<String, UpdateJson>,
         candidate: String,
@@ -305,6 +317,8 @@ enum StageJson {
     Rejected {
         candidate: String,
         reasons: Vec<String>,
+        #[serde(default)]
+        on_failure: String,
     },
     Failed {
         reason: FailJson,
@@ -432,6 +446,13 @@ pub(super) fn write_round(round: &AnyRound) -> String {
         AnyRound::Aggregating(r) => {
             StageJson::Aggregating { updates: write_updates(&r.stage.updates) }
         }
+        AnyRound::Evaluating(r) => StageJson::Evaluating {
+            updates: write_updates(&r.stage.updates),
+            candidate: r.stage.candidate.to_string(),
+            sites: write_turns(&r.stage.sites),
+            deadline: r.stage.deadline.as_millis(),
+            closes: r.stage.closes.map(Timestamp::as_millis),
+        },
         AnyRound::Gated(r) => StageJson::Gated {
             updates: write_updates(&r.stage.updates),
             candidate: r.stage.candidate.to_string(),
@@ -443,6 +464,7 @@ pub(super) fn write_round(round: &AnyRound) -> String {
         AnyRound::Rejected(r) => StageJson::Rejected {
             candidate: r.stage.candidate.to_string(),
             reasons: r.stage.reasons.clone(),
+            on_failure: r.stage.on_failure.as_str().to_owned(),
         },
         AnyRound::Failed(r) => StageJson::Failed {
             reason: match &r.stage.reason {
@@ -466,6 +488,8 @@ pub(super) fn write_round(round: &AnyRound) -> String {
         attempt: spec.attempt,
         masked: spec.masked,
         members: spec.members.iter().map(ToString::to_string).collect(),
+        evaluates: spec.evaluates,
+        good: Some(spec.good.to_string()),
         stage,
     };
     serde_json::to_string(&json).expect("invariant: a round is JSON")
@@ -485,9 +509,15 @@ pub(super) fn read_round(id: RoundId, text: &str) -> Result<AnyRound, StoreError
         attempt: json.attempt,
         masked: json.masked,
         members: json.members.iter().map(|m| parsed(m)).collect::<Result<_, _>>()?,
+        evaluates: json.evaluates,
+        good: parsed(json.good.as_deref().unwrap_or(&json.base))?,
     };
+    read_stage(id, spec, json.stage)
+}
+
+fn read_stage(id: RoundId, spec: RoundSpec, stage: StageJson) -> Result<AnyRound, StoreError> {
     let at = Timestamp::from_millis;
-    Ok(match json.stage {
+    Ok(match stage {
         StageJson::Planned => AnyRound::Planned(Round { id, spec, stage: Planned }),
         StageJson::Enrolling { sites, deadline, closes } => {
             let sites = read_seats(&sites)?;
@@ -511,6 +541,13 @@ pub(super) fn read_round(id: RoundId, text: &str) -> Result<AnyRound, StoreError
             let stage = Aggregating { updates: read_updates(&updates)? };
             AnyRound::Aggregating(Round { id, spec, stage })
         }
+        StageJson::Evaluating { updates, candidate, sites, deadline, closes } => {
+            let (sites, updates) = (read_turns(&sites)?, read_updates(&updates)?);
+            let (deadline, closes) = (at(deadline), closes.map(at));
+            let candidate = parsed(&candidate)?;
+            let stage = Evaluating { updates, candidate, sites, deadline, closes };
+            AnyRound::Evaluating(Round { id, spec, stage })
+        }
         StageJson::Gated { updates, candidate } => {
             let updates = read_updates(&updates)?;
             let stage = Gated { updates, candidate: parsed(&candidate)? };
@@ -520,8 +557,9 @@ pub(super) fn read_round(id: RoundId, text: &str) -> Result<AnyRound, StoreError
             let stage = Promoted { updates: read_updates(&updates)?, model: parsed(&model)? };
             AnyRound::Promoted(Round { id, spec, stage })
         }
-        StageJson::Rejected { candidate, reasons } => {
-            let stage = Rejected { candidate: parsed(&candidate)?, reasons };
+        StageJson::Rejected { candidate, reasons, on_failure } => {
+            let on_failure = OnFailure::find(&on_failure).unwrap_or_default();
+            let stage = Rejected { candidate: parsed(&candidate)?, reasons, on_failure };
             AnyRound::Rejected(Round { id, spec, stage })
         }
         StageJson::Failed { reason } => {

@@ -149,6 +149,8 @@ fn planned(number: u32, attempt: u32, base: Digest) -> AnyRound {
         attempt,
         masked: false,
         members: Vec::new(),
+        evaluates: false,
+        good: Digest::of(b"base"),
     };
     AnyRound::planned(RoundId { study: "sim".parse().expect("a study"), number }, spec)
 }
@@ -254,9 +256,7 @@ impl World {
                     }
                     self.settled(Event::Aggregated(Digest::of(&sum)))
                 }
-                Effect::Judge(_) => {
-                    self.settled(Event::Judged(Verdict { pass: true, reasons: Vec::new() }))
-                }
+                Effect::Judge(_) => self.settled(Event::Judged(Verdict::of(Vec::new()))),
                 Effect::Advance => self.advance(),
             };
             if !done {

@@ -130,7 +130,9 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::CertificateRenewed | Kind::SiteJoined | Kind::SiteDeclined => {
             (ApiActivity, UPDATE, Informational, true)
         }
-        Kind::ExchangeAnswered | Kind::UpdateAccepted => (ApiActivity, CREATE, Informational, true),
+        Kind::ExchangeAnswered | Kind::EvaluationAccepted | Kind::UpdateAccepted => {
+            (ApiActivity, CREATE, Informational, true)
+        }
         Kind::UpdateDuplicate => (ApiActivity, OTHER, Informational, true),
         Kind::EnrolmentRefused | Kind::UpdateRefused => (ApiActivity, CREATE, Medium, false),
         Kind::TaskSent | Kind::ModelRead | Kind::AdminRead => {
@@ -156,9 +158,11 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::RoundOpened | Kind::RoundClosed | Kind::CheckpointStamped | Kind::ReportStamped => {
             (Base, OTHER, Informational, true)
         }
-        Kind::StudyFailed | Kind::RoundFailed | Kind::ModelRejected | Kind::AlertRaised => {
-            (Base, OTHER, Medium, false)
-        }
+        Kind::StudyFailed
+        | Kind::RoundFailed
+        | Kind::ModelRejected
+        | Kind::ModelRolledBack
+        | Kind::AlertRaised => (Base, OTHER, Medium, false),
     };
     Shape { class, activity, severity, success }
 }

@@ -9,6 +9,7 @@
 
 pub mod answer;
 pub mod cells;
+pub mod check;
 pub mod figures;
 pub mod holdout;
 mod jet;

@@ -85,6 +85,7 @@ impl Charts {
             | Kind::StudyStopped
             | Kind::ModelPublished
             | Kind::ModelRejected
+            | Kind::ModelRolledBack
             | Kind::RoundFailed
             | Kind::ErasurePerformed
             | Kind::ErasureRefused

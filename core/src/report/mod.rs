@@ -214,6 +214,7 @@ impl<'a> Seen<'a> {
                 | Kind::LogExported
                 | Kind::UpdateAccepted
                 | Kind::ExchangeAnswered
+                | Kind::EvaluationAccepted
                 | Kind::StudySubmitted
         )
     }

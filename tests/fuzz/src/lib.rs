@@ -20,6 +20,7 @@ use falaj_core::{
     audit::{Entry, objects},
     canon::{Canon, Document},
     egress,
+    evaluation::answer::EvaluationHeader,
     id::{Digest, Place, SpiffeId},
     ledger::{Ledger, OtherPeople},
     manifest::Manifest,
@@ -195,6 +196,8 @@ fn signed(data: &[u8]) {
     again("receipt", receipt(data), &receipt);
     let task = |b: &[u8]| TaskHeader::parse(b).ok().map(|t| t.to_bytes());
     again("task", task(data), &task);
+    let counted = |b: &[u8]| EvaluationHeader::parse(b).ok().map(|h| h.to_bytes());
+    again("evaluation", counted(data), &counted);
     let others = |b: &[u8]| OtherPeople::parse(b).ok().map(|o| o.to_bytes());
     again("statement", others(data), &others);
     let manifest = |b: &[u8]| Manifest::parse(b).ok().map(|m| m.to_bytes());

@@ -9,6 +9,7 @@ use falaj_certs::{
     trust::spki_sha256,
 };
 use falaj_core::{
+    evaluation::answer::EvaluationHeader,
     id::{Digest, RoundId, SiteId},
     ledger::{Event, HEAD_CONTEXT, Ledger, OtherPeople, head_bytes},
     manifest::{Manifest, TensorSpec},
@@ -152,6 +153,20 @@ pub(crate) fn signed() -> Vec<Vec<u8>> {
         manifest: digest,
         deadline: at,
         masked: Some((1, digest)),
+        evaluates: None,
+    };
+    let evaluated = TaskHeader { masked: None, evaluates: Some(1), ..task.clone() };
+    let counted = EvaluationHeader {
+        round: round(),
+        attempt: 1,
+        site: site(),
+        study_sha256: digest,
+        candidate: digest,
+        counts: digest,
+        cells: 104,
+        noise: "laplace".into(),
+        epsilon: "1.25".into(),
+        ledger: digest,
     };
     let others = OtherPeople {
         site: site(),
@@ -165,6 +180,8 @@ pub(crate) fn signed() -> Vec<Vec<u8>> {
         header().to_bytes(),
         receipt.to_bytes(),
         task.to_bytes(),
+        evaluated.to_bytes(),
+        counted.to_bytes(),
         others.to_bytes(),
         manifest.to_bytes(),
     ]

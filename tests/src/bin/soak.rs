@@ -57,9 +57,15 @@ fn soak(minutes: u64) -> Result<()> {
 fn learn(school: &mut School, minutes: u64) -> Result<()> {
     let started = Instant::now();
     let end = started + Duration::from_secs(minutes * 60);
-    // What is measured begins when everything has happened once.
+    // What is measured begins when everything has happened once, and caches have had a tenth of the time to fill.
     school.learn_until(|s| s.each_renewed(2))?;
-    school.rotate()?;
+    let warm = started + Duration::from_secs(minutes * 60 / 10);
+    loop {
+        school.rotate()?;
+        if Instant::now() >= warm {
+            break;
+        }
+    }
     let before = all(school)?;
     let tell = |school: &mut School, now: &[Has]| -> Result<()> {
         println!("{:>4} min: {}", started.elapsed().as_secs() / 60, school.told()?);

@@ -6,6 +6,7 @@ mod canary;
 mod crash;
 mod enrolment;
 mod erasure;
+mod evaluation;
 mod evidence;
 mod ftrl;
 mod identity;

@@ -10,7 +10,7 @@ use super::{Chance, Outcome, Plan, TrainError, Trainer, batches::Turns, cuda, st
 use crate::{config::TrainConfig, data::Batch, guard::LocalBatch};
 use falaj_core::{
     manifest::{Manifest, ManifestError, TensorSpec},
-    model::{Layer, ModelSpec},
+    model::{Layer, ModelSpec, Tokens},
 };
 use std::ops::Range;
 use tape::Tape;
@@ -235,6 +235,37 @@ impl Trainer for Torch {
         }
         Ok(out)
     }
+
+    fn input_gradients(
+        &self,
+        records: &Batch,
+        model: &ModelSpec,
+        params: &[f32],
+    ) -> Result<Vec<f32>, TrainError> {
+        if matches!(model, ModelSpec::Transformer { tokens: Tokens::Codes { .. }, .. }) {
+            let what = "inputs that are codes cannot be moved by a little";
+            return Err(TrainError::Library(what.into()));
+        }
+        let (layers, manifest) = Self::shapes(model, params)?;
+        let tensors = self.tensors(&manifest, params)?;
+        let rows: Vec<usize> = (0..records.rows()).collect();
+        let mut out = vec![0.0; records.rows() * records.width];
+        let passes = rows.chunks(pass_rows(model, &layers));
+        let mut at = 0;
+        for pass in passes {
+            let (x, y) = self.inputs(records, pass, model)?;
+            let x = x.f_detach()?.f_set_requires_grad(true)?;
+            let mut tape = Tape::new(&layers, &tensors, self.compute, None);
+            let logits = nets::forward(model, &mut tape, &x)?.f_to_kind(Kind::Float)?;
+            let none: Option<Tensor> = None;
+            let loss = logits.f_cross_entropy_loss(&y, none, Reduction::Sum, -100, 0.0)?;
+            let gradients = Tensor::f_run_backward(&[&loss], &[&x], false, false)?;
+            let values = pass.len() * records.width;
+            flat(&gradients, &mut out[at..at + values])?;
+            at += values;
+        }
+        Ok(out)
+    }
 }
 
 /// Records that one pass takes in bounded memory.
@@ -283,7 +314,7 @@ impl Torch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use falaj_core::model::{Conv, Tokens};
+    use falaj_core::model::Conv;
 
     fn cpu() -> Torch {
         Torch::new(&TrainConfig { device: "cpu".into(), ..TrainConfig::default() }).expect("a CPU")
@@ -295,6 +326,52 @@ mod tests {
         let features = (0..rows * width).map(|_| chance.normal() as f32).collect();
         let labels = (0..rows).map(|r| u32::try_from(r).expect("small") % classes).collect();
         Batch { features, labels, width }
+    }
+
+    /// The loss's derivative by each input, against the difference of losses a little way apart.
+    #[test]
+    fn gradients_by_inputs_are_those_of_small_steps() {
+        let conv = vec![Conv { filters: 3, kernel: 2, stride: 1, pool: 1, groups: 0 }];
+        let cnn = ModelSpec::Cnn { height: 3, width: 4, channels: 1, conv, hidden: 5, classes: 3 };
+        let tokens = Tokens::Columns { features: 12 };
+        let (width, heads, blocks) = (8, 2, 1);
+        let transformer =
+            ModelSpec::Transformer { tokens, width, heads, blocks, feed_forward: 8, classes: 3 };
+        let mlp = ModelSpec::Mlp { features: 12, hidden: vec![6], classes: 3 };
+        for model in [ModelSpec::Logistic { features: 12, classes: 3 }, mlp, cnn, transformer] {
+            let batch = records(5, 12, 3);
+            let params = model.init([3; 32]).expect("a model");
+            let slopes = cpu().input_gradients(&batch, &model, &params).expect("slopes");
+            assert_eq!(slopes.len(), batch.features.len());
+            let losses = |batch: &Batch| -> Vec<f64> {
+                let logits = cpu().logits(batch, &model, &params).expect("logits");
+                let loss = |(row, mut p): (usize, Vec<f32>)| {
+                    crate::train::linear::softmax(&mut p);
+                    -f64::from(p[batch.labels[row] as usize]).ln()
+                };
+                logits.into_iter().enumerate().map(loss).collect()
+            };
+            for input in [0, 5, 11] {
+                let step = |by: f32| {
+                    let mut moved = batch.clone();
+                    (0..5).for_each(|row| moved.features[row * 12 + input] += by);
+                    losses(&moved)
+                };
+                let (up, down) = (step(5e-3), step(-5e-3));
+                for row in 0..5 {
+                    let slope = (up[row] - down[row]) / 1e-2;
+                    let ours = f64::from(slopes[row * 12 + input]);
+                    // Where an activation bends in between, both are right.
+                    assert!((slope - ours).abs() < 0.05, "{model:?} {row} {input}: {slope} {ours}");
+                }
+            }
+        }
+        let tokens = Tokens::Codes { length: 12, vocabulary: 4 };
+        let codes =
+            ModelSpec::Transformer { tokens, width, heads, blocks, feed_forward: 8, classes: 3 };
+        let params = codes.init([3; 32]).expect("a model");
+        let refused = cpu().input_gradients(&records(5, 12, 3), &codes, &params);
+        assert!(refused.expect_err("refused").to_string().contains("codes cannot be moved"));
     }
 
     const CLIP: f64 = 0.7;

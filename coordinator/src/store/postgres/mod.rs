@@ -122,6 +122,16 @@ pub(super) async fn exchanges(
         .await?)
 }
 
+pub(super) async fn evaluations(
+    pool: &PgPool,
+    study: &StudyId,
+) -> Result<Vec<ExchangeColumns>, StoreError> {
+    Ok(sqlx::query_as("SELECT study, number, attempt, phase, site, messages FROM exchanges WHERE study = $1 AND phase = 'evaluation' ORDER BY number, attempt, site")
+        .bind(study.as_str())
+        .fetch_all(pool)
+        .await?)
+}
+
 pub(super) async fn models(
     pool: &PgPool,
     study: &StudyId,

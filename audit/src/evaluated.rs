@@ -1,0 +1,242 @@
+//! What sites counted about candidates, and whether verdicts follow from it.
+//!
+//! The figures of every gate are made again from the signed counts in the bundle, and must be those that the log has: in the
+//! verifier as in the coordinator, by `falaj_core::gate`.
+
+use ed25519_dalek::VerifyingKey;
+use falaj_core::{
+    audit::{Entry, Kind, bundle, within_bounds},
+    canon::{Canon, CanonError},
+    evaluation::{
+        Evaluation,
+        answer::{CONTEXT, EvaluationHeader, from_bytes},
+    },
+    gate::{Declared, Evaluated, Facts, Gate, Judged, judge},
+    id::{Digest, RoundId, SiteId},
+    note,
+    study::Study,
+};
+use std::collections::BTreeMap;
+
+/// How a study's candidates are judged.
+#[derive(Clone, Default)]
+pub(crate) struct Gating {
+    evaluation: Option<Evaluation>,
+    gates: Vec<Declared>,
+    classes: u32,
+    rounds: u32,
+}
+
+impl Gating {
+    pub(crate) fn of(study: &Study) -> Self {
+        Self {
+            evaluation: study.evaluation.clone(),
+            gates: study.gates.clone(),
+            classes: study.classes(),
+            rounds: study.rounds.count,
+        }
+    }
+}
+
+/// What is known of a round's updates.
+pub(crate) struct Counted {
+    pub(crate) sites: u32,
+    pub(crate) examples: u64,
+    /// The most epsilon that one of their headers states.
+    pub(crate) epsilon: Option<f64>,
+}
+
+/// A header that waits for its signature and counts.
+struct Waiting {
+    digest: Digest,
+    bytes: Vec<u8>,
+    signed: bool,
+}
+
+/// Signed counts, and what was said with them.
+struct Signed {
+    header: EvaluationHeader,
+    counts: Vec<i64>,
+}
+
+/// What sites have counted.
+#[derive(Default)]
+pub(crate) struct Evaluations {
+    waiting: Option<Waiting>,
+    signed: BTreeMap<Digest, Signed>,
+    /// By round and try, what each site counted.
+    accepted: BTreeMap<(RoundId, u32), BTreeMap<SiteId, Digest>>,
+    gatings: BTreeMap<String, Gating>,
+    /// Verdicts whose figures were made again.
+    pub(crate) judged: u64,
+}
+
+impl Evaluations {
+    /// A file under `evaluations/`; `keys` are those of a site's certificates.
+    pub(crate) fn take_file(
+        &mut self,
+        name: &str,
+        bytes: Vec<u8>,
+        keys: &BTreeMap<String, Vec<VerifyingKey>>,
+    ) -> Result<(), String> {
+        let (digest, ending) = name.split_once('.').ok_or("no bundle has such a file")?;
+        let digest: Digest = digest.parse().map_err(|_| "no bundle has such a file")?;
+        if ending == "header" {
+            let found = Digest::of(&bytes);
+            if found != digest {
+                return Err(format!("its SHA-256 is {found}"));
+            }
+            self.waiting = Some(Waiting { digest, bytes, signed: false });
+            return Ok(());
+        }
+        let before = self.waiting.take().filter(|w| w.digest == digest);
+        let mut before = before.ok_or("its header does not stand before it")?;
+        let header = EvaluationHeader::parse(&before.bytes).map_err(|e| e.to_string())?;
+        match (ending, before.signed) {
+            ("sig", false) => {
+                let site = header.site.to_string();
+                let keys = keys.get(&site).map(Vec::as_slice).unwrap_or_default();
+                let by = |k: &VerifyingKey| note::verify_context(k, CONTEXT, &before.bytes, &bytes);
+                if !keys.iter().any(by) {
+                    return Err(format!("it is no signature by a certificate of {site}"));
+                }
+                before.signed = true;
+                self.waiting = Some(before);
+            }
+            ("counts", true) => {
+                let counts = from_bytes(&bytes).filter(|c| c.len() == header.cells as usize);
+                let counts = counts.filter(|_| Digest::of(&bytes) == header.counts);
+                let counts = counts.ok_or("the counts are not those that the site signed")?;
+                self.signed.insert(digest, Signed { header, counts });
+            }
+            _ => return Err("no bundle has such a file there".into()),
+        }
+        Ok(())
+    }
+
+    /// The path of what is left over, if anything is.
+    pub(crate) fn missing(&self) -> Option<String> {
+        let missing =
+            |w: &Waiting| bundle::evaluation(&w.digest, if w.signed { "counts" } else { "sig" });
+        self.waiting.as_ref().map(missing)
+    }
+
+    /// A study was submitted.
+    pub(crate) fn submitted(&mut self, study: &str, gating: Gating) {
+        self.gatings.insert(study.to_owned(), gating);
+    }
+
+    /// A site's counts were taken.
+    pub(crate) fn accepted(&mut self, entry: &Entry) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        let attempt: u32 = body.int("attempt").map_err(text)?;
+        let site: SiteId = body.parsed("site").map_err(text)?;
+        let digest: Digest = body.parsed("header_sha256").map_err(text)?;
+        if entry.actor_id() != Some(site.spiffe()) {
+            return Err(format!("it takes counts of {site}, but somebody else sent them"));
+        }
+        let Some(Signed { header, .. }) = self.signed.get(&digest) else {
+            return Err(format!("the signed header {digest} is not in the bundle"));
+        };
+        let same = header.site == site
+            && header.round == round
+            && header.attempt == attempt
+            && Ok(header.candidate) == body.parsed("candidate_sha256")
+            && Ok(header.counts) == body.parsed("counts_sha256")
+            && Ok(header.epsilon.as_str()) == body.text("epsilon")
+            && Ok(header.noise.as_str()) == body.text("noise");
+        if !same {
+            return Err(format!("the header that {site} signed speaks of other counts"));
+        }
+        let of_round = self.accepted.entry((round.clone(), attempt)).or_default();
+        if of_round.insert(site.clone(), digest).is_some() {
+            return Err(format!("round {round} takes two counts of {site}"));
+        }
+        Ok(())
+    }
+
+    /// A candidate was judged: the gates' figures follow from what was counted, and a model was published only if all of them
+    /// passed.
+    pub(crate) fn verdict(&mut self, entry: &Entry, counted: &Counted) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        let Some(gating) = self.gatings.get(round.study.as_str()) else { return Ok(()) };
+        if gating.evaluation.is_none() && gating.gates.is_empty() {
+            return Ok(());
+        }
+        let attempt: u32 = body.int("attempt").map_err(text)?;
+        let taken = self.accepted.remove(&(round.clone(), attempt)).unwrap_or_default();
+        let due = gating.evaluation.as_ref().filter(|e| e.is_due(round.number, gating.rounds));
+        let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
+        let mut evaluated = due.map(|e| Evaluated::new(e, gating.classes));
+        let mut epsilon = counted.epsilon;
+        for (site, digest) in &taken {
+            let signed = self.signed.get(digest).ok_or("invariant: it was there")?;
+            if signed.header.candidate != candidate {
+                return Err(format!("{site} has counted about another candidate"));
+            }
+            let spent = signed.header.epsilon.parse::<f64>().map_err(|e| e.to_string())?;
+            epsilon = Some(epsilon.map_or(spent, |most| most.max(spent)));
+            let all = evaluated.as_mut().ok_or("its study is not evaluated in this round")?;
+            let added = all.add(site.clone(), gating.classes, &signed.counts);
+            added.map_err(|e| format!("the counts of {site} cannot be: {e}"))?;
+        }
+        let facts = Facts {
+            sites: counted.sites,
+            examples: counted.examples,
+            finite: true,
+            witnesses: 0,
+            epsilon,
+            is_last: round.number == gating.rounds,
+            evaluated,
+        };
+        let gates: Vec<Gate> = gating.gates.iter().cloned().map(Gate::Declared).collect();
+        let verdict = judge(&facts, &gates);
+        if entry.kind == Kind::ModelPublished && !verdict.pass {
+            return Err(format!(
+                "the model of round {round} fails a gate of its study: {}",
+                verdict.reasons.join("; ")
+            ));
+        }
+        let ours: Vec<String> = verdict.judged.iter().map(Judged::line).collect();
+        let sites: Vec<String> = taken.keys().map(ToString::to_string).collect();
+        for (member, ours) in [("gates", &ours), ("evaluated_by", &sites)] {
+            if let Some((ours, theirs)) = differ(entry, member, ours)? {
+                return Err(format!(
+                    "`{member}` of round {round} says `{theirs}`, and by what the sites signed it is `{ours}`"
+                ));
+            }
+        }
+        self.judged += u64::from(!ours.is_empty());
+        Ok(())
+    }
+}
+
+/// Where a list in an entry differs from ours, if it does: what is ours, and what is theirs.
+fn differ(
+    entry: &Entry,
+    member: &str,
+    ours: &[String],
+) -> Result<Option<(String, String)>, String> {
+    let ours: Vec<String> = ours.iter().map(|text| within_bounds(text)).collect();
+    if let Some(digest) = entry.body().find_text(&format!("{member}_sha256")) {
+        // It was too long for an entry.
+        let list = Canon::List(ours.iter().map(|text| text.as_str().into()).collect());
+        let found = Digest::of(&list.to_bytes()).to_string();
+        return Ok((found != digest).then(|| (found, digest.to_owned())));
+    }
+    let theirs: Vec<String> = match entry.body().member(member) {
+        Some(list) => {
+            let texts = list.items().map(|item| item.as_text().map(str::to_owned));
+            let texts: Option<_> = texts.collect();
+            texts.ok_or_else(|| format!("`{member}` is no list of texts"))?
+        }
+        None => Vec::new(),
+    };
+    let at = |list: &[String], i: usize| list.get(i).cloned().unwrap_or_else(|| "nothing".into());
+    let mut pairs = (0..ours.len().max(theirs.len())).map(|i| (at(&ours, i), at(&theirs, i)));
+    Ok(pairs.find(|(a, b)| a != b))
+}

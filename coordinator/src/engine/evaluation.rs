@@ -1,0 +1,156 @@
+//! What sites have counted about a candidate: checked as it comes, made into figures when the candidate is judged.
+
+use super::{Meta, exchange};
+use crate::store::{Store, row::ExchangeRow, writer::CommitError};
+use bytes::Bytes;
+use ed25519_dalek::VerifyingKey;
+use falaj_core::{
+    audit::Draft,
+    evaluation::answer::{AnswerError, EvaluationHeader, SignedCounts},
+    gate::{Evaluated, Facts, Judged, Verdict},
+    id::{Digest, SiteId},
+    round::{Evaluating, Gated, Phase, Round},
+};
+use falaj_proto::problem::{Code, Problem};
+
+/// What a site was asked to count; the counts, what they cost and who pays is the site's to say.
+pub(super) fn asked(meta: &Meta, round: &Round<Evaluating>, site: &SiteId) -> EvaluationHeader {
+    header(meta, (&round.id, round.spec.attempt), round.stage.candidate, site)
+}
+
+fn header(
+    meta: &Meta,
+    (round, attempt): (&falaj_core::id::RoundId, u32),
+    candidate: Digest,
+    site: &SiteId,
+) -> EvaluationHeader {
+    let noise = meta.study.evaluation.as_ref().map_or("none", |e| e.noise.as_str());
+    EvaluationHeader {
+        round: round.clone(),
+        attempt,
+        site: site.clone(),
+        study_sha256: meta.digest,
+        candidate,
+        counts: Digest::of(&[]),
+        cells: 0,
+        noise: noise.to_owned(),
+        epsilon: "0".to_owned(),
+        ledger: Digest::of(&[]),
+    }
+}
+
+/// What a site said with its counts.
+pub(super) struct Told {
+    pub(super) header: EvaluationHeader,
+    header_sha256: Digest,
+}
+
+impl Told {
+    /// Puts it into the entry.
+    pub(super) fn describe(&self, draft: Draft) -> Draft {
+        draft
+            .digest("candidate_sha256", &self.header.candidate)
+            .digest("header_sha256", &self.header_sha256)
+            .digest("counts_sha256", &self.header.counts)
+            .text("epsilon", &self.header.epsilon)
+            .text("noise", &self.header.noise)
+    }
+}
+
+/// The signed counts of a row, if it has any.
+pub(crate) fn stored(row: &ExchangeRow) -> Option<SignedCounts> {
+    signed(&exchange::unpack(&row.messages)?).ok()
+}
+
+/// The signed counts in an answer's messages.
+fn signed(messages: &[Bytes]) -> Result<SignedCounts, AnswerError> {
+    let [header, signature, counts] = messages else { return Err(AnswerError::Counts) };
+    let signature = (&**signature).try_into().map_err(|_| AnswerError::Signature)?;
+    Ok(SignedCounts { header: header.to_vec(), signature, counts: counts.to_vec() })
+}
+
+/// Checks what a site has counted.
+///
+/// # Errors
+/// A problem that says what is wrong: a signature that is none, counts about something else, or counts that cannot be.
+pub(super) fn check(
+    meta: &Meta,
+    asked: &EvaluationHeader,
+    key: &[u8; 32],
+    messages: &[Bytes],
+) -> Result<Told, Problem> {
+    let key = VerifyingKey::from_bytes(key)
+        .map_err(|e| Code::SignatureInvalid.because(format!("the site's key is none: {e}")))?;
+    let signed = signed(messages).map_err(|e| problem(&e))?;
+    let (header, counts) = signed.check(asked, &key).map_err(|e| problem(&e))?;
+    let Some(e) = &meta.study.evaluation else {
+        return Err(Code::Malformed.because("the study has no evaluation"));
+    };
+    e.layout(meta.study.classes())
+        .check(&counts)
+        .map_err(|e| Code::ValueOutOfRange.because(format!("the counts are not taken: {e}")))?;
+    Ok(Told { header, header_sha256: Digest::of(&signed.header) })
+}
+
+fn problem(e: &AnswerError) -> Problem {
+    let code = match e {
+        AnswerError::Header(_) => Code::HeaderMalformed,
+        AnswerError::Signature => Code::SignatureInvalid,
+        AnswerError::Counts => Code::DigestMismatch,
+        AnswerError::Other(_) => Code::WrongRound,
+    };
+    code.because(format!("the answer is not taken: {e}"))
+}
+
+/// Adds what was counted about a round's candidate to what is known of it.
+///
+/// # Errors
+/// When it cannot be read now.
+pub(super) async fn facts<'a>(
+    store: &Store,
+    meta: &'a Meta,
+    round: &Round<Gated>,
+    facts: Facts<'a>,
+) -> Result<Facts<'a>, CommitError> {
+    let failed =
+        |what: String| CommitError::Failed(format!("the evaluation cannot be read: {what}"));
+    let mut facts = Facts { is_last: round.id.number == meta.study.rounds.count, ..facts };
+    let mut spent = facts.epsilon;
+    if let Some(e) = meta.study.evaluation.as_ref().filter(|_| round.spec.evaluates) {
+        let mut evaluated = Evaluated::new(e, meta.study.classes());
+        let rows = store.exchanges(&round.id, round.spec.attempt).await;
+        let mut rows = rows.map_err(|e| failed(e.to_string()))?;
+        rows.retain(|r| r.phase == Phase::Evaluation.as_str());
+        // In the order of names, so that whoever does it again finds the same.
+        rows.sort_by(|a, b| a.site.cmp(&b.site));
+        for row in rows {
+            let signed = stored(&row);
+            let signed = signed.ok_or_else(|| failed(format!("of {}", row.site)))?;
+            let header =
+                EvaluationHeader::parse(&signed.header).map_err(|e| failed(e.to_string()))?;
+            let counts = falaj_core::evaluation::answer::from_bytes(&signed.counts);
+            let counts = counts.ok_or_else(|| failed(format!("of {}", row.site)))?;
+            // What an evaluation says includes what was spent before.
+            let epsilon = header.epsilon.parse::<f64>().unwrap_or(f64::INFINITY);
+            spent = Some(spent.map_or(epsilon, |most| most.max(epsilon)));
+            let added = evaluated.add(row.site, meta.study.classes(), &counts);
+            added.map_err(|e| failed(e.to_string()))?;
+        }
+        facts.evaluated = Some(evaluated);
+    }
+    facts.epsilon = spent;
+    Ok(facts)
+}
+
+/// What the log says of a verdict, beside what failed: each gate with its figure, and who has counted.
+pub(super) fn said(facts: &Facts<'_>, verdict: &Verdict) -> Vec<(&'static str, Vec<String>)> {
+    let mut said = Vec::new();
+    if !verdict.judged.is_empty() {
+        said.push(("gates", verdict.judged.iter().map(Judged::line).collect()));
+    }
+    if let Some(evaluated) = &facts.evaluated {
+        let sites = evaluated.by_site.iter().map(|(site, _)| site.to_string());
+        said.push(("evaluated_by", sites.collect()));
+    }
+    said
+}

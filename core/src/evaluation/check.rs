@@ -1,0 +1,357 @@
+//! What is wrong with how a study is to be evaluated, and with its gates.
+
+use super::{
+    ATTRIBUTES_MAX, BINS_MAX, Evaluation, GROUPS_MAX, Groups, Noise, PERTURBATIONS_MAX,
+    Perturbation,
+    cells::{CELLS_MAX, LOG_LOSS_MAX, float},
+    figures::{Kind, Metric},
+};
+use crate::{
+    gate::{Bound, Declared, Figure},
+    study::Problem,
+};
+use std::collections::BTreeSet;
+
+/// Steps of one projected gradient attack at most.
+const STEPS_MAX: u32 = 100;
+/// Gates of a study at most.
+pub const GATES_MAX: usize = 100;
+
+/// What is found, in the order in which it is looked for.
+struct Found(Vec<Problem>);
+
+impl Found {
+    fn when(&mut self, wrong: bool, at: &str, what: impl Into<String>, mend: impl Into<String>) {
+        if wrong {
+            self.0.push(Problem { at: at.to_owned(), what: what.into(), mend: mend.into() });
+        }
+    }
+}
+
+/// Everything that is wrong with an evaluation of a model of so many classes. `protected` says whether the study
+/// protects records.
+#[must_use]
+pub fn settings(e: &Evaluation, classes: u32, protected: bool) -> Vec<Problem> {
+    let mut p = Found(Vec::new());
+    p.when(
+        !(e.holdout > 0.0 && e.holdout <= 0.9),
+        "evaluation.holdout",
+        format!("{} of the records cannot be held out", e.holdout),
+        "give a part above 0 and at most 0.9, for example 0.2",
+    );
+    p.when(e.every == 0, "evaluation.every", "no round would be evaluated", "give 1 or more");
+    let positive = |v: f64| v.is_finite() && v > 0.0;
+    match e.noise {
+        Noise::Laplace { epsilon } => p.when(
+            !positive(epsilon),
+            "evaluation.epsilon",
+            format!("{epsilon} is no epsilon"),
+            "give what one evaluation may cost, for example 0.2",
+        ),
+        Noise::Gaussian { rho } => p.when(
+            !positive(rho),
+            "evaluation.rho",
+            format!("{rho} is no rho"),
+            "give what one evaluation may cost in zero-concentrated DP, for example 0.005",
+        ),
+        Noise::None => p.when(
+            protected,
+            "evaluation.noise",
+            "the counts of held-out records would leave a site without noise",
+            "say `noise: laplace` or `noise: gaussian`; `none` is for `mechanism: none`, where a policy permits it",
+        ),
+    }
+    bins(e, classes, &mut p);
+    attributes(e, &mut p);
+    p.when(
+        e.group_min == 0,
+        "evaluation.group_min",
+        "a group of nobody would be compared",
+        "give the least records of a group, for example 100",
+    );
+    p.when(
+        !(e.confidence >= 0.5 && e.confidence <= 0.9999),
+        "evaluation.confidence",
+        format!("{} is no confidence", e.confidence),
+        "give 0.5 to 0.9999, usually 0.95",
+    );
+    perturbations(e, &mut p);
+    if p.0.is_empty() {
+        let cells = e.layout(classes).cells();
+        p.when(
+            cells > CELLS_MAX,
+            "evaluation",
+            format!("a site would send {cells} counts"),
+            format!("take fewer bins or groups: at most {CELLS_MAX} counts travel"),
+        );
+    }
+    p.0
+}
+
+fn bins(e: &Evaluation, classes: u32, p: &mut Found) {
+    p.when(
+        !(2..=BINS_MAX).contains(&e.bins),
+        "evaluation.bins",
+        format!("{} score bins", e.bins),
+        format!("give 2 to {BINS_MAX}"),
+    );
+    p.when(
+        e.calibration_bins == 0 || !e.bins.is_multiple_of(e.calibration_bins.max(1)),
+        "evaluation.calibration_bins",
+        format!("{} score bins do not make {} for calibration", e.bins, e.calibration_bins),
+        "give a number that divides `bins`",
+    );
+    let at = e.threshold * f64::from(e.bins);
+    let on_edge = (at - at.round()).abs() < 1e-9 && at.round() >= 1.0 && at < f64::from(e.bins);
+    p.when(
+        classes == 2 && !on_edge,
+        "evaluation.threshold",
+        format!("{} lies inside one of {} score bins", e.threshold, e.bins),
+        "give a threshold at the edge of a bin: a whole number of bins over `bins`",
+    );
+}
+
+fn attributes(e: &Evaluation, p: &mut Found) {
+    let count = e.attributes.len();
+    p.when(
+        count > ATTRIBUTES_MAX,
+        "evaluation.groups",
+        format!("{count} protected attributes"),
+        format!("give at most {ATTRIBUTES_MAX}"),
+    );
+    let columns: BTreeSet<_> = e.attributes.iter().map(|a| &a.column).collect();
+    p.when(
+        columns.len() != count,
+        "evaluation.groups",
+        "a column is listed twice",
+        "list each protected attribute once",
+    );
+    for (i, attribute) in e.attributes.iter().enumerate() {
+        let at = format!("evaluation.groups[{i}]");
+        let named = &attribute.column;
+        match &attribute.groups {
+            Groups::Values(values) => {
+                let distinct: BTreeSet<_> = values.iter().collect();
+                p.when(
+                    values.is_empty() || distinct.len() != values.len(),
+                    &at,
+                    format!("`{named}` lists no value, or one twice"),
+                    "list each value whose records are a group once; all others are `other`",
+                );
+            }
+            Groups::Bands(edges) => p.when(
+                edges.is_empty()
+                    || edges.iter().any(|v| !v.is_finite())
+                    || edges.windows(2).any(|pair| pair[0] >= pair[1]),
+                &at,
+                format!("`{named}` has edges that do not ascend"),
+                "give finite numbers, each above the one before, for example `edges: [30, 50]`",
+            ),
+        }
+        p.when(
+            attribute.len() > GROUPS_MAX + 1,
+            &at,
+            format!("`{named}` has {} groups", attribute.len()),
+            format!("give at most {GROUPS_MAX}: small groups tell nothing"),
+        );
+    }
+}
+
+fn perturbations(e: &Evaluation, p: &mut Found) {
+    p.when(
+        e.perturbations.len() > PERTURBATIONS_MAX,
+        "evaluation.robustness",
+        format!("{} perturbations", e.perturbations.len()),
+        format!("give at most {PERTURBATIONS_MAX}"),
+    );
+    for (i, perturbation) in e.perturbations.iter().enumerate() {
+        let at = format!("evaluation.robustness[{i}]");
+        let (fits, range) = match *perturbation {
+            Perturbation::GaussianNoise { std } => {
+                (std > 0.0 && std <= 2.0, "`std` above 0 and at most 2")
+            }
+            Perturbation::Salt { rate } | Perturbation::Missing { rate } => {
+                (rate > 0.0 && rate <= 1.0, "`rate` above 0 and at most 1")
+            }
+            Perturbation::Shift { by } => (
+                by.is_finite() && by.abs() > 0.0 && by.abs() <= 2.0,
+                "`by` up to 2 in either direction, and not 0",
+            ),
+            Perturbation::Fgsm { epsilon } => {
+                (epsilon > 0.0 && epsilon <= 2.0, "`epsilon` above 0 and at most 2")
+            }
+            Perturbation::Pgd { epsilon, steps } => (
+                epsilon > 0.0 && epsilon <= 2.0 && (1..=STEPS_MAX).contains(&steps),
+                "`epsilon` above 0 and at most 2, and 1 to 100 `steps`",
+            ),
+        };
+        let what = format!("{} is none of inputs between -1 and 1", perturbation.name());
+        p.when(!fits, &at, what, format!("give {range}"));
+    }
+}
+
+/// Everything that is wrong with gates, beside an evaluation of a model of so many classes or none.
+#[must_use]
+pub fn gates(gates: &[Declared], e: Option<&Evaluation>, classes: u32) -> Vec<Problem> {
+    let mut p = Found(Vec::new());
+    p.when(
+        gates.len() > GATES_MAX,
+        "gates",
+        format!("{} gates", gates.len()),
+        format!("give at most {GATES_MAX}"),
+    );
+    for (i, gate) in gates.iter().enumerate() {
+        let at = format!("gates[{i}]");
+        let (least, most) = range(gate.figure);
+        p.when(
+            e.is_none() && gate.figure.is_evaluated(),
+            &at,
+            format!("`{}` needs records that are held out", gate.figure.name(None)),
+            "add a section `evaluation`, for example with `holdout: 0.2`",
+        );
+        let (Bound::AtLeast(bound) | Bound::AtMost(bound)) = gate.bound;
+        p.when(!bound.is_finite(), &at, format!("{bound} is no bound"), "give a number");
+        if let Some(says) = gate.bound.decides_nothing(least, most) {
+            p.when(
+                true,
+                &at,
+                format!("`{}` {says} is {}", gate.figure.name(e), gate.bound),
+                format!(
+                    "give a bound between {least} and {most}, so that the gate decides something"
+                ),
+            );
+        }
+        if let Figure::Overall(m)
+        | Figure::EachGroup(m, _)
+        | Figure::EachSite(m)
+        | Figure::Between(m, _) = gate.figure
+        {
+            p.when(
+                m.is_binary_only() && classes != 2,
+                &at,
+                format!("`{}` is for two classes, and the label has {classes}", m.as_str()),
+                "take a metric that has a meaning for more, for example `worst_class_recall` or `worst_group_accuracy`",
+            );
+            let whole = matches!(m, Metric::RocAuc | Metric::PrAuc | Metric::Ece);
+            p.when(
+                whole && classes != 2 && matches!(gate.figure, Figure::EachGroup(..)),
+                &at,
+                format!("`{}` is not counted by group for more than two classes", m.as_str()),
+                "take `accuracy`, `balanced_accuracy` or `f1` for groups",
+            );
+        }
+    }
+    p.0
+}
+
+/// Between which values a figure lies.
+fn range(figure: Figure) -> (f64, f64) {
+    match figure {
+        Figure::Overall(m)
+        | Figure::EachGroup(m, _)
+        | Figure::EachSite(m)
+        | Figure::Between(m, _) => (m.least(), m.most().min(LOG_LOSS_MAX)),
+        Figure::Drop(_) => (Metric::AccuracyDrop.least(), Metric::AccuracyDrop.most()),
+        Figure::Epsilon => (0.0, f64::MAX),
+        Figure::Sites => (0.0, float(crate::study::SITES_MAX as usize)),
+        Figure::Examples => (0.0, f64::MAX),
+    }
+}
+
+/// Whether a metric can be looked at so: of records, between groups, or under a perturbation.
+#[must_use]
+pub fn fits(metric: Metric, kind: Kind) -> bool {
+    metric.kind() == kind
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        evaluation::{Attribute, cells::tests::settings as sound, figures::By},
+        gate::{OnFailure, When},
+    };
+
+    fn of(change: impl FnOnce(&mut Evaluation)) -> Vec<String> {
+        let mut e = sound();
+        change(&mut e);
+        settings(&e, 2, true).into_iter().map(|p| format!("{}: {}", p.at, p.what)).collect()
+    }
+
+    #[test]
+    fn what_cannot_be_is_named_and_what_can_be_is_not() {
+        assert!(of(|_| {}).is_empty());
+        let cases: [(&dyn Fn(&mut Evaluation), &str); 10] = [
+            (&|e| e.holdout = 1.0, "evaluation.holdout: 1 of the records"),
+            (&|e| e.every = 0, "evaluation.every: no round"),
+            (&|e| e.noise = Noise::None, "evaluation.noise: the counts of held-out records"),
+            (&|e| e.noise = Noise::Gaussian { rho: 0.0 }, "evaluation.rho: 0 is no rho"),
+            (&|e| e.threshold = 0.51, "evaluation.threshold: 0.51 lies inside"),
+            (&|e| e.calibration_bins = 3, "evaluation.calibration_bins: 20 score bins"),
+            (&|e| e.confidence = 1.0, "evaluation.confidence: 1 is no confidence"),
+            (
+                &|e| e.perturbations[0] = Perturbation::Pgd { epsilon: 0.1, steps: 0 },
+                "evaluation.robustness[0]: pgd(0.1, 0 steps)",
+            ),
+            (
+                &|e| e.attributes[0].groups = Groups::Bands(vec![3.0, 3.0]),
+                "evaluation.groups[0]: `SEX` has edges",
+            ),
+            (
+                &|e| e.attributes.push(e.attributes[0].clone()),
+                "evaluation.groups: a column is listed twice",
+            ),
+        ];
+        for (change, said) in cases {
+            let found = of(change);
+            assert!(found.len() == 1 && found[0].starts_with(said), "{said}: {found:?}");
+        }
+        let many = of(|e| {
+            let wide = |c: &str| Attribute {
+                column: c.into(),
+                groups: Groups::Bands((0..31).map(f64::from).collect()),
+            };
+            e.attributes = vec![wide("a"), wide("b")];
+            e.bins = 100;
+        });
+        assert!(many[0].starts_with("evaluation: a site would send"), "{many:?}");
+        let e = Evaluation { noise: Noise::None, ..sound() };
+        assert!(settings(&e, 2, false).is_empty());
+    }
+
+    #[test]
+    fn a_gate_that_decides_nothing_or_needs_what_is_not_there_is_refused() {
+        let gate = |figure, bound| Declared {
+            figure,
+            bound,
+            when: When::EachRound,
+            on_failure: OnFailure::Reject,
+        };
+        let e = sound();
+        let said = |figure, bound, e: Option<&Evaluation>, classes| {
+            let found = gates(&[gate(figure, bound)], e, classes);
+            found.first().map(|p| format!("{}: {}", p.at, p.what)).unwrap_or_default()
+        };
+        let auc = Figure::Overall(Metric::RocAuc);
+        assert_eq!(said(auc, Bound::AtLeast(0.7), Some(&e), 2), "");
+        assert_eq!(
+            said(auc, Bound::AtLeast(0.7), None, 2),
+            "gates[0]: `roc_auc` needs records that are held out"
+        );
+        assert_eq!(
+            said(auc, Bound::AtLeast(1.2), Some(&e), 2),
+            "gates[0]: `roc_auc` never is at least 1.2"
+        );
+        assert_eq!(
+            said(auc, Bound::AtMost(1.0), Some(&e), 2),
+            "gates[0]: `roc_auc` always is at most 1"
+        );
+        let odds = Figure::Between(Metric::EqualizedOddsDifference, By::attribute(0));
+        assert!(said(odds, Bound::AtMost(0.1), Some(&e), 5).contains("is for two classes"));
+        let each = Figure::EachGroup(Metric::RocAuc, By::attribute(0));
+        assert_eq!(said(each, Bound::AtLeast(0.7), Some(&e), 2), "");
+        assert!(said(each, Bound::AtLeast(0.7), Some(&e), 5).contains("not counted by group"));
+        assert_eq!(said(Figure::Sites, Bound::AtLeast(3.0), None, 2), "");
+        assert!(said(Figure::Epsilon, Bound::AtMost(f64::NAN), None, 2).contains("is no bound"));
+    }
+}

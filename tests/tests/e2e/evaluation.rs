@@ -1,0 +1,137 @@
+//! Candidates are evaluated at the sites, on records that are never trained on, and judged by gates.
+
+use anyhow::{Context as _, Result, ensure};
+use falaj_tests::federation::{Federation, study_yaml, text};
+use serde_json::Value;
+use std::fs;
+
+/// A study of two hospitals whose records are held out by threes.
+fn evaluated(name: &str, rounds: u32, every: u32, gates: &str) -> String {
+    let yaml = study_yaml(name, rounds, 2);
+    format!(
+        "{yaml}evaluation:\n  holdout: 0.3\n  every: {every}\n  epsilon: 8.0\n  bins: 10\n  group_min: 20\n  groups: [{{ column: mean_radius, edges: [14.0] }}]\n  robustness: [{{ kind: fgsm, epsilon: 0.05 }}, {{ kind: missing, rate: 0.1 }}]\ngates:\n{gates}"
+    )
+}
+
+fn lines(entry: &Value, member: &str) -> Vec<String> {
+    let lines = entry["entry"][member].as_array().cloned().unwrap_or_default();
+    lines.iter().filter_map(|l| l.as_str().map(str::to_owned)).collect()
+}
+
+#[test]
+fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = federation.start_hospitals()?;
+    let gates = "  - { metric: roc_auc, at_least: 0.55 }\n  - { metric: accuracy_difference, by: mean_radius, at_most: 0.99 }\n  - { metric: accuracy_drop, under: fgsm, at_most: 0.9 }\n  - { metric: accuracy, each_site: true, at_least: 0.2 }\n  - { metric: epsilon, at_most: 900 }\n";
+    federation.submit(&evaluated("good", 2, 1, gates))?;
+    federation.finishes("good")?;
+    let counted = federation.entries("evaluation.accepted")?;
+    ensure!(counted.len() == 4, "{counted:?}");
+    for entry in &counted {
+        let entry = &entry["entry"];
+        let epsilon: f64 = entry["epsilon"].as_str().context("epsilon")?.parse()?;
+        ensure!(entry["noise"] == "laplace" && epsilon > 8.0, "{entry}");
+    }
+    let published = federation.entries("model.published")?;
+    ensure!(published.len() == 2, "{published:?}");
+    for entry in &published {
+        let gates = lines(entry, "gates");
+        // Accuracy is judged at each of two sites.
+        ensure!(gates.len() == 6 && gates.iter().all(|g| g.starts_with("pass: ")), "{gates:?}");
+        ensure!(gates[0].starts_with("pass: roc_auc: 0.") && gates[0].contains('['), "{gates:?}");
+        ensure!(lines(entry, "evaluated_by").len() == 2, "{entry}");
+    }
+    // What is evaluated and trained on is paid from the same ledger, each for itself.
+    let ledger = federation.dir().join("sites/hospital-1/agent.toml");
+    let words = ["budget", "export", "--config", ledger.to_str().context("UTF-8")?];
+    let ledger = falaj_tests::federation::run("falaj-agent", &words)?;
+    for purpose in ["\"round 2\"", "\"evaluation of round 1\"", "\"evaluation of round 2\""] {
+        ensure!(ledger.contains(purpose), "{purpose}: {ledger}");
+    }
+    federation.verified()?;
+    Ok(())
+}
+
+#[test]
+fn a_model_that_fails_a_gate_is_kept_out_and_the_study_can_end_by_it() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = federation.start_hospitals()?;
+    let gates = "  - { metric: roc_auc, at_least: 0.9999, on_failure: stop }\n  - { metric: sites, at_least: 2 }\n";
+    federation.submit(&evaluated("ended", 3, 1, gates))?;
+    let study = federation.study_reaches("ended", &["finished", "failed"])?;
+    let why = study["reason"].as_str().unwrap_or_default();
+    ensure!(
+        study["state"] == "finished" && why.starts_with("a gate ended it in round 1: roc_auc: "),
+        "{study}"
+    );
+    ensure!(federation.entries("model.published")?.is_empty());
+    let rejected = federation.entries("model.rejected")?;
+    let gates = lines(&rejected[0], "gates");
+    ensure!(gates.len() == 2 && gates[0].starts_with("fail: roc_auc"), "{gates:?}");
+    ensure!(gates[1] == "pass: sites: 2, at least 2 needed", "{gates:?}");
+    federation.verified()?;
+    Ok(())
+}
+
+#[test]
+fn a_study_goes_back_to_the_last_model_that_passed() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = federation.start_hospitals()?;
+    let gates = "  - { metric: roc_auc, at_least: 0.9999, on_failure: roll_back }\n";
+    federation.submit(&evaluated("back", 4, 3, gates))?;
+    let study = federation.study_reaches("back", &["finished", "failed"])?;
+    ensure!(study["reason"].to_string().contains("rolled it back in its last round, 4"), "{study}");
+    // Two rounds were not asked; the third failed, and the fourth began where the first did.
+    ensure!(federation.entries("model.published")?.len() == 2);
+    let opened = federation.entries("round.opened")?;
+    let base = |round: usize| opened[round - 1]["entry"]["base_sha256"].clone();
+    ensure!(opened.len() == 4 && base(4) == base(1) && base(3) != base(1), "{opened:?}");
+    let back = federation.entries("model.rolled_back")?;
+    ensure!(back.len() == 1 && back[0]["entry"]["model_sha256"] == base(1), "{back:?}");
+    ensure!(study["model_sha256"] == base(1), "{study}");
+    federation.verified()?;
+    Ok(())
+}
+
+#[test]
+fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let path = federation.dir().join("broken.yaml");
+    for (gate, said) in [
+        (
+            "{ metric: roc_acu, at_least: 0.7 }",
+            "there is no metric `roc_acu`; take one of accuracy, ",
+        ),
+        ("{ metric: roc_auc, at_least: 1.7 }", "`roc_auc` never is at least 1.7"),
+        (
+            "{ metric: roc_auc, at_least: 0.7, at_most: 0.9 }",
+            "it is not clear what the gate asks for",
+        ),
+        (
+            "{ metric: recall, each_group: SEX, at_least: 0.7 }",
+            "there are no groups by `SEX`; the study has groups by mean_radius",
+        ),
+        (
+            "{ metric: worst_group_recall, at_least: 0.7 }",
+            "it is not clear whose `worst_group_recall` is meant; give `by: COLUMN`",
+        ),
+        (
+            "{ metric: accuracy_drop, under: pgd, at_most: 0.1 }",
+            "no perturbation `pgd` is listed; there are fgsm(0.05); missing(0.1)",
+        ),
+        ("{ metric: sites, by: mean_radius, at_least: 2 }", "`sites` has no groups"),
+    ] {
+        let yaml = evaluated("broken", 1, 1, &format!("  - {gate}\n"));
+        let line = 1 + yaml.lines().position(|l| l.contains(gate)).context("a line")?;
+        fs::write(&path, &yaml)?;
+        let out = federation.falaj(&["study", "submit", &path.display().to_string()])?;
+        let told = text(&out);
+        ensure!(!out.status.success() && told.contains(said), "{gate}: {told}");
+        ensure!(told.contains(&format!("broken.yaml:{line}:")), "{gate}: {told}");
+    }
+    Ok(())
+}
