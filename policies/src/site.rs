@@ -306,6 +306,8 @@ mod tests {
                 weights: Weights::Uniform,
             },
             rounds: Rounds { count: 3, deadline_s: 60, grace_s: 5, retries: 0 },
+            evaluation: None,
+            gates: Vec::new(),
             governance: Governance {
                 legal_basis: Some("scientific research".into()),
                 dpia: None,

@@ -474,6 +474,8 @@ mod tests {
             },
             rounds: Rounds { count: 1, deadline_s: 60, grace_s: 1, retries: 0 },
             governance,
+            evaluation: None,
+            gates: Vec::new(),
         }
     }
 

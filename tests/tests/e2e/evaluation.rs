@@ -1,7 +1,8 @@
 //! Candidates are evaluated at the sites, on records that are never trained on, and judged by gates.
 
+use crate::masked::masked;
 use anyhow::{Context as _, Result, ensure};
-use falaj_tests::federation::{Federation, study_yaml, text};
+use falaj_tests::federation::{Federation, SiteSpec, study_yaml, text, wisconsin};
 use serde_json::Value;
 use std::fs;
 
@@ -92,6 +93,57 @@ fn a_study_goes_back_to_the_last_model_that_passed() -> Result<()> {
     let back = federation.entries("model.rolled_back")?;
     ensure!(back.len() == 1 && back[0]["entry"]["model_sha256"] == base(1), "{back:?}");
     ensure!(study["model_sha256"] == base(1), "{study}");
+    federation.verified()?;
+    Ok(())
+}
+
+/// What a site does not give is missing, and the gates are asked all the same.
+#[test]
+fn a_site_whose_budget_is_spent_does_not_evaluate_and_the_others_are_judged_alone() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let mut agents = Vec::new();
+    for (name, epsilon_limit, records) in
+        [("hospital-1", 900.0, &wisconsin(2)?[0]), ("hospital-2", 6.0, &wisconsin(2)?[1])]
+    {
+        // Enough for a round of training, and not for an evaluation at 8.
+        let site = SiteSpec { epsilon_limit, ..SiteSpec::new(name, "ae-on/ae-az") };
+        federation.prepare_site(&site, records)?;
+        agents.push(federation.start_agent(&site)?);
+    }
+    let gates = "  - { metric: accuracy, each_site: true, at_least: 0.2 }\n  - { metric: roc_auc, at_least: 0.55 }\n";
+    federation.submit(&evaluated("spent", 1, 1, gates))?;
+    federation.finishes("spent")?;
+    let published = federation.entries("model.published")?;
+    let by = lines(&published[0], "evaluated_by");
+    ensure!(by.len() == 1 && by[0].ends_with("/hospital-1"), "{by:?}");
+    let gates = lines(&published[0], "gates");
+    ensure!(
+        gates.len() == 2 && gates[0].starts_with("pass: accuracy at hospital-1: "),
+        "{gates:?}"
+    );
+    let declined = federation.entries("site.declined")?;
+    ensure!(declined[0].to_string().contains("epsilon_spent"), "{declined:?}");
+    federation.verified()?;
+    Ok(())
+}
+
+/// Under masks a candidate is evaluated as elsewhere.
+#[test]
+fn a_masked_candidate_is_evaluated_too() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let mut agents = Vec::new();
+    for (i, records) in wisconsin(3)?.iter().enumerate() {
+        let site = SiteSpec::new(&format!("hospital-{}", i + 1), "ae-on/ae-az");
+        federation.prepare_site(&site, records)?;
+        agents.push(federation.start_agent(&site)?);
+    }
+    let gates = "  - { metric: roc_auc, at_least: 0.01 }\n";
+    let yaml = masked(&evaluated("masked", 2, 1, gates).replace("min_sites: 2", "min_sites: 3"), 3);
+    federation.submit(&yaml)?;
+    federation.finishes("masked")?;
+    ensure!(federation.entries("evaluation.accepted")?.len() == 6);
     federation.verified()?;
     Ok(())
 }

@@ -7,20 +7,24 @@ use std::fs;
 
 /// The study of every test here: record-level protection against the coordinator too.
 fn masked_yaml(name: &str, rounds: u32, min_sites: u32) -> String {
-    study_yaml(name, rounds, min_sites)
-        .replace(
-            "training: { local_steps: 5, sample_rate: 0.1, learning_rate: 0.5 }",
-            "training: { local_steps: 1, sample_rate: 0.2, learning_rate: 2.0 }",
-        )
-        .replace(
-            "mechanism: dp_sgd, noise_multiplier: 1.0,",
-            "mechanism: distributed_gaussian, unit: record, batch_size: 28, noise_multiplier: 0.8,",
-        )
-        .replace("sealing: { bits: 16, range: 8.0 }\n", "")
-        .replace(
-            &format!("min_sites: {min_sites} }}"),
-            &format!("min_sites: {min_sites}, weights: uniform }}"),
-        )
+    masked(&study_yaml(name, rounds, min_sites), min_sites)
+}
+
+/// A study of the plain kind with so many sites, masked.
+pub(crate) fn masked(yaml: &str, min_sites: u32) -> String {
+    yaml.replace(
+        "training: { local_steps: 5, sample_rate: 0.1, learning_rate: 0.5 }",
+        "training: { local_steps: 1, sample_rate: 0.2, learning_rate: 2.0 }",
+    )
+    .replace(
+        "mechanism: dp_sgd, noise_multiplier: 1.0,",
+        "mechanism: distributed_gaussian, unit: record, batch_size: 28, noise_multiplier: 0.8,",
+    )
+    .replace("sealing: { bits: 16, range: 8.0 }\n", "")
+    .replace(
+        &format!("min_sites: {min_sites} }}"),
+        &format!("min_sites: {min_sites}, weights: uniform }}"),
+    )
 }
 
 fn sites(federation: &Federation, n: usize) -> Result<Vec<SiteSpec>> {
