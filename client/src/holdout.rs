@@ -3,6 +3,7 @@
 //! It is made once and stays: with another one, records that models were trained on would be evaluated on. It belongs into the
 //! backup of the state folder.
 
+use crate::train::Chance;
 use falaj_core::evaluation::holdout::Key;
 use std::{
     fs::{self, OpenOptions},
@@ -23,8 +24,7 @@ pub fn key(state: &Path) -> io::Result<Key> {
     if let Some(key) = read(&path)? {
         return Ok(key);
     }
-    let mut fresh = [0; 32];
-    getrandom::fill(&mut fresh).map_err(|e| io::Error::other(e.to_string()))?;
+    let fresh = Chance::fresh().key();
     let partial = state.join(format!("{FILE}.{}.partial", std::process::id()));
     let written = || {
         let mut file = OpenOptions::new()
@@ -33,7 +33,7 @@ pub fn key(state: &Path) -> io::Result<Key> {
             .truncate(true)
             .mode(0o600)
             .open(&partial)?;
-        file.write_all(&fresh)?;
+        file.write_all(&*fresh)?;
         file.sync_all()?;
         // Whoever was first is right.
         match fs::hard_link(&partial, &path) {
