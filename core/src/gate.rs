@@ -6,7 +6,7 @@
 
 use crate::{
     evaluation::{
-        Evaluation,
+        Evaluation, Perturbation,
         figures::{By, Estimate, Grouped, Metric, Missing, Pool},
     },
     id::SiteId,
@@ -405,7 +405,7 @@ impl Figure {
             Self::EachSite(metric) => format!("{} at each site", metric.as_str()),
             Self::Between(metric, groups) => by(metric, "by", groups),
             Self::Drop(number) => {
-                let under = e.and_then(|e| e.perturbations.get(number)).map(|p| p.name());
+                let under = e.and_then(|e| e.perturbations.get(number)).map(Perturbation::name);
                 let word = Metric::AccuracyDrop.as_str();
                 under.map_or_else(|| word.to_owned(), |under| format!("{word} under {under}"))
             }

@@ -208,7 +208,7 @@ impl Exchange {
         let own = self.cohort().index_of(site)?;
         Some(match round {
             AnyRound::Exchanging(r) => match r.stage.phase {
-                Phase::Keys => return None,
+                Phase::Keys | Phase::Evaluation => return None,
                 Phase::Shares => (Phase::Shares.as_str(), self.adverts.clone()),
                 Phase::Lists => {
                     let survivors = self.collector.survivors();
@@ -216,7 +216,6 @@ impl Exchange {
                     (Phase::Lists.as_str(), vec![list.into()])
                 }
                 Phase::Reveals => (Phase::Reveals.as_str(), self.confirmations.clone()),
-                Phase::Evaluation => return None,
             },
             AnyRound::Collecting(_) => {
                 ("update", self.envelopes.get(&own).cloned().unwrap_or_default())

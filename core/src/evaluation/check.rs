@@ -252,9 +252,8 @@ fn range(figure: Figure) -> (f64, f64) {
         | Figure::EachSite(m)
         | Figure::Between(m, _) => (m.least(), m.most().min(LOG_LOSS_MAX)),
         Figure::Drop(_) => (Metric::AccuracyDrop.least(), Metric::AccuracyDrop.most()),
-        Figure::Epsilon => (0.0, f64::MAX),
         Figure::Sites => (0.0, float(crate::study::SITES_MAX as usize)),
-        Figure::Examples => (0.0, f64::MAX),
+        Figure::Epsilon | Figure::Examples => (0.0, f64::MAX),
     }
 }
 

@@ -535,7 +535,7 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// Area under the ROC curve: pairs in the right order, and half of those in one bin (Hanley, McNeil 1982).
+    /// Area under the ROC curve: pairs in the right order, and half of those in one bin (Hanley, `McNeil` 1982).
     fn roc_auc(&self, curve: &Curve) -> Found<Rate> {
         let (of, not) = (curve.of.iter().sum::<f64>(), curve.not.iter().sum::<f64>());
         let bins = float(curve.of.len());

@@ -40,7 +40,7 @@ fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<
         let gates = lines(entry, "gates");
         // Accuracy is judged at each of two sites.
         ensure!(gates.len() == 6 && gates.iter().all(|g| g.starts_with("pass: ")), "{gates:?}");
-        ensure!(gates[0].starts_with("pass: roc_auc: 0.") && gates[0].contains('['), "{gates:?}");
+        ensure!(gates[0].starts_with("pass: roc_auc: ") && gates[0].contains('['), "{gates:?}");
         ensure!(lines(entry, "evaluated_by").len() == 2, "{entry}");
     }
     // What is evaluated and trained on is paid from the same ledger, each for itself.
@@ -59,18 +59,18 @@ fn a_model_that_fails_a_gate_is_kept_out_and_the_study_can_end_by_it() -> Result
     let mut federation = Federation::new()?;
     let _coordinator = federation.start_coordinator()?;
     let _agents = federation.start_hospitals()?;
-    let gates = "  - { metric: roc_auc, at_least: 0.9999, on_failure: stop }\n  - { metric: sites, at_least: 2 }\n";
+    let gates = "  - { metric: accuracy, at_least: 0.9999, on_failure: stop }\n  - { metric: sites, at_least: 2 }\n";
     federation.submit(&evaluated("ended", 3, 1, gates))?;
     let study = federation.study_reaches("ended", &["finished", "failed"])?;
     let why = study["reason"].as_str().unwrap_or_default();
     ensure!(
-        study["state"] == "finished" && why.starts_with("a gate ended it in round 1: roc_auc: "),
+        study["state"] == "finished" && why.starts_with("a gate ended it in round 1: accuracy: "),
         "{study}"
     );
     ensure!(federation.entries("model.published")?.is_empty());
     let rejected = federation.entries("model.rejected")?;
     let gates = lines(&rejected[0], "gates");
-    ensure!(gates.len() == 2 && gates[0].starts_with("fail: roc_auc"), "{gates:?}");
+    ensure!(gates.len() == 2 && gates[0].starts_with("fail: accuracy"), "{gates:?}");
     ensure!(gates[1] == "pass: sites: 2, at least 2 needed", "{gates:?}");
     federation.verified()?;
     Ok(())
@@ -81,7 +81,7 @@ fn a_study_goes_back_to_the_last_model_that_passed() -> Result<()> {
     let mut federation = Federation::new()?;
     let _coordinator = federation.start_coordinator()?;
     let _agents = federation.start_hospitals()?;
-    let gates = "  - { metric: roc_auc, at_least: 0.9999, on_failure: roll_back }\n";
+    let gates = "  - { metric: accuracy, at_least: 0.9999, on_failure: roll_back }\n";
     federation.submit(&evaluated("back", 4, 3, gates))?;
     let study = federation.study_reaches("back", &["finished", "failed"])?;
     ensure!(study["reason"].to_string().contains("rolled it back in its last round, 4"), "{study}");
