@@ -257,27 +257,7 @@ impl Replay {
             Kind::PolicyLoaded | Kind::PolicyRefused => {
                 self.check_policies(digest("policy_set_sha256")?)?;
             }
-            Kind::RoundOpened => {
-                let (round, base) = (round()?, digest("base_sha256")?);
-                let newest = self.newest.get(round.study.as_str());
-                if newest != Some(&base) {
-                    return Err(format!(
-                        "round {round} opens on {base}, which is not the study's newest model"
-                    ));
-                }
-                self.open.insert(
-                    round,
-                    Open {
-                        since: Timestamp::parse(&entry.ts),
-                        base,
-                        accepted: BTreeMap::new(),
-                        examples: 0,
-                        epsilon: None,
-                        last: entry.seq,
-                        cohorts: BTreeSet::new(),
-                    },
-                );
-            }
+            Kind::RoundOpened => self.opened(entry)?,
             Kind::UpdateAccepted => self.accepted(entry)?,
             Kind::ModelPublished => {
                 let round = round()?;
@@ -350,6 +330,31 @@ impl Replay {
             Kind::AccessServed => self.served(entry)?,
             _ => {}
         }
+        Ok(())
+    }
+
+    /// A round opens on the study's newest model.
+    fn opened(&mut self, entry: &Entry) -> Result<(), String> {
+        let round = entry.round().map_err(|e| e.to_string())?;
+        let base: Digest = entry.body().parsed("base_sha256").map_err(|e| e.to_string())?;
+        let newest = self.newest.get(round.study.as_str());
+        if newest != Some(&base) {
+            return Err(format!(
+                "round {round} opens on {base}, which is not the study's newest model"
+            ));
+        }
+        self.open.insert(
+            round,
+            Open {
+                since: Timestamp::parse(&entry.ts),
+                base,
+                accepted: BTreeMap::new(),
+                examples: 0,
+                epsilon: None,
+                last: entry.seq,
+                cohorts: BTreeSet::new(),
+            },
+        );
         Ok(())
     }
 
