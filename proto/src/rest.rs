@@ -518,6 +518,8 @@ pub struct VersionLineage {
     pub submitted: u64,
     /// The rounds up to its own.
     pub rounds: Vec<LineageRound>,
+    /// What sites counted about the models of these rounds.
+    pub evaluations: Vec<LineageEvaluation>,
     /// The gates that were judged on the way.
     pub gates: Vec<LineageGate>,
     /// The sets of policies by which it was decided who takes part.
@@ -557,6 +559,17 @@ pub struct LineageUpdate {
     /// Epsilon as the site states it.
     pub epsilon: String,
     /// The entry that says that it counts.
+    pub index: u64,
+}
+
+/// That a site counted what a candidate says of the records that it holds out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LineageEvaluation {
+    /// The candidate's round.
+    pub round: u32,
+    /// The site, by SPIFFE ID.
+    pub site: String,
+    /// The entry that says so.
     pub index: u64,
 }
 

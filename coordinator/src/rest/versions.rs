@@ -285,6 +285,11 @@ fn told(app: &App, version: rest::Version, of: Ancestry) -> rest::VersionLineage
         bound: gate.bound,
         pass: gate.pass,
     });
+    let evaluations = of.evaluations.iter().map(|evaluated| rest::LineageEvaluation {
+        round: evaluated.round,
+        site: evaluated.site.to_string(),
+        index: evaluated.index,
+    });
     let policies = of.policy_sets.iter().map(|(set, index)| rest::LineagePolicies {
         policy_set_sha256: set.to_string(),
         index: *index,
@@ -308,6 +313,7 @@ fn told(app: &App, version: rest::Version, of: Ancestry) -> rest::VersionLineage
         index: of.made,
         submitted: of.submitted,
         rounds: rounds.collect(),
+        evaluations: evaluations.collect(),
         gates: gates.collect(),
         policies: policies.collect(),
         approvals: approvals.collect(),

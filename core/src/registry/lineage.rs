@@ -42,6 +42,8 @@ struct Run {
     manifest: Option<Digest>,
     sets: BTreeMap<Digest, u64>,
     updates: Vec<Seen>,
+    /// What sites counted about candidates, and the try of each round.
+    evaluations: Vec<(u32, Evaluated)>,
     rounds: BTreeMap<u32, Made>,
     registry: Registry,
     versions: BTreeMap<u32, History>,
@@ -147,6 +149,8 @@ pub struct Ancestry {
     pub submitted: u64,
     /// Every round up to its own, with the updates in each.
     pub rounds: Vec<RoundMade>,
+    /// What sites counted about the models of these rounds.
+    pub evaluations: Vec<Evaluated>,
     /// The gates that were judged on the way.
     pub gates: Vec<GateSaid>,
     /// The sets of policies by which it was decided who may take part, each with the first entry that names it.
@@ -155,6 +159,17 @@ pub struct Ancestry {
     pub approvals: Vec<Approving>,
     /// What became of it.
     pub moves: Vec<Moved>,
+}
+
+/// That a site counted what a candidate says of the records that it holds out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evaluated {
+    /// The candidate's round.
+    pub round: u32,
+    /// The site.
+    pub site: SiteId,
+    /// The entry.
+    pub index: u64,
 }
 
 /// Where something in a version may come from.
@@ -262,6 +277,13 @@ impl Lineage {
             Kind::StudySubmitted => self.submitted(entry)?,
             Kind::UpdateAccepted => self.accepted(entry)?,
             Kind::ModelPublished => self.published(entry)?,
+            Kind::EvaluationAccepted => {
+                if let Some(run) = self.run(entry)? {
+                    let (round, site) = (body.int("round")?, body.parsed("site")?);
+                    let evaluated = Evaluated { round, site, index: entry.seq };
+                    run.evaluations.push((body.int("attempt").unwrap_or(0), evaluated));
+                }
+            }
             Kind::TaskSent => {
                 if let Some(run) = self.run(entry)? {
                     run.decided(entry);
@@ -305,6 +327,7 @@ impl Lineage {
             manifest: body.find("manifest_sha256"),
             sets: BTreeMap::new(),
             updates: Vec::new(),
+            evaluations: Vec::new(),
             rounds: BTreeMap::new(),
             registry: Registry::new(study.clone()),
             versions: BTreeMap::new(),
@@ -502,6 +525,7 @@ impl Lineage {
             made: history.made,
             submitted: run.submitted,
             rounds: run.made_to(version.round),
+            evaluations: run.evaluations_to(version.round),
             gates: run.gates_to(version.round),
             policy_sets: sets.map(|(set, first)| (*set, *first)).collect(),
             approvals: history.approvals.clone(),
@@ -619,6 +643,15 @@ impl Run {
             RoundMade { updates, ..made.round.clone() }
         };
         self.rounds_to(last).into_iter().map(whole).collect()
+    }
+
+    fn evaluations_to(&self, last: u32) -> Vec<Evaluated> {
+        let of = |made: &Made| {
+            let (number, attempt) = (made.round.number, made.attempt);
+            let tried = self.evaluations.iter();
+            tried.filter(move |(of, e)| *of == attempt && e.round == number).map(|(_, e)| e.clone())
+        };
+        self.rounds_to(last).into_iter().flat_map(of).collect()
     }
 
     fn gates_to(&self, last: u32) -> Vec<GateSaid> {
