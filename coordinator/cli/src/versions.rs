@@ -44,38 +44,27 @@ pub(crate) async fn run(client: &Client, command: VersionCommand, json: bool) ->
         VersionCommand::Promote { of, to, serve_in, seen } => {
             let place = serve_in.map(|place| place.to_string());
             let asked = PromotionRequest { stage: to.as_str().to_owned(), place };
-            let moved = client.move_version(
-                &named(&of.id)?,
-                &path(&of, "promote"),
-                &asked,
-                seen.if_revision,
-            );
-            show::answer(json, &moved.await?, stands)
+            let (id, what) = (named(&of.id)?, path(&of, "promote"));
+            let moved = client.move_version(&id, &what, &asked, seen.if_revision).await?;
+            show::answer(json, &moved, stands)
         }
         VersionCommand::Reject { of, why, seen } => {
             let asked = ReasonRequest { reason: why.reason };
-            let moved = client.move_version(
-                &named(&of.id)?,
-                &path(&of, "reject"),
-                &asked,
-                seen.if_revision,
-            );
-            show::answer(json, &moved.await?, stands)
+            let (id, what) = (named(&of.id)?, path(&of, "reject"));
+            let moved = client.move_version(&id, &what, &asked, seen.if_revision).await?;
+            show::answer(json, &moved, stands)
         }
         VersionCommand::Revoke { of, why, seen } => {
             let asked = ReasonRequest { reason: why.reason };
-            let moved = client.move_version(
-                &named(&of.id)?,
-                &path(&of, "revoke"),
-                &asked,
-                seen.if_revision,
-            );
-            show::answer(json, &moved.await?, stands)
+            let (id, what) = (named(&of.id)?, path(&of, "revoke"));
+            let moved = client.move_version(&id, &what, &asked, seen.if_revision).await?;
+            show::answer(json, &moved, stands)
         }
         VersionCommand::Rollback { id, why, seen } => {
             let asked = ReasonRequest { reason: why.reason };
-            let moved = client.move_version(&named(&id)?, "roll-back", &asked, seen.if_revision);
-            show::answer(json, &moved.await?, stands)
+            let id = named(&id)?;
+            let moved = client.move_version(&id, "roll-back", &asked, seen.if_revision).await?;
+            show::answer(json, &moved, stands)
         }
         VersionCommand::Alias { id, alias, version, seen } => {
             let (what, asked) = (format!("aliases/{alias}"), AliasRequest { version });
