@@ -418,10 +418,8 @@ impl World {
     pub(crate) async fn with_versions(&self) -> Result<()> {
         self.publish(7).await?;
         let all = ["staging", "production"];
-        for (round, stages) in
-            [(1, &all[..]), (2, &all), (3, &all[..1]), (4, &[]), (5, &[]), (6, &[])]
-        {
-            self.promoted(round, stages).await?;
+        for (round, stages) in [(1, 2), (2, 2), (3, 1), (4, 0), (5, 0), (6, 0)] {
+            self.promoted(round, &all[..stages]).await?;
         }
         Ok(())
     }
