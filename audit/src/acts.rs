@@ -40,6 +40,11 @@ pub(crate) const fn decided(kind: Kind) -> Decided {
         }
         Kind::ApprovalGiven => Decided::Allowed(Action::ApprovalGive),
         Kind::ApprovalWithdrawn => Decided::Allowed(Action::ApprovalWithdraw),
+        Kind::VersionPromoted => Decided::Allowed(Action::VersionPromote),
+        Kind::VersionRejected => Decided::Allowed(Action::VersionReject),
+        Kind::VersionRevoked => Decided::Allowed(Action::VersionRevoke),
+        Kind::VersionRolledBack => Decided::Allowed(Action::VersionRollBack),
+        Kind::VersionAliased => Decided::Allowed(Action::VersionAlias),
         Kind::EnrolmentOffered | Kind::EnrolmentWithdrawn => Decided::Allowed(Action::SiteEnroll),
         Kind::StudySubmitted => Decided::Allowed(Action::StudySubmit),
         Kind::TaskSent => Decided::Allowed(Action::TaskGet),
@@ -82,6 +87,8 @@ pub(crate) const fn decided(kind: Kind) -> Decided {
         | Kind::ModelPublished
         | Kind::ModelRejected
         | Kind::ModelRolledBack
+        // A study that has run all its rounds makes one; whoever makes one by hand is asked for in `decisions`.
+        | Kind::VersionMade
         | Kind::UpdateDuplicate
         | Kind::ReportExported
         | Kind::AccessServed

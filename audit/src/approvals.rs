@@ -10,10 +10,10 @@ use crate::{
 use falaj_core::{
     audit::{
         Entry, Kind,
-        approvals::{Approval, Approvals, Approved, IN_FORCE_MAX},
+        approvals::{Approval, Approvals, Approved, IN_FORCE_MAX, Promotion},
         person::Person,
     },
-    id::{Digest, SpiffeId},
+    id::{Digest, SpiffeId, StudyId},
     roles::Roles,
     time::Timestamp,
 };
@@ -25,6 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) struct Approving {
     standing: Approvals,
     givers: BTreeMap<Person, Giver>,
+    /// Who submitted each study, if it was a person: they approve no promotion of what it learned.
+    submitters: BTreeMap<StudyId, Person>,
 }
 
 /// Somebody who gave an approval.
@@ -48,6 +50,10 @@ impl Approving {
         decisions: &mut Decisions,
         around: &Around<'_>,
     ) -> Result<(), String> {
+        if let (Kind::StudySubmitted, Some(person)) = (entry.kind, entry.actor_person()) {
+            let study = entry.body().parsed("study").map_err(|e| e.to_string())?;
+            self.submitters.insert(study, person);
+        }
         if entry.kind != Kind::ApprovalGiven && self.givers.is_empty() {
             return match entry.approvals().map_err(|e| e.to_string())?.first() {
                 Some(id) => Err(unknown(id)),
@@ -162,6 +168,10 @@ impl Approving {
         if approval.giver == of.person {
             return Err(format!("it counts the approval {id}, which is whoever's who asks"));
         }
+        let submitter = of.study.as_ref().and_then(|study| self.submitters.get(study));
+        if of.promotion.is_some() && submitter == Some(&approval.giver) {
+            return Err(format!("it counts the approval {id}, whose giver submitted the study"));
+        }
         if at > approval.until.plus_ms(UNDER_WAY_MS) {
             return Err(format!(
                 "it counts the approval {id}, which was good until {}",
@@ -191,12 +201,16 @@ fn asked(entry: &Entry) -> Option<Approved> {
         return None;
     }
     let study = match action {
-        Action::ModelRead => Some(body.parsed("study").ok()?),
+        Action::ModelRead | Action::VersionPromote => Some(body.parsed("study").ok()?),
+        _ => None,
+    };
+    let promotion = match action {
+        Action::VersionPromote => Promotion::read(entry).ok()?,
         _ => None,
     };
     let place = entry.destination().or_else(|| entry.actor_place())?;
     let action = action.as_str().to_owned();
-    Some(Approved { action, study, place, person: entry.actor_person()? })
+    Some(Approved { action, study, promotion, place, person: entry.actor_person()? })
 }
 
 #[cfg(test)]
@@ -237,7 +251,7 @@ mod tests {
 
     fn of(person: Person) -> Approved {
         let place: Place = "ae-on/ae-az".parse().expect("a place");
-        Approved { action: "log.export".into(), study: None, place, person }
+        Approved { action: "log.export".into(), study: None, promotion: None, place, person }
     }
 
     fn given(id: &str, giver: Person, of: &Approved, until_s: i64) -> Draft {

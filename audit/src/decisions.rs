@@ -93,6 +93,14 @@ impl Decisions {
             }
         }
         acts::check(entry.kind, said.action, said.decision, said.set)?;
+        // A version that a study makes of itself nobody asked for.
+        let asked_for = entry.kind == Kind::VersionMade && entry.body().member("actor").is_some();
+        if asked_for && said.action != Some(Action::VersionMake.as_str()) {
+            return Err(format!(
+                "it is {}, and does not say that anybody might ask for it",
+                entry.kind
+            ));
+        }
         let (Some(action), Some(set)) = (said.action, said.set) else { return Ok(()) };
         let set: Digest = set.parse().map_err(|_| format!("`{set}` is no policy set"))?;
         let allowed = said.decision == Some("allow");
@@ -167,6 +175,9 @@ impl Decisions {
         let destination = entry.destination().filter(|_| somewhere);
         let endpoint = body.find_text("endpoint").unwrap_or_default();
         let approvals = entry.approvals().map_err(|e| e.to_string())?.len();
+        // Where a version goes is part of what is asked, and of no other request.
+        let promotes = action == Action::VersionPromote.as_str();
+        let stage = body.find_text("stage").filter(|_| promotes).unwrap_or_default();
         let roles = entry.actor_roles().map_err(|e| e.to_string())?.unwrap_or_default();
         let decision = body.text("decision").map_err(|e| e.to_string())?;
         let ids = body.list("policy_ids").map_err(|e| e.to_string())?;
@@ -184,6 +195,9 @@ impl Decisions {
         if approvals > 0 {
             let _ = write!(self.key, " approved by {approvals}");
         }
+        if promotes {
+            let _ = write!(self.key, " as {}:{stage}", stage.len());
+        }
         for text in texts.into_iter().chain(ids_of) {
             let text = text.unwrap_or_default();
             let _ = write!(self.key, " {}:{text}", text.len());
@@ -192,7 +206,7 @@ impl Decisions {
             let who = Party { id: who, roles };
             let asked = (set, who, action, study.zip(mechanism.as_deref()));
             let destination = destination.as_ref().unwrap_or(who.id.place());
-            let with = With { destination, evidence, endpoint, approvals };
+            let with = With { destination, evidence, endpoint, approvals, stage };
             let (allow, by) = self.decide(asked, &with, around)?;
             let same = |(id, by): (&Node<'_>, &String)| id.as_text() == Some(by);
             let allowed = decision == "allow";

@@ -13,6 +13,7 @@ mod evaluated;
 mod in_force;
 mod keys;
 mod ledger;
+mod provenance;
 mod replay;
 mod revoked;
 mod stamps;
@@ -39,6 +40,7 @@ use falaj_core::{
 pub use keys::Before;
 use keys::Keys;
 pub use ledger::LedgerReport;
+pub use provenance::VersionReport;
 use replay::Replay;
 use serde::Serialize;
 use stamps::Stamps;
@@ -117,6 +119,12 @@ pub enum Wrong {
         /// What is wrong.
         what: String,
     },
+    /// What was signed of a version does not hold.
+    #[error("a provenance is wrong: {what}")]
+    Provenance {
+        /// What is wrong.
+        what: String,
+    },
     /// A file beside the log is not what the log says.
     #[error("`{path}` is wrong: {what}")]
     File {
@@ -172,6 +180,8 @@ pub struct Report {
     pub ledgers: Vec<LedgerReport>,
     /// Egress journals that were checked against the updates.
     pub egress: Vec<EgressReport>,
+    /// Provenances of versions that were checked against the entries.
+    pub versions: Vec<VersionReport>,
     /// The audit report over what was asked for, in the sections of [`falaj_core::report`].
     #[serde(skip)]
     pub sections: Canon,
@@ -205,6 +215,8 @@ pub struct Options<'a> {
     pub ledgers: &'a [String],
     /// Egress journals that sites exported beside it.
     pub egress: &'a [String],
+    /// What was signed of versions: DSSE envelopes.
+    pub provenances: &'a [String],
     /// A folder in which the log is laid out as static files (C2SP tlog-tiles). It has a `checkpoint` only if the
     /// bundle holds.
     pub tiles: Option<&'a Path>,
@@ -413,6 +425,13 @@ impl<'a> Verifier<'a> {
             .iter()
             .map(|text| self.replay.ledger(text))
             .collect::<Result<_, _>>()?;
+        let keys: Vec<VerifierKey> = self.keys.of_log.all().cloned().collect();
+        let versions = self
+            .options
+            .provenances
+            .iter()
+            .map(|json| self.replay.provenance(json, &self.head.origin, &keys))
+            .collect::<Result<_, _>>()?;
         Ok(Report {
             origin: self.head.origin,
             log_verifier_key: self.key.to_string(),
@@ -435,6 +454,7 @@ impl<'a> Verifier<'a> {
             erased,
             ledgers,
             egress: self.replay.egress(self.options.egress)?,
+            versions,
             sections,
         })
     }

@@ -25,7 +25,7 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --trust trust.toml\n  falaj-verify bundle.tar --tsa-ca tsa-ca.pem\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --egress hospital-1-egress.jsonl\n  falaj-verify bundle.tar --report march.json --since 2026-03 --until 2026-03\n  falaj-verify bundle.tar --report all-about-h1.json --subject spiffe://falaj.demo/ae-on/ae-az/site/hospital-1\n  falaj-verify bundle.tar --json\n  falaj-verify bundle.tar --tiles public/log\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
+    after_help = "Examples:\n  falaj-verify bundle.tar\n  falaj-verify bundle.tar --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n  falaj-verify bundle.tar --trust trust.toml\n  falaj-verify bundle.tar --tsa-ca tsa-ca.pem\n  falaj-verify bundle.tar --ledger hospital-1.jsonl\n  falaj-verify bundle.tar --egress hospital-1-egress.jsonl\n  falaj-verify bundle.tar --provenance heart-3.dsse.json\n  falaj-verify bundle.tar --report march.json --since 2026-03 --until 2026-03\n  falaj-verify bundle.tar --report all-about-h1.json --subject spiffe://falaj.demo/ae-on/ae-az/site/hospital-1\n  falaj-verify bundle.tar --json\n  falaj-verify bundle.tar --tiles public/log\n  falaj-verify --proof entry-12.tlog-proof --leaf-hash 9f86... --log-key 'falaj.demo/audit/2026+1a2b3c4d+AbCd...'\n\nExit codes: 0 verified, 1 something is wrong, 2 the bundle cannot be opened."
 )]
 struct Cli {
     /// The bundle, as `falaj log export` wrote it.
@@ -47,6 +47,10 @@ struct Cli {
     /// left as it says. May be given for several sites, and of one site in several files that follow each other.
     #[arg(long, conflicts_with = "proof")]
     egress: Vec<PathBuf>,
+    /// What was signed of a version, as `falaj model provenance` wrote it: that the log's key signed it, and that each field
+    /// follows from the log. May be given for several versions.
+    #[arg(long, value_name = "FILE", conflicts_with = "proof")]
+    provenance: Vec<PathBuf>,
     /// Lay the log out as static files in this folder (C2SP tlog-tiles), for any tool or web server that knows them.
     #[arg(long, value_name = "FOLDER", conflicts_with = "proof")]
     tiles: Option<PathBuf>,
@@ -76,9 +80,10 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let (ledgers, egress) = match (texts(&cli.ledger), texts(&cli.egress)) {
-        (Ok(ledgers), Ok(egress)) => (ledgers, egress),
-        (Err(e), _) | (_, Err(e)) => {
+    let beside = [&cli.ledger, &cli.egress, &cli.provenance].map(|paths| texts(paths));
+    let (ledgers, egress, provenances) = match beside {
+        [Ok(ledgers), Ok(egress), Ok(provenances)] => (ledgers, egress, provenances),
+        [Err(e), ..] | [_, Err(e), _] | [.., Err(e)] => {
             eprintln!("falaj-verify: {e}");
             return ExitCode::from(EXIT_USAGE);
         }
@@ -118,6 +123,7 @@ fn main() -> ExitCode {
         scope: Some(&scope),
         ledgers: &ledgers,
         egress: &egress,
+        provenances: &provenances,
         tiles: cli.tiles.as_deref(),
     };
     let verdict = verify(file, options, |done, all| {
@@ -296,6 +302,12 @@ fn say(cli: &Cli, report: &Report) {
                     k.messages, k.bytes, k.largest
                 );
             }
+        }
+        for v in &report.versions {
+            println!(
+                "version    {} {}, now {}: signed, and follows from entry {} and {} updates",
+                v.study, v.version, v.stage, v.index, v.updates
+            );
         }
     }
     println!(

@@ -8,6 +8,7 @@ use crate::{
     egress::{self, Counted, EgressReport},
     evaluated::{Counted as Counting, Evaluations, Gating},
     ledger::{self, LedgerReport},
+    provenance::{self, VersionReport},
     revoked::Revoked,
     tokens::Tokens,
 };
@@ -17,7 +18,8 @@ use falaj_core::{
     audit::{Entry, Kind, bundle, policy_set},
     canon::CanonError,
     id::{Digest, RoundId, SiteId, SpiffeId, StudyId},
-    note,
+    note::{self, VerifierKey},
+    registry::{lineage::Lineage, provenance::About},
     report::Sections,
     study::Cohort,
     time::Timestamp,
@@ -55,6 +57,8 @@ pub(crate) struct Replay {
     pub(crate) decisions: Decisions,
     /// Reports that are made on the way.
     pub(crate) folds: Vec<Sections>,
+    /// What versions came from, and how they moved.
+    lineage: Lineage,
     /// The newest model of each study.
     newest: BTreeMap<String, Digest>,
     /// Every model that each study has had.
@@ -86,6 +90,7 @@ pub(crate) struct Replay {
 
 /// What a study's file says of itself.
 struct Said {
+    about: About,
     /// The witnesses that it wants behind a round.
     quorum: u32,
     cohort: Cohort,
@@ -167,6 +172,7 @@ impl Replay {
             let study = str::from_utf8(&bytes).map_err(|e| wrong(e.to_string()))?;
             let study = study::parse(study, path).map_err(|e| wrong(e.to_string()))?;
             let said = Said {
+                about: About::of(&study),
                 quorum: study.governance.witnesses.map_or(0, |wanted| wanted.quorum),
                 cohort: study.cohort.clone(),
                 mechanism: study.privacy.mechanism.as_str().to_owned(),
@@ -236,13 +242,17 @@ impl Replay {
         let body = entry.body();
         self.check_actor(entry)?;
         match entry.kind {
-            Kind::LogOpened => self.goes_on = body.find_text("succession").is_some(),
+            Kind::LogOpened => {
+                self.goes_on = body.find_text("succession").is_some();
+                self.lineage = Lineage::new(self.goes_on);
+            }
             // What is decided over a study goes by its file.
             Kind::StudySubmitted => self.submitted(entry)?,
             _ => {}
         }
         self.check_decision(entry)?;
         self.check_quote(entry)?;
+        self.lineage.take(entry).map_err(|e| e.to_string())?;
         let key = |cert: &Digest| self.history.key(cert).map(|key| key.to_bytes());
         self.revoked.take(entry, key)?;
         let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
@@ -362,6 +372,17 @@ impl Replay {
     fn has(&mut self, study: &str, model: Digest) {
         self.newest.insert(study.to_owned(), model);
         self.had.entry(study.to_owned()).or_default().insert(model);
+    }
+
+    /// What was signed of a version, held against the entries.
+    pub(crate) fn provenance(
+        &self,
+        json: &str,
+        origin: &str,
+        keys: &[VerifierKey],
+    ) -> Result<VersionReport, Wrong> {
+        let about = |study: &Digest| self.studies.get(study).map(|said| said.about.clone());
+        provenance::check(json.as_bytes(), origin, keys, &self.lineage, about)
     }
 
     /// What policy decided fits what was done, and is what the policies in force decide.

@@ -12,6 +12,8 @@ mod fixture;
 mod ml_dsa;
 #[path = "bundle/people.rs"]
 mod people;
+#[path = "bundle/versions.rs"]
+mod versions;
 
 use ed25519_dalek::SigningKey;
 use falaj_certs::trust::TrustFile;

@@ -6,7 +6,7 @@ use crate::{
     blob::Blobs,
     checkpointer::{Checkpointer, high_water},
     clock,
-    config::{Config, LogConfig},
+    config::{Config, LogConfig, StateConfig},
     endpoints,
     engine::{Engine, Parts},
     enrolment::{Enrolments, door},
@@ -29,6 +29,7 @@ use crate::{
     tiles,
     timestamps::{Authority, Timestamps},
     trusted::{Door, Trusted},
+    versions::Versions,
     witnesses::{self, Counted, Outside},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -171,6 +172,7 @@ impl App {
         warn_of_lock_out(&persons, &policy, &config);
         let scratch = emptied(&dir.join("scratch"))?;
         let keys = log_keys(&config)?;
+        let models = models(&config.state)?;
         let metrics = Arc::new(Metrics::default());
         let (store, writing) = Store::open(&config.state.database()?).await?;
         let there = (store, writing.sealing(persons.clone()));
@@ -187,7 +189,7 @@ impl App {
             store: store.clone(),
             writer: writer.clone(),
             updates: Blobs::open(&dir.join("updates"))?,
-            models: Blobs::open(&dir.join("models"))?,
+            models,
             persons,
             outcomes: Outcomes::new(writer.clone(), metrics.clone()),
             policy: policy.clone(),
@@ -230,6 +232,7 @@ impl App {
             prunings: Prunings::open(erasures.clone(), config.log.retention.clone()).await?,
             erasures,
             revocations,
+            versions: Versions::new(engine.clone(), approvals.clone(), checkpointer.clone()),
             approvals,
             enrolments: enrolments.clone(),
             checkpointer: checkpointer.clone(),
@@ -419,6 +422,12 @@ impl Named {
 pub async fn checked(config: &Config) -> Result<(Identity, PolicyEngine)> {
     let Named { identity, policy, .. } = Named::by(config).await?;
     Ok((identity, policy))
+}
+
+/// The folder of the models, and what seals them.
+fn models(state: &StateConfig) -> Result<Blobs> {
+    let models = Blobs::open(&state.dir.join("models"))?;
+    Ok(models.sealed(state.model_key.as_deref(), &state.model_keys_before)?)
 }
 
 /// A folder for what need not outlive a run, without what the last one left.

@@ -1,4 +1,5 @@
-//! Approvals by a second person: who has approved that somebody else has a model or the log, and takes it somewhere.
+//! Approvals by a second person: who has approved that somebody else has a model or the log, and takes it somewhere, or promotes a
+//! version.
 //!
 //! The log is the list, and is read when the coordinator starts: of its own shard, so that whoever verifies it finds there what
 //! counted. Policies decide who may approve, and what waits for it; here is only how many other people there are.
@@ -8,15 +9,15 @@ use crate::{
     clock,
     engine::{Engine, problem_of, unreadable},
     erasure::Asker,
-    policy::{Action, Given, Party, Resource},
-    store::writer::{Commit, Committed},
+    policy::{Action, Decision, Given, Party, Resource, With},
+    store::writer::{Change, Commit, Committed},
     trusted::Trusted,
 };
 use anyhow::{Result, ensure};
 use falaj_core::{
     audit::{
         Draft, Entry, Kind,
-        approvals::{self, Approval, Approved, IN_FORCE_MAX, OF_ONE_MAX},
+        approvals::{self, Approval, Approved, IN_FORCE_MAX, OF_ONE_MAX, Promotion},
         objects::{Object, actor_term},
         person::{Person, is_person},
     },
@@ -36,10 +37,14 @@ const PAGE: u32 = 1_000;
 
 /// What somebody is asked to approve, in the words of whoever asks.
 pub struct Asked<'a> {
-    /// `model.read` or `log.export`.
+    /// `model.read`, `log.export` or `version.promote`.
     pub action: &'a str,
     /// Whose model.
     pub study: Option<&'a str>,
+    /// Of a promotion, which version.
+    pub version: Option<u32>,
+    /// Of a promotion, where the version is to go on to.
+    pub stage: Option<&'a str>,
     /// Who is to act, by SPIFFE ID.
     pub whom: &'a str,
     /// Where it is taken to; where they are when absent.
@@ -48,11 +53,26 @@ pub struct Asked<'a> {
     pub ttl_s: Option<u64>,
 }
 
+/// What a person takes somewhere, or has serve there.
+pub struct Taken<'a> {
+    /// By what.
+    pub action: Action,
+    /// Of what.
+    pub resource: &'a Resource<'a>,
+    /// Where to.
+    pub to: &'a Place,
+    /// Of a promotion, which.
+    pub promotion: Option<Promotion>,
+}
+
 /// The same, read.
 struct Read {
     action: Action,
     /// The study and its mechanism.
     study: Option<(StudyId, String)>,
+    /// Who submitted the study, as entries name them.
+    submitter: Option<String>,
+    promotion: Option<Promotion>,
     whom: SpiffeId,
     place: Place,
     ttl: Duration,
@@ -109,18 +129,19 @@ impl Approvals {
         Ok(self.standing().await?.approvals.all().cloned().collect())
     }
 
-    /// Approves that another person has a model or the log, and takes it somewhere. This must be run to its end.
+    /// Approves that another person has a model or the log, and takes it somewhere, or promotes a version. This must be run to its end.
     ///
     /// # Errors
     /// [`Code::Malformed`], [`Code::UnknownStudy`], [`Code::Denied`], [`Code::Busy`], or why the log cannot take the entry.
     pub async fn give(&self, asker: Asker<'_>, asked: &Asked<'_>) -> Result<Approval, Problem> {
         let mut standing = self.standing().await?;
-        let Read { action, study, whom, place, ttl } = match self.read(asker, asked) {
-            Ok(read) => read,
-            Err(problem) => {
-                return Err(self.refuse_unread(asker, Action::ApprovalGive, problem).await);
-            }
-        };
+        let Read { action, study, submitter, promotion, whom, place, ttl } =
+            match self.read(asker, asked) {
+                Ok(read) => read,
+                Err(problem) => {
+                    return Err(self.refuse_unread(asker, Action::ApprovalGive, problem).await);
+                }
+            };
         let resource = match &study {
             Some((id, mechanism)) => Resource::Study(id, mechanism),
             None => Resource::Service,
@@ -132,6 +153,10 @@ impl Approvals {
                 .refuse_unread(asker, give, Code::Denied.because("people approve"))
                 .await);
         };
+        if promotion.is_some() && submitter == Some(asker.actor.name()) {
+            let why = "nobody approves that a version of their own study is promoted: ask another approver";
+            return Err(self.refuse_unread(asker, give, Code::Denied.because(why)).await);
+        }
         let draft = Draft::new(Kind::ApprovalGiven).actor(asker.actor);
         if !decision.allow {
             let draft = draft.asked([("place", place.to_string().as_str())]);
@@ -142,7 +167,7 @@ impl Approvals {
         let action = action.as_str().to_owned();
         let study = study.map(|(id, _)| id);
         let person = meet(&self.engine.parts().persons, &whom).await?;
-        let of = Approved { action, study, place, person };
+        let of = Approved { action, study, promotion, place, person };
         let again = standing.approvals.of(&of).any(|approval| approval.giver == giver);
         let full = if again {
             None
@@ -187,28 +212,69 @@ impl Approvals {
         Ok(approval)
     }
 
-    /// Decides over what a person takes to a `destination`, by who has approved it, and records that.
+    /// Decides over what a person takes to a place, by who has approved it, and records that; `rows` become durable with it if it
+    /// is allowed.
     ///
     /// # Errors
     /// As [`Engine::grant`].
     pub async fn grant(
         &self,
-        (who, person): (Party<'_>, Person),
-        action: Action,
-        resource: &Resource<'_>,
-        destination: &Place,
+        who: (Party<'_>, Person),
+        taken: &Taken<'_>,
         draft: Draft,
+        rows: Vec<Change>,
     ) -> Result<Committed, Problem> {
         let standing = self.standing().await?;
-        let study = match resource {
+        let (decision, counted) = self.decide(&standing, who, taken).await?;
+        let draft = if counted.is_empty() { draft } else { draft.texts("approvals", counted) };
+        let recorded = self.engine.record_with(taken.action, decision, draft, rows).await;
+        // Nobody takes an approval back between what was counted and the entry that says so.
+        drop(standing);
+        Ok(recorded?.1)
+    }
+
+    /// Whether it would be allowed now, by who has approved it. Nothing is recorded: [`Self::grant`] is asked in any case.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn would_grant(
+        &self,
+        who: (Party<'_>, Person),
+        taken: &Taken<'_>,
+    ) -> Result<bool, Problem> {
+        let standing = self.standing().await?;
+        Ok(self.decide(&standing, who, taken).await?.0.allow)
+    }
+
+    /// The decision, and the names of the approvals that it counts.
+    async fn decide(
+        &self,
+        standing: &Standing,
+        (who, person): (Party<'_>, Person),
+        taken: &Taken<'_>,
+    ) -> Result<(Decision, Vec<String>), Problem> {
+        let study = match taken.resource {
             Resource::Study(id, _) => Some((*id).clone()),
             Resource::Service => None,
         };
-        let (action_name, place) = (action.as_str().to_owned(), destination.clone());
-        let of = Approved { action: action_name, study, place, person };
+        // Whoever submitted a study approves no promotion of what it learned.
+        let submitter = match (&study, taken.promotion) {
+            (Some(study), Some(_)) => Some(self.engine.study(study)?.meta.submitted_by.clone()),
+            _ => None,
+        };
+        let of = Approved {
+            action: taken.action.as_str().to_owned(),
+            study,
+            promotion: taken.promotion,
+            place: taken.to.clone(),
+            person,
+        };
         let persons = &self.engine.parts().persons;
         let mut given = Vec::new();
         for approval in standing.approvals.of(&of).filter(|approval| approval.giver != person) {
+            if submitter.as_ref() == Some(&Object::Person(approval.giver).to_string()) {
+                continue;
+            }
             // Whoever was erased or revoked is not heard.
             let giver = persons.identity(approval.giver).filter(|id| !self.trusted.is_revoked(id));
             if let Some(giver) = giver {
@@ -217,12 +283,9 @@ impl Approvals {
             }
         }
         let policy = &self.engine.parts().policy;
-        let (decision, counted) = policy.decide_approved(who, action, resource, destination, given);
-        let draft = if counted.is_empty() { draft } else { draft.texts("approvals", counted) };
-        let recorded = self.engine.record(action, decision, draft).await;
-        // Nobody takes an approval back between what was counted and the entry that says so.
-        drop(standing);
-        Ok(recorded?.1)
+        let stage = taken.promotion.map_or("", |promotion| promotion.stage.as_str());
+        let to = With { destination: taken.to, stage, ..With::of(who.id) };
+        Ok(policy.decide_approved(who, taken.action, taken.resource, &to, given))
     }
 
     /// The roles of whoever gave an approval: those with which they did what they did last.
@@ -242,19 +305,37 @@ impl Approvals {
         let malformed = |e: &dyn std::fmt::Display| Code::Malformed.because(e);
         let action = Action::TAKING.into_iter().find(|action| action.as_str() == asked.action);
         let action = action.ok_or_else(|| {
-            malformed(&"what is approved is `model.read` or `log.export`: say which as `action`")
+            malformed(&"what is approved is `model.read`, `log.export` or `version.promote`: say which as `action`")
         })?;
+        let mut submitter = None;
         let study = match (action, asked.study) {
-            (Action::ModelRead, Some(study)) => {
+            (Action::ModelRead | Action::VersionPromote, Some(study)) => {
                 let id: StudyId = study.parse().map_err(|_| {
                     Code::UnknownStudy
                         .because("there is no such study; `falaj study list` shows those there are")
                 })?;
                 let handle = self.engine.study(&id)?;
+                submitter = Some(handle.meta.submitted_by.clone());
                 Some((id, handle.meta.study.privacy.mechanism.as_str().to_owned()))
             }
             (Action::LogExport, None) => None,
-            _ => return Err(malformed(&"`study` is said of `model.read`, and only of that")),
+            _ => {
+                return Err(malformed(
+                    &"`study` is said of `model.read` and `version.promote`, and only of those",
+                ));
+            }
+        };
+        let promotion = match (action, asked.version, asked.stage) {
+            (Action::VersionPromote, Some(version), Some(stage)) => {
+                let stage = stage.parse().map_err(|e| malformed(&format!("`stage`: {e}")))?;
+                Some(Promotion { version, stage })
+            }
+            (Action::ModelRead | Action::LogExport, None, None) => None,
+            _ => {
+                return Err(malformed(
+                    &"`version` and `stage` are said of `version.promote`, and only of that",
+                ));
+            }
         };
         let whom: SpiffeId = asked
             .whom
@@ -275,7 +356,7 @@ impl Approvals {
             let most = TTL_MAX.as_secs();
             return Err(malformed(&format!("an approval counts for 1 to {most} seconds")));
         }
-        Ok(Read { action, study, whom, place, ttl })
+        Ok(Read { action, study, submitter, promotion, whom, place, ttl })
     }
 
     /// Records a request that cannot be carried out, without its words: why it is refused.

@@ -1,15 +1,25 @@
-//! Files named by the digest of what is in them: spooled updates and models.
+//! Files named by the digest of what is in them: spooled updates and models. Models may be sealed at rest ([`sealed`]).
 //!
 //! A file appears under its name only when all of it is on the disk: written beside, synced, renamed,
 //! and the folder synced.
 
+pub mod sealed;
+
+use bytes::Bytes;
 use falaj_core::id::Digest;
+use futures_util::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use rustix::fs::{Advice, fadvise};
+use sealed::{FileKeys, KeyError, KeyName, KeySource, Reader, Sealer};
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, BufReader, Read as _, Write as _},
     num::NonZeroU64,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 use tokio::task::spawn_blocking;
 
@@ -23,6 +33,8 @@ const WRITE_OUT_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct Blobs {
     dir: PathBuf,
+    /// What seals them, if anything does.
+    keys: Option<Arc<dyn KeySource>>,
 }
 
 /// A file that is being written; its methods block. Dropped before [`Writing::finish`], it leaves nothing
@@ -31,6 +43,7 @@ pub struct Writing {
     file: File,
     path: PathBuf,
     dir: PathBuf,
+    sealer: Option<Sealer>,
     written: u64,
     written_out: u64,
     done: bool,
@@ -49,7 +62,66 @@ impl Blobs {
                 fs::remove_file(file.path())?;
             }
         }
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), keys: None })
+    }
+
+    /// The same, sealed from now on by the key in this file, which is made if there is none; those that sealed before open what they
+    /// sealed. What is there in clear stays so. Without a key nothing may be sealed.
+    ///
+    /// # Errors
+    /// [`KeyError`]: also when something is sealed by a key that is not named.
+    pub fn sealed(self, now: Option<&Path>, before: &[PathBuf]) -> Result<Self, KeyError> {
+        let found = self.sealed_by().map_err(|e| KeyError::Read(self.dir.clone(), e))?;
+        let keys: Option<Arc<dyn KeySource>> = match (now, found.iter().next()) {
+            (Some(now), _) => Some(Arc::new(FileKeys::load(now, before, &found)?)),
+            (None, Some((name, file))) => return Err(KeyError::missing(file, *name)),
+            (None, None) => None,
+        };
+        Ok(Self { keys, ..self })
+    }
+
+    /// The keys by which files are sealed, each with one of them.
+    fn sealed_by(&self) -> io::Result<BTreeMap<KeyName, PathBuf>> {
+        let mut found = BTreeMap::new();
+        for file in fs::read_dir(&self.dir)? {
+            let path = file?.path();
+            if let Some(name) = sealed::sealed_by(&mut BufReader::new(File::open(&path)?))? {
+                found.entry(name).or_insert(path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads a file from its beginning. Blocks, as what it gives does.
+    ///
+    /// # Errors
+    /// When it is not there, cannot be read, or is sealed by a key that is not there.
+    pub fn reader(&self, digest: &Digest) -> io::Result<Reader> {
+        Reader::open(&self.path(digest), self.keys.as_deref())
+    }
+
+    /// A file in blocks of so many bytes, and how many bytes there are.
+    ///
+    /// # Errors
+    /// As [`Self::reader`].
+    pub async fn blocks(
+        &self,
+        digest: &Digest,
+        bytes: usize,
+    ) -> io::Result<(u64, BoxStream<'static, io::Result<Bytes>>)> {
+        let (this, digest) = (self.clone(), *digest);
+        let reader = spawn_blocking(move || this.reader(&digest)).await??;
+        let length = reader.length();
+        let blocks = stream::try_unfold(reader, move |mut reader| async move {
+            let read = spawn_blocking(move || {
+                let mut block = Vec::with_capacity(bytes);
+                reader.by_ref().take(bytes as u64).read_to_end(&mut block)?;
+                io::Result::Ok((Bytes::from(block), reader))
+            });
+            let (block, reader) = read.await??;
+            Ok(if block.is_empty() { None } else { Some((block, reader)) })
+        });
+        Ok((length, blocks.boxed()))
     }
 
     /// Where the file with this digest lies.
@@ -64,8 +136,17 @@ impl Blobs {
     /// When it cannot be created.
     pub fn begin(&self, tag: &str) -> io::Result<Writing> {
         let path = self.dir.join(format!("{tag}{PARTIAL}"));
-        let file = File::create(&path)?;
-        Ok(Writing { file, path, dir: self.dir.clone(), written: 0, written_out: 0, done: false })
+        let mut file = File::create(&path)?;
+        let sealer = match &self.keys {
+            Some(keys) => {
+                let (sealer, head) = Sealer::new(&**keys)?;
+                file.write_all(&head)?;
+                Some(sealer)
+            }
+            None => None,
+        };
+        let dir = self.dir.clone();
+        Ok(Writing { file, path, dir, sealer, written: 0, written_out: 0, done: false })
     }
 
     /// Writes a whole file.
@@ -90,7 +171,13 @@ impl Blobs {
     /// # Errors
     /// When it is not there or cannot be read.
     pub async fn read(&self, digest: &Digest) -> io::Result<Vec<u8>> {
-        tokio::fs::read(self.path(digest)).await
+        let (this, digest) = (self.clone(), *digest);
+        let read = spawn_blocking(move || {
+            let mut bytes = Vec::new();
+            this.reader(&digest)?.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        });
+        read.await?
     }
 }
 
@@ -100,6 +187,16 @@ impl Writing {
     /// # Errors
     /// When they cannot be written, for example because the disk is full.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.sealer {
+            Some(sealer) => {
+                let sealed = sealer.take(bytes)?;
+                self.put(&sealed)
+            }
+            None => self.put(bytes),
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
         self.written += bytes.len() as u64;
         let waiting = self.written - self.written_out;
@@ -117,6 +214,9 @@ impl Writing {
     /// # Errors
     /// When it cannot be synced or renamed.
     pub fn finish(mut self, digest: &Digest) -> io::Result<()> {
+        if let Some(mut sealer) = self.sealer.take() {
+            self.put(&sealer.finish()?)?;
+        }
         self.file.sync_data()?;
         fs::rename(&self.path, self.dir.join(digest.to_string()))?;
         self.done = true;
@@ -155,6 +255,31 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).expect("reads").count(), 0);
         blobs.put(digest, bytes.clone()).await.expect("writes");
         assert_eq!(blobs.read(&digest).await.expect("reads"), bytes);
+    }
+
+    #[tokio::test]
+    async fn a_sealed_file_is_read_as_it_was_written_and_needs_its_key() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (key, models) = (dir.path().join("key"), dir.path().join("models"));
+        let open = |key: Option<&Path>| Blobs::open(&models).expect("opens").sealed(key, &[]);
+        let clear = open(None).expect("nothing is sealed");
+        let (old, new) = (vec![1; 100], vec![2; 200_000]);
+        clear.put(Digest::of(&old), old.clone()).await.expect("writes");
+        let blobs = open(Some(&key)).expect("a key is made");
+        blobs.put(Digest::of(&new), new.clone()).await.expect("writes");
+        for bytes in [old, new.clone()] {
+            assert_eq!(blobs.read(&Digest::of(&bytes)).await.expect("reads"), bytes);
+        }
+        let on_disk = fs::read(blobs.path(&Digest::of(&new))).expect("reads");
+        assert!(on_disk.len() > new.len() && !on_disk.windows(32).any(|w| w == &new[..32]));
+        let (length, blocks) = blobs.blocks(&Digest::of(&new), 70_000).await.expect("opens");
+        let blocks: Vec<_> =
+            futures_util::TryStreamExt::try_collect::<Vec<_>>(blocks).await.expect("reads");
+        assert_eq!((length, blocks.len(), blocks.concat()), (200_000, 3, new));
+        assert!(matches!(open(None), Err(KeyError::Missing { .. })));
+        fs::rename(&key, dir.path().join("lost")).expect("renamed");
+        assert!(matches!(open(Some(&key)), Err(KeyError::Missing { .. })));
+        assert!(!key.exists(), "no other key is made in its place");
     }
 
     #[test]

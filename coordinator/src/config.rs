@@ -181,6 +181,12 @@ pub struct StateConfig {
     pub dir: PathBuf,
     /// A database server for state and log. A SQLite file in the folder when absent.
     pub database: Option<DatabaseConfig>,
+    /// The key that models are sealed by at rest (AES-256-GCM, a data key for each): a file with mode 0600, best on another disk,
+    /// made if there is none. Models lie there in clear when absent.
+    pub model_key: Option<PathBuf>,
+    /// Keys that sealed models before: they open what they sealed.
+    #[serde(default)]
+    pub model_keys_before: Vec<PathBuf>,
 }
 
 /// A PostgreSQL database.
@@ -668,6 +674,10 @@ impl Config {
         }
         identity.key = identity.key.clone().below(base);
         this.state.dir = base.join(&this.state.dir);
+        this.state.model_key = this.state.model_key.map(|key| base.join(key));
+        for key in &mut this.state.model_keys_before {
+            *key = base.join(&*key);
+        }
         if let Some(database) = &mut this.state.database {
             database.url_file = base.join(&database.url_file);
         }

@@ -36,4 +36,5 @@ pub mod store;
 pub mod tiles;
 pub mod timestamps;
 pub mod trusted;
+pub mod versions;
 pub mod witnesses;

@@ -15,8 +15,8 @@ use falaj_core::{
     id::{Digest, Place, SpiffeId},
     roles::Roles,
 };
-pub use falaj_policies::{Action, Decision, Party, Resource};
-use falaj_policies::{POLICIES, Policies, PolicyError, SCHEMA, With, rescue};
+pub use falaj_policies::{Action, Decision, Party, Resource, With};
+use falaj_policies::{POLICIES, Policies, PolicyError, SCHEMA, rescue};
 use glass::Glass;
 use std::{
     fmt, fs, io,
@@ -172,7 +172,7 @@ impl PolicyEngine {
         evidence: &Evidence,
     ) -> Decision {
         let evidence = Some(evidence);
-        let with = With { destination, evidence, endpoint, approvals: 0 };
+        let with = With { destination, evidence, endpoint, ..With::of(me) };
         let loaded = self.loaded.load();
         let (action, resource) = (Action::EndpointUse, Resource::Service);
         loaded.policies.decide_with(&self.place, me, action, &resource, &with)
@@ -191,7 +191,7 @@ impl PolicyEngine {
         loaded.policies.decide_to(&self.place, who, action, resource, destination)
     }
 
-    /// As [`Self::decide_to`], with the approvals of other people: those count whose givers may give them now. Their names come
+    /// Decides over a request with the approvals of other people: those count whose givers may give them now. Their names come
     /// with the decision.
     #[must_use]
     pub fn decide_approved(
@@ -199,10 +199,10 @@ impl PolicyEngine {
         who: Party<'_>,
         action: Action,
         resource: &Resource<'_>,
-        destination: &Place,
+        with: &With<'_>,
         given: Vec<Given>,
     ) -> (Decision, Vec<String>) {
-        let (loaded, here) = (self.loaded.load(), &*self.place);
+        let (loaded, here, destination) = (self.loaded.load(), &*self.place, with.destination);
         let policies = &loaded.policies;
         let may = |given: &Given| {
             let giver = Party { id: &given.giver, roles: given.roles };
@@ -210,7 +210,7 @@ impl PolicyEngine {
         };
         let counted: Vec<String> =
             given.into_iter().filter(may).map(|given| given.approval).collect();
-        let with = With { destination, approvals: counted.len(), ..With::of(who.id) };
+        let with = With { approvals: counted.len(), ..*with };
         (policies.decide_with(here, who, action, resource, &with), counted)
     }
 }

@@ -11,10 +11,11 @@ mod people;
 mod revocations;
 mod shards;
 mod stamps;
+mod versions;
 
 use crate::{
     accept::Peer,
-    approvals::Approvals,
+    approvals::{Approvals, Taken},
     checkpointer::Checkpointer,
     clock,
     engine::{Engine, Handle, View, problem_of, unreadable},
@@ -29,6 +30,7 @@ use crate::{
     revocations::Revocations,
     store::{Store, writer::CommitError},
     timestamps::{StampError, Timestamps},
+    versions::Versions,
 };
 use axum::{
     Extension, Json, Router,
@@ -43,6 +45,7 @@ use axum::{
 use falaj_core::{
     audit::{Draft, Kind, objects::Object},
     id::{Digest, Place, SpiffeId, StudyId},
+    registry::safetensors,
     round::AnyRound,
     witness::InclusionProof,
 };
@@ -62,6 +65,8 @@ use tokio_util::{io::ReaderStream, sync::CancellationToken};
 use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+/// Bytes of a model that are read at once.
+const BLOCK_BYTES: usize = 256 << 10;
 /// Operators who follow the log at once.
 pub const TAILS_MAX: usize = 64;
 
@@ -77,6 +82,8 @@ pub struct App {
     pub revocations: Revocations,
     /// Takes approvals, and counts them.
     pub approvals: Approvals,
+    /// Moves versions of models.
+    pub versions: Versions,
     /// Makes tokens for sites.
     pub enrolments: Enrolments,
     /// Signs checkpoints.
@@ -162,6 +169,19 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(enrolment::withdraw))
         .routes(routes!(approvals::list, approvals::give))
         .routes(routes!(approvals::withdraw))
+        .routes(routes!(versions::list))
+        .routes(routes!(versions::of_study, versions::make))
+        .routes(routes!(versions::show))
+        .routes(routes!(versions::provenance))
+        .routes(routes!(versions::card))
+        .routes(routes!(versions::file))
+        .routes(routes!(versions::ancestry))
+        .routes(routes!(versions::promote))
+        .routes(routes!(versions::reject))
+        .routes(routes!(versions::revoke))
+        .routes(routes!(versions::roll_back))
+        .routes(routes!(versions::alias))
+        .routes(routes!(versions::lineage))
         .split_for_parts()
 }
 
@@ -215,7 +235,8 @@ impl App {
         }
         let committed = match peer.actor.person {
             Some(person) if Action::TAKING.contains(&action) => {
-                self.approvals.grant((who, person), action, &resource, to, draft).await?
+                let taken = Taken { action, resource: &resource, to, promotion: None };
+                self.approvals.grant((who, person), &taken, draft, Vec::new()).await?
             }
             _ => self.engine.grant_to(who, action, &resource, to, draft).await?.1,
         };
@@ -493,7 +514,7 @@ impl ToQuery {
 }
 
 /// Downloads a model as `safetensors`. `round` is a number, or `latest`.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/models/{round}", params(("id" = String, Path), ("round" = String, Path), ToQuery), responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/studies/{id}/models/{round}", params(("id" = String, Path), ("round" = String, Path), ToQuery), responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 async fn download(
     State(app): Ctx,
     Extension(peer): Who,
@@ -512,52 +533,38 @@ async fn download(
         let what = format!("study `{id}` has no model of round {round}");
         return Err(Code::UnknownModel.because(what).into());
     };
+    send_model(&app, &peer, &handle, Ok((row.number, row.sha256)), &to).await
+}
+
+/// Sends a round's model as `safetensors`, if policy allows that it is taken there and no version of it was revoked. That it is not
+/// there is told to those only who might have it.
+async fn send_model(
+    app: &App,
+    peer: &Peer,
+    handle: &Handle,
+    found: Result<(u32, Digest), Problem>,
+    to: &ToQuery,
+) -> Answer<Response> {
     let (asked, read) = to.asked();
-    let intent = app.grant_asked(&peer, Action::ModelRead, Some(&handle), &asked).await?;
+    let intent = app.grant_asked(peer, Action::ModelRead, Some(handle), &asked).await?;
     read?;
-    let head = safetensors_head(&handle, &row.sha256, row.number)?;
-    let file = tokio::fs::File::open(parts.models.path(&row.sha256)).await.map_err(|e| {
-        tracing::error!(error = %e, model = %row.sha256, "a model cannot be read");
+    let (round, model) = found?;
+    let (parts, meta) = (app.engine.parts(), &handle.meta);
+    app.versions.check_usable(&meta.study.id, &model).await?;
+    let head = safetensors::head(&meta.study.id, &meta.digest, round, &model, &meta.manifest);
+    let (_, blocks) = parts.models.blocks(&model, BLOCK_BYTES).await.map_err(|e| {
+        tracing::error!(error = %e, %model, "a model cannot be read");
         Code::Internal.because("the coordinator cannot read this model")
     })?;
-    let bytes = head.len() + handle.meta.manifest.params() * 4;
-    let body = futures_util::stream::iter([Ok::<_, io::Error>(Bytes::from(head))])
-        .chain(ReaderStream::new(file));
+    let bytes = head.len() + meta.manifest.params() * 4;
+    let body = futures_util::stream::iter([Ok::<_, io::Error>(Bytes::from(head))]).chain(blocks);
     let body = parts.outcomes.watch(intent, bytes as u64, body);
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::CONTENT_LENGTH, bytes.to_string()),
-        (header::HeaderName::from_static("falaj-model-sha256"), row.sha256.to_string()),
+        (header::HeaderName::from_static("falaj-model-sha256"), model.to_string()),
     ];
     Ok((headers, Body::from_stream(body)).into_response())
-}
-
-/// What stands before the parameters in a `safetensors` file: its length, then JSON. Parameters are stored
-/// in manifest order as little-endian f32, which is just how the format wants its data.
-fn safetensors_head(handle: &Handle, model: &Digest, round: u32) -> Result<Vec<u8>, Problem> {
-    let mut tensors = serde_json::Map::new();
-    let about = serde_json::json!({
-        "study": handle.meta.study.id.as_str(),
-        "study_sha256": handle.meta.digest.to_string(),
-        "round": round.to_string(),
-        "model_sha256": model.to_string(),
-        "format": "pt",
-    });
-    tensors.insert("__metadata__".into(), about);
-    for (tensor, range) in handle.meta.manifest.ranges() {
-        let entry = serde_json::json!({
-            "dtype": "F32",
-            "shape": tensor.shape,
-            "data_offsets": [range.start * 4, range.end * 4],
-        });
-        tensors.insert(tensor.name.clone(), entry);
-    }
-    let mut json = serde_json::to_vec(&tensors).map_err(|e| Code::Internal.because(e))?;
-    // The format asks that the data begin at a multiple of eight.
-    json.resize(json.len().next_multiple_of(8), b' ');
-    let mut head = (json.len() as u64).to_le_bytes().to_vec();
-    head.extend(json);
-    Ok(head)
 }
 
 /// A fresh signed checkpoint of the log.

@@ -48,11 +48,8 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::{
-    io::AsyncReadExt as _,
-    sync::{Semaphore, mpsc},
-};
-use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -413,11 +410,11 @@ impl Federation for Rpc {
             actor: peer.actor.clone(),
             study: Some(id.clone()),
         };
-        let mut file = tokio::fs::File::open(parts.models.path(&digest)).await.map_err(|e| {
+        let blocks = parts.models.blocks(&digest, CHUNK_BYTES_MAX).await;
+        let (payload_bytes, mut blocks) = blocks.map_err(|e| {
             tracing::error!(error = %e, %digest, "a model cannot be read");
             Status::from(Code::Internal.because("the coordinator cannot read this model"))
         })?;
-        let payload_bytes = file.metadata().await.map_or(0, |m| m.len());
         let (chunks, parts_out) = mpsc::channel(CHUNKS);
         let metrics = parts.metrics.clone();
         let mut serving = parts.outcomes.serving(intent, payload_bytes);
@@ -430,27 +427,20 @@ impl Federation for Rpc {
                     return;
                 }
                 serving.add(handed);
-                let mut chunk = bytes::BytesMut::with_capacity(CHUNK_BYTES_MAX);
-                while chunk.len() < CHUNK_BYTES_MAX {
-                    match file.read_buf(&mut chunk).await {
-                        Ok(0) => break,
-                        Ok(_) => {}
-                        Err(e) => {
-                            tracing::error!(error = %e, "a model cannot be read to its end");
-                            serving.fail();
-                            let _ = chunks
-                                .send(Err(Code::Internal.because("the model ended early").into()))
-                                .await;
-                            return;
-                        }
+                let chunk = match blocks.next().await {
+                    Some(Ok(chunk)) => chunk,
+                    Some(Err(e)) => {
+                        tracing::error!(error = %e, "a model cannot be read to its end");
+                        serving.fail();
+                        let _ = chunks
+                            .send(Err(Code::Internal.because("the model ended early").into()))
+                            .await;
+                        return;
                     }
-                }
-                if chunk.is_empty() {
-                    return;
-                }
+                    None => return,
+                };
                 metrics.bytes_out.inc_by(chunk.len() as u64);
                 handed = chunk.len();
-                let chunk = chunk.freeze();
                 part = Ok(ModelPart { part: Some(model_part::Part::Chunk(chunk)) });
             }
         });

@@ -125,6 +125,18 @@ kinds! {
     ModelRejected = "model.rejected";
     /// A study goes on from the last of its models that passed every gate.
     ModelRolledBack = "model.rolled_back";
+    /// A round's model is a version, by which it can be promoted.
+    VersionMade = "version.made";
+    /// A version goes on to another stage.
+    VersionPromoted = "version.promoted";
+    /// A version is not good enough.
+    VersionRejected = "version.rejected";
+    /// A version must not be used any more.
+    VersionRevoked = "version.revoked";
+    /// The version that was in production before serves again.
+    VersionRolledBack = "version.rolled_back";
+    /// An alias was given to a version, or taken away.
+    VersionAliased = "version.aliased";
     /// An update is durable and counted.
     UpdateAccepted = "update.accepted";
     /// An update was refused.

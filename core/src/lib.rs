@@ -22,6 +22,7 @@ pub mod model;
 pub mod networks;
 pub mod note;
 pub mod receipt;
+pub mod registry;
 pub mod report;
 pub mod roles;
 pub mod round;

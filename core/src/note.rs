@@ -6,6 +6,7 @@
 use crate::{
     id::Digest,
     ml_dsa::{MlDsaKey, MlDsaSigner},
+    registry::dsse,
     sign::{SignError, SignKey},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -237,6 +238,14 @@ impl NoteSigner {
     /// [`SignError`] when the key cannot be used now.
     pub fn sign_context(&self, context: &str, bytes: &[u8]) -> Result<[u8; 64], SignError> {
         sign_context(&*self.key, context, bytes)
+    }
+
+    /// Signs a payload as a DSSE envelope does ([`crate::registry::dsse`]). What begins like that is signed by nothing else.
+    ///
+    /// # Errors
+    /// [`SignError`] when the key cannot be used now.
+    pub fn sign_dsse(&self, payload_type: &str, payload: &[u8]) -> Result<[u8; 64], SignError> {
+        self.key.sign(&dsse::pae(payload_type, payload))
     }
 }
 

@@ -162,6 +162,11 @@ impl LogKeys {
         self.keys.iter().rev().find(|key| note::open(note, key).is_ok())
     }
 
+    /// All of them, oldest first.
+    pub fn all(&self) -> impl Iterator<Item = &VerifierKey> {
+        self.keys.iter()
+    }
+
     /// Whether this key is one of them.
     #[must_use]
     pub fn has(&self, key: &VerifierKey) -> bool {

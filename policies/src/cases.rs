@@ -66,6 +66,9 @@ struct Case {
     /// How many other people have approved it.
     #[serde(default)]
     approvals: usize,
+    /// Where a version is to go on to.
+    #[serde(default)]
+    stage: String,
     allow: bool,
     /// The rules that decide; none when nothing permits it.
     policies: Vec<String>,
@@ -216,7 +219,8 @@ impl Cases {
             let resource = mechanism.map_or(Resource::Service, |m| Resource::Study(study, m));
             let who = Party { id: who, roles: *roles };
             let (evidence, endpoint) = (Some(evidence), case.endpoint.as_str());
-            let with = With { destination, evidence, endpoint, approvals: case.approvals };
+            let (approvals, stage) = (case.approvals, case.stage.as_str());
+            let with = With { destination, evidence, endpoint, approvals, stage };
             let said = policies.decide_with(&self.here, who, *action, &resource, &with);
             let wanted = (case.allow, case.policies.clone());
             let said = (said.allow, said.policies);

@@ -71,6 +71,18 @@ pub enum Action {
     SiteRevoke,
     /// Make a token by which a site gets its first certificate.
     SiteEnroll,
+    /// Make a round's model a version.
+    VersionMake,
+    /// Have a version go on to another stage.
+    VersionPromote,
+    /// Say that a version is not good enough.
+    VersionReject,
+    /// Say that a version must not be used any more.
+    VersionRevoke,
+    /// Have the version that was in production before serve again.
+    VersionRollBack,
+    /// Give an alias to a version, or take it away.
+    VersionAlias,
     /// See which approvals are in force.
     ApprovalRead,
     /// Approve that another person has a model or the log, and takes it somewhere.
@@ -83,7 +95,7 @@ pub enum Action {
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 29] = [
         Self::Connect,
         Self::StudyJoin,
         Self::TaskGet,
@@ -103,6 +115,12 @@ impl Action {
         Self::HoldRelease,
         Self::SiteRevoke,
         Self::SiteEnroll,
+        Self::VersionMake,
+        Self::VersionPromote,
+        Self::VersionReject,
+        Self::VersionRevoke,
+        Self::VersionRollBack,
+        Self::VersionAlias,
         Self::ApprovalRead,
         Self::ApprovalGive,
         Self::ApprovalWithdraw,
@@ -132,6 +150,12 @@ impl Action {
             Self::HoldRelease => "hold.release",
             Self::SiteRevoke => "site.revoke",
             Self::SiteEnroll => "site.enroll",
+            Self::VersionMake => "version.make",
+            Self::VersionPromote => "version.promote",
+            Self::VersionReject => "version.reject",
+            Self::VersionRevoke => "version.revoke",
+            Self::VersionRollBack => "version.roll_back",
+            Self::VersionAlias => "version.alias",
             Self::ApprovalRead => "approval.read",
             Self::ApprovalGive => "approval.give",
             Self::ApprovalWithdraw => "approval.withdraw",
@@ -141,13 +165,21 @@ impl Action {
 }
 
 impl Action {
-    /// What takes something to a place, of which policies may speak.
-    pub const TAKING: [Self; 2] = [Self::ModelRead, Self::LogExport];
+    /// What takes something to a place, and can be approved: policies may speak of both. A version is promoted for the place where
+    /// it is to serve.
+    pub const TAKING: [Self; 3] = [Self::ModelRead, Self::LogExport, Self::VersionPromote];
 
     /// Whether an entry about it says where: where something is taken to or may be, or an endpoint is declared.
     #[must_use]
     pub const fn is_somewhere(self) -> bool {
-        matches!(self, Self::ModelRead | Self::LogExport | Self::ApprovalGive | Self::EndpointUse)
+        matches!(
+            self,
+            Self::ModelRead
+                | Self::LogExport
+                | Self::VersionPromote
+                | Self::ApprovalGive
+                | Self::EndpointUse
+        )
     }
 
     /// Whether it is wanted of the coordinator itself, whatever study an entry about it names. An approval is wanted of the
@@ -162,6 +194,12 @@ impl Action {
             | Self::StudySubmit
             | Self::StudyRead
             | Self::StudyStop
+            | Self::VersionMake
+            | Self::VersionPromote
+            | Self::VersionReject
+            | Self::VersionRevoke
+            | Self::VersionRollBack
+            | Self::VersionAlias
             | Self::ApprovalGive => false,
             Self::Connect
             | Self::StatusRead
@@ -233,13 +271,15 @@ pub struct With<'a> {
     pub endpoint: &'a str,
     /// How many other people have approved it and are still heard. It counts for [`Action::TAKING`] alone.
     pub approvals: usize,
+    /// Where a version is to go on to. It counts for [`Action::VersionPromote`] alone.
+    pub stage: &'a str,
 }
 
 impl<'a> With<'a> {
     /// What is taken goes to where they are, and nothing is known of their connection.
     #[must_use]
     pub fn of(who: &'a SpiffeId) -> Self {
-        Self { destination: who.place(), evidence: None, endpoint: "", approvals: 0 }
+        Self { destination: who.place(), evidence: None, endpoint: "", approvals: 0, stage: "" }
     }
 }
 
@@ -476,7 +516,9 @@ impl Policies {
             ),
         };
         let resource_entity = Entity::new(resource_uid.clone(), attributes, HashSet::new())?;
-        let context = if self.approved.contains(&action) {
+        let context = if action == Action::VersionPromote {
+            promoted_to(with)?
+        } else if self.approved.contains(&action) {
             approved_by(with.destination, with.approvals)?
         } else if self.destined.contains(&action) {
             destined_to(with.destination)?
@@ -578,6 +620,13 @@ fn approved_by(
     Ok(Context::from_pairs(members)?)
 }
 
+/// The same of a version, and where it is to go on to.
+fn promoted_to(with: &With<'_>) -> Result<Context, Box<dyn std::error::Error + Send + Sync>> {
+    let stage = RestrictedExpression::new_string(with.stage.to_owned());
+    let more = Context::from_pairs([("stage".to_owned(), stage)])?;
+    Ok(approved_by(with.destination, with.approvals)?.merge(more)?)
+}
+
 fn place_record(
     place: &Place,
 ) -> Result<RestrictedExpression, Box<dyn std::error::Error + Send + Sync>> {
@@ -646,13 +695,14 @@ fn evidenced(schema: &Schema, tpm: bool) -> Result<bool, Box<dyn std::error::Err
 /// The actions whose requests say where something is taken to, or may be, as a schema has it.
 fn destined(schema: &Schema) -> Result<Vec<Action>, Box<dyn std::error::Error + Send + Sync>> {
     let context = destined_to(&"ae-on/any".parse()?)?;
-    let [model, log] = Action::TAKING;
-    knowing(schema, &[model, log, Action::ApprovalGive], &context)
+    let actions = [Action::ModelRead, Action::LogExport, Action::ApprovalGive];
+    knowing(schema, &actions, &context)
 }
 
 /// The actions whose requests say how many people have approved them, as a schema has it.
 fn approved(schema: &Schema) -> Result<Vec<Action>, Box<dyn std::error::Error + Send + Sync>> {
-    knowing(schema, &Action::TAKING, &approved_by(&"ae-on/any".parse()?, 0)?)
+    let actions = [Action::ModelRead, Action::LogExport];
+    knowing(schema, &actions, &approved_by(&"ae-on/any".parse()?, 0)?)
 }
 
 /// Those of the actions that may be asked with such a context.

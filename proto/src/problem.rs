@@ -89,6 +89,8 @@ catalog! {
     StudyExists = "study_exists", "A study of that name exists", 409, AlreadyExists;
     /// The study is over.
     StudyOver = "study_over", "The study is over", 409, FailedPrecondition;
+    /// The version stands where this cannot be done.
+    WrongStage = "wrong_stage", "The version stands where this cannot be done", 409, FailedPrecondition;
     /// The update is for another round than the one that collects.
     WrongRound = "wrong_round", "The update is for another round", 409, FailedPrecondition;
     /// The update starts from another model.
@@ -115,6 +117,8 @@ catalog! {
     LogUnavailable = "log_unavailable", "The audit log cannot take an entry", 503, Unavailable;
     /// Not now.
     Unavailable = "unavailable", "Not available now", 503, Unavailable;
+    /// The bytes of a stored model are not those that were published.
+    ModelDamaged = "model_damaged", "The stored model is not the one that was published", 500, Internal;
     /// Our fault.
     Internal = "internal", "Something went wrong here", 500, Internal;
 }

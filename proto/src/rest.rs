@@ -374,11 +374,17 @@ pub struct Login {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApprovalRequest {
-    /// `model.read` or `log.export`.
+    /// `model.read`, `log.export` or `version.promote`.
     pub action: String,
-    /// Whose model; of `model.read` alone.
+    /// Whose model; of `model.read` and `version.promote` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub study: Option<String>,
+    /// Which version; of `version.promote` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// Where the version is to go on to; of `version.promote` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
     /// Who is to act: another person, by SPIFFE ID.
     #[serde(rename = "for")]
     pub whom: String,
@@ -395,11 +401,17 @@ pub struct ApprovalRequest {
 pub struct Approval {
     /// Its name.
     pub approval: String,
-    /// `model.read` or `log.export`.
+    /// `model.read`, `log.export` or `version.promote`.
     pub action: String,
     /// Whose model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub study: Option<String>,
+    /// Of a promotion, which version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// Of a promotion, where the version is to go on to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
     /// Where it is taken to.
     pub place: String,
     /// Who is to act, by SPIFFE ID; by pseudonym if they were erased.
@@ -434,6 +446,234 @@ pub struct Revocation {
     pub at: String,
     /// Index of the entry that says so, in the shard of the log in which it was made.
     pub index: u64,
+}
+
+/// A version of a study's model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    /// The study.
+    pub study: String,
+    /// Its number, from 1.
+    pub version: u32,
+    /// candidate, staging, production, archived, rejected or revoked.
+    pub stage: String,
+    /// champion, challenger.
+    pub aliases: Vec<String>,
+    /// The round whose model it is.
+    pub round: u32,
+    /// SHA-256 of its parameters.
+    pub model_sha256: String,
+    /// SHA-256 of the manifest of its tensors.
+    pub manifest_sha256: String,
+    /// SHA-256 of the `safetensors` file that it is downloaded as.
+    pub safetensors_sha256: String,
+    /// How often the study's versions were changed: the `ETag`, and what `If-Match` is held against.
+    pub revision: u64,
+}
+
+/// Which round's model is to be a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VersionRequest {
+    /// The round.
+    pub round: u32,
+}
+
+/// Where a version is to go on to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PromotionRequest {
+    /// staging, production or archived.
+    pub stage: String,
+    /// Where it is to serve: a place such as `ae-on/ae-az`; where whoever asks is when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+}
+
+/// Why something is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReasonRequest {
+    /// One line. It stays in the log: nothing about a person.
+    pub reason: String,
+}
+
+/// Who is to have an alias.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AliasRequest {
+    /// The version; nobody when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+}
+
+/// Everything that made a version, and what became of it. Indices are of entries in the shard of the log in which each was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VersionLineage {
+    /// The version.
+    pub version: Version,
+    /// The entry that made it.
+    pub index: u64,
+    /// The entry by which its study was submitted.
+    pub submitted: u64,
+    /// The rounds up to its own.
+    pub rounds: Vec<LineageRound>,
+    /// What sites counted about the models of these rounds.
+    pub evaluations: Vec<LineageEvaluation>,
+    /// The gates that were judged on the way.
+    pub gates: Vec<LineageGate>,
+    /// The sets of policies by which it was decided who takes part.
+    pub policies: Vec<LineagePolicies>,
+    /// Approvals of its promotions.
+    pub approvals: Vec<LineageApproval>,
+    /// What became of it.
+    pub moves: Vec<LineageMove>,
+}
+
+/// A round that a version came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LineageRound {
+    /// Its number.
+    pub round: u32,
+    /// The model that it began from.
+    pub base_sha256: String,
+    /// The model that it gave.
+    pub model_sha256: String,
+    /// The entry that says so.
+    pub index: u64,
+    /// The updates in it.
+    pub updates: Vec<LineageUpdate>,
+}
+
+/// An update that went into a round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LineageUpdate {
+    /// Whose, by SPIFFE ID.
+    pub site: String,
+    /// SHA-256 of its payload.
+    pub payload_sha256: String,
+    /// SHA-256 of its signed header.
+    pub header_sha256: String,
+    /// Examples behind it, as noised by the site.
+    pub weight: u64,
+    /// Epsilon as the site states it.
+    pub epsilon: String,
+    /// The entry that says that it counts.
+    pub index: u64,
+}
+
+/// That a site counted what a candidate says of the records that it holds out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LineageEvaluation {
+    /// The candidate's round.
+    pub round: u32,
+    /// The site, by SPIFFE ID.
+    pub site: String,
+    /// The entry that says so.
+    pub index: u64,
+}
+
+/// A gate as a verdict has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LineageGate {
+    /// The round.
+    pub round: u32,
+    /// Its name.
+    pub name: String,
+    /// Whom it is about.
+    pub scope: String,
+    /// What was measured.
+    pub figure: String,
+    /// Between which figures the true one lies.
+    pub interval: String,
+    /// What it is held against.
+    pub bound: String,
+    /// Whether it passed.
+    pub pass: bool,
+}
+
+/// A set of policies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LineagePolicies {
+    /// Its SHA-256.
+    pub policy_set_sha256: String,
+    /// The first entry of the study that names it.
+    pub index: u64,
+}
+
+/// An approval of a version's promotion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LineageApproval {
+    /// Its name.
+    pub approval: String,
+    /// To which stage.
+    pub stage: String,
+    /// Who gave it, by SPIFFE ID; by pseudonym if they were erased.
+    pub by: String,
+    /// The entry that says so.
+    pub index: u64,
+}
+
+/// A move of a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LineageMove {
+    /// What happened: the entry's kind.
+    pub kind: String,
+    /// Where the version stood from then on.
+    pub stage: String,
+    /// When.
+    pub at: String,
+    /// Why, if anybody said so.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// The approvals that counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<String>,
+    /// The entry that says so.
+    pub index: u64,
+}
+
+/// The versions that learned from a site, a place or an update.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Touched {
+    /// They.
+    pub versions: Vec<TouchedVersion>,
+    /// Shards of the log whose contents were deleted, of which nothing can be said.
+    pub deleted: Vec<String>,
+}
+
+/// A version that learned from what was asked about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TouchedVersion {
+    /// The study.
+    pub study: String,
+    /// The version's number.
+    pub version: u32,
+    /// Where it stands.
+    pub stage: String,
+    /// The round whose model it is.
+    pub round: u32,
+    /// SHA-256 of its parameters.
+    pub model_sha256: String,
+    /// Whose updates they were, by SPIFFE ID.
+    pub sites: Vec<String>,
+    /// How many updates.
+    pub updates: u64,
+    /// The first round that has one.
+    pub first_round: u32,
+    /// The last round that has one.
+    pub last_round: u32,
+    /// The entry of the first of them.
+    pub first_index: u64,
+    /// The entry of the last of them.
+    pub last_index: u64,
+    /// What to do with it when the consent for them is withdrawn: nothing, reject, revoke or roll_back.
+    pub remedy: String,
+    /// Of roll_back, to which version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back_to: Option<u32>,
+    /// The last round that learned nothing from them; 0 is the first model, untrained.
+    pub untouched_round: u32,
 }
 
 /// A signed checkpoint.

@@ -8,7 +8,11 @@ use crate::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use falaj_certs::keys::KeyAt;
-use falaj_core::{id::Place, note::VerifierKey};
+use falaj_core::{
+    id::Place,
+    note::VerifierKey,
+    registry::version::{Alias, Stage},
+};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -100,9 +104,16 @@ pub(crate) enum Command {
     /// Work with studies.
     #[command(subcommand)]
     Study(StudyCommand),
-    /// Work with the models of a study.
+    /// Work with the models of a study, and with the versions by which they are promoted.
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Show which versions learned from a site, from a place or from an update, and what a withdrawal of consent makes of each.
+    ///
+    /// With --study and --version the other way round: everything that made that version, and what became of it.
+    #[command(
+        after_help = "Examples:\n  falaj lineage --site spiffe://health.example/ae-on/ae-az/site/hospital-2 --since 2026-03-01 --until 2026-05-31\n  falaj lineage --from-place ae-on/ae-du\n  falaj lineage --update 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n  falaj lineage --study heart --version 3"
+    )]
+    Lineage(LineageArgs),
     /// Work with the audit log.
     #[command(subcommand)]
     Log(LogCommand),
@@ -200,6 +211,214 @@ pub(crate) enum ModelCommand {
         #[arg(long, value_name = "PLACE")]
         to_place: Option<Place>,
     },
+    #[command(flatten)]
+    Version(VersionCommand),
+}
+
+/// Work with the versions of a study's model.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VersionCommand {
+    /// List the versions of a study, or of every study, and where each stands.
+    #[command(after_help = "Examples:\n  falaj model versions\n  falaj model versions heart")]
+    Versions {
+        /// Name of the study; every one when absent.
+        id: Option<String>,
+    },
+    /// Show one version.
+    #[command(
+        after_help = "Examples:\n  falaj model show heart 2\n  falaj model show heart champion"
+    )]
+    Show {
+        #[command(flatten)]
+        of: OfVersion,
+    },
+    /// Show or write a version's model card, made from what is signed of it.
+    #[command(
+        after_help = "Examples:\n  falaj model card heart 2\n  falaj model card heart champion --format html -o heart-2.html"
+    )]
+    Card {
+        #[command(flatten)]
+        of: OfVersion,
+        /// As what.
+        #[arg(long, value_enum, default_value_t)]
+        format: CardFormat,
+        /// Where to write it; standard output when absent.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Show or write what is signed of a version: its provenance, an in-toto statement in a DSSE envelope.
+    ///
+    /// `falaj-verify bundle.tar --provenance FILE` checks each field of it against the log.
+    #[command(
+        visible_alias = "manifest",
+        after_help = "Example:\n  falaj model provenance heart 2 -o heart-2.dsse.json"
+    )]
+    Provenance {
+        #[command(flatten)]
+        of: OfVersion,
+        /// Where to write it; standard output when absent.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Make a round's model a version. The last model of a study that has run all its rounds is one by itself.
+    #[command(after_help = "Example:\n  falaj model make heart --round 7")]
+    Make {
+        /// Name of the study.
+        id: String,
+        /// The round that gave it.
+        #[arg(long)]
+        round: u32,
+    },
+    /// Have a version go on to the next stage: staging, production, archived.
+    ///
+    /// In production it takes the place of the version that is there, and is the champion. Policies say how many other people have
+    /// to have approved just that, with `falaj approval give version.promote`.
+    #[command(
+        after_help = "Examples:\n  falaj model promote heart 2 --to staging\n  falaj model promote heart 2 --to production --serve-in ae-on/ae-du"
+    )]
+    Promote {
+        #[command(flatten)]
+        of: NumberedVersion,
+        /// The stage.
+        #[arg(long)]
+        to: Stage,
+        /// Where it is to serve: jurisdiction and region; where you are yourself when absent. Policy decides over it.
+        #[arg(long, value_name = "PLACE")]
+        serve_in: Option<Place>,
+        #[command(flatten)]
+        seen: Seen,
+    },
+    /// Say that a version is not good enough; it has not been in production.
+    #[command(
+        after_help = "Example:\n  falaj model reject heart 3 --reason \"recall of women is 8 points lower\""
+    )]
+    Reject {
+        #[command(flatten)]
+        of: NumberedVersion,
+        #[command(flatten)]
+        why: Why,
+        #[command(flatten)]
+        seen: Seen,
+    },
+    /// Say that a version must not be used any more: it is not served from then on.
+    #[command(
+        after_help = "Example:\n  falaj model revoke heart 2 --reason \"hospital-2 withdrew its consent\""
+    )]
+    Revoke {
+        #[command(flatten)]
+        of: NumberedVersion,
+        #[command(flatten)]
+        why: Why,
+        #[command(flatten)]
+        seen: Seen,
+    },
+    /// Have the version that was in production before serve again.
+    #[command(
+        after_help = "Example:\n  falaj model rollback heart --reason \"false alarms since noon\""
+    )]
+    Rollback {
+        /// Name of the study.
+        id: String,
+        #[command(flatten)]
+        why: Why,
+        #[command(flatten)]
+        seen: Seen,
+    },
+    /// Give an alias to a version, or take it away: `challenger` to one in staging, `champion` to the one in production.
+    #[command(
+        after_help = "Examples:\n  falaj model alias heart challenger --version 3\n  falaj model alias heart challenger"
+    )]
+    Alias {
+        /// Name of the study.
+        id: String,
+        /// Which alias.
+        alias: Alias,
+        /// Who is to have it; nobody when absent.
+        #[arg(long)]
+        version: Option<u32>,
+        #[command(flatten)]
+        seen: Seen,
+    },
+}
+
+/// A version of a study.
+#[derive(Debug, Args)]
+pub(crate) struct OfVersion {
+    /// Name of the study.
+    pub(crate) id: String,
+    /// The version's number, or `champion` or `challenger`.
+    #[arg(value_parser = version)]
+    pub(crate) version: String,
+}
+
+/// A version's number, or an alias.
+fn version(text: &str) -> Result<String, String> {
+    match text.parse::<u32>() {
+        Ok(number) => Ok(number.to_string()),
+        Err(_) => text.parse::<Alias>().map(|alias| alias.to_string()).map_err(|e| e.to_string()),
+    }
+}
+
+/// A version of a study that is to move.
+#[derive(Debug, Args)]
+pub(crate) struct NumberedVersion {
+    /// Name of the study.
+    pub(crate) id: String,
+    /// The version's number.
+    pub(crate) version: u32,
+}
+
+/// Why something is done.
+#[derive(Debug, Args)]
+pub(crate) struct Why {
+    /// Why: one line. It stays in the log: nothing about a person.
+    #[arg(long)]
+    pub(crate) reason: String,
+}
+
+/// How things stood when somebody looked.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Seen {
+    /// Only if the study's versions are still at this revision, as `falaj model show` shows it.
+    #[arg(long, value_name = "N")]
+    pub(crate) if_revision: Option<u64>,
+}
+
+/// As what a card is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CardFormat {
+    /// Markdown.
+    #[default]
+    Markdown,
+    /// A page of HTML.
+    Html,
+}
+
+/// From what, or of which version.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct LineageArgs {
+    /// A site, by SPIFFE ID.
+    #[arg(long, value_name = "ID", group = "of", required_unless_present_any = ["from_place", "update", "study"])]
+    pub(crate) site: Option<String>,
+    /// Every site in a place.
+    #[arg(long, value_name = "PLACE", group = "of")]
+    pub(crate) from_place: Option<Place>,
+    /// An update, by the SHA-256 of its payload or of its header.
+    #[arg(long, value_name = "SHA-256", group = "of")]
+    pub(crate) update: Option<String>,
+    /// Name of the study whose version it is.
+    #[arg(long, group = "of", requires = "version")]
+    pub(crate) study: Option<String>,
+    /// The version's number, or an alias.
+    #[arg(long, requires = "study", value_parser = version)]
+    pub(crate) version: Option<String>,
+    /// Updates that were accepted not earlier than this: RFC 3339, or a date in UTC.
+    #[arg(long, value_name = "TIME", conflicts_with = "study")]
+    pub(crate) since: Option<String>,
+    /// Updates that were accepted earlier than this: RFC 3339, or a date in UTC, which is included to its end.
+    #[arg(long, value_name = "TIME", conflicts_with = "study")]
+    pub(crate) until: Option<String>,
 }
 
 /// Work with the audit log.
@@ -464,24 +683,30 @@ pub(crate) enum SiteCommand {
 /// Approve what another person is to take, see what was approved, and take that back.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ApprovalCommand {
-    /// Approve that another person exports the log, or has a study's models, and takes them to one place.
+    /// Approve that another person exports the log, or has a study's models, and takes them to one place; or promotes a version.
     ///
     /// Policies say what needs it, how many people have to approve, and who may. It is an entry of the log. The same again takes
     /// the place of what you approved before.
     #[command(
-        after_help = "Examples:\n  falaj approval give log.export --for spiffe://health.example/ae-on/ae-az/operator/sara\n  falaj approval give model.read --study heart --for spiffe://health.example/ae-on/ae-az/operator/lina --to-place ae-on/ae-du --ttl 7d"
+        after_help = "Examples:\n  falaj approval give log.export --for spiffe://health.example/ae-on/ae-az/operator/sara\n  falaj approval give model.read --study heart --for spiffe://health.example/ae-on/ae-az/operator/lina --to-place ae-on/ae-du --ttl 7d\n  falaj approval give version.promote --study heart --version 2 --stage production --for spiffe://health.example/ae-on/ae-az/operator/omar"
     )]
     Give {
-        /// What they do: `log.export`, with mirrors, or `model.read`.
-        #[arg(value_parser = ["log.export", "model.read"])]
+        /// What they do: `log.export`, with mirrors, `model.read` or `version.promote`.
+        #[arg(value_parser = ["log.export", "model.read", "version.promote"])]
         action: String,
         /// Whose models.
-        #[arg(long, required_if_eq("action", "model.read"))]
+        #[arg(long, required_if_eq_any([("action", "model.read"), ("action", "version.promote")]))]
         study: Option<String>,
+        /// Which version they promote.
+        #[arg(long, required_if_eq("action", "version.promote"))]
+        version: Option<u32>,
+        /// Where it is to go on to.
+        #[arg(long, required_if_eq("action", "version.promote"))]
+        stage: Option<Stage>,
         /// Who is to act: another person, by SPIFFE ID.
         #[arg(long = "for", value_name = "ID")]
         whom: String,
-        /// Where it is taken to; where they are themselves when absent.
+        /// Where it is taken to, or is to serve; where they are themselves when absent.
         #[arg(long, value_name = "PLACE")]
         to_place: Option<Place>,
         /// How long it counts: a number and `s`, `m`, `h` or `d`; 30 days at most.

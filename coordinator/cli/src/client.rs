@@ -13,11 +13,11 @@ use falaj_proto::{
         Accesses, Approval, ApprovalRequest, Checkpoint, EnrolmentToken, EnrolmentTokenRequest,
         EnrolmentTokenState, Erasure, ErasureRequest, Hold, HoldRequest, LogEntry, LogShard, Model,
         Page, Person, Pruning, PruningRequest, Revocation, RevocationRequest, Round, Site, Status,
-        Study, Timestamp, Witness,
+        Study, Timestamp, Touched, Version, VersionLineage, Witness,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
 
 /// A coordinator that does not take the connection within this time is away.
@@ -162,6 +162,67 @@ impl Client {
         let to: Vec<_> = to.map(|place| ("place", place.to_string())).into_iter().collect();
         let request = self.request(Method::GET, &format!("studies/{id}/models/{round}"));
         self.send(request.query(&to)).await
+    }
+
+    /// The versions of a study, or of every study.
+    pub(crate) async fn versions(&self, id: Option<&StudyId>) -> Answer<Page<Version>> {
+        match id {
+            Some(id) => self.pages(&format!("studies/{id}/versions")).await,
+            None => self.pages("versions").await,
+        }
+    }
+
+    /// One version, by its number or an alias.
+    pub(crate) async fn version(&self, id: &StudyId, version: &str) -> Answer<Version> {
+        self.read(self.of_version(Method::GET, id, version, "")).await
+    }
+
+    /// What is signed of a version.
+    pub(crate) async fn provenance(&self, id: &StudyId, version: &str) -> Answer<String> {
+        let answer = self.send(self.of_version(Method::GET, id, version, "/provenance")).await?;
+        answer.text().await.map_err(|source| self.unreachable(source))
+    }
+
+    /// A version's model card.
+    pub(crate) async fn card(&self, id: &StudyId, version: &str, format: &str) -> Answer<String> {
+        let request = self.of_version(Method::GET, id, version, "/card");
+        let answer = self.send(request.query(&[("format", format)])).await?;
+        answer.text().await.map_err(|source| self.unreachable(source))
+    }
+
+    /// Everything that made a version.
+    pub(crate) async fn ancestry(&self, id: &StudyId, version: &str) -> Answer<VersionLineage> {
+        self.read(self.of_version(Method::GET, id, version, "/lineage")).await
+    }
+
+    /// The versions that learned from what the filters name.
+    pub(crate) async fn touched(&self, filters: &[(&str, String)]) -> Answer<Touched> {
+        self.read(self.request(Method::GET, "lineage").query(filters)).await
+    }
+
+    /// Has a study's versions move: `what` is a path under the study. Only if they are at the revision, if one is named.
+    pub(crate) async fn move_version(
+        &self,
+        id: &StudyId,
+        what: &str,
+        asked: &impl Serialize,
+        revision: Option<u64>,
+    ) -> Answer<Version> {
+        let mut request = self.request(Method::POST, &format!("studies/{id}/{what}")).json(asked);
+        if let Some(revision) = revision {
+            request = request.header("if-match", format!("\"{revision}\""));
+        }
+        self.read(request).await
+    }
+
+    fn of_version(
+        &self,
+        method: Method,
+        id: &StudyId,
+        version: &str,
+        what: &str,
+    ) -> RequestBuilder {
+        self.request(method, &format!("studies/{id}/versions/{version}{what}"))
     }
 
     /// A checkpoint, signed now.

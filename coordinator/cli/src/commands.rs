@@ -9,7 +9,7 @@ use crate::{
     download::{ParamsHash, save},
     log, login, policy, privacy,
     settings::{Settings, SignIn},
-    show,
+    show, versions,
     watch::watch,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -56,6 +56,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Study(command) => return study(&connect()?, command, json).await,
         Command::Model(command) => model(&connect()?, command, json).await?,
+        Command::Lineage(args) => versions::lineage(&connect()?, &args, json).await?,
         Command::Log(command) => log::run(&connect()?, command, json).await?,
         Command::Person(command) => person(&connect()?, command, json).await?,
         Command::Hold(command) => hold(&connect()?, command, json).await?,
@@ -134,6 +135,7 @@ async fn model(client: &Client, command: ModelCommand, json: bool) -> Result<()>
                 )
             })
         }
+        ModelCommand::Version(command) => versions::run(client, command, json).await,
     }
 }
 
@@ -223,14 +225,24 @@ async fn site(client: &Client, command: SiteCommand, json: bool) -> Result<()> {
 }
 
 async fn approval(client: &Client, command: ApprovalCommand, json: bool) -> Result<()> {
-    let of = |a: &rest::Approval| match &a.study {
-        Some(study) => format!("{} of {study}", a.action),
-        None => a.action.clone(),
+    let of = |a: &rest::Approval| match (&a.study, a.version, &a.stage) {
+        (Some(study), Some(version), Some(stage)) => {
+            format!("{} of {study}, version {version}, to {stage}", a.action)
+        }
+        (Some(study), ..) => format!("{} of {study}", a.action),
+        _ => a.action.clone(),
     };
     match command {
-        ApprovalCommand::Give { action, study, whom, to_place, ttl } => {
-            let place = to_place.map(|place| place.to_string());
-            let asked = rest::ApprovalRequest { action, study, whom, place, ttl_s: Some(ttl) };
+        ApprovalCommand::Give { action, study, version, stage, whom, to_place, ttl } => {
+            let asked = rest::ApprovalRequest {
+                action,
+                study,
+                version,
+                stage: stage.map(|stage| stage.as_str().to_owned()),
+                whom,
+                place: to_place.map(|place| place.to_string()),
+                ttl_s: Some(ttl),
+            };
             show::answer(json, &client.approve(&asked).await?, |a| {
                 format!(
                     "approval {}: {} by {}, to {}, until {}; entry {} of the log says so",

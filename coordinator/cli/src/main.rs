@@ -15,6 +15,7 @@ mod privacy;
 mod settings;
 mod show;
 mod stamps;
+mod versions;
 mod watch;
 
 use args::Cli;

@@ -19,6 +19,7 @@ use crate::{
         row::{ExchangeRow, ModelRow, UpdateRow},
         writer::{Change, Commit, CommitError, Committed},
     },
+    versions::{self, MakeError, Making},
 };
 use anyhow::Context as _;
 use falaj_core::{
@@ -704,8 +705,8 @@ impl Actor {
         let models = self.engine.parts().models.clone();
         let tag = self.meta.study.id.to_string();
         tokio::task::spawn_blocking(move || {
-            let mut file = File::open(models.path(&base))?;
-            let mut left = usize::try_from(file.metadata()?.len())?;
+            let mut file = models.reader(&base)?;
+            let mut left = usize::try_from(file.length())?;
             let mut new = models.begin(&tag)?;
             let mut hash = Sha256::new();
             // What was rotated is turned back in whole blocks.
@@ -910,9 +911,12 @@ impl Actor {
         if let Some(reason) = &reason {
             draft = draft.text("reason", reason);
         }
-        let rows = vec![Change::StudyState(study.id.clone(), state, reason.clone())];
-        let commit = Commit { round: None, rows, entries: vec![draft] };
-        self.commit(commit).await?;
+        let mut rows = vec![Change::StudyState(study.id.clone(), state, reason.clone())];
+        let mut entries = vec![draft];
+        if kind == Kind::StudyFinished {
+            self.make_version(&mut rows, &mut entries).await?;
+        }
+        self.commit(Commit { round: None, rows, entries }).await?;
         tracing::info!(study = %study.id, state, reason = reason.as_deref(), "study over");
         for (site, _) in self.engine.sites().taking_part() {
             if study.cohort.admits(&site) {
@@ -951,6 +955,43 @@ impl Actor {
         }
         let why = format!("a gate rolled it back in its last round, {number}: {why}");
         self.end("finished", Kind::StudyFinished, number, Some(why)).await
+    }
+
+    /// The last model of a study that has run all its rounds is a version.
+    async fn make_version(
+        &self,
+        rows: &mut Vec<Change>,
+        entries: &mut Vec<Draft>,
+    ) -> Result<(), Failed> {
+        let model = self.viewing.borrow().model;
+        let models = self.engine.parts().store.models(&self.meta.study.id).await;
+        let models =
+            models.map_err(|e| CommitError::Failed(format!("the models cannot be read: {e}")))?;
+        // A study that was rolled back has the model of an earlier round.
+        let first = models.iter().find(|m| m.sha256 == model && m.number > 0);
+        let Some(round) = first.map(|m| m.number) else { return Ok(()) };
+        match versions::making(self.engine.parts(), &self.meta, round, model).await {
+            Ok(Making { row, draft, .. }) => {
+                rows.push(row);
+                entries.push(draft);
+            }
+            // Somebody made it one already, or the study can have no more.
+            Err(MakeError::Refused(why)) => {
+                tracing::info!(study = %self.meta.study.id, %why, "no version is made");
+            }
+            Err(e @ MakeError::Damaged { .. }) => {
+                tracing::error!(study = %self.meta.study.id, error = %e, "no version is made");
+                let alert = Draft::new(Kind::AlertRaised).study(&self.meta.study.id);
+                let alert = alert.digest("model_sha256", &model).text("alert", "model_damaged");
+                entries.push(alert.text("detail", &e.to_string()));
+                self.engine.parts().metrics.alert("model_damaged");
+            }
+            Err(e @ (MakeError::Unreadable(_) | MakeError::Store(_))) => {
+                let why = format!("{:#}", anyhow::Error::from(e));
+                return Err(CommitError::Failed(why).into());
+            }
+        }
+        Ok(())
     }
 
     // ---- mail ----

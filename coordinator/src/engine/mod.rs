@@ -248,7 +248,7 @@ pub fn problem_of(error: &CommitError) -> Problem {
             Code::Busy.because("the log takes no more entries for the moment; try again")
         }
         CommitError::Conflict => {
-            Code::Conflict.because("the round was changed meanwhile; try again")
+            Code::Conflict.because("somebody else changed it meanwhile: look, and try again")
         }
         CommitError::Erased => Code::Unidentified.because(
             "whoever this connection belonged to has been erased: connect again",
@@ -410,6 +410,20 @@ impl Engine {
         decision: Decision,
         draft: Draft,
     ) -> Result<(Decision, Committed), Problem> {
+        self.record_with(action, decision, draft, Vec::new()).await
+    }
+
+    /// As [`Self::record`]; `rows` become durable with the entry, if it was allowed.
+    ///
+    /// # Errors
+    /// As [`Self::record`]; [`Code::Conflict`] when somebody changed first what they change.
+    pub(crate) async fn record_with(
+        &self,
+        action: Action,
+        decision: Decision,
+        draft: Draft,
+        rows: Vec<Change>,
+    ) -> Result<(Decision, Committed), Problem> {
         let draft = draft.text("action", action.as_str()).decided(
             decision.allow,
             &decision.policies,
@@ -420,8 +434,9 @@ impl Engine {
         } else {
             draft.into_kind(Kind::AccessDenied).text("reason", &decision.reason)
         };
-        let committed =
-            self.parts().writer.record(vec![draft]).await.map_err(|e| problem_of(&e))?;
+        let rows = if decision.allow { rows } else { Vec::new() };
+        let commit = Commit { rows, entries: vec![draft], ..Commit::default() };
+        let committed = self.parts().writer.commit(commit).await.map_err(|e| problem_of(&e))?;
         if decision.allow {
             Ok((decision, committed))
         } else {

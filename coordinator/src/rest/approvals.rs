@@ -22,6 +22,8 @@ fn shown(app: &App, approval: approvals::Approval) -> Approval {
         approval: approval.id,
         action: approval.of.action,
         study: approval.of.study.map(|study| study.to_string()),
+        version: approval.of.promotion.map(|promotion| promotion.version),
+        stage: approval.of.promotion.map(|promotion| promotion.stage.as_str().to_owned()),
         place: approval.of.place.to_string(),
         until: approval.until.to_string(),
         index: approval.index,
@@ -37,7 +39,7 @@ pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<P
     Ok(Json(Page { items, next: None }))
 }
 
-/// Approves that another person has a model or the log, and takes it somewhere. The same again takes the place of what the
+/// Approves that another person has a model or the log, and takes it somewhere, or promotes a version. The same again takes the place of what the
 /// same person approved before.
 #[utoipa::path(post, path = "/api/v1/approvals", request_body = ApprovalRequest, responses((status = 201, body = Approval), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
 pub(super) async fn give(
@@ -51,6 +53,8 @@ pub(super) async fn give(
         let asked = Asked {
             action: &asked.action,
             study: asked.study.as_deref(),
+            version: asked.version,
+            stage: asked.stage.as_deref(),
             whom: &asked.whom,
             place: asked.place.as_deref(),
             ttl_s: asked.ttl_s,

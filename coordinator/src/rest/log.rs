@@ -131,7 +131,7 @@ impl Span {
 }
 
 /// A point in time as people write it. A date stands for its beginning, `days` later.
-fn point(name: &str, text: &str, days: i64) -> Result<Timestamp, Problem> {
+pub(super) fn point(name: &str, text: &str, days: i64) -> Result<Timestamp, Problem> {
     let bad =
         || malformed(format!("`{name}` is neither a time like 2026-01-31T09:30:00Z nor a date"));
     let time: jiff::Timestamp = if let Ok(time) = text.parse() {

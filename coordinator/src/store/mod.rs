@@ -25,7 +25,7 @@ use falaj_core::{
     succession::SUCCESSIONS_MAX,
 };
 use postgres::session::Session;
-use row::{ExchangeRow, ModelRow, Stamped, StudyRow, TimestampRow, UpdateRow, small};
+use row::{ExchangeRow, ModelRow, RegistryRow, Stamped, StudyRow, TimestampRow, UpdateRow, small};
 use sqlx::{
     PgPool, SqlitePool,
     postgres::{PgConnectOptions, PgDatabaseError},
@@ -456,6 +456,38 @@ impl Store {
     /// [`StoreError`].
     pub async fn models(&self, study: &StudyId) -> Result<Vec<ModelRow>, StoreError> {
         ask!(self, models, study).into_iter().map(ModelRow::try_from).collect()
+    }
+
+    /// The versions of a study's model, if there are any.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn registry(&self, study: &StudyId) -> Result<Option<RegistryRow>, StoreError> {
+        ask!(self, registry, study).map(RegistryRow::try_from).transpose()
+    }
+
+    /// The versions of studies whose names come after this one, of so many studies at most, by name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn registries(
+        &self,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<RegistryRow>, StoreError> {
+        ask!(self, registries, after, limit).into_iter().map(RegistryRow::try_from).collect()
+    }
+
+    /// What was signed of a version, if it was: a DSSE envelope.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn provenance(
+        &self,
+        study: &StudyId,
+        number: u32,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(ask!(self, provenance, study, number))
     }
 
     /// Entries from index `from` on, at most `limit`, below `below`, of one kind if asked: index, bytes and

@@ -4,6 +4,7 @@ use super::{Shard, StoreError};
 use falaj_core::{
     gate::OnFailure,
     id::{Digest, RoundId, SiteId, StudyId},
+    registry::version::{Alias, Registry, Version},
     round::{
         Aggregating, AnyRound, Collecting, Enrolling, Evaluating, Exchanging, FailReason, Failed,
         Gated, Phase, Planned, Promoted, Rejected, Round, RoundSpec, Seat, Turn, UpdateRef,
@@ -85,6 +86,15 @@ pub struct ModelRow {
     pub sha256: Digest,
     /// When it was published.
     pub published: Timestamp,
+}
+
+/// The versions of a study's model, and over which change of them the next one goes.
+#[derive(Clone, Debug)]
+pub struct RegistryRow {
+    /// They.
+    pub registry: Registry,
+    /// How often they were changed.
+    pub version: u64,
 }
 
 /// What an authority can have stamped.
@@ -252,6 +262,77 @@ impl TryFrom<ModelColumns> for ModelRow {
             published: Timestamp::from_millis(published),
         })
     }
+}
+
+/// study, version, state.
+pub(super) type RegistryColumns = (String, i64, String);
+
+impl TryFrom<RegistryColumns> for RegistryRow {
+    type Error = StoreError;
+    fn try_from((study, version, state): RegistryColumns) -> Result<Self, StoreError> {
+        let registry = read_registry(parsed(&study)?, &state)?;
+        Ok(Self { registry, version: version.cast_unsigned() })
+    }
+}
+
+/// The versions of a study as they are stored.
+#[derive(Serialize, Deserialize)]
+struct RegistryJson {
+    versions: Vec<VersionJson>,
+    aliases: BTreeMap<String, u32>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct VersionJson {
+    number: u32,
+    round: u32,
+    model: String,
+    manifest: String,
+    file: String,
+    stage: String,
+    served: u32,
+}
+
+/// The versions of a study as they are stored.
+pub(super) fn write_registry(registry: &Registry) -> String {
+    let version = |v: &Version| VersionJson {
+        number: v.number,
+        round: v.round,
+        model: v.model.to_string(),
+        manifest: v.manifest.to_string(),
+        file: v.file.to_string(),
+        stage: v.stage.as_str().to_owned(),
+        served: v.served,
+    };
+    let alias = |(alias, number): (&Alias, &u32)| (alias.as_str().to_owned(), *number);
+    let json = RegistryJson {
+        versions: registry.versions.values().map(version).collect(),
+        aliases: registry.aliases.iter().map(alias).collect(),
+    };
+    serde_json::to_string(&json).expect("invariant: a registry is JSON")
+}
+
+fn read_registry(study: StudyId, text: &str) -> Result<Registry, StoreError> {
+    let json: RegistryJson = serde_json::from_str(text)
+        .map_err(|e| StoreError::Corrupt(format!("the versions of study {study} ({e})")))?;
+    let version = |v: &VersionJson| {
+        let version = Version {
+            number: v.number,
+            round: v.round,
+            model: parsed(&v.model)?,
+            manifest: parsed(&v.manifest)?,
+            file: parsed(&v.file)?,
+            stage: parsed(&v.stage)?,
+            served: v.served,
+        };
+        Ok((v.number, version))
+    };
+    let alias = |(alias, number): (&String, &u32)| Ok((parsed(alias)?, *number));
+    Ok(Registry {
+        study,
+        versions: json.versions.iter().map(version).collect::<Result<_, StoreError>>()?,
+        aliases: json.aliases.iter().map(alias).collect::<Result<_, StoreError>>()?,
+    })
 }
 
 /// A round as it is stored: JSON that no type of core's shapes.

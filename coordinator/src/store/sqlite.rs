@@ -5,8 +5,8 @@ use super::{
     objects::touched,
     raw,
     row::{
-        ExchangeColumns, ModelColumns, StudyColumns, TimestampColumns, TimestampRow, UpdateColumns,
-        digest_of,
+        ExchangeColumns, ModelColumns, RegistryColumns, StudyColumns, TimestampColumns,
+        TimestampRow, UpdateColumns, digest_of,
     },
     writer::{Change, Committed, Sealed, Written},
 };
@@ -214,6 +214,42 @@ pub(super) async fn models(
     .bind(study.as_str())
     .fetch_all(pool)
     .await?)
+}
+
+pub(super) async fn registry(
+    pool: &SqlitePool,
+    study: &StudyId,
+) -> Result<Option<RegistryColumns>, StoreError> {
+    Ok(sqlx::query_as("SELECT study, version, state FROM registries WHERE study = ?")
+        .bind(study.as_str())
+        .fetch_optional(pool)
+        .await?)
+}
+
+pub(super) async fn registries(
+    pool: &SqlitePool,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<RegistryColumns>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT study, version, state FROM registries WHERE study > ? ORDER BY study LIMIT ?",
+    )
+    .bind(after)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?)
+}
+
+pub(super) async fn provenance(
+    pool: &SqlitePool,
+    study: &StudyId,
+    number: u32,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(sqlx::query_scalar("SELECT envelope FROM provenances WHERE study = ? AND number = ?")
+        .bind(study.as_str())
+        .bind(number)
+        .fetch_optional(pool)
+        .await?)
 }
 
 pub(super) async fn entries(
@@ -667,6 +703,29 @@ pub(super) async fn put_round(
     Ok(done.rows_affected() == 1)
 }
 
+pub(super) async fn put_registry(
+    tx: &mut SqliteConnection,
+    study: &StudyId,
+    state: &str,
+    version: u64,
+) -> Result<bool, StoreError> {
+    let done = if version == 0 {
+        sqlx::query("INSERT INTO registries (study, version, state) VALUES (?, 1, ?) ON CONFLICT DO NOTHING")
+            .bind(study.as_str())
+            .bind(state)
+            .execute(tx)
+            .await?
+    } else {
+        sqlx::query("UPDATE registries SET state = ?, version = version + 1 WHERE study = ? AND version = ?")
+            .bind(state)
+            .bind(study.as_str())
+            .bind(version.cast_signed())
+            .execute(tx)
+            .await?
+    };
+    Ok(done.rows_affected() == 1)
+}
+
 pub(super) async fn put_entries(
     tx: &mut SqliteConnection,
     shard: &Shard,
@@ -835,6 +894,16 @@ pub(super) async fn put(
                 .bind(m.number)
                 .bind(m.sha256.to_string())
                 .bind(committed.at.as_millis())
+                .execute(tx)
+                .await?
+        }
+        // It was put before anything else of its commit.
+        Change::Registry(..) => return Ok(()),
+        Change::Provenance(study, number, envelope) => {
+            sqlx::query("INSERT INTO provenances (study, number, envelope) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+                .bind(study.as_str())
+                .bind(number)
+                .bind(envelope)
                 .execute(tx)
                 .await?
         }

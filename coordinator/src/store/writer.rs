@@ -5,7 +5,7 @@
 
 use super::{
     Connection, Shard, Store, StoreError, Writing, objects, postgres,
-    row::{ExchangeRow, ModelRow, StudyRow, TimestampRow, UpdateRow, write_round},
+    row::{ExchangeRow, ModelRow, StudyRow, TimestampRow, UpdateRow, write_registry, write_round},
     sqlite,
 };
 use crate::{clock, metrics::Metrics, persons::Persons};
@@ -15,6 +15,7 @@ use falaj_core::{
     id::{Digest, StudyId},
     merkle::{Frontier, TILE_HEIGHT, leaf_hash},
     note::{Checkpoint, NoteSigner},
+    registry::version::Registry,
     round::AnyRound,
     succession::LogKeys,
     time::Timestamp,
@@ -59,6 +60,11 @@ pub enum Change {
     Exchange(ExchangeRow),
     /// A model.
     Model(ModelRow),
+    /// The versions of a study's model, over the change that they were computed from. A commit has one at most, and no round
+    /// beside it.
+    Registry(Registry, u64),
+    /// What was signed of a version: study, number, and the envelope.
+    Provenance(StudyId, u32, Vec<u8>),
     /// A certificate that entries name.
     Certificate(Digest, Vec<u8>),
     /// A person's certificate that entries commit to, as [`crate::persons`] seals it.
@@ -103,8 +109,8 @@ pub enum CommitError {
     /// Too many commits are waiting.
     #[error("too many commits are waiting")]
     Busy,
-    /// Somebody else changed the round first.
-    #[error("the round was changed by somebody else")]
+    /// Somebody else changed the round, or the study's versions, first.
+    #[error("it was changed by somebody else")]
     Conflict,
     /// The person who did it has been erased, so nothing of them is written any more.
     #[error("the person who did it has been erased")]
@@ -448,6 +454,10 @@ pub(super) async fn fill(
                 continue;
             }
         }
+        if !put_registry(tx, &commit).await? {
+            results.push(Err(CommitError::Conflict));
+            continue;
+        }
         let first = frontier.size();
         latest = latest.max(clock::now());
         let at = latest;
@@ -477,6 +487,21 @@ pub(super) async fn fill(
     put!(tx, put_objects, &touched);
     put!(tx, put_tiles, &shard, &tiles.0);
     Ok((results, Tip { frontier, shard, latest }))
+}
+
+/// Puts the versions of a study, if the commit changes them: whether nobody else did first.
+async fn put_registry(tx: &mut Tx<'_>, commit: &Commit) -> Result<bool, StoreError> {
+    let of = |change: &&Change| matches!(change, Change::Registry(..));
+    let registries = commit.rows.iter().filter(of).count();
+    // Whatever comes after a change that was put would stay undone if it were refused.
+    debug_assert!(registries == 0 || (registries == 1 && commit.round.is_none()));
+    for change in &commit.rows {
+        if let Change::Registry(registry, version) = change {
+            let state = write_registry(registry);
+            return Ok(put!(tx, put_registry, &registry.study, &state, *version));
+        }
+    }
+    Ok(true)
 }
 
 /// Hashes of whole tiles: a level, a number in it, and the hash.

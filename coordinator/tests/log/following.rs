@@ -211,7 +211,12 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
             trust: trust.clone(),
         },
         listen: ListenConfig { grpc: local, rest: local, metrics: None, tiles: None },
-        state: StateConfig { dir: state.clone(), database: None },
+        state: StateConfig {
+            dir: state.clone(),
+            database: None,
+            model_key: None,
+            model_keys_before: Vec::new(),
+        },
         log: LogConfig {
             origin: "falaj.test/log".into(),
             key: None,

@@ -14,4 +14,5 @@ mod revoking;
 #[path = "../store/server.rs"]
 mod server;
 mod sharded;
+mod versions;
 mod world;

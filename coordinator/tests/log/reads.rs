@@ -15,6 +15,7 @@ use serde_json::Value;
 async fn every_route_is_an_entry_before_it_is_served() -> Result<()> {
     let world = World::new().await?;
     world.stamp().await?;
+    world.with_versions().await?;
     world.persons.meet(&OMAR.parse()?)?;
     let sara = Asker {
         id: world.operator.actor.id.as_ref().context("an operator")?,

@@ -35,20 +35,21 @@ use falaj_coordinator::{
     shards::{self, Keys, Shards},
     store::{
         Database, Store,
-        row::{Stamped, TimestampRow},
+        row::{ModelRow, Stamped, TimestampRow},
         writer::{self, Change, Commit},
     },
     trusted::{Standing, Trusted},
+    versions::Versions,
     witnesses::Counted,
 };
 use falaj_core::{
     audit::{Actor, Draft, Entry, Kind},
-    id::{Digest, Place, Role},
+    id::{Digest, Place, Role, RoundId},
     note::NoteSigner,
     roles::Roles,
 };
 use falaj_proto::v1::federation_server::FederationServer;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::SqlitePool;
 use std::{
     path::{Path, PathBuf},
@@ -307,6 +308,7 @@ impl World {
             erasures: erasures.clone(),
             prunings: prunings.clone(),
             revocations: revocations.clone(),
+            versions: Versions::new(engine.clone(), approvals.clone(), checkpointer.clone()),
             approvals,
             enrolments: enrolments.clone(),
             checkpointer: checkpointer.clone(),
@@ -333,6 +335,93 @@ impl World {
             prunings,
             router,
         })
+    }
+
+    /// Another operator.
+    pub(crate) fn person(&self, name: &str) -> Result<Arc<Peer>> {
+        peer(self.dir.path(), &self.persons, Role::Operator, name)
+    }
+
+    /// Models of the study, each as if two sites had learned it in a round: `hospital-1` in all, `hospital-2` from the second.
+    pub(crate) async fn publish(&self, rounds: u32) -> Result<()> {
+        let (parts, study) = (self.engine.parts(), STUDY.parse()?);
+        let handle = self.engine.study(&study)?;
+        let first = self.store.models(&study).await?.first().context("a model")?.sha256;
+        let (mut base, params) = (first, parts.models.read(&first).await?);
+        for number in 1..=rounds {
+            let mut params = params.clone();
+            params[0] ^= u8::try_from(number)?;
+            let model = Digest::of(&params);
+            parts.models.put(model, params).await?;
+            let sites = ["hospital-1", "hospital-2"].into_iter().take(number.min(2) as usize);
+            let round = RoundId { study: study.clone(), number };
+            let about = |kind| Draft::new(kind).round(&round).count("attempt", 0);
+            let payload = |site: &str| Digest::of(format!("payload {number} {site}").as_bytes());
+            let accepted = |site: &str| {
+                about(Kind::UpdateAccepted)
+                    .text("site", &format!("spiffe://falaj.test/ae-on/ae-az/site/{site}"))
+                    .digest("payload_sha256", &payload(site))
+                    .digest("header_sha256", &Digest::of(b"header"))
+                    .count("weight", 10)
+                    .text("epsilon", "0.5")
+            };
+            let published = about(Kind::ModelPublished)
+                .digest("base_sha256", &base)
+                .digest("model_sha256", &model)
+                .digest("manifest_sha256", &handle.meta.manifest.digest())
+                .digests("updates", &sites.clone().map(payload).collect::<Vec<_>>())
+                .count("total_weight", 20);
+            let entries = sites.map(accepted).chain([published]).collect();
+            let row =
+                ModelRow { study: study.clone(), number, sha256: model, published: clock::now() };
+            let rows = vec![Change::Model(row)];
+            self.writer.commit(Commit { rows, entries, round: None }).await?;
+            base = model;
+        }
+        Ok(())
+    }
+
+    /// What is answered to a document that somebody posts: the status and the answer.
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        document: &Value,
+        who: &Arc<Peer>,
+    ) -> Result<(StatusCode, Value)> {
+        let request = Request::post(format!("/api/v1/{path}")).body(document.to_string().into())?;
+        let answer = self.ask(request, who).await?;
+        Ok((answer.status(), serde_json::from_str(&text(answer).await?)?))
+    }
+
+    /// Makes a round's model a version, and has it go on to a stage, with another person's approval.
+    pub(crate) async fn promoted(&self, round: u32, stages: &[&str]) -> Result<u64> {
+        let versions = format!("studies/{STUDY}/versions");
+        let (status, made) =
+            self.post(&versions, &json!({ "round": round }), &self.operator).await?;
+        ensure!(status == StatusCode::CREATED, "{made}");
+        let number = made["version"].as_u64().context("a number")?;
+        let sara = self.operator.identity()?.spiffe.to_string();
+        for stage in stages {
+            let asked = json!({ "action": "version.promote", "study": STUDY, "version": number, "stage": stage, "for": sara });
+            let (status, given) = self.post("approvals", &asked, &self.person("omar")?).await?;
+            ensure!(status == StatusCode::CREATED, "{given}");
+            let path = format!("{versions}/{number}/promote");
+            let (status, moved) =
+                self.post(&path, &json!({ "stage": stage }), &self.operator).await?;
+            ensure!(status == StatusCode::OK && moved["stage"] == *stage, "{moved}");
+        }
+        Ok(number)
+    }
+
+    /// Versions of every kind, for [`Self::every_route`]: the first has served, the second serves, the third is tried, and nobody
+    /// has decided over the others.
+    pub(crate) async fn with_versions(&self) -> Result<()> {
+        self.publish(7).await?;
+        let all = ["staging", "production"];
+        for (round, stages) in [(1, 2), (2, 2), (3, 1), (4, 0), (5, 0), (6, 0)] {
+            self.promoted(round, &all[..stages]).await?;
+        }
+        Ok(())
     }
 
     /// What the router answers to somebody.
@@ -385,6 +474,27 @@ impl World {
                         let asked = format!(r#"{{"action":"log.export","for":"{OMAR}"}}"#);
                         (path.clone(), asked)
                     }
+                    "/api/v1/lineage" => (format!("{path}?place=ae-on/ae-az"), String::new()),
+                    "/api/v1/studies/{id}/versions" if method == "post" => {
+                        (path.replace("{id}", STUDY), r#"{"round":7}"#.into())
+                    }
+                    "/api/v1/studies/{id}/aliases/{alias}" => {
+                        let path = path.replace("{id}", STUDY).replace("{alias}", "challenger");
+                        (path, r#"{"version":3}"#.into())
+                    }
+                    "/api/v1/studies/{id}/roll-back" => {
+                        (path.replace("{id}", STUDY), r#"{"reason":"worse"}"#.into())
+                    }
+                    path if path.contains("/versions/{version}/") && method == "post" => {
+                        let verb = path.rsplit('/').next().unwrap_or_default();
+                        let (version, asked) = match verb {
+                            "promote" => ("4", r#"{"stage":"staging"}"#),
+                            "reject" => ("5", r#"{"reason":"worse"}"#),
+                            _ => ("6", r#"{"reason":"worse"}"#),
+                        };
+                        let path = path.replace("{id}", STUDY).replace("{version}", version);
+                        (path, asked.into())
+                    }
                     "/api/v1/reinstatements" => (path.clone(), revocation(REVOKED)),
                     "/api/v1/log/mirror" => {
                         (format!("{path}?from=0&place=ae-on/ae-az"), String::new())
@@ -395,7 +505,7 @@ impl World {
                 let path = path.replace("{hold}", hold).replace("{token}", token);
                 let path = path.replace("{approval}", approval);
                 let path = path.replace("{round}", "latest").replace("{index}", "0");
-                let path = path.replace("{tree_size}", "1");
+                let path = path.replace("{tree_size}", "1").replace("{version}", "1");
                 ensure!(!path.contains('{'), "{path}: say here what stands for this parameter");
                 let method = method.to_uppercase();
                 requests.push(Request::builder().method(&*method).uri(path).body(body.into())?);

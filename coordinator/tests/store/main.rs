@@ -27,6 +27,7 @@ use falaj_core::{
     id::{Digest, RoundId},
     merkle::{verify_consistency, verify_inclusion},
     note::NoteSigner,
+    registry::version::{self, Registry},
     round::{AnyRound, Event, RoundSpec, step},
     time::Timestamp,
 };
@@ -255,10 +256,17 @@ fn everything() -> Commit {
         sha256: Digest::of(b"model"),
         published: Timestamp::from_millis(0),
     };
+    let mut registry = Registry::new("s".parse().expect("valid"));
+    let digest = Digest::of(b"model");
+    let make = version::Event::Make { round: 1, model: digest, manifest: digest, file: digest };
+    registry = version::step(&registry, &make).expect("a version").next;
     Commit {
         round: None,
         rows: vec![
             study("s"),
+            Change::Provenance("s".parse().expect("valid"), 1, b"signed".to_vec()),
+            Change::Provenance("s".parse().expect("valid"), 1, b"signed again".to_vec()),
+            Change::Registry(registry, 0),
             Change::StudyState("s".parse().expect("valid"), "failed", Some("a \0 in it".into())),
             Change::Update(update, 1),
             exchange(2, b"two"),
@@ -315,6 +323,11 @@ async fn seen(store: &Store) -> Result<Vec<String>> {
         format!("{:?}", exchanges.collect::<Vec<_>>()),
         format!("{:?}", models.collect::<Vec<_>>()),
         format!("{of_kind:?}"),
+        format!("{:?}", store.registry(&study).await?),
+        format!("{:?}", store.registries("", 9).await?),
+        format!("{:?} {:?}", store.registries("", 0).await?, store.registries("s", 9).await?),
+        format!("{:?}", store.provenance(&study, 1).await?),
+        format!("{:?}", store.provenance(&study, 2).await?),
         format!("{:?}", store.certificates().await?),
         format!("{:?}", store.policies().await?),
         format!("{:?}", store.cosignatures(2).await?),
@@ -416,6 +429,38 @@ async fn of_two_steps_from_one_version_one_wins_and_the_other_leaves_nothing() -
         assert_eq!(running.writer.head().0, 2);
         let (_, version) = running.store.newest_round(&"s".parse()?).await?.context("a round")?;
         assert_eq!(version, 2);
+        running.close().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_moves_of_versions_one_wins_and_the_other_leaves_nothing() -> Result<()> {
+    for home in Home::each().await? {
+        let running = home.open().await?;
+        running.writer.commit(Commit { rows: vec![study("s")], ..Commit::default() }).await?;
+        let moved = |over| Commit {
+            rows: vec![
+                Change::Registry(Registry::new("s".parse().expect("valid")), over),
+                exchange(1, b"x"),
+            ],
+            entries: vec![Draft::new(Kind::VersionPromoted)],
+            ..Commit::default()
+        };
+        running.writer.commit(moved(0)).await?;
+        let (a, b, c, d) = tokio::join!(
+            running.writer.commit(moved(0)),
+            running.writer.commit(moved(1)),
+            running.writer.commit(moved(1)),
+            running.writer.commit(moved(7)),
+        );
+        let all = [a, b, c, d];
+        let won = all.iter().filter(|r| r.is_ok()).count();
+        let lost = all.iter().filter(|r| matches!(r, Err(CommitError::Conflict))).count();
+        assert_eq!((won, lost), (1, 3));
+        assert_eq!(running.writer.head().0, 2);
+        let row = running.store.registry(&"s".parse()?).await?.context("a registry")?;
+        assert_eq!(row.version, 2);
         running.close().await?;
     }
     Ok(())

@@ -5,6 +5,7 @@ use super::{Draft, Entry, Kind, person::Person};
 use crate::{
     canon::CanonError,
     id::{Place, StudyId},
+    registry::version::Stage,
     time::Timestamp,
 };
 use std::collections::BTreeMap;
@@ -17,14 +18,45 @@ pub const OF_ONE_MAX: usize = 64;
 /// What is approved: that this person does it, and takes it there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Approved {
-    /// `model.read` or `log.export`.
+    /// `model.read`, `log.export` or `version.promote`.
     pub action: String,
     /// Whose model; none of the log.
     pub study: Option<StudyId>,
+    /// Of a promotion, which.
+    pub promotion: Option<Promotion>,
     /// Where it is taken to.
     pub place: Place,
     /// Who does it.
     pub person: Person,
+}
+
+/// That a version of the study's model goes on to a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Promotion {
+    /// The version.
+    pub version: u32,
+    /// Where to.
+    pub stage: Stage,
+}
+
+impl Promotion {
+    /// What an entry says of it.
+    #[must_use]
+    pub fn tell(self, draft: Draft) -> Draft {
+        draft.count("version", self.version.into()).text("stage", self.stage.as_str())
+    }
+
+    /// Reads what an entry says of one, if it is about a version.
+    ///
+    /// # Errors
+    /// [`CanonError::Member`] when it does not say where to.
+    pub fn read(entry: &Entry) -> Result<Option<Self>, CanonError> {
+        let body = entry.body();
+        if body.member("version").is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Self { version: body.int("version")?, stage: body.parsed("stage")? }))
+    }
 }
 
 /// An approval.
@@ -48,10 +80,8 @@ impl Approval {
     pub fn tell(draft: Draft, id: &str, of: &Approved) -> Draft {
         let draft = draft.text("approval", id).text("approves", &of.action).person(of.person);
         let draft = draft.asked([("place", of.place.to_string().as_str())]);
-        match &of.study {
-            Some(study) => draft.study(study),
-            None => draft,
-        }
+        let draft = of.study.iter().fold(draft, |draft, study| draft.study(study));
+        of.promotion.iter().fold(draft, |draft, promotion| promotion.tell(draft))
     }
 
     /// Reads an entry which says that somebody approves something.
@@ -65,6 +95,7 @@ impl Approval {
         let of = Approved {
             action: body.text("approves")?.to_owned(),
             study,
+            promotion: Promotion::read(entry)?,
             place: entry.destination().ok_or_else(|| lacks("asked"))?,
             person: entry.person().ok_or_else(|| lacks("person"))?,
         };
@@ -137,7 +168,7 @@ mod tests {
 
     fn of(person: Person) -> Approved {
         let place = "ae-on/ae-az".parse().expect("a place");
-        Approved { action: "log.export".into(), study: None, place, person }
+        Approved { action: "log.export".into(), study: None, promotion: None, place, person }
     }
 
     fn entry(seq: u64, draft: Draft, by: Person) -> Entry {
@@ -176,6 +207,18 @@ mod tests {
         }
         assert_eq!(named(&approvals, &of(OMAR)), ["c", "b"]);
         assert_eq!(named(&approvals, &heart), ["e"]);
+        // A promotion is approved of one version, to one stage.
+        let promotion = |version, stage| Approved {
+            action: "version.promote".into(),
+            promotion: Some(Promotion { version, stage }),
+            ..heart.clone()
+        };
+        let second = promotion(2, Stage::Production);
+        approvals.take(&given(5, "f", &second, SARA)).expect("taken");
+        assert_eq!(named(&approvals, &second), ["f"]);
+        for other in [promotion(3, Stage::Production), promotion(2, Stage::Staging)] {
+            assert_eq!(named(&approvals, &other), Vec::<String>::new());
+        }
         let dubai = Approved { place: "ae-on/ae-du".parse().expect("a place"), ..of(OMAR) };
         assert_eq!(named(&approvals, &dubai), Vec::<String>::new());
         let read = approvals.of(&heart).next().expect("given");

@@ -120,7 +120,9 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::ConnectionRefused => (Authentication, LOGON, Medium, false),
         Kind::ConnectionEnded => (Authentication, LOGOFF, Medium, false),
         Kind::CertificateReinstated => (ApiActivity, UPDATE, Medium, true),
-        Kind::StudySubmitted => (ApiActivity, CREATE, Low, true),
+        Kind::StudySubmitted | Kind::VersionMade => (ApiActivity, CREATE, Low, true),
+        Kind::VersionPromoted | Kind::VersionRolledBack => (ApiActivity, UPDATE, Medium, true),
+        Kind::VersionRejected | Kind::VersionAliased => (ApiActivity, UPDATE, Low, true),
         Kind::ApprovalGiven | Kind::EnrolmentOffered | Kind::SiteEnrolled => {
             (ApiActivity, CREATE, Medium, true)
         }
@@ -145,6 +147,7 @@ pub const fn shape(kind: Kind) -> Shape {
         }
         Kind::EnrolmentWithdrawn
         | Kind::CertificateRevoked
+        | Kind::VersionRevoked
         | Kind::PruningBegun
         | Kind::PruningPerformed => (ApiActivity, DELETE, Medium, true),
         Kind::ErasureRefused | Kind::PruningRefused => (ApiActivity, DELETE, Medium, false),

@@ -86,6 +86,11 @@ impl Charts {
             | Kind::ModelPublished
             | Kind::ModelRejected
             | Kind::ModelRolledBack
+            | Kind::VersionMade
+            | Kind::VersionPromoted
+            | Kind::VersionRejected
+            | Kind::VersionRevoked
+            | Kind::VersionRolledBack
             | Kind::RoundFailed
             | Kind::ErasurePerformed
             | Kind::ErasureRefused

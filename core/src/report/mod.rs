@@ -641,7 +641,8 @@ mod tests {
     fn what_people_approved_is_told_and_what_was_approved_is_no_finding() {
         let person = Person([7; 16]);
         let place = "gb/gb-lnd".parse().expect("a place");
-        let of = Approved { action: "log.export".into(), study: None, place, person };
+        let of =
+            Approved { action: "log.export".into(), study: None, promotion: None, place, person };
         let given = allowed(Draft::new(Kind::ApprovalGiven).actor(&actor(SARA)));
         let exported = allowed(Draft::new(Kind::LogExported).actor(&actor(SARA)))
             .asked([("place", "gb/gb-lnd")])

@@ -81,7 +81,14 @@ impl Studies {
             }
             Kind::ModelRejected => run.rounds[1] += 1,
             Kind::RoundFailed => run.rounds[2] += 1,
-            Kind::StudySubmitted | Kind::StudyStopped | Kind::HoldPlaced | Kind::HoldReleased => {
+            Kind::StudySubmitted
+            | Kind::StudyStopped
+            | Kind::HoldPlaced
+            | Kind::HoldReleased
+            | Kind::VersionPromoted
+            | Kind::VersionRejected
+            | Kind::VersionRevoked
+            | Kind::VersionRolledBack => {
                 let key = [seen.who(), seen.kind().as_str().to_owned(), id.as_str().to_owned()];
                 self.acts.entry(key).or_default().add(index);
             }

@@ -27,6 +27,11 @@ use falaj_core::{
     merkle,
     note::{self, Checkpoint, VerifierKey},
     receipt::Receipt,
+    registry::{
+        card,
+        dsse::{ENVELOPE_BYTES_MAX, Envelope},
+        provenance::Provenance,
+    },
     task::TaskHeader,
     tpm::{Attest, AttestationKey, REGISTERS},
     update::UpdateHeader,
@@ -58,6 +63,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "keys", run: keys, seeds: seeds::keys },
     Target { name: "add-checkpoint", run: add_checkpoint, seeds: seeds::add_checkpoint },
     Target { name: "proof", run: proof, seeds: seeds::proof },
+    Target { name: "envelope", run: envelope, seeds: seeds::envelopes },
+    Target { name: "statement", run: statement, seeds: seeds::statements },
     Target { name: "ids", run: ids, seeds: seeds::ids },
     Target { name: "study", run: study, seeds: seeds::study },
     Target { name: "trust", run: trust, seeds: seeds::trust },
@@ -234,6 +241,21 @@ fn add_checkpoint(data: &[u8]) {
         assert!(read.proof.len() <= 63);
         same("add-checkpoint", data.as_bytes(), read.to_text().as_bytes());
     }
+}
+
+/// An envelope that is read fits its bound, and reads as the same when it is written.
+fn envelope(data: &[u8]) {
+    let Ok(read) = Envelope::parse(data) else { return };
+    assert!(data.len() <= ENVELOPE_BYTES_MAX);
+    assert_eq!(Envelope::parse(read.to_json().as_bytes()), Ok(read));
+}
+
+/// A provenance has one spelling, and nothing of it is a mark in a card.
+fn statement(data: &[u8]) {
+    let Ok(read) = Provenance::read(data) else { return };
+    same("provenance", data, &read.statement().to_bytes());
+    let (html, markdown) = (card::html(&read), card::markdown(&read));
+    assert!(!html.contains("<script") && !markdown.contains('<'), "{html}");
 }
 
 /// A proof has one spelling, and leads nowhere but to the head that was signed.

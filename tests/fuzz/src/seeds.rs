@@ -1,7 +1,7 @@
 //! Bytes to begin from: what the programs write themselves, and the public vectors.
 
 use crate::{bundles, key};
-use ed25519_dalek::pkcs8::EncodePrivateKey as _;
+use ed25519_dalek::{SigningKey, pkcs8::EncodePrivateKey as _};
 use falaj_certs::{
     enrolment::{Secret, Token},
     history::History,
@@ -14,8 +14,9 @@ use falaj_core::{
     ledger::{Event, HEAD_CONTEXT, Ledger, OtherPeople, head_bytes},
     manifest::{Manifest, TensorSpec},
     merkle,
-    note::sign_context,
+    note::{NoteSigner, sign_context},
     receipt::Receipt,
+    registry::provenance::{About, GateSaid, LogSaid, Provenance, RoundMade, UpdateCounted},
     task::TaskHeader,
     time::Timestamp,
     update::{Encoding, UpdateHeader},
@@ -302,4 +303,78 @@ pub(crate) fn quote(scheme: &str) -> [Vec<u8>; 3] {
 
 pub(crate) fn tpm() -> Vec<Vec<u8>> {
     ["ecdsa", "rsassa", "rsapss"].into_iter().flat_map(quote).collect()
+}
+
+/// What could be signed of a version.
+fn provenance() -> Provenance {
+    let digest = |what: &str| Digest::of(what.as_bytes());
+    let site: SiteId = "spiffe://t/ae-on/ae-az/site/h-1".parse().expect("a site");
+    let update = UpdateCounted {
+        site: site.clone(),
+        payload: digest("payload"),
+        header: digest("header"),
+        weight: 100,
+        epsilon: "0.5".into(),
+        index: 7,
+    };
+    let (base, model) = (digest("base"), digest("model"));
+    let round = RoundMade { number: 1, base, model, weight: 100, index: 8, updates: vec![update] };
+    let gate = GateSaid {
+        round: 1,
+        name: "auc".into(),
+        scope: "all".into(),
+        figure: "0.75".into(),
+        interval: "0.73..0.77".into(),
+        bound: ">= 0.72".into(),
+        pass: true,
+    };
+    Provenance {
+        study: "heart".parse().expect("a study"),
+        version: 1,
+        round: 1,
+        model,
+        manifest: digest("manifest"),
+        file: digest("file"),
+        about: About {
+            purpose: "a purpose".into(),
+            dataset: "records".into(),
+            features: vec!["age".into()],
+            label: "ill".into(),
+            classes: vec!["no".into(), "yes".into()],
+            architecture: "logistic".into(),
+            mechanism: "dp_sgd".into(),
+            delta: "1e-5".into(),
+            epsilon_limit: "4".into(),
+            places: vec!["ae-on/*".into()],
+            legal_basis: String::new(),
+            dpia: String::new(),
+            consent: String::new(),
+        },
+        study_sha256: digest("study"),
+        base,
+        policy_sets: vec![digest("policies")],
+        rounds: vec![round],
+        epsilon: [(site, "0.5".to_owned())].into(),
+        gates: vec![gate],
+        coordinator: "spiffe://t/ae-on/ae-az/coordinator/main".into(),
+        software: "0.1.0".into(),
+        started: "2026-03-01T00:00:00.000Z".into(),
+        finished: "2026-03-02T00:00:00.000Z".into(),
+        log: LogSaid {
+            origin: "falaj.test/log".into(),
+            index: 9,
+            leaf: digest("leaf"),
+            proof: "a proof".into(),
+        },
+    }
+}
+
+pub(crate) fn statements() -> Vec<Vec<u8>> {
+    vec![provenance().statement().to_bytes()]
+}
+
+pub(crate) fn envelopes() -> Vec<Vec<u8>> {
+    let key = SigningKey::from_bytes(&[1; 32]);
+    let signer = NoteSigner::new("falaj.test/log", key).expect("a signer");
+    vec![provenance().sign(&signer).expect("signed").to_json().into_bytes()]
 }

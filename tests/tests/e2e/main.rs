@@ -21,6 +21,7 @@ mod outcomes;
 mod outside;
 mod policy;
 mod probing;
+mod promotion;
 mod quorum;
 mod report;
 mod reports;

@@ -175,6 +175,7 @@ fn request(route: &Route) -> (String, String) {
     let path = path.replace("{index}", "0").replace("{tree_size}", "1").replace("{hold}", "none");
     let path = path.replace("{token}", "none");
     let path = path.replace("{approval}", "none");
+    let path = path.replace("{version}", "1").replace("{alias}", "champion");
     let subject = r#"{"subject":"spiffe://falaj.test/ae-on/ae-az/site/newcomer","reason":"left"}"#;
     let body = match (route.method.as_str(), route.path.as_str()) {
         ("GET", _) => String::new(),

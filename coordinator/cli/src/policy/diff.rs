@@ -161,7 +161,10 @@ impl Asked {
         let key = [who.to_string(), told, action.as_str().to_owned(), study.to_owned(), named];
         let approvals = entry.approvals();
         let approvals = approvals.with_context(|| format!("entry {index} cannot be read"))?.len();
-        let key = (key, evidence, endpoint.to_owned(), approvals);
+        // No request has both.
+        let stage = entry.body().find_text("stage").filter(|_| action == Action::VersionPromote);
+        let stage = stage.unwrap_or_default();
+        let key = (key, evidence, format!("{endpoint}{stage}"), approvals);
         let decided = self.known.entry(key.clone()).or_insert_with(|| {
             let study: Option<StudyId> = study.parse().ok();
             let resource = match &study {
@@ -170,7 +173,7 @@ impl Asked {
             };
             let said = |set: &Policies| {
                 let evidence = key.1.as_ref();
-                let with = With { destination: to, evidence, endpoint, approvals };
+                let with = With { destination: to, evidence, endpoint, approvals, stage };
                 let who = Party { id: &who, roles };
                 let said = set.decide_with(here, who, action, &resource, &with);
                 let word = if said.allow { "allow" } else { "deny" };

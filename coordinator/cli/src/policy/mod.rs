@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use falaj_core::{
     id::{Place, Role, SpiffeId, StudyId},
+    registry::version::Stage,
     roles::{OperatorRole, Roles},
 };
 use falaj_policies::{
@@ -87,9 +88,12 @@ pub(crate) struct Request {
     /// Where a model or the log is taken to; where they are themselves when absent.
     #[arg(long, value_name = "PLACE")]
     to_place: Option<Place>,
-    /// How many other people have approved that a model or the log is taken there.
+    /// How many other people have approved that a model or the log is taken there, or a version promoted.
     #[arg(long, value_name = "N", default_value_t = 0)]
     approvals: usize,
+    /// Where a version is to go on to: `staging`, `production` or `archived`.
+    #[arg(long)]
+    stage: Option<Stage>,
     /// Where the coordinator is.
     #[arg(long, default_value = "ae-on/ae-az", value_name = "PLACE")]
     coordinator: String,
@@ -186,7 +190,9 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
     };
     let place = who.place();
     let to = request.to_place.as_ref().unwrap_or(place);
-    let with = With { destination: to, approvals: request.approvals, ..With::of(&who) };
+    let stage = request.stage.map_or("", Stage::as_str);
+    let approvals = request.approvals;
+    let with = With { destination: to, approvals, stage, ..With::of(&who) };
     let (decision, rules) = set.explain(&here, Party { id: &who, roles }, action, &resource, &with);
     let of = |rule: &Rule| json!({ "id": rule.id, "effect": effect(rule), "law": rule.law, "reason": rule.reason, "text": rule.text });
     let to = goes.then(|| to.to_string());
@@ -201,6 +207,7 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
             "principal.name": who.name(), "principal.trust_domain": who.trust_domain(),
             "resource.jurisdiction": here.jurisdiction(), "resource.mechanism": request.mechanism,
             "context.destination": to, "context.approvals": approvals,
+            "context.stage": request.stage.map(Stage::as_str),
         },
         "policy_set_sha256": decision.policy_set.to_string(),
     });

@@ -12,7 +12,7 @@ use std::cmp::Ordering;
 pub(super) const SCHEMA: &str = "falaj";
 
 /// Tables to which rows are only added. Their triggers are in the migrations.
-pub(super) const APPEND_ONLY: [&str; 12] = [
+pub(super) const APPEND_ONLY: [&str; 13] = [
     "log_entries",
     "log_checkpoints",
     "log_cosignatures",
@@ -23,14 +23,16 @@ pub(super) const APPEND_ONLY: [&str; 12] = [
     "policies",
     "updates",
     "models",
+    "provenances",
     "log_personal",
     "personal_certificates",
 ];
 
 /// What else the writer's role may do, and where.
-const GRANTS: [(&str, &str); 8] = [
+const GRANTS: [(&str, &str); 9] = [
     ("studies", "SELECT, INSERT, UPDATE (state, reason)"),
     ("rounds", "SELECT, INSERT, UPDATE (state, version)"),
+    ("registries", "SELECT, INSERT, UPDATE (state, version)"),
     ("exchanges", "SELECT, INSERT, UPDATE (messages)"),
     ("log_object_names", "SELECT, INSERT"),
     ("log_objects", "SELECT, INSERT"),

@@ -9,8 +9,8 @@ use super::{
     objects::touched,
     raw,
     row::{
-        ExchangeColumns, ModelColumns, StudyColumns, TimestampColumns, TimestampRow, UpdateColumns,
-        digest_of,
+        ExchangeColumns, ModelColumns, RegistryColumns, StudyColumns, TimestampColumns,
+        TimestampRow, UpdateColumns, digest_of,
     },
     writer::{Change, Committed, Sealed, Written},
 };
@@ -142,6 +142,42 @@ pub(super) async fn models(
     .bind(study.as_str())
     .fetch_all(pool)
     .await?)
+}
+
+pub(super) async fn registry(
+    pool: &PgPool,
+    study: &StudyId,
+) -> Result<Option<RegistryColumns>, StoreError> {
+    Ok(sqlx::query_as("SELECT study, version, state FROM registries WHERE study = $1")
+        .bind(study.as_str())
+        .fetch_optional(pool)
+        .await?)
+}
+
+pub(super) async fn registries(
+    pool: &PgPool,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<RegistryColumns>, StoreError> {
+    Ok(sqlx::query_as(
+        "SELECT study, version, state FROM registries WHERE study > $1 ORDER BY study LIMIT $2",
+    )
+    .bind(after)
+    .bind(i64::from(limit))
+    .fetch_all(pool)
+    .await?)
+}
+
+pub(super) async fn provenance(
+    pool: &PgPool,
+    study: &StudyId,
+    number: u32,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(sqlx::query_scalar("SELECT envelope FROM provenances WHERE study = $1 AND number = $2")
+        .bind(study.as_str())
+        .bind(i64::from(number))
+        .fetch_optional(pool)
+        .await?)
 }
 
 pub(super) async fn entries(
@@ -581,6 +617,29 @@ pub(super) async fn put_round(
     Ok(done.rows_affected() == 1)
 }
 
+pub(super) async fn put_registry(
+    tx: &mut PgConnection,
+    study: &StudyId,
+    state: &str,
+    version: u64,
+) -> Result<bool, StoreError> {
+    let done = if version == 0 {
+        sqlx::query("INSERT INTO registries (study, version, state) VALUES ($1, 1, $2) ON CONFLICT DO NOTHING")
+            .bind(study.as_str())
+            .bind(state)
+            .execute(tx)
+            .await?
+    } else {
+        sqlx::query("UPDATE registries SET state = $1, version = version + 1 WHERE study = $2 AND version = $3")
+            .bind(state)
+            .bind(study.as_str())
+            .bind(version.cast_signed())
+            .execute(tx)
+            .await?
+    };
+    Ok(done.rows_affected() == 1)
+}
+
 pub(super) async fn put_entries(
     tx: &mut PgConnection,
     shard: &Shard,
@@ -736,6 +795,16 @@ pub(super) async fn put(
                 .bind(i64::from(m.number))
                 .bind(m.sha256.to_string())
                 .bind(committed.at.as_millis())
+                .execute(tx)
+                .await?
+        }
+        // It was put before anything else of its commit.
+        Change::Registry(..) => return Ok(()),
+        Change::Provenance(study, number, envelope) => {
+            sqlx::query("INSERT INTO provenances (study, number, envelope) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+                .bind(study.as_str())
+                .bind(i64::from(number))
+                .bind(envelope)
                 .execute(tx)
                 .await?
         }

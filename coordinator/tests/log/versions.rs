@@ -1,0 +1,280 @@
+//! Versions of models: who may move them, what is signed of them, and what the log tells.
+
+use super::world::{STUDY, World, signer, text};
+use anyhow::{Context as _, Result, ensure};
+use axum::{
+    body::Body,
+    http::{Method, Request, StatusCode},
+};
+use falaj_core::{
+    audit::Kind,
+    id::Digest,
+    registry::{
+        dsse::Envelope,
+        provenance::{PAYLOAD_TYPE, Provenance},
+    },
+    witness::InclusionProof,
+};
+use serde_json::{Value, json};
+use std::fs;
+
+fn version(number: u64, what: &str) -> String {
+    format!("studies/{STUDY}/versions/{number}{what}")
+}
+
+async fn refused(
+    world: &World,
+    path: &str,
+    asked: Value,
+    (status, code): (StatusCode, &str),
+) -> Result<String> {
+    let (found, answer) = world.post(path, &asked, &world.operator).await?;
+    ensure!(found == status && answer["code"] == code, "{path} {asked}: {found} {answer}");
+    Ok(answer["detail"].as_str().context("a detail")?.to_owned())
+}
+
+#[tokio::test]
+async fn production_needs_another_person_who_did_not_submit_the_study() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(1).await?;
+    let number = world.promoted(1, &["staging"]).await?;
+    let (promote, production) = (version(number, "/promote"), json!({ "stage": "production" }));
+    let before = world.writer.head().0;
+    let why =
+        refused(&world, &promote, production.clone(), (StatusCode::FORBIDDEN, "denied")).await?;
+    ensure!(why.contains("APR-002"), "{why}");
+    let entries = world.entries(before).await?;
+    let denied = entries.iter().find(|e| e.kind == Kind::AccessDenied).context("an entry")?;
+    ensure!(denied.body().text("stage") == Ok("production"), "{denied:?}");
+    // Whoever submitted the study is sara: she approves what omar does with another's study, and not with her own.
+    let omar = world.person("omar")?;
+    let asked = |whom: &str, stage: &str| json!({ "action": "version.promote", "study": STUDY, "version": number, "stage": stage, "for": whom });
+    let (sara_id, omar_id) =
+        (world.operator.identity()?.spiffe.to_string(), omar.identity()?.spiffe.to_string());
+    let why = refused(
+        &world,
+        "approvals",
+        asked(&omar_id, "production"),
+        (StatusCode::FORBIDDEN, "denied"),
+    )
+    .await?;
+    ensure!(why.contains("their own study"), "{why}");
+    let why = refused(
+        &world,
+        "approvals",
+        asked(&sara_id, "production"),
+        (StatusCode::BAD_REQUEST, "malformed"),
+    )
+    .await?;
+    ensure!(why.contains("for themselves"), "{why}");
+    // An approval of another stage is of something else.
+    for (stage, status) in [("archived", StatusCode::FORBIDDEN), ("production", StatusCode::OK)] {
+        let (given, answer) = world.post("approvals", &asked(&sara_id, stage), &omar).await?;
+        ensure!(given == StatusCode::CREATED, "{answer}");
+        let (found, answer) = world.post(&promote, &production, &world.operator).await?;
+        ensure!(found == status, "{stage}: {found} {answer}");
+    }
+    let entries = world.entries(before).await?;
+    let promoted = entries.iter().find(|e| e.kind == Kind::VersionPromoted).context("an entry")?;
+    ensure!(promoted.approvals()?.len() == 1, "{promoted:?}");
+    let shown = world.get(&format!("studies/{STUDY}/versions/champion")).await?;
+    ensure!(shown["version"] == number && shown["stage"] == "production", "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_two_moves_that_were_computed_from_one_state_one_wins() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(2).await?;
+    let numbers = [world.promoted(1, &[]).await?, world.promoted(2, &[]).await?];
+    let shown = world.get(&version(numbers[0], "")).await?;
+    let tag = format!("\"{}\"", shown["revision"]);
+    let promote = async |number: u64| {
+        let request = Request::post(format!("/api/v1/{}", version(number, "/promote")));
+        let request = request.header("if-match", &tag).body(r#"{"stage":"staging"}"#.into())?;
+        let answer = world.ask(request, &world.operator).await?;
+        let status = answer.status();
+        anyhow::Ok((status, text(answer).await?))
+    };
+    let (one, other) = tokio::join!(promote(numbers[0]), promote(numbers[1]));
+    let all = [one?, other?];
+    let won = all.iter().filter(|(status, _)| *status == StatusCode::OK).count();
+    let lost = all
+        .iter()
+        .filter(|(status, text)| *status == StatusCode::CONFLICT && text.contains("\"conflict\""));
+    ensure!((won, lost.count()) == (1, 1), "{all:?}");
+    let versions = world.get(&format!("studies/{STUDY}/versions")).await?;
+    let staged = versions["items"].as_array().context("items")?.iter();
+    ensure!(staged.filter(|v| v["stage"] == "staging").count() == 1, "{versions}");
+    // The loser looks again, and goes on.
+    let (status, answer) = world
+        .post(&version(numbers[1], "/reject"), &json!({ "reason": "worse" }), &world.operator)
+        .await?;
+    ensure!(status == StatusCode::OK || answer["code"] == "wrong_stage", "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_model_whose_bytes_were_changed_is_neither_made_a_version_nor_promoted() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(2).await?;
+    let number = world.promoted(1, &[]).await?;
+    let models = world.store.models(&STUDY.parse()?).await?;
+    for model in &models[1..] {
+        let path = world.engine.parts().models.path(&model.sha256);
+        let mut bytes = fs::read(&path)?;
+        bytes[0] ^= 0xff;
+        fs::write(&path, bytes)?;
+    }
+    let damaged = (StatusCode::INTERNAL_SERVER_ERROR, "model_damaged");
+    refused(&world, &version(number, "/promote"), json!({ "stage": "staging" }), damaged).await?;
+    refused(&world, &format!("studies/{STUDY}/versions"), json!({ "round": 2 }), damaged).await?;
+    let shown = world.get(&version(number, "")).await?;
+    ensure!(shown["stage"] == "candidate", "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_signed_of_a_version_is_the_same_each_time_and_leads_to_the_log() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(2).await?;
+    let number = world.promoted(2, &["staging"]).await?;
+    let path = format!("/api/v1/{}", version(number, "/provenance"));
+    let mut all = Vec::new();
+    for _ in 0..2 {
+        let answer = world.call(Method::GET, &path).await?;
+        let kind = answer.headers()["content-type"].to_str()?.to_owned();
+        ensure!(kind == "application/vnd.dsse.envelope.v1+json", "{kind}");
+        all.push(text(answer).await?);
+    }
+    ensure!(all[0] == all[1], "it was signed twice");
+    let envelope = Envelope::parse(all[0].as_bytes())?;
+    let signer = signer();
+    envelope.verify(PAYLOAD_TYPE, signer.verifier())?;
+    let provenance = Provenance::read(&envelope.payload)?;
+    let sites: Vec<_> = provenance.rounds.iter().map(|round| round.updates.len()).collect();
+    ensure!(sites == [1, 2] && provenance.round == 2, "{provenance:?}");
+    let proof = InclusionProof::parse(&provenance.log.proof)?;
+    proof.verify(&provenance.log.leaf, signer.verifier())?;
+    // Its first subject is the file that is downloaded.
+    let answer = world.call(Method::GET, &format!("/api/v1/{}", version(number, "/file"))).await?;
+    let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await?;
+    ensure!(Digest::of(&bytes) == provenance.file, "it is another file");
+    // The promotion says what was signed by then.
+    let entries = world.entries(0).await?;
+    let promoted = entries.iter().find(|e| e.kind == Kind::VersionPromoted).context("an entry")?;
+    let said: Digest = promoted.body().parsed("provenance_sha256")?;
+    ensure!(said == Digest::of(all[0].as_bytes()));
+    let card =
+        text(world.call(Method::GET, &format!("/api/v1/{}", version(number, "/card"))).await?)
+            .await?;
+    ensure!(
+        card.contains(&provenance.model.to_string()) && card.contains("asking the log"),
+        "{card}"
+    );
+    let html = format!("/api/v1/{}", version(number, "/card?format=html"));
+    let html = text(world.call(Method::GET, &html).await?).await?;
+    ensure!(html.starts_with("<!doctype html>"), "{html}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_revoked_version_is_not_served_and_none_goes_abroad() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(2).await?;
+    let number = world.promoted(2, &[]).await?;
+    let file = version(number, "/file");
+    let (status, code) = world.refusal(&format!("{file}?place=gb/gb-lnd")).await?;
+    ensure!((status, &*code) == (StatusCode::FORBIDDEN, "denied"), "{status} {code}");
+    let promote = json!({ "stage": "staging", "place": "gb/gb-lnd" });
+    refused(&world, &version(number, "/promote"), promote, (StatusCode::FORBIDDEN, "denied"))
+        .await?;
+    let answer = world.call(Method::GET, &format!("/api/v1/{file}")).await?;
+    ensure!(answer.status() == StatusCode::OK, "{}", answer.status());
+    let asked = json!({ "reason": "hospital-2 withdrew its consent" });
+    let (status, answer) = world.post(&version(number, "/revoke"), &asked, &world.operator).await?;
+    ensure!(status == StatusCode::OK && answer["stage"] == "revoked", "{answer}");
+    for path in [file, format!("studies/{STUDY}/models/2")] {
+        let (status, code) = world.refusal(&path).await?;
+        ensure!(
+            (status, &*code) == (StatusCode::CONFLICT, "wrong_stage"),
+            "{path}: {status} {code}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_log_tells_both_ways_what_made_a_version_and_what_it_touched() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(3).await?;
+    let stages = ["staging", "production"];
+    let clean = world.promoted(1, &stages).await?;
+    let touched = world.promoted(2, &stages).await?;
+    let site = "spiffe://falaj.test/ae-on/ae-az/site/hospital-2";
+    let answer = world.get(&format!("lineage?site={site}")).await?;
+    let all = answer["versions"].as_array().context("versions")?;
+    ensure!(all.len() == 1 && all[0]["version"] == touched, "{answer}");
+    ensure!(all[0]["remedy"] == "roll_back" && all[0]["back_to"] == clean, "{answer}");
+    ensure!(all[0]["untouched_round"] == 1, "{answer}");
+    let answer = world.get(&format!("lineage?site={site}&until=2020-01-01")).await?;
+    ensure!(answer["versions"].as_array().context("versions")?.is_empty(), "{answer}");
+    let (status, code) = world.refusal("lineage").await?;
+    ensure!((status, &*code) == (StatusCode::BAD_REQUEST, "malformed"), "{status} {code}");
+    let told = world.get(&version(touched, "/lineage")).await?;
+    let updates = told["rounds"][1]["updates"].as_array().context("updates")?;
+    ensure!(updates.len() == 2 && updates[1]["site"] == site, "{told}");
+    let kinds: Vec<_> =
+        told["moves"].as_array().context("moves")?.iter().map(|m| &m["kind"]).collect();
+    ensure!(kinds == ["version.made", "version.promoted", "version.promoted"], "{told}");
+    ensure!(told["approvals"].as_array().context("approvals")?.len() == 2, "{told}");
+    let omar = world.person("omar")?.identity()?.spiffe.to_string();
+    ensure!(told["approvals"][0]["by"] == omar.as_str(), "{told}");
+    // Back to the one that did not learn from it; there is nothing before that.
+    let path = format!("studies/{STUDY}/roll-back");
+    let asked = json!({ "reason": "consent was withdrawn" });
+    let (status, back) = world.post(&path, &asked, &world.operator).await?;
+    ensure!(status == StatusCode::OK && back["version"] == clean, "{back}");
+    refused(&world, &path, asked, (StatusCode::CONFLICT, "wrong_stage")).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_or_is_not_there_is_refused_and_told_to_nobody_who_may_not_know()
+-> Result<()> {
+    let world = World::new().await?;
+    world.publish(1).await?;
+    let versions = format!("studies/{STUDY}/versions");
+    let malformed = (StatusCode::BAD_REQUEST, "malformed");
+    refused(&world, &versions, json!({ "round": "one" }), malformed).await?;
+    refused(&world, &versions, json!({ "round": 9 }), (StatusCode::NOT_FOUND, "unknown_model"))
+        .await?;
+    refused(&world, &versions, json!({ "round": 0 }), (StatusCode::NOT_FOUND, "unknown_model"))
+        .await?;
+    let number = world.promoted(1, &[]).await?;
+    refused(&world, &versions, json!({ "round": 1 }), (StatusCode::CONFLICT, "wrong_stage"))
+        .await?;
+    refused(&world, &version(number, "/promote"), json!({ "stage": "live" }), malformed).await?;
+    refused(&world, &version(number, "/reject"), json!({ "reason": "" }), malformed).await?;
+    refused(
+        &world,
+        &version(9, "/promote"),
+        json!({ "stage": "staging" }),
+        (StatusCode::NOT_FOUND, "unknown_model"),
+    )
+    .await?;
+    let (status, code) = world.refusal(&version(9, "/lineage")).await?;
+    ensure!((status, &*code) == (StatusCode::NOT_FOUND, "unknown_model"), "{status} {code}");
+    // A site is told nothing but that it may not.
+    for what in ["", "/provenance", "/card", "/lineage"] {
+        let request = Request::get(format!("/api/v1/{}", version(9, what))).body(Body::empty())?;
+        let answer = world.ask(request, &world.site).await?;
+        ensure!(answer.status() == StatusCode::FORBIDDEN, "{what}: {}", answer.status());
+    }
+    let page = world.get("versions?limit=1").await?;
+    ensure!(page["items"].as_array().context("items")?.len() == 1, "{page}");
+    ensure!(page["next"] == STUDY, "{page}");
+    let last = world.get(&format!("versions?limit=1&cursor={STUDY}")).await?;
+    ensure!(last["items"].as_array().context("items")?.is_empty(), "{last}");
+    Ok(())
+}
