@@ -481,7 +481,7 @@ mod tests {
         let accuracy = Figure::Overall(Metric::Accuracy);
         let lucky = verdict(accuracy, Bound::AtLeast(0.74));
         assert!(!lucky.pass);
-        assert_eq!(lucky.reasons, ["accuracy: 0.7500 [0.7200, 0.7800], at least 0.74 needed"]);
+        assert_eq!(lucky.reasons, ["accuracy: 0.7500 [0.7173, 0.7801], at least 0.74 needed"]);
         assert!(verdict(accuracy, Bound::AtLeast(0.715)).pass);
         let gap = Figure::Between(Metric::AccuracyDifference, By::attribute(0));
         let wide = verdict(gap, Bound::AtMost(0.32));

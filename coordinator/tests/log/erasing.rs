@@ -2,7 +2,7 @@
 
 use super::{
     server::Server,
-    world::{OMAR, World, erasure, peer, signer, study, text},
+    world::{LAYLA, OMAR, World, erasure, peer, signer, study, text},
 };
 use anyhow::{Context as _, Result, ensure};
 use axum::{
@@ -448,7 +448,6 @@ async fn exported(world: &World, query: &str) -> Result<Vec<u8>> {
 /// later shard that says why; always in the same bytes. Whoever did nothing in it is not in it.
 #[tokio::test]
 async fn a_shard_that_ended_is_exported_after_somebody_in_it_was_erased() -> Result<()> {
-    const LAYLA: &str = "spiffe://falaj.test/ae-on/ae-az/operator/layla";
     let world = World::over(tempfile::tempdir()?).await?;
     let (omar, person) = come(&world, "omar").await?;
     let (_, layla) = come(&world, "layla").await?;

@@ -1,6 +1,6 @@
 //! AUD-14: every read of the log, and whatever else an operator asks for, is itself an entry before it is served.
 
-use super::world::{OMAR, REVOKED, STUDY, World, text};
+use super::world::{LAYLA, OMAR, REVOKED, STUDY, World, text};
 use anyhow::{Context as _, Result, ensure};
 use axum::{
     body::Body,
@@ -16,7 +16,7 @@ async fn every_route_is_an_entry_before_it_is_served() -> Result<()> {
     let world = World::new().await?;
     world.stamp().await?;
     world.with_versions().await?;
-    world.persons.meet(&OMAR.parse()?)?;
+    world.persons.meet(&LAYLA.parse()?)?;
     let sara = Asker {
         id: world.operator.actor.id.as_ref().context("an operator")?,
         actor: &world.operator.actor,

@@ -65,8 +65,10 @@ use tower::ServiceExt as _;
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// The largest answer.
 const BYTES_MAX: usize = 64 << 20;
-/// Somebody who is erased when every route is asked.
+/// Somebody who has to do with the study that every world has.
 pub(crate) const OMAR: &str = "spiffe://falaj.test/ae-on/ae-az/operator/omar";
+/// Somebody who is erased when every route is asked, and has to do with no study.
+pub(crate) const LAYLA: &str = "spiffe://falaj.test/ae-on/ae-az/operator/layla";
 /// The file in a world's folder that may have a policy of retention.
 pub(crate) const RETENTION: &str = "retention.toml";
 /// Somebody who is revoked before every route is asked, and reinstated then.
@@ -458,7 +460,7 @@ impl World {
                 let (path, body) = match path.as_str() {
                     "/api/v1/studies" if method == "post" => (path.clone(), study("other")),
                     "/api/v1/log/prunings" => (path.clone(), pruning("falaj.test/log", &[0; 32])),
-                    "/api/v1/erasures" => (path.clone(), erasure(OMAR, "Article 14")),
+                    "/api/v1/erasures" => (path.clone(), erasure(LAYLA, "Article 14")),
                     "/api/v1/holds" if method == "post" => (
                         path.clone(),
                         format!("{{\"study\":\"{STUDY}\",\"article\":\"Article 1\"}}"),

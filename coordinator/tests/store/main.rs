@@ -256,17 +256,12 @@ fn everything() -> Commit {
         sha256: Digest::of(b"model"),
         published: Timestamp::from_millis(0),
     };
-    let mut registry = Registry::new("s".parse().expect("valid"));
-    let digest = Digest::of(b"model");
-    let make = version::Event::Make { round: 1, model: digest, manifest: digest, file: digest };
-    registry = version::step(&registry, &make).expect("a version").next;
     Commit {
         round: None,
         rows: vec![
             study("s"),
             Change::Provenance("s".parse().expect("valid"), 1, b"signed".to_vec()),
             Change::Provenance("s".parse().expect("valid"), 1, b"signed again".to_vec()),
-            Change::Registry(registry, 0),
             Change::StudyState("s".parse().expect("valid"), "failed", Some("a \0 in it".into())),
             Change::Update(update, 1),
             exchange(2, b"two"),
@@ -284,6 +279,15 @@ fn everything() -> Commit {
         ],
         entries: vec![Draft::new(Kind::AdminRead), Draft::new(Kind::ModelRead)],
     }
+}
+
+/// The first version of a study that there is.
+fn first_version() -> Commit {
+    let digest = Digest::of(b"model");
+    let make = version::Event::Make { round: 1, model: digest, manifest: digest, file: digest };
+    let registry = Registry::new("s".parse().expect("valid"));
+    let registry = version::step(&registry, &make).expect("a version").next;
+    Commit { rows: vec![Change::Registry(registry, 0)], ..Commit::default() }
 }
 
 /// All that can be read, but times and random bytes.
@@ -346,6 +350,7 @@ async fn what_is_committed_reads_alike_on_every_database_and_after_a_restart() -
         assert_eq!((committed.first, committed.leaves.len(), running.writer.head().0), (0, 2, 2));
         let round = Commit { round: Some((opened(1), 0)), ..Commit::default() };
         running.writer.commit(round).await?;
+        running.writer.commit(first_version()).await?;
         let first = seen(&running.store).await?;
         let update = &running.store.updates(&"s".parse()?).await?[0];
         assert_eq!((update.leaf, update.committed), (committed.leaves[1], committed.at));
@@ -655,8 +660,13 @@ async fn the_log_takes_no_update_and_no_deletion_even_from_its_owner() -> Result
             vec!["UPDATE log_entries SET kind = 'x'".to_owned(), "DELETE FROM log_entries".into()];
         if let Home::Postgres(..) = home {
             let tables = ["log_entries", "log_checkpoints", "log_cosignatures"];
-            for table in tables.into_iter().chain(["certificates", "policies", "updates", "models"])
-            {
+            for table in tables.into_iter().chain([
+                "certificates",
+                "policies",
+                "updates",
+                "models",
+                "provenances",
+            ]) {
                 statements.push(format!("DELETE FROM {table}"));
                 statements.push(format!("DELETE FROM {table} WHERE false"));
                 statements.push(format!("TRUNCATE {table}"));

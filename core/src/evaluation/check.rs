@@ -202,7 +202,7 @@ pub fn gates(gates: &[Declared], e: Option<&Evaluation>, classes: u32) -> Vec<Pr
     );
     for (i, gate) in gates.iter().enumerate() {
         let at = format!("gates[{i}]");
-        let (least, most) = range(gate.figure);
+        let (least, most) = range(gate.figure, classes);
         p.when(
             e.is_none() && gate.figure.is_evaluated(),
             &at,
@@ -245,13 +245,13 @@ pub fn gates(gates: &[Declared], e: Option<&Evaluation>, classes: u32) -> Vec<Pr
 }
 
 /// Between which values a figure lies.
-fn range(figure: Figure) -> (f64, f64) {
+fn range(figure: Figure, classes: u32) -> (f64, f64) {
     match figure {
         Figure::Overall(m)
         | Figure::EachGroup(m, _)
         | Figure::EachSite(m)
-        | Figure::Between(m, _) => (m.least(), m.most().min(LOG_LOSS_MAX)),
-        Figure::Drop(_) => (Metric::AccuracyDrop.least(), Metric::AccuracyDrop.most()),
+        | Figure::Between(m, _) => (m.least(), m.most(classes).min(LOG_LOSS_MAX)),
+        Figure::Drop(_) => (Metric::AccuracyDrop.least(), Metric::AccuracyDrop.most(classes)),
         Figure::Sites => (0.0, float(crate::study::SITES_MAX as usize)),
         Figure::Epsilon | Figure::Examples => (0.0, f64::MAX),
     }

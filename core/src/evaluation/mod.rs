@@ -12,7 +12,6 @@ pub mod cells;
 pub mod check;
 pub mod figures;
 pub mod holdout;
-mod jet;
 
 use crate::{
     dp::rdp::{AccountantError, RdpCurve},

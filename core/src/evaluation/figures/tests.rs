@@ -11,10 +11,10 @@ use serde_json::Value;
 
 /// Runs of each coverage test.
 const RUNS: u64 = 500;
-/// A nominal 95 % interval must cover at least so many of them: 94 %.
+/// A nominal 95 % interval must cover at least so many of them: 94 %. Also that for the noise alone, whose value is the pooled one.
 const COVERED: usize = 470;
-/// The same for the noise alone, where 95 % of the runs is what is expected: three standard deviations below that.
-const COVERED_ALONE: usize = 460;
+/// How often each of the reference's rows is there, so that a study's usual noise is less than its figures.
+const TIMES: i64 = 40;
 
 fn reference() -> Value {
     serde_json::from_str(include_str!("../../../testdata/evaluation.json")).expect("JSON")
@@ -152,11 +152,12 @@ fn draw(rng: &mut ChaCha20Rng, scale: Scale) -> i64 {
 fn covered(noise: Noise, classes: u32, sites: usize) -> Vec<(String, [usize; 2])> {
     let settings = |noise| if classes == 2 { two_classes(noise) } else { four_classes(noise) };
     let (exact, noised) = (settings(Noise::None), settings(noise));
-    let counts = if classes == 2 {
+    let mut counts = if classes == 2 {
         two_class_counts(&exact, sites)
     } else {
         four_class_counts(&exact, sites)
     };
+    counts.iter_mut().flatten().for_each(|c| *c *= TIMES);
     let truth = pool(&exact, classes, &counts);
     let figures = |pool: &Pool<'_>| -> Vec<(String, Result<Estimate, Missing>)> {
         let records = Metric::ALL.into_iter().filter(|m| m.kind() == Kind::Records);
@@ -205,31 +206,30 @@ fn covered(noise: Noise, classes: u32, sites: usize) -> Vec<(String, [usize; 2])
 fn all_cover(noise: Noise, classes: u32, sites: usize) {
     let hits = covered(noise, classes, sites);
     assert!(hits.len() >= 11, "{hits:?}");
-    let few: Vec<_> = hits
-        .iter()
-        .filter(|(_, [both, alone])| *both < COVERED || *alone < COVERED_ALONE)
-        .collect();
+    let few: Vec<_> =
+        hits.iter().filter(|(_, [both, alone])| *both < COVERED || *alone < COVERED).collect();
+    println!("of {RUNS} runs with {noise:?} at {sites} sites: {hits:?}");
     assert!(few.is_empty(), "of {RUNS} runs with {noise:?} at {sites} sites: {few:?}");
 }
 
 #[test]
 fn intervals_cover_the_pooled_value_with_laplace_noise() {
-    all_cover(Noise::Laplace { epsilon: 8.0 }, 2, 3);
+    all_cover(Noise::Laplace { epsilon: 0.5 }, 2, 3);
 }
 
 #[test]
 fn intervals_cover_the_pooled_value_with_laplace_noise_at_one_site() {
-    all_cover(Noise::Laplace { epsilon: 10.0 }, 2, 1);
+    all_cover(Noise::Laplace { epsilon: 0.5 }, 2, 1);
 }
 
 #[test]
 fn intervals_cover_the_pooled_value_with_gaussian_noise() {
-    all_cover(Noise::Gaussian { rho: 60.0 }, 2, 5);
+    all_cover(Noise::Gaussian { rho: 0.1 }, 2, 5);
 }
 
 #[test]
 fn intervals_of_four_classes_cover_the_pooled_value() {
-    all_cover(Noise::Gaussian { rho: 20.0 }, 4, 3);
+    all_cover(Noise::Gaussian { rho: 0.02 }, 4, 3);
 }
 
 #[test]

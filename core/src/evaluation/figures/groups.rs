@@ -1,0 +1,119 @@
+//! Which records a figure is of.
+
+use super::{Pool, as_f64};
+use crate::evaluation::Evaluation;
+
+/// Attributes by which records are grouped: one, the other, or both at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct By {
+    first: bool,
+    second: bool,
+}
+
+impl By {
+    /// The attribute of this number, from 0.
+    #[must_use]
+    pub const fn attribute(number: usize) -> Self {
+        Self { first: number == 0, second: number != 0 }
+    }
+
+    /// The intersection of both.
+    pub const BOTH: Self = Self { first: true, second: true };
+
+    /// Whether the attribute of this number counts.
+    const fn has(self, number: usize) -> bool {
+        if number == 0 { self.first } else { self.second }
+    }
+
+    /// Every grouping that so many attributes have.
+    #[must_use]
+    pub fn every(attributes: usize) -> Vec<Self> {
+        let each = (0..attributes).map(Self::attribute);
+        each.chain((attributes == 2).then_some(Self::BOTH)).collect()
+    }
+
+    /// Its name: the attributes' columns.
+    #[must_use]
+    pub fn name(self, e: &Evaluation) -> String {
+        let columns = e.attributes.iter().enumerate().filter(|(i, _)| self.has(*i));
+        columns.map(|(_, a)| a.column.as_str()).collect::<Vec<_>>().join(" x ")
+    }
+}
+
+/// A group of records: cells of the finest grouping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// What its records have in common.
+    pub name: String,
+    pub(super) cells: Vec<usize>,
+}
+
+/// Groups that can be compared, and those that are too small.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grouped {
+    /// With enough records; smaller ones are merged into a last one, if that has enough.
+    pub groups: Vec<Group>,
+    /// Names of those that were merged.
+    pub merged: Vec<String>,
+    /// Names of those that nothing is said about.
+    pub withheld: Vec<String>,
+}
+
+impl Pool<'_> {
+    /// The groups by these attributes.
+    #[must_use]
+    pub fn groups(&self, by: By) -> Grouped {
+        let attributes = &self.e.attributes;
+        let mut all: Vec<Group> = Vec::new();
+        for cell in 0..self.layout.groups {
+            // The first attribute changes slowest.
+            let mut rest = cell;
+            let mut names: Vec<String> = Vec::new();
+            for (i, attribute) in attributes.iter().enumerate().rev() {
+                if by.has(i) {
+                    names.push(attribute.name_of(rest % attribute.len()));
+                }
+                rest /= attribute.len();
+            }
+            names.reverse();
+            let name = names.join(", ");
+            match all.iter_mut().find(|g| g.name == name) {
+                Some(group) => group.cells.push(cell),
+                None => all.push(Group { name, cells: vec![cell] }),
+            }
+        }
+        let size = |cells: &[usize]| self.size(cells);
+        let least = f64::from(self.e.group_min);
+        let (groups, small): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|g| size(&g.cells) >= least);
+        let names: Vec<String> = small.iter().map(|g| g.name.clone()).collect();
+        let cells: Vec<usize> = small.into_iter().flat_map(|g| g.cells).collect();
+        let mut grouped = Grouped { groups, merged: Vec::new(), withheld: Vec::new() };
+        if size(&cells) >= least && !cells.is_empty() {
+            grouped.groups.push(Group { name: "smaller groups".into(), cells });
+            grouped.merged = names;
+        } else {
+            grouped.withheld = names;
+        }
+        grouped
+    }
+
+    pub(super) fn size(&self, cells: &[usize]) -> f64 {
+        let (start, each) = self.of_main();
+        let of = |cell: usize| {
+            let from = start + cell * each;
+            self.counts[from..from + each].iter().map(|c| as_f64(*c)).sum::<f64>()
+        };
+        cells.iter().map(|cell| of(*cell)).sum()
+    }
+
+    /// Where the main block begins, and how many of its cells belong to one group.
+    pub(super) fn of_main(&self) -> (usize, usize) {
+        let range = self.layout.range(self.main());
+        (range.start, range.len() / self.layout.groups.max(1))
+    }
+
+    pub(super) fn everybody(&self) -> Vec<usize> {
+        (0..self.layout.groups).collect()
+    }
+}

@@ -1,0 +1,190 @@
+//! What is measured.
+
+use crate::evaluation::cells::LOG_LOSS_MAX;
+
+/// What is measured. The definitions are those of scikit-learn and fairlearn, by these names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Metric {
+    /// Part of the records whose class was said.
+    Accuracy,
+    /// Mean of the classes' recalls.
+    BalancedAccuracy,
+    /// Part of what was said to be positive that is; the mean over classes where there are more than two.
+    Precision,
+    /// Part of the positives that was said to be; the mean over classes where there are more than two.
+    Recall,
+    /// Part of the negatives that was said to be negative.
+    Specificity,
+    /// Harmonic mean of precision and recall; the mean over classes where there are more than two.
+    F1,
+    /// Area under the ROC curve; the mean of each class against the rest where there are more than two.
+    RocAuc,
+    /// Average precision: the area under the precision-recall curve by steps; the mean as for [`Self::RocAuc`].
+    PrAuc,
+    /// Mean negative log likelihood, in nats, each record's cut at 14.
+    LogLoss,
+    /// Mean squared error of the probabilities: of the positive class, or summed over classes where there are more than two.
+    Brier,
+    /// Expected calibration error: of the positive class (two classes), or of the class that was said (Guo et al. 2017).
+    Ece,
+    /// Part that is said to be positive.
+    SelectionRate,
+    /// The least recall of a class.
+    WorstClassRecall,
+    /// The largest difference of selection rates between groups.
+    DemographicParityDifference,
+    /// The smallest selection rate over the largest.
+    DemographicParityRatio,
+    /// The largest difference of recalls between groups.
+    EqualOpportunityDifference,
+    /// The larger of the largest differences of recalls, and of false positive rates.
+    EqualizedOddsDifference,
+    /// The smaller of the ratios of recalls, and of false positive rates.
+    EqualizedOddsRatio,
+    /// The largest difference of precisions between groups.
+    PredictiveParityDifference,
+    /// The largest difference of accuracies between groups.
+    AccuracyDifference,
+    /// The least recall of a group.
+    WorstGroupRecall,
+    /// The least accuracy of a group.
+    WorstGroupAccuracy,
+    /// The largest expected calibration error of a group.
+    WorstGroupEce,
+    /// Accuracy that a perturbation costs.
+    AccuracyDrop,
+}
+
+/// What a metric is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// All records, or those of one group.
+    Records,
+    /// Groups against each other.
+    Groups,
+    /// A perturbation.
+    Perturbation,
+}
+
+impl Metric {
+    /// Every metric.
+    pub const ALL: [Self; 24] = [
+        Self::Accuracy,
+        Self::BalancedAccuracy,
+        Self::Precision,
+        Self::Recall,
+        Self::Specificity,
+        Self::F1,
+        Self::RocAuc,
+        Self::PrAuc,
+        Self::LogLoss,
+        Self::Brier,
+        Self::Ece,
+        Self::SelectionRate,
+        Self::WorstClassRecall,
+        Self::DemographicParityDifference,
+        Self::DemographicParityRatio,
+        Self::EqualOpportunityDifference,
+        Self::EqualizedOddsDifference,
+        Self::EqualizedOddsRatio,
+        Self::PredictiveParityDifference,
+        Self::AccuracyDifference,
+        Self::WorstGroupRecall,
+        Self::WorstGroupAccuracy,
+        Self::WorstGroupEce,
+        Self::AccuracyDrop,
+    ];
+
+    /// The word that studies, gates and the log use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::BalancedAccuracy => "balanced_accuracy",
+            Self::Precision => "precision",
+            Self::Recall => "recall",
+            Self::Specificity => "specificity",
+            Self::F1 => "f1",
+            Self::RocAuc => "roc_auc",
+            Self::PrAuc => "pr_auc",
+            Self::LogLoss => "log_loss",
+            Self::Brier => "brier",
+            Self::Ece => "ece",
+            Self::SelectionRate => "selection_rate",
+            Self::WorstClassRecall => "worst_class_recall",
+            Self::DemographicParityDifference => "demographic_parity_difference",
+            Self::DemographicParityRatio => "demographic_parity_ratio",
+            Self::EqualOpportunityDifference => "equal_opportunity_difference",
+            Self::EqualizedOddsDifference => "equalized_odds_difference",
+            Self::EqualizedOddsRatio => "equalized_odds_ratio",
+            Self::PredictiveParityDifference => "predictive_parity_difference",
+            Self::AccuracyDifference => "accuracy_difference",
+            Self::WorstGroupRecall => "worst_group_recall",
+            Self::WorstGroupAccuracy => "worst_group_accuracy",
+            Self::WorstGroupEce => "worst_group_ece",
+            Self::AccuracyDrop => "accuracy_drop",
+        }
+    }
+
+    /// The metric of that name.
+    #[must_use]
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|m| m.as_str() == name)
+    }
+
+    /// What it is of.
+    #[must_use]
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::Accuracy
+            | Self::BalancedAccuracy
+            | Self::Precision
+            | Self::Recall
+            | Self::Specificity
+            | Self::F1
+            | Self::RocAuc
+            | Self::PrAuc
+            | Self::LogLoss
+            | Self::Brier
+            | Self::Ece
+            | Self::SelectionRate
+            | Self::WorstClassRecall => Kind::Records,
+            Self::AccuracyDrop => Kind::Perturbation,
+            _ => Kind::Groups,
+        }
+    }
+
+    /// Whether it is for two classes alone.
+    #[must_use]
+    pub const fn is_binary_only(self) -> bool {
+        matches!(
+            self,
+            Self::Specificity
+                | Self::SelectionRate
+                | Self::DemographicParityDifference
+                | Self::DemographicParityRatio
+                | Self::EqualOpportunityDifference
+                | Self::EqualizedOddsDifference
+                | Self::EqualizedOddsRatio
+                | Self::PredictiveParityDifference
+                | Self::WorstGroupRecall
+                | Self::WorstGroupEce
+        )
+    }
+
+    /// The largest value that it can have for so many classes.
+    #[must_use]
+    pub const fn most(self, classes: u32) -> f64 {
+        match self {
+            Self::LogLoss => LOG_LOSS_MAX,
+            Self::Brier if classes > 2 => 2.0,
+            _ => 1.0,
+        }
+    }
+
+    /// The smallest value that it can have.
+    #[must_use]
+    pub const fn least(self) -> f64 {
+        if matches!(self, Self::AccuracyDrop) { -1.0 } else { 0.0 }
+    }
+}

@@ -1,0 +1,202 @@
+//! A figure before it has an interval: a value, and what its two ends are made of.
+//!
+//! **A part of a whole** has the interval that Fieller (1954) gives for a ratio whose two counts carry noise, with the spread
+//! of a binomial proportion where Wilson (1927) puts it, at the proportion that is tried and not at the one that was seen:
+//! all `p` with `(part - p·whole)² ≤ z²·(var(noise of part - p·whole) + whole·p·(1 - p))`. It is one quadratic in `p`. Where
+//! everything or nothing was right, it is as wide as it has to be, where the delta method has no width at all.
+//!
+//! **Other figures** have the delta method's (Oehlert 1992), in which one more record, where one moves the figure most, is
+//! counted `z²` times: at the edge this is Wilson's again.
+
+/// A value, and what its interval is made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rate {
+    pub(super) value: f64,
+    form: Form,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Part(Part),
+    /// Twice a part over one more than it: F1 of Jaccard's index.
+    Harmonic(Part),
+    /// The mean of two that have no count in common.
+    Mean(Part, Part),
+    Delta {
+        variance: f64,
+        steepest: f64,
+    },
+}
+
+/// One quantity over another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub(super) part: f64,
+    pub(super) whole: f64,
+    /// The variance of the part that does not depend on what the ratio is: of its noise, or of a sum.
+    pub(super) of_part: f64,
+    /// What the noise of both has in common.
+    pub(super) of_both: f64,
+    /// The variance of the whole's noise.
+    pub(super) of_whole: f64,
+    /// Records of which each is in the part or not; none where they are not a sample.
+    pub(super) trials: f64,
+}
+
+impl Part {
+    fn value(self) -> f64 {
+        self.part / self.whole
+    }
+
+    fn ends(self, z: f64) -> (f64, f64) {
+        let z2 = z * z;
+        let a = self.whole * self.whole - z2 * self.of_whole + z2 * self.trials;
+        let b = self.part * self.whole - z2 * self.of_both + z2 * self.trials / 2.0;
+        let c = self.part * self.part - z2 * self.of_part;
+        if a <= 0.0 {
+            // The whole cannot be told from nothing: it can be any part.
+            return (f64::NEG_INFINITY, f64::INFINITY);
+        }
+        // Noise can put a part beyond its whole, where no proportion lies within reach: the nearest is both ends.
+        let reach = (b * b - a * c).max(0.0).sqrt();
+        ((b - reach) / a, (b + reach) / a)
+    }
+
+    /// How far its two ends are from its value.
+    fn reach(self, z: f64) -> (f64, f64) {
+        let (low, high) = self.ends(z);
+        (self.value() - low, high - self.value())
+    }
+}
+
+impl From<Part> for Rate {
+    fn from(part: Part) -> Self {
+        Self { value: part.value(), form: Form::Part(part) }
+    }
+}
+
+impl Rate {
+    /// `2p / (1 + p)`.
+    pub(super) fn harmonic(part: Part) -> Self {
+        Self { value: harmonic(part.value()), form: Form::Harmonic(part) }
+    }
+
+    /// The mean of two that have no count in common.
+    pub(super) fn mean(a: Part, b: Part) -> Self {
+        Self { value: f64::midpoint(a.value(), b.value()), form: Form::Mean(a, b) }
+    }
+
+    /// Its variance by the delta method, and how much one record moves it at most; nothing where records are not a sample.
+    pub(super) const fn delta(value: f64, variance: f64, steepest: f64) -> Self {
+        Self { value, form: Form::Delta { variance, steepest } }
+    }
+
+    /// Variance and steepest slope of a figure that has no other form.
+    pub(super) const fn slopes(self) -> (f64, f64) {
+        match self.form {
+            Form::Delta { variance, steepest } => (variance, steepest),
+            Form::Part(_) | Form::Harmonic(_) | Form::Mean(..) => (f64::INFINITY, 0.0),
+        }
+    }
+
+    /// The ends of its interval, `z` standard deviations away.
+    pub(super) fn ends(&self, z: f64) -> (f64, f64) {
+        match self.form {
+            Form::Part(part) => part.ends(z),
+            Form::Harmonic(part) => {
+                let (low, high) = part.ends(z);
+                (harmonic(low.max(0.0)), harmonic(high.clamp(0.0, 1.0)))
+            }
+            Form::Mean(a, b) => {
+                // Each end from those of both (Newcombe 1998, method 10; Zou and Donner 2008).
+                let ((a_down, a_up), (b_down, b_up)) = (a.reach(z), b.reach(z));
+                (self.value - a_down.hypot(b_down) / 2.0, self.value + a_up.hypot(b_up) / 2.0)
+            }
+            Form::Delta { variance, steepest } => {
+                let reach = z * variance.sqrt().hypot(z * steepest);
+                (self.value - reach, self.value + reach)
+            }
+        }
+    }
+
+    /// How far down and up its interval reaches.
+    pub(super) fn reach(&self, z: f64) -> (f64, f64) {
+        let (low, high) = self.ends(z);
+        (self.value - low, high - self.value)
+    }
+}
+
+fn harmonic(part: f64) -> f64 {
+    2.0 * part / (1.0 + part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(part: u32, whole: u32) -> Part {
+        let (part, whole) = (f64::from(part), f64::from(whole));
+        Part { part, whole, of_part: 0.0, of_both: 0.0, of_whole: 0.0, trials: whole }
+    }
+
+    /// By SciPy 1.17.1: `binomtest(k, n).proportion_ci(0.95, method="wilson")`.
+    #[test]
+    fn a_sampled_proportion_has_wilsons_interval() {
+        let z = 1.959_963_984_540_054;
+        for (k, n, low, high) in [
+            (0, 20, 0.0, 0.161_125_158_052_819_35),
+            (20, 20, 0.838_874_841_947_180_8, 1.0),
+            (59, 60, 0.911_448_702_724_099_4, 0.997_051_840_205_213_8),
+            (130, 200, 0.581_634_643_360_400_8, 0.712_711_758_726_419_2),
+        ] {
+            let (l, h) = of(k, n).ends(z);
+            assert!((l - low).abs() < 1e-9 && (h - high).abs() < 1e-9, "{k} of {n}: {l} {h}");
+        }
+    }
+
+    /// The chance that what is claimed at least is claimed too high, added up over everything that can be seen.
+    #[test]
+    fn the_lower_end_is_too_high_in_at_most_the_tail_also_where_nearly_all_is_right() {
+        let z = 1.959_963_984_540_054;
+        for n in [20_u32, 60, 200] {
+            for p in [0.9_f64, 0.95, 0.99, 0.999] {
+                let (mut chance, mut too_high) = (p.powi(n.cast_signed()), 0.0);
+                for wrong in 0..=n {
+                    if of(n - wrong, n).ends(z).0 > p {
+                        too_high += chance;
+                    }
+                    chance *= f64::from(n - wrong) / f64::from(wrong + 1) * (1.0 - p) / p;
+                }
+                assert!(too_high < 0.026, "{too_high} of {n} at {p}");
+            }
+        }
+    }
+
+    #[test]
+    fn noise_on_both_counts_is_fiellers() {
+        // Without a spread of sampling, the ends are where the part less so much of the whole is z deviations from nothing.
+        let part = Part {
+            part: 80.0,
+            whole: 100.0,
+            of_part: 9.0,
+            of_both: 9.0,
+            of_whole: 18.0,
+            trials: 0.0,
+        };
+        let z = 2.0;
+        for end in <[f64; 2]>::from(part.ends(z)) {
+            let variance = 9.0 - 2.0 * end * 9.0 + end * end * 18.0;
+            let off = (80.0 - end * 100.0) / variance.sqrt();
+            assert!((off.abs() - z).abs() < 1e-9, "{end}: {off}");
+        }
+        let nothing = Part { of_whole: 10_000.0, ..part };
+        assert_eq!(nothing.ends(z), (f64::NEG_INFINITY, f64::INFINITY));
+    }
+
+    #[test]
+    fn where_everything_is_right_the_delta_method_has_wilsons_width() {
+        let rate = Rate::delta(1.0, 0.0, 1.0 / 50.0);
+        let (low, _) = rate.ends(2.0);
+        assert!((low - (1.0 - 4.0 / 50.0)).abs() < 1e-12, "{low}");
+    }
+}
