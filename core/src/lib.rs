@@ -23,6 +23,7 @@ pub mod networks;
 pub mod note;
 pub mod receipt;
 pub mod report;
+pub mod robust;
 pub mod roles;
 pub mod round;
 pub mod secagg;

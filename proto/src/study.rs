@@ -9,6 +9,7 @@ mod evaluation;
 use falaj_core::{
     dp::{AdaptiveClipping, Batches, Cyclic, Poisson, Rotation},
     model::Conv,
+    robust::Rule,
     study::{
         Algorithm, Bounds, Cohort, Consent, Data, Feature, FeatureKind, Governance, Label,
         Mechanism, Missing, Model, Optimizer, Privacy, Problem, Protects, Retention, Rounds,
@@ -83,6 +84,7 @@ struct Yaml {
     privacy: Spanned<PrivacyYaml>,
     sealing: Option<Spanned<SealingYaml>>,
     cohort: Spanned<CohortYaml>,
+    aggregation: Option<Spanned<AggregationYaml>>,
     rounds: Spanned<RoundsYaml>,
     governance: Option<Spanned<GovernanceYaml>>,
     evaluation: Option<Spanned<evaluation::EvaluationYaml>>,
@@ -348,6 +350,27 @@ enum WeightsYaml {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct AggregationYaml {
+    rule: Spanned<RuleYaml>,
+    byzantine: Option<Spanned<u32>>,
+    keep: Option<Spanned<u32>>,
+    clip_norm: Option<Spanned<f64>>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum RuleYaml {
+    Mean,
+    Median,
+    TrimmedMean,
+    Krum,
+    MultiKrum,
+    GeometricMedian,
+    NormBounded,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RoundsYaml {
     count: Spanned<u32>,
     deadline_s: Option<Spanned<u32>>,
@@ -502,6 +525,7 @@ impl Reader<'_> {
             privacy,
             sealing: Sealing { bits: BITS_DEFAULT, range: 1.0, rotated: false },
             cohort,
+            aggregation: self.aggregation(y.aggregation.as_ref()),
             rounds: self.rounds(&y.rounds.value),
             governance: self.governance(y.governance.as_ref()),
             evaluation,
@@ -972,6 +996,46 @@ impl Reader<'_> {
                 WeightsYaml::Examples => Weights::Examples,
                 WeightsYaml::Uniform => Weights::Uniform,
             },
+        }
+    }
+
+    fn aggregation(&mut self, spanned: Option<&Spanned<AggregationYaml>>) -> Rule {
+        let Some(spanned) = spanned else { return Rule::Mean };
+        self.note("aggregation", spanned);
+        let y = &spanned.value;
+        let rule = self.take("aggregation.rule", &y.rule);
+        if !matches!(rule, RuleYaml::TrimmedMean | RuleYaml::Krum | RuleYaml::MultiKrum) {
+            let because = "this rule, which needs no number of bad sites";
+            self.unwanted("aggregation.byzantine", y.byzantine.as_ref(), because);
+        }
+        if rule != RuleYaml::MultiKrum {
+            let because = "this rule: only `multi_krum` keeps some updates as they are";
+            self.unwanted("aggregation.keep", y.keep.as_ref(), because);
+        }
+        if rule != RuleYaml::NormBounded {
+            let because = "this rule: only `norm_bounded` shortens updates";
+            self.unwanted("aggregation.clip_norm", y.clip_norm.as_ref(), because);
+        }
+        let mut byzantine = || {
+            let mend = "give the number of sites that may send anything at all, for example 1";
+            self.needed(spanned.referenced, "aggregation.byzantine", y.byzantine.as_ref(), mend)
+        };
+        match rule {
+            RuleYaml::Mean => Rule::Mean,
+            RuleYaml::Median => Rule::Median,
+            RuleYaml::TrimmedMean => Rule::TrimmedMean { byzantine: byzantine() },
+            RuleYaml::Krum => Rule::Krum { byzantine: byzantine() },
+            RuleYaml::MultiKrum => {
+                let byzantine = byzantine();
+                let keep = y.keep.as_ref().map(|keep| self.take("aggregation.keep", keep));
+                Rule::MultiKrum { byzantine, keep }
+            }
+            RuleYaml::GeometricMedian => Rule::GeometricMedian,
+            RuleYaml::NormBounded => {
+                let norm = y.clip_norm.as_ref();
+                let clip_norm = norm.map(|norm| self.take("aggregation.clip_norm", norm));
+                Rule::NormBounded { clip_norm }
+            }
         }
     }
 
