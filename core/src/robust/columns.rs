@@ -1,22 +1,24 @@
 //! The mean of what is left of each column when its ends are cut off.
 //!
-//! A median is such a mean too, with as much cut off as can be. For few updates a sorting network orders the values of
-//! a column, [`TILE`] columns at a time: which two rows are compared next does not depend on the values, so every step
-//! is a minimum and a maximum of two arrays. A network for `n` rows has about `n log²n / 4` steps. For many updates the
-//! two values at which columns are cut are searched for, bit by bit, in `bits` passes over the rows: counting is linear
-//! in `n`. Either way the sum of what is kept is exact.
+//! A median is such a mean too, with as much cut off as can be. A sorting network orders the values of a column,
+//! [`TILE`] columns at a time: which two rows are compared next does not depend on the values, so every step is a minimum
+//! and a maximum of two arrays. A network for `n` rows has about `n log²n / 4` steps, fewer where the order among what is
+//! kept, and among what is not, does not matter. For very many updates the two values at which columns are cut are
+//! searched for, bit by bit, in `bits` passes over the rows: counting is linear in `n`. Either way the sum of what is kept
+//! is exact.
 
 use super::rows::{Lane, TILE, Tile};
 
 /// From so many updates on a search is quicker than a network.
-const MANY: usize = 64;
+const MANY: usize = 1_024;
 
 /// How columns of `n` values are trimmed.
 pub(super) struct Trim {
     updates: usize,
     /// Values that are left out at either end.
     trim: usize,
-    network: Vec<Step>,
+    /// None where columns are searched.
+    network: Option<Vec<Step>>,
 }
 
 /// One step of a network: the lesser of two values goes to row `low`, the greater to row `high`.
@@ -37,7 +39,7 @@ enum Wanted {
 impl Trim {
     /// Leaves out `trim` values at either end, less than half of them.
     pub(super) fn new(updates: usize, trim: usize) -> Self {
-        let network = if updates < MANY { network(updates, trim) } else { Vec::new() };
+        let network = (updates < MANY).then(|| network(updates, trim));
         Self { updates, trim, network }
     }
 
@@ -49,8 +51,8 @@ impl Trim {
     /// Sums of the kept values of each column. The rows are out of order after it.
     pub(super) fn sums<L: Lane>(&self, bits: u8, rows: &mut [Tile<L>], sums: &mut [L::Sum; TILE]) {
         sums.fill(L::Sum::default());
-        if self.updates < MANY {
-            self.sort(rows);
+        if let Some(network) = &self.network {
+            sort(network, rows);
             for row in &rows[self.trim..self.updates - self.trim] {
                 sums.iter_mut().zip(row).for_each(|(sum, v)| v.add_to(sum));
             }
@@ -72,8 +74,8 @@ impl Trim {
 
     /// The median of each column, rounded down to a whole number. The rows are out of order after it.
     pub(super) fn median<L: Lane>(&self, bits: u8, rows: &mut [Tile<L>]) -> Tile<L> {
-        let [low, high] = if self.updates < MANY {
-            self.sort(rows);
+        let [low, high] = if let Some(network) = &self.network {
+            sort(network, rows);
             [rows[self.trim], rows[self.updates - 1 - self.trim]]
         } else {
             self.ends(bits, rows)
@@ -81,22 +83,6 @@ impl Trim {
         let mut middle = low;
         middle.iter_mut().zip(high).for_each(|(m, high)| *m = m.middle(high));
         middle
-    }
-
-    fn sort<L: Lane>(&self, rows: &mut [Tile<L>]) {
-        for step in &self.network {
-            let (before, from) = rows.split_at_mut(usize::from(step.high));
-            let (low, high) = (&mut before[usize::from(step.low)], &mut from[0]);
-            match step.wanted {
-                Wanted::Both => {
-                    for (a, b) in low.iter_mut().zip(high) {
-                        (*a, *b) = ((*a).min(*b), (*a).max(*b));
-                    }
-                }
-                Wanted::Low => low.iter_mut().zip(high).for_each(|(a, b)| *a = (*a).min(*b)),
-                Wanted::High => high.iter_mut().zip(low).for_each(|(b, a)| *b = (*a).max(*b)),
-            }
-        }
     }
 
     /// The least and the greatest kept value of each column: from the highest bit down, a bit belongs to the value at
@@ -130,6 +116,22 @@ impl Trim {
             }
         }
         ends
+    }
+}
+
+fn sort<L: Lane>(network: &[Step], rows: &mut [Tile<L>]) {
+    for step in network {
+        let (before, from) = rows.split_at_mut(usize::from(step.high));
+        let (low, high) = (&mut before[usize::from(step.low)], &mut from[0]);
+        match step.wanted {
+            Wanted::Both => {
+                for (a, b) in low.iter_mut().zip(high) {
+                    (*a, *b) = ((*a).min(*b), (*a).max(*b));
+                }
+            }
+            Wanted::Low => low.iter_mut().zip(high).for_each(|(a, b)| *a = (*a).min(*b)),
+            Wanted::High => high.iter_mut().zip(low).for_each(|(b, a)| *b = (*a).max(*b)),
+        }
     }
 }
 
@@ -245,7 +247,7 @@ mod tests {
                     values.sort_unstable();
                     *sum = values[trim..updates - trim].iter().copied().map(i64::from).sum();
                 }
-                let trimmed = Trim::new(updates, trim);
+                let trimmed = Trim { updates, trim, network: None };
                 let mut sums = [0; TILE];
                 trimmed.sums(bits, &mut rows.clone(), &mut sums);
                 assert_eq!(sums, expected, "{bits} bits, {trim} of {updates}");

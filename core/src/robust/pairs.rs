@@ -1,6 +1,6 @@
 //! What depends on lengths and distances: Krum, the geometric median, and updates that are shortened.
 
-use super::rows::{Block, Lane, Rows};
+use super::rows::{Block, F64_BITS, Lane, Rows, Tile, dot_f64};
 
 /// Most steps of Weiszfeld's algorithm.
 const ITERATIONS_MAX: usize = 1_000;
@@ -20,18 +20,23 @@ pub(super) const fn as_f64(v: i128) -> f64 {
     v as f64
 }
 
-fn products<L: Lane, E>(
+/// Of update `i` with each `j <= i`, row by row; `factors` is what a row is multiplied as.
+fn products<L: Lane, F: Copy, E>(
     block: &mut Block<L>,
+    factors: impl Fn(&Tile<L>) -> Tile<F>,
+    dot: impl Fn(&Tile<F>, &Tile<F>) -> i128,
     read: &mut impl FnMut(usize, u64, &mut [u8]) -> Result<(), E>,
 ) -> Result<Vec<i128>, E> {
     let shape = block.shape;
-    let bits = shape.encoding.bits();
     let mut products = vec![0; shape.updates * (shape.updates + 1) / 2];
+    let mut tile: Vec<Tile<F>> = Vec::with_capacity(shape.updates);
     block.each_tile((0, shape.params), read, |_, _, rows| {
+        tile.clear();
+        tile.extend(rows.iter().map(&factors));
         let mut sums = products.iter_mut();
-        for (i, a) in rows.iter().enumerate() {
-            for (b, sum) in rows[..=i].iter().zip(&mut sums) {
-                *sum += L::dot(bits, a, b);
+        for (i, a) in tile.iter().enumerate() {
+            for (b, sum) in tile[..=i].iter().zip(&mut sums) {
+                *sum += dot(a, b);
             }
         }
     })?;
@@ -43,10 +48,9 @@ fn squares_of<L: Lane, E>(
     read: &mut impl FnMut(usize, u64, &mut [u8]) -> Result<(), E>,
 ) -> Result<Vec<i128>, E> {
     let shape = block.shape;
-    let bits = shape.encoding.bits();
     let mut squares = vec![0; shape.updates];
     block.each_tile((0, shape.params), read, |_, _, rows| {
-        squares.iter_mut().zip(rows).for_each(|(sum, row)| *sum += L::dot(bits, row, row));
+        squares.iter_mut().zip(rows).for_each(|(sum, row)| *sum += L::dot(row, row));
     })?;
     Ok(squares)
 }
@@ -98,8 +102,16 @@ impl Gram {
         read: &mut impl FnMut(usize, u64, &mut [u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
         let (updates, products) = match rows {
-            Rows::Narrow(block) => (block.shape.updates, products(block, read)?),
-            Rows::Wide(block) => (block.shape.updates, products(block, read)?),
+            Rows::Narrow(block) => {
+                (block.shape.updates, products(block, |row| *row, i16::dot, read)?)
+            }
+            Rows::Wide(block) if block.shape.encoding.bits() <= F64_BITS => {
+                let factors = |row: &Tile<i32>| row.map(f64::from);
+                (block.shape.updates, products(block, factors, dot_f64, read)?)
+            }
+            Rows::Wide(block) => {
+                (block.shape.updates, products(block, |row| *row, i32::dot, read)?)
+            }
         };
         Ok(Self { updates, products })
     }
@@ -130,7 +142,7 @@ impl Gram {
     }
 
     /// Weights, which sum up to 1, of the mean that is the geometric median: Weiszfeld's algorithm from the mean of all,
-    /// smoothed by one step of the grid, which is less than rounding to the grid moved any update by.
+    /// smoothed by one step of the grid: what is nearer than that is no nearer.
     pub(super) fn geometric_median(&self) -> Vec<f64> {
         let n = self.updates;
         let mut distances = vec![0.0; n * n];

@@ -34,8 +34,8 @@ pub(super) trait Lane: Copy + Ord + Default + Into<i64> + From<bool> {
     fn take_from(self, times: i32, sum: &mut Self::Sum);
     /// The half of the sum of two, rounded down.
     fn middle(self, other: Self) -> Self;
-    /// The sum of products of values of so many bits, exactly.
-    fn dot(bits: u8, a: &Tile<Self>, b: &Tile<Self>) -> i128;
+    /// The sum of products, exactly.
+    fn dot(a: &Tile<Self>, b: &Tile<Self>) -> i128;
 }
 
 impl Lane for i16 {
@@ -74,21 +74,18 @@ impl Lane for i16 {
     }
 
     #[inline]
-    fn dot(bits: u8, a: &Tile<Self>, b: &Tile<Self>) -> i128 {
-        if bits <= 12 {
-            // 256 products of up to 2^22 fit.
-            let products = a.iter().zip(b).map(|(a, b)| i32::from(*a) * i32::from(*b));
-            return i128::from(products.fold(0_i32, i32::wrapping_add));
-        }
-        // Two products fit, which is one instruction; of such pairs the halves are summed apart.
-        let (mut low, mut high) = (0_i32, 0_i32);
+    fn dot(a: &Tile<Self>, b: &Tile<Self>) -> i128 {
+        // Two products fit 32 bits, and making them is one instruction. Of these pairs the whole is summed modulo 2^32,
+        // and apart from it the upper halves: what is left of the lower ones is less than 2^23.
+        let (mut whole, mut upper) = (0_i32, 0_i32);
         for (a, b) in a.as_chunks::<2>().0.iter().zip(b.as_chunks::<2>().0) {
             let pair =
                 (i32::from(a[0]) * i32::from(b[0])).wrapping_add(i32::from(a[1]) * i32::from(b[1]));
-            low = low.wrapping_add(pair & 0xffff);
-            high = high.wrapping_add(pair >> 16);
+            whole = whole.wrapping_add(pair);
+            upper = upper.wrapping_add(pair >> 16);
         }
-        i128::from((i64::from(high) << 16) + i64::from(low))
+        let lower = whole.wrapping_sub(upper << 16);
+        i128::from((i64::from(upper) << 16) + i64::from(lower))
     }
 }
 
@@ -128,17 +125,30 @@ impl Lane for i32 {
     }
 
     #[inline]
-    fn dot(bits: u8, a: &Tile<Self>, b: &Tile<Self>) -> i128 {
+    fn dot(a: &Tile<Self>, b: &Tile<Self>) -> i128 {
         let products = a.iter().zip(b).map(|(a, b)| i64::from(*a) * i64::from(*b));
-        if bits <= 28 {
-            // 256 products of up to 2^54 fit.
-            return i128::from(products.fold(0_i64, i64::wrapping_add));
-        }
-        let (low, high) = products.fold((0_i64, 0_i64), |(low, high), product| {
-            (low + (product & 0xffff_ffff), high + (product >> 32))
+        let (lower, upper) = products.fold((0_i64, 0_i64), |(lower, upper), product| {
+            (lower + (product & 0xffff_ffff), upper + (product >> 32))
         });
-        (i128::from(high) << 32) + i128::from(low)
+        (i128::from(upper) << 32) + i128::from(lower)
     }
+}
+
+/// The most bits of whole numbers whose products [`dot_f64`] sums exactly.
+pub(super) const F64_BITS: u8 = 24;
+
+/// The sum of products of whole numbers, exactly: each product is below 2^46, and each lane sums 32 of them.
+#[inline]
+pub(super) fn dot_f64(a: &Tile<f64>, b: &Tile<f64>) -> i128 {
+    let mut sums = [0.0; 8];
+    for (a, b) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += a * b;
+        }
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^51")]
+    let sums = sums.map(|sum| sum as i64);
+    i128::from(sums.iter().sum::<i64>())
 }
 
 /// A block of every update, in the width that their grid asks for.
@@ -237,10 +247,10 @@ impl<L: Lane> Block<L> {
             sorted.clear();
             sorted.extend_from_slice(rows);
             let centre = trim.median(bits, &mut sorted);
-            centre_square += L::dot(bits, &centre, &centre);
+            centre_square += L::dot(&centre, &centre);
             for ((row, square), product) in rows.iter().zip(&mut squares).zip(&mut products) {
-                *square += L::dot(bits, row, row);
-                *product += L::dot(bits, row, &centre);
+                *square += L::dot(row, row);
+                *product += L::dot(row, &centre);
             }
         })?;
         Ok((squares, products, centre_square))
@@ -295,16 +305,21 @@ mod tests {
             let max = i16::MAX >> (16 - bits);
             let (high, low) = ([max; TILE], [-max; TILE]);
             let expected = 256 * i128::from(max).pow(2);
-            assert_eq!(i16::dot(bits, &high, &high), expected, "{bits}");
-            assert_eq!(i16::dot(bits, &low, &low), expected, "{bits}");
-            assert_eq!(i16::dot(bits, &high, &low), -expected, "{bits}");
+            assert_eq!(i16::dot(&high, &high), expected, "{bits}");
+            assert_eq!(i16::dot(&low, &low), expected, "{bits}");
+            assert_eq!(i16::dot(&high, &low), -expected, "{bits}");
         }
         for bits in 17..=32 {
             let max = i32::MAX >> (32 - bits);
             let (high, low) = ([max; TILE], [-max; TILE]);
             let expected = 256 * i128::from(max).pow(2);
-            assert_eq!(i32::dot(bits, &high, &high), expected, "{bits}");
-            assert_eq!(i32::dot(bits, &high, &low), -expected, "{bits}");
+            assert_eq!(i32::dot(&high, &high), expected, "{bits}");
+            assert_eq!(i32::dot(&high, &low), -expected, "{bits}");
+            if bits <= F64_BITS {
+                let (high, low) = (high.map(f64::from), low.map(f64::from));
+                assert_eq!(dot_f64(&high, &high), expected, "{bits}");
+                assert_eq!(dot_f64(&high, &low), -expected, "{bits}");
+            }
         }
     }
 
