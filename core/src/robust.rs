@@ -7,8 +7,8 @@
 //! |---|---|---|---|
 //! | median | in each coordinate, the mean of the two middle ones of an even number | Yin et al. 2018 (arXiv 1803.01498), definition 1 | f < n/2: each coordinate stays between good ones |
 //! | trimmed mean | in each coordinate, the mean without the f largest and the f smallest | the same, definition 2 | f, of n >= 2f + 1: each coordinate stays between good ones |
-//! | Krum | the update with the least sum of squared distances to its n - f - 2 nearest | Blanchard et al. 2017 (arXiv 1703.02757), section 4 | f, of n >= 2f + 3: no good update is farther from the result than its distances to good ones say |
-//! | multi-Krum | the mean of the `keep` updates that Krum likes best | the same, section 6 | f, while keep <= n - f - 2 |
+//! | Krum | the update with the least sum of squared distances to its n - f - 2 nearest | Blanchard et al. 2017 (arXiv 1703.02757), section 4 | f, of n >= 2f + 3: some good update is within √(n - f - 2) times the good ones' diameter of it |
+//! | multi-Krum | the mean of the `keep` updates that Krum likes best | the same, section 6 | f, while keep <= n - f - 2: the same of each that is kept |
 //! | geometric median | the point with the least sum of distances to all | Pillutla, Kakade, Harchaoui 2022 (arXiv 1912.13445), smoothed Weiszfeld algorithm | f < n/2: within 2(n - f)/(n - 2f) times the good ones' reach of their mean |
 //! | norm-bounded mean | the mean after longer updates were shortened to a norm | Sun et al. 2019 (arXiv 1911.07963), norm thresholding | any, each moves the result by at most norm/n; with the median's norm, f < n/2 |
 //!
@@ -53,6 +53,7 @@ use rows::Rows;
 pub const ROWS_BYTES: usize = 1 << 20;
 /// The most updates between which all distances are kept.
 pub const PAIRS_MAX: u32 = 1_024;
+
 /// How the updates of a round become one.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Rule {
@@ -233,15 +234,17 @@ impl BlockRule {
     ///
     /// # Errors
     /// [`RuleError`] as [`AggregateError`], before a byte is read, and whatever reading gives.
+    ///
+    /// # Panics
+    /// Never: no rule admits more updates than can be counted.
     pub fn measure<E: From<AggregateError>>(
         rule: Rule,
         shape: Shape,
         mut read: impl FnMut(usize, u64, &mut [u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
         let updates = shape.updates;
-        let none = |_| AggregateError::Empty;
-        let count = u32::try_from(updates).map_err(none)?;
-        rule.admits(u64::from(count)).map_err(AggregateError::from)?;
+        rule.admits(updates as u64).map_err(AggregateError::from)?;
+        let count = u32::try_from(updates).expect("invariant: no rule admits so many");
         let mut rows = Rows::new(&shape);
         let how = match rule {
             Rule::Mean => How::Weighted { weights: vec![1; updates], divisor: u64::from(count) },

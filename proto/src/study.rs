@@ -1082,3 +1082,51 @@ fn range_of(study: &Study, rotated: bool) -> f64 {
         _ => 1.0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STUDY: &str = "study: s
+purpose: To be read.
+data:
+  dataset: d
+  label: { column: y, classes: [a, b] }
+  features: [{ name: x, min: 0.0, max: 1.0 }]
+model: { kind: logistic }
+training: { local_steps: 1, sample_rate: 0.1, learning_rate: 0.5 }
+privacy: { mechanism: none }
+cohort: { places: [\"ae-on/*\"], min_sites: 9, weights: uniform }
+rounds: { count: 1 }
+";
+
+    #[test]
+    fn every_rule_is_read_as_it_is_spelled() {
+        let ruled = |aggregation: &str| {
+            parse(&format!("{STUDY}aggregation: {aggregation}\n"), "s.yaml").map(|s| s.aggregation)
+        };
+        assert_eq!(parse(STUDY, "s.yaml").expect("a study").aggregation, Rule::Mean);
+        for (text, rule) in [
+            ("{ rule: mean }", Rule::Mean),
+            ("{ rule: median }", Rule::Median),
+            ("{ rule: trimmed_mean, byzantine: 4 }", Rule::TrimmedMean { byzantine: 4 }),
+            ("{ rule: krum, byzantine: 3 }", Rule::Krum { byzantine: 3 }),
+            ("{ rule: multi_krum, byzantine: 2 }", Rule::MultiKrum { byzantine: 2, keep: None }),
+            (
+                "{ rule: multi_krum, byzantine: 2, keep: 5 }",
+                Rule::MultiKrum { byzantine: 2, keep: Some(5) },
+            ),
+            ("{ rule: geometric_median }", Rule::GeometricMedian),
+            ("{ rule: norm_bounded }", Rule::NormBounded { clip_norm: None }),
+            ("{ rule: norm_bounded, clip_norm: 0.5 }", Rule::NormBounded { clip_norm: Some(0.5) }),
+        ] {
+            assert_eq!(ruled(text), Ok(rule), "{text}");
+            let spelled = text.contains(&format!("rule: {}", rule.as_str()));
+            assert!(spelled, "{text}");
+        }
+        let two = "{ rule: median, byzantine: 1, clip_norm: 1.0 }";
+        let errors = ruled(two).expect_err("contradicts itself").0;
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        assert!(errors.iter().all(|e| e.line == 12 && e.column > 13), "{errors:?}");
+    }
+}
