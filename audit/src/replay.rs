@@ -21,6 +21,7 @@ use falaj_core::{
     note::{self, VerifierKey},
     registry::{lineage::Lineage, provenance::About},
     report::Sections,
+    robust::Rule,
     study::Cohort,
     time::Timestamp,
     update::{CONTEXT, UpdateHeader},
@@ -65,6 +66,8 @@ pub(crate) struct Replay {
     had: BTreeMap<String, BTreeSet<Digest>>,
     /// How many witnesses each study wants behind a round, and whose sites count.
     quorums: BTreeMap<String, (u32, Cohort)>,
+    /// The rule by which each study's updates become one.
+    rules: BTreeMap<String, &'static str>,
     /// Accesses whose outcome the log has not told yet, the newest of them.
     intents: BTreeMap<u64, Kind>,
     /// What lies before this may have been an access that is not remembered any more.
@@ -96,6 +99,8 @@ struct Said {
     cohort: Cohort,
     mechanism: String,
     gating: Gating,
+    /// By which updates become one.
+    rule: &'static str,
 }
 
 struct Claim {
@@ -177,6 +182,7 @@ impl Replay {
                 cohort: study.cohort.clone(),
                 mechanism: study.privacy.mechanism.as_str().to_owned(),
                 gating: Gating::of(&study),
+                rule: study.aggregation.as_str(),
             };
             self.folds.iter_mut().for_each(|f| f.study(digest, study.clone()));
             self.studies.insert(digest, said);
@@ -285,6 +291,7 @@ impl Replay {
                 }
                 self.check_witnesses(entry, &round, open.last)?;
                 self.evaluations.verdict(entry, &open.counted())?;
+                self.check_rule(entry, &round)?;
                 let mut counted: Vec<Digest> = open.accepted.into_values().collect();
                 counted.sort_unstable();
                 if entry.digests("updates").map_err(|e| e.to_string())? != counted {
@@ -456,6 +463,7 @@ impl Replay {
             return Err(format!("the file of its study has the mechanism `{}`", said.mechanism));
         }
         self.quorums.insert(name.to_string(), (said.quorum, said.cohort.clone()));
+        self.rules.insert(name.to_string(), said.rule);
         self.evaluations.submitted(name.as_str(), said.gating.clone());
         let first = body.parsed("model_sha256").map_err(text)?;
         self.decisions.submitted(name.clone(), said.mechanism.clone());
@@ -513,6 +521,18 @@ impl Replay {
             ));
         }
         Ok(())
+    }
+
+    /// A model was made by the rule that its study asks for. Of the mean an entry says nothing.
+    fn check_rule(&self, entry: &Entry, round: &RoundId) -> Result<(), String> {
+        let body = entry.body();
+        let told = body.text("rule").unwrap_or(Rule::Mean.as_str());
+        match self.rules.get(round.study.as_str()) {
+            Some(&wanted) if wanted != told => Err(format!(
+                "the model of round {round} was made by the rule `{told}`, and the file of its study asks for `{wanted}`"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The policies that came into force are in the bundle, as they were.

@@ -226,6 +226,31 @@ fn a_study_is_as_its_file_says() {
 }
 
 #[test]
+fn a_model_is_made_by_the_rule_that_its_study_asks_for() {
+    let asking = STUDY.replace("min_sites: 1", "min_sites: 1, weights: uniform")
+        + "aggregation: { rule: norm_bounded, clip_norm: 1.0 }\n";
+    let made_by = |study: &str, rule: Option<&str>| {
+        let told = |drafts: &mut Vec<Draft>| {
+            if let Some(rule) = rule {
+                drafts[4] = drafts[4].clone().text("rule", rule);
+            }
+        };
+        parts_of(study, told).verify()
+    };
+    made_by(&asking, Some("norm_bounded")).expect("verified");
+    made_by(STUDY, None).expect("verified");
+    for (study, rule, told, wanted) in [
+        (&*asking, None, "`mean`", "`norm_bounded`"),
+        (&*asking, Some("median"), "`median`", "`norm_bounded`"),
+        (STUDY, Some("median"), "`median`", "`mean`"),
+    ] {
+        let wrong = made_by(study, rule).expect_err("another rule").to_string();
+        assert!(wrong.contains("entry 4") && wrong.contains(told), "{wrong}");
+        assert!(wrong.contains(wanted), "{wrong}");
+    }
+}
+
+#[test]
 fn an_outcome_tells_of_an_access_and_only_once() {
     let with = |told: &[(u64, &str)]| {
         let outcome = |(intent, served): &(u64, &str)| {

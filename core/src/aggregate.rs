@@ -3,10 +3,13 @@
 //! `new = base + server_learning_rate · step · Σ weightᵢ · updateᵢ / Σ weightᵢ` (arXiv 1602.05629,
 //! algorithm 1, with b-bit integers for the updates). Integer sums do not depend on the order of
 //! arrival, and the one rounding at the end is per coordinate, so the result is the same bit for bit.
+//!
+//! Other rules than the mean are in [`crate::robust`].
 
 use crate::{
     dp::Rotation,
     id::Digest,
+    robust::RuleError,
     update::{Encoding, values},
 };
 use sha2::{Digest as _, Sha256};
@@ -30,14 +33,6 @@ impl Sums {
         match self {
             Self::Narrow(sums) => sums.len(),
             Self::Wide(sums) => sums.len(),
-        }
-    }
-
-    fn to_f64(&self, range: std::ops::Range<usize>) -> Vec<f64> {
-        match self {
-            Self::Narrow(sums) => sums[range].iter().copied().map(f64::from).collect(),
-            #[expect(clippy::cast_precision_loss, reason = "rounded once, the same everywhere")]
-            Self::Wide(sums) => sums[range].iter().map(|s| *s as f64).collect(),
         }
     }
 }
@@ -64,6 +59,9 @@ pub enum AggregateError {
     /// A parameter of the new model is not a number.
     #[error("parameter {0} of the new model is not a finite number")]
     NotFinite(usize),
+    /// Another rule than the mean does not take these updates.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
 }
 
 impl Accumulator {
@@ -178,46 +176,51 @@ impl Accumulator {
             return Err(AggregateError::Empty);
         }
         let params = self.sums.len();
-        let bytes = model.len();
-        let (values, rest) = model.as_chunks_mut::<4>();
-        let end = at + values.len();
-        if !rest.is_empty() || end > params {
-            return Err(AggregateError::Shape { bytes, at, params });
+        let end = fits(at, model.len(), params)?;
+        if let Some(rotation) = rotation {
+            let block = Rotation::block(params);
+            let mut means = vec![0.0; block.min(end - at)];
+            for (i, model) in model.chunks_mut(4 * block).enumerate() {
+                let from = at + i * block;
+                let means = &mut means[..model.len() / 4];
+                self.means_from(from, self.weight, means);
+                move_by(from, params, model, means, server_learning_rate, Some(rotation))?;
+            }
+            return Ok(());
         }
         #[expect(clippy::cast_precision_loss, reason = "rounded once, the same everywhere")]
         let total = self.weight as f64;
         let step = self.encoding.step();
-        let rate = server_learning_rate;
-        let finite = match (&self.sums, rotation) {
-            (Sums::Narrow(sums), None) => {
+        let values = model.as_chunks_mut::<4>().0;
+        let finite = match &self.sums {
+            Sums::Narrow(sums) => {
                 let means = sums[at..end].iter().map(|s| f64::from(*s) * step / total);
-                moved(values, means, rate)
+                moved(values, means, server_learning_rate)
             }
-            (Sums::Wide(sums), None) => {
+            Sums::Wide(sums) => {
                 #[expect(clippy::cast_precision_loss, reason = "rounded once, the same everywhere")]
                 let means = sums[at..end].iter().map(|s| *s as f64 * step / total);
-                moved(values, means, rate)
-            }
-            (sums, Some(rotation)) => {
-                let block = Rotation::block(params);
-                if !at.is_multiple_of(block) || !(end == params || end.is_multiple_of(block)) {
-                    return Err(AggregateError::Shape { bytes, at, params });
-                }
-                let mut finite = true;
-                for (i, values) in values.chunks_mut(block).enumerate() {
-                    let from = at + i * block;
-                    let mut means = sums.to_f64(from..from + values.len());
-                    means.iter_mut().for_each(|s| *s = *s * step / total);
-                    rotation.undo(from / block, &mut means);
-                    finite &= moved(values, means.into_iter(), rate);
-                }
-                finite
+                moved(values, means, server_learning_rate)
             }
         };
-        let broken = || values.iter().position(|v| !f32::from_le_bytes(*v).is_finite());
-        match if finite { None } else { broken() } {
-            Some(i) => Err(AggregateError::NotFinite(at + i)),
-            None => Ok(()),
+        if finite { Ok(()) } else { Err(not_finite(at, values)) }
+    }
+
+    /// The sums from number `at` on as numbers, each over `divisor`.
+    pub(crate) fn means_from(&self, at: usize, divisor: u64, means: &mut [f64]) {
+        let step = self.encoding.step();
+        #[expect(clippy::cast_precision_loss, reason = "rounded once, the same everywhere")]
+        let divisor = divisor as f64;
+        match &self.sums {
+            Sums::Narrow(sums) => {
+                let sums = sums[at..].iter().map(|s| f64::from(*s));
+                means.iter_mut().zip(sums).for_each(|(mean, s)| *mean = s * step / divisor);
+            }
+            Sums::Wide(sums) => {
+                #[expect(clippy::cast_precision_loss, reason = "rounded once, the same everywhere")]
+                let sums = sums[at..].iter().map(|s| *s as f64);
+                means.iter_mut().zip(sums).for_each(|(mean, s)| *mean = s * step / divisor);
+            }
         }
     }
 
@@ -258,6 +261,47 @@ fn add<const SIGN: u32>(
             }
         }
     }
+}
+
+/// Moves a block of the base model, as it travels, by means that are at hand. Rotated ones are turned back first, in
+/// whole blocks of [`Rotation::block`].
+///
+/// # Errors
+/// [`AggregateError::Shape`] and [`AggregateError::NotFinite`].
+pub(crate) fn move_by(
+    at: usize,
+    params: usize,
+    model: &mut [u8],
+    means: &mut [f64],
+    server_learning_rate: f64,
+    rotation: Option<&Rotation>,
+) -> Result<(), AggregateError> {
+    let end = fits(at, model.len(), params)?;
+    if let Some(rotation) = rotation {
+        let block = Rotation::block(params);
+        if !at.is_multiple_of(block) || !(end == params || end.is_multiple_of(block)) {
+            return Err(AggregateError::Shape { bytes: model.len(), at, params });
+        }
+        let blocks = means.chunks_mut(block).enumerate();
+        blocks.for_each(|(i, means)| rotation.undo(at / block + i, means));
+    }
+    let values = model.as_chunks_mut::<4>().0;
+    let finite = moved(values, means.iter().copied(), server_learning_rate);
+    if finite { Ok(()) } else { Err(not_finite(at, values)) }
+}
+
+/// Where a block of parameters as they travel ends, which is within the model.
+fn fits(at: usize, bytes: usize, params: usize) -> Result<usize, AggregateError> {
+    match at.checked_add(bytes / 4) {
+        Some(end) if bytes.is_multiple_of(4) && end <= params => Ok(end),
+        _ => Err(AggregateError::Shape { bytes, at, params }),
+    }
+}
+
+/// Names the first parameter that is no number.
+fn not_finite(at: usize, values: &[[u8; 4]]) -> AggregateError {
+    let broken = values.iter().position(|v| !f32::from_le_bytes(*v).is_finite());
+    AggregateError::NotFinite(at + broken.unwrap_or(0))
 }
 
 /// Moves parameters by their means; whether all of them are finite after it.

@@ -24,6 +24,7 @@ pub mod note;
 pub mod receipt;
 pub mod registry;
 pub mod report;
+pub mod robust;
 pub mod roles;
 pub mod round;
 pub mod secagg;

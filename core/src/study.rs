@@ -14,6 +14,7 @@ use crate::{
     id::{Digest, Place, SiteId, StudyId},
     manifest::{Manifest, ManifestError},
     model::{Conv, ModelSpec, Tokens},
+    robust::{Rule, RuleError},
     secagg::MEMBERS_MAX,
     update::Encoding,
 };
@@ -44,6 +45,8 @@ pub struct Study {
     pub sealing: Sealing,
     /// Who takes part.
     pub cohort: Cohort,
+    /// How the updates of a round become one.
+    pub aggregation: Rule,
     /// How rounds run.
     pub rounds: Rounds,
     /// On what ground the data may be used.
@@ -586,7 +589,7 @@ impl Study {
     pub fn sites_max(&self) -> u32 {
         match self.privacy.mechanism {
             Mechanism::DistributedGaussian { colluders, .. } => self.cohort.masked_max(colluders),
-            _ => SITES_MAX,
+            _ => self.aggregation.updates_max(),
         }
     }
 
@@ -744,6 +747,7 @@ impl Study {
         self.check_rounds(&mut found);
         self.check_evaluation(&mut found);
         self.check_privacy(&mut found);
+        self.check_aggregation(&mut found);
         self.check_governance(&mut found);
         found.0
     }
@@ -983,6 +987,52 @@ impl Study {
                 "write `<jurisdiction>/<region>` or `<jurisdiction>/*`, for example `ae-on/ae-az`".into()
             });
         }
+    }
+
+    /// Whether a rule other than the mean sees what it needs.
+    fn check_aggregation(&self, p: &mut Problems) {
+        let rule = self.aggregation;
+        if rule == Rule::Mean {
+            return;
+        }
+        let name = rule.as_str();
+        p.when(
+            matches!(self.privacy.mechanism, Mechanism::DistributedGaussian { .. }),
+            "aggregation.rule",
+            &format!("under `distributed_gaussian` the coordinator sees only the sum of all updates, of which `{name}` cannot be taken"),
+            || "remove `aggregation`, or use a mechanism that adds its noise at each site, whose updates the coordinator sees one by one".into(),
+        );
+        p.when(
+            self.cohort.weights != Weights::Uniform,
+            "cohort.weights",
+            &format!("a site says its own weight, so one bad site could say that it is many; `{name}` counts all of them the same"),
+            || "say `weights: uniform`".into(),
+        );
+        let Err(e) = rule.admits(u64::from(self.cohort.min_sites)) else { return };
+        let (at, mend) = match e {
+            RuleError::TooFew { needs, .. } => (
+                "cohort.min_sites",
+                format!("need at least {needs} sites, or choose a rule that bears fewer bad ones"),
+            ),
+            RuleError::TooMany { most, .. } => {
+                ("cohort.min_sites", format!("need at most {most} sites, or say `rule: median`"))
+            }
+            RuleError::BearsNone(_) => (
+                "aggregation.byzantine",
+                "give the number of sites that may send anything at all, or remove `aggregation`"
+                    .into(),
+            ),
+            RuleError::Keep { .. } => (
+                "aggregation.keep",
+                "keep fewer, need more sites, or remove `keep`, and as many are kept as can be"
+                    .into(),
+            ),
+            RuleError::ClipNorm => (
+                "aggregation.clip_norm",
+                "give a positive number, or remove it, and the median of the norms is taken".into(),
+            ),
+        };
+        p.when(true, at, &e.to_string(), || mend);
     }
 
     fn check_privacy(&self, p: &mut Problems) {

@@ -305,6 +305,7 @@ mod tests {
                 min_sites: 2,
                 weights: Weights::Uniform,
             },
+            aggregation: falaj_core::robust::Rule::Mean,
             rounds: Rounds { count: 3, deadline_s: 60, grace_s: 5, retries: 0 },
             evaluation: None,
             gates: Vec::new(),

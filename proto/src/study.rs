@@ -9,6 +9,7 @@ mod evaluation;
 use falaj_core::{
     dp::{AdaptiveClipping, Batches, Cyclic, Poisson, Rotation},
     model::Conv,
+    robust::Rule,
     study::{
         Algorithm, Bounds, Cohort, Consent, Data, Feature, FeatureKind, Governance, Label,
         Mechanism, Missing, Model, Optimizer, Privacy, Problem, Protects, Retention, Rounds,
@@ -83,6 +84,7 @@ struct Yaml {
     privacy: Spanned<PrivacyYaml>,
     sealing: Option<Spanned<SealingYaml>>,
     cohort: Spanned<CohortYaml>,
+    aggregation: Option<Spanned<AggregationYaml>>,
     rounds: Spanned<RoundsYaml>,
     governance: Option<Spanned<GovernanceYaml>>,
     evaluation: Option<Spanned<evaluation::EvaluationYaml>>,
@@ -348,6 +350,27 @@ enum WeightsYaml {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct AggregationYaml {
+    rule: Spanned<RuleYaml>,
+    byzantine: Option<Spanned<u32>>,
+    keep: Option<Spanned<u32>>,
+    clip_norm: Option<Spanned<f64>>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum RuleYaml {
+    Mean,
+    Median,
+    TrimmedMean,
+    Krum,
+    MultiKrum,
+    GeometricMedian,
+    NormBounded,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RoundsYaml {
     count: Spanned<u32>,
     deadline_s: Option<Spanned<u32>>,
@@ -502,6 +525,7 @@ impl Reader<'_> {
             privacy,
             sealing: Sealing { bits: BITS_DEFAULT, range: 1.0, rotated: false },
             cohort,
+            aggregation: self.aggregation(y.aggregation.as_ref()),
             rounds: self.rounds(&y.rounds.value),
             governance: self.governance(y.governance.as_ref()),
             evaluation,
@@ -975,6 +999,46 @@ impl Reader<'_> {
         }
     }
 
+    fn aggregation(&mut self, spanned: Option<&Spanned<AggregationYaml>>) -> Rule {
+        let Some(spanned) = spanned else { return Rule::Mean };
+        self.note("aggregation", spanned);
+        let y = &spanned.value;
+        let rule = self.take("aggregation.rule", &y.rule);
+        if !matches!(rule, RuleYaml::TrimmedMean | RuleYaml::Krum | RuleYaml::MultiKrum) {
+            let because = "this rule, which needs no number of bad sites";
+            self.unwanted("aggregation.byzantine", y.byzantine.as_ref(), because);
+        }
+        if rule != RuleYaml::MultiKrum {
+            let because = "this rule: only `multi_krum` keeps some updates as they are";
+            self.unwanted("aggregation.keep", y.keep.as_ref(), because);
+        }
+        if rule != RuleYaml::NormBounded {
+            let because = "this rule: only `norm_bounded` shortens updates";
+            self.unwanted("aggregation.clip_norm", y.clip_norm.as_ref(), because);
+        }
+        let mut byzantine = || {
+            let mend = "give the number of sites that may send anything at all, for example 1";
+            self.needed(spanned.referenced, "aggregation.byzantine", y.byzantine.as_ref(), mend)
+        };
+        match rule {
+            RuleYaml::Mean => Rule::Mean,
+            RuleYaml::Median => Rule::Median,
+            RuleYaml::TrimmedMean => Rule::TrimmedMean { byzantine: byzantine() },
+            RuleYaml::Krum => Rule::Krum { byzantine: byzantine() },
+            RuleYaml::MultiKrum => {
+                let byzantine = byzantine();
+                let keep = y.keep.as_ref().map(|keep| self.take("aggregation.keep", keep));
+                Rule::MultiKrum { byzantine, keep }
+            }
+            RuleYaml::GeometricMedian => Rule::GeometricMedian,
+            RuleYaml::NormBounded => {
+                let norm = y.clip_norm.as_ref();
+                let clip_norm = norm.map(|norm| self.take("aggregation.clip_norm", norm));
+                Rule::NormBounded { clip_norm }
+            }
+        }
+    }
+
     fn rounds(&mut self, y: &RoundsYaml) -> Rounds {
         let deadline_s =
             self.take_or("rounds.deadline_s", y.deadline_s.as_ref(), DEADLINE_S_DEFAULT);
@@ -1016,5 +1080,53 @@ fn range_of(study: &Study, rotated: bool) -> f64 {
             1.01 * (members * one + 14.0 * noise_multiplier * unit * (members / honest).sqrt())
         }
         _ => 1.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STUDY: &str = "study: s
+purpose: To be read.
+data:
+  dataset: d
+  label: { column: y, classes: [a, b] }
+  features: [{ name: x, min: 0.0, max: 1.0 }]
+model: { kind: logistic }
+training: { local_steps: 1, sample_rate: 0.1, learning_rate: 0.5 }
+privacy: { mechanism: none }
+cohort: { places: [\"ae-on/*\"], min_sites: 9, weights: uniform }
+rounds: { count: 1 }
+";
+
+    #[test]
+    fn every_rule_is_read_as_it_is_spelled() {
+        let ruled = |aggregation: &str| {
+            parse(&format!("{STUDY}aggregation: {aggregation}\n"), "s.yaml").map(|s| s.aggregation)
+        };
+        assert_eq!(parse(STUDY, "s.yaml").expect("a study").aggregation, Rule::Mean);
+        for (text, rule) in [
+            ("{ rule: mean }", Rule::Mean),
+            ("{ rule: median }", Rule::Median),
+            ("{ rule: trimmed_mean, byzantine: 4 }", Rule::TrimmedMean { byzantine: 4 }),
+            ("{ rule: krum, byzantine: 3 }", Rule::Krum { byzantine: 3 }),
+            ("{ rule: multi_krum, byzantine: 2 }", Rule::MultiKrum { byzantine: 2, keep: None }),
+            (
+                "{ rule: multi_krum, byzantine: 2, keep: 5 }",
+                Rule::MultiKrum { byzantine: 2, keep: Some(5) },
+            ),
+            ("{ rule: geometric_median }", Rule::GeometricMedian),
+            ("{ rule: norm_bounded }", Rule::NormBounded { clip_norm: None }),
+            ("{ rule: norm_bounded, clip_norm: 0.5 }", Rule::NormBounded { clip_norm: Some(0.5) }),
+        ] {
+            assert_eq!(ruled(text), Ok(rule), "{text}");
+            let spelled = text.contains(&format!("rule: {}", rule.as_str()));
+            assert!(spelled, "{text}");
+        }
+        let two = "{ rule: median, byzantine: 1, clip_norm: 1.0 }";
+        let errors = ruled(two).expect_err("contradicts itself").0;
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        assert!(errors.iter().all(|e| e.line == 12 && e.column > 13), "{errors:?}");
     }
 }

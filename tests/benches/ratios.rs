@@ -5,6 +5,8 @@
 
 #[path = "ratios/durable.rs"]
 mod durable;
+#[path = "ratios/robust.rs"]
+mod robust;
 #[path = "../../coordinator/tests/store/server.rs"]
 #[expect(dead_code, reason = "the store's tests use more of it")]
 mod server;
@@ -21,6 +23,7 @@ use falaj_core::{
     id::Digest,
     merkle::{Frontier, leaf_hash},
     note::NoteSigner,
+    robust::Rule,
     update::{Encoding, UpdateHeader},
 };
 use falaj_tests::{
@@ -63,13 +66,14 @@ fn gb_per_s(bytes: usize, took: Duration) -> f64 {
 }
 
 type Part = fn() -> Result<()>;
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("fold", fold),
     ("log", log),
     ("durable", durable::run),
     ("who-accessed", who_accessed),
     ("uploads", uploads),
     ("memory", memory),
+    ("robust", robust::run),
 ];
 /// Parts that are meant by `audit`.
 const AUDIT: [&str; 3] = ["log", "durable", "who-accessed"];
@@ -253,12 +257,23 @@ fn who_accessed() -> Result<()> {
 }
 
 /// A study whose model is 100 MB as f32.
-fn large_study(name: &str, rounds: u32, sites: usize) -> String {
+fn large_study(name: &str, rounds: u32, sites: usize, rule: Option<Rule>) -> String {
     let names: Vec<String> = (0..sites).map(|i| format!("s-{i}")).collect();
-    falaj_tests::federation::study_yaml(name, rounds, u32::try_from(sites).unwrap_or(1))
+    let yaml = falaj_tests::federation::study_yaml(name, rounds, u32::try_from(sites).unwrap_or(1))
         .replace("model: { kind: logistic }", "model: { kind: mlp, hidden: [5000, 4996] }")
         .replace("min_sites:", &format!("sites: [{}], min_sites:", names.join(", ")))
-        .replace("deadline_s: 60", "deadline_s: 600")
+        .replace("deadline_s: 60", "deadline_s: 600");
+    let Some(rule) = rule else { return yaml };
+    let byzantine = match rule {
+        Rule::Krum { byzantine } => format!(", byzantine: {byzantine}"),
+        _ => String::new(),
+    };
+    let aggregation = format!("aggregation: {{ rule: {}{byzantine} }}", rule.as_str());
+    // Four bytes a value: an update is as long as the model.
+    yaml.replace("bits: 16", "bits: 32").replace(
+        &format!("min_sites: {sites} }}"),
+        &format!("min_sites: {sites}, weights: uniform }}\n{aggregation}"),
+    )
 }
 
 /// A coordinator, and sites that hold a task of a large study.
@@ -269,7 +284,7 @@ struct Loaded {
     runtime: tokio::runtime::Runtime,
 }
 
-fn loaded(rounds: u32, sites: usize) -> Result<Loaded> {
+fn loaded(rounds: u32, sites: usize, rule: Option<Rule>) -> Result<Loaded> {
     let mut federation = Federation::new()?;
     let coordinator = federation.start_coordinator()?;
     let runtime =
@@ -283,7 +298,7 @@ fn loaded(rounds: u32, sites: usize) -> Result<Loaded> {
         let credentials = federation.credentials("site", &name)?;
         rogues.push(runtime.block_on(Rogue::connect(address, credentials, &trust))?);
     }
-    federation.submit(&large_study("large", rounds, sites))?;
+    federation.submit(&large_study("large", rounds, sites, rule))?;
     let joining = rogues.into_iter().map(|mut rogue| async move {
         let tasked = rogue.tasked().await?;
         anyhow::Ok((rogue, tasked))
@@ -295,7 +310,7 @@ fn loaded(rounds: u32, sites: usize) -> Result<Loaded> {
 /// One committed update over mutual TLS against the slower of the raw loopback and a synced write.
 fn uploads() -> Result<()> {
     const ROUNDS: u32 = 10;
-    let mut scene = loaded(ROUNDS, 1)?;
+    let mut scene = loaded(ROUNDS, 1, None)?;
     let (rogue, tasked) = &mut scene.sites[0];
     let mut committed = Duration::MAX;
     let mut bytes = 0;
@@ -389,7 +404,7 @@ fn raw_tls(federation: &Federation, bytes: usize) -> Result<Duration> {
 
 /// What each further site adds to the coordinator's peak memory, in model sizes.
 fn memory() -> Result<()> {
-    let (few, many) = (peak_at(2)?, peak_at(16)?);
+    let (few, many) = (peak_at(2, None)?, peak_at(16, None)?);
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
     let per_site = (many as f64 - few as f64) / 14.0 / (PARAMS as f64 * 4.0);
     let detail =
@@ -399,15 +414,19 @@ fn memory() -> Result<()> {
 }
 
 /// Peak memory of a coordinator that takes the updates of `sites` sites, four at once, in bytes.
-fn peak_at(sites: usize) -> Result<u64> {
+fn peak_at(sites: usize, rule: Option<Rule>) -> Result<u64> {
     use futures_util::{StreamExt as _, TryStreamExt as _};
-    let mut scene = loaded(1, sites)?;
+    let mut scene = loaded(1, sites, rule)?;
     let taken = std::mem::take(&mut scene.sites);
     scene.runtime.block_on(async {
         futures_util::stream::iter(taken)
             .map(|(mut rogue, tasked)| async move {
                 let payload = Rogue::zeros(&tasked)?;
-                let forgery = rogue.forge(&rogue.honest(&tasked)?, payload);
+                let mut header = rogue.honest(&tasked)?;
+                if rule.is_some() {
+                    header.weight = 1;
+                }
+                let forgery = rogue.forge(&header, payload);
                 rogue.submit(forgery).await?;
                 anyhow::Ok(())
             })

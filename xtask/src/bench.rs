@@ -35,6 +35,10 @@ pub(crate) fn run(parts: &[String]) -> Result<()> {
     if others.contains(&"audit") {
         tools::cargo(&["bench", "-p", "falaj-verify", "--bench", "verify"])?;
     }
+    if others.contains(&"robust") {
+        setup::setup()?;
+        tools::cargo(&["bench", "-p", "falaj-agent", "--bench", "poisoning"])?;
+    }
     for (bench, its) in [("privacy", privacy), ("utility", utility)] {
         if its.is_empty() {
             continue;

@@ -5,7 +5,9 @@
 //! committed stage, so a kill between any two of the verbs loses nothing and counts nothing twice.
 
 use super::{
-    Answer, Arrived, Engine, Mail, Meta, SignedReceipt, View, evaluation,
+    Answer, Arrived, Engine, Mail, Meta, SignedReceipt, View,
+    combined::Combined,
+    evaluation,
     exchange::{self, Exchange},
     leaving::Leaving,
     problem_of, update_ref,
@@ -28,6 +30,7 @@ use falaj_core::{
     dp::Rotation,
     gate::{self, Facts, Gate, OnFailure},
     id::{Digest, RoundId, SiteId},
+    robust::Rule,
     round::{
         AnyRound, Effect, Event, FailReason, Phase, Record, Refusal, RoundSpec, UpdateRef, step,
     },
@@ -612,9 +615,21 @@ impl Actor {
         let unmask = move || exchange.unmask(&meta.study);
         let sum = tokio::task::spawn_blocking(unmask).await??;
         let sites = u32::try_from(sum.sites.len())?;
-        self.move_base(Accumulator::of_sum(sum.values, sites, self.meta.study.encoding()))
-            .await
-            .map(|(digest, _)| digest)
+        let sums = Accumulator::of_sum(sum.values, sites, self.meta.study.encoding());
+        self.move_base(sums, by_mean).await.map(|(digest, _)| digest)
+    }
+
+    /// The base moved by what another rule than the mean makes of the updates, which are read now: before the set of
+    /// them is fixed there is nothing to fold.
+    async fn combined(&self, updates: &BTreeMap<SiteId, UpdateRef>) -> anyhow::Result<Digest> {
+        let (rule, encoding) = (self.meta.study.aggregation, self.meta.study.encoding());
+        let params = self.meta.manifest.params();
+        // In the order of sites' ids, which is no order of arrival.
+        let spool = &self.engine.parts().updates;
+        let paths: Vec<_> = updates.values().map(|u| spool.path(&u.payload)).collect();
+        let measure = move || Combined::measure(rule, paths, params, encoding);
+        let combined = tokio::task::spawn_blocking(measure).await??;
+        self.move_base(combined, Combined::move_base).await.map(|(digest, _)| digest)
     }
 
     /// Folds in one counted update, in blocks.
@@ -625,6 +640,9 @@ impl Actor {
                 Err(Failed::Commit(e)) => Err(e.into()),
                 Err(Failed::Refused(r)) => Err(r.into()),
             };
+        }
+        if self.meta.study.aggregation != Rule::Mean {
+            return Ok(());
         }
         let Some((round, _)) = &self.round else { return Ok(()) };
         let key = (round.id().number, round.spec().attempt);
@@ -687,13 +705,17 @@ impl Actor {
         let sums =
             self.folded.sums.take().ok_or_else(|| anyhow::anyhow!("nothing was folded in"))?;
         self.folded.round = None;
-        let (digest, sums) = self.move_base(sums).await?;
+        let (digest, sums) = self.move_base(sums, by_mean).await?;
         self.folded.sums = Some(sums);
         Ok(digest)
     }
 
-    /// The base moved by the mean that the sums stand for, made durable.
-    async fn move_base(&self, sums: Accumulator) -> anyhow::Result<(Digest, Accumulator)> {
+    /// The base moved block by block by what the updates became, made durable.
+    async fn move_base<T: Send + 'static>(
+        &self,
+        mut became: T,
+        moves: MoveBase<T>,
+    ) -> anyhow::Result<(Digest, T)> {
         let base = match &self.round {
             Some((round, _)) => round.spec().base,
             None => anyhow::bail!("there is no round"),
@@ -719,7 +741,7 @@ impl Actor {
             while left > 0 {
                 let block = &mut block[..bytes.min(left)];
                 file.read_exact(block)?;
-                sums.move_base(at, block, rate, rotation.as_ref())?;
+                moves(&mut became, at, block, rate, rotation.as_ref())?;
                 hash.update(&*block);
                 new.write(block)?;
                 at += block.len() / 4;
@@ -727,7 +749,7 @@ impl Actor {
             }
             let digest = Digest(hash.finalize().into());
             new.finish(&digest)?;
-            anyhow::Ok((digest, sums))
+            anyhow::Ok((digest, became))
         })
         .await?
     }
@@ -735,9 +757,14 @@ impl Actor {
     async fn aggregate(&mut self) -> Result<(), Failed> {
         let Some((AnyRound::Aggregating(round), _)) = &self.round else { return Ok(()) };
         let updates = round.stage.updates.clone();
-        let mean =
-            if self.is_masked() { self.masked_mean().await } else { self.mean(&updates).await };
-        let event = match mean {
+        let candidate = if self.is_masked() {
+            self.masked_mean().await
+        } else if self.meta.study.aggregation == Rule::Mean {
+            self.mean(&updates).await
+        } else {
+            self.combined(&updates).await
+        };
+        let event = match candidate {
             Ok(candidate) => Event::Aggregated(candidate),
             // What cannot be read or written now may be later; numbers that are no model never are.
             Err(e) => match e.downcast_ref::<std::io::Error>() {
@@ -1163,7 +1190,11 @@ impl Actor {
                 let updates = round.updates();
                 let mut payloads: Vec<Digest> = updates.values().map(|u| u.payload).collect();
                 payloads.sort_unstable();
-                about(Kind::ModelPublished)
+                let about = match self.meta.study.aggregation {
+                    Rule::Mean => about(Kind::ModelPublished),
+                    rule => about(Kind::ModelPublished).text("rule", rule.as_str()),
+                };
+                about
                     .digest("base_sha256", &round.spec().base)
                     .digest("model_sha256", model)
                     .digest("manifest_sha256", &self.meta.manifest.digest())
@@ -1207,6 +1238,19 @@ impl Actor {
         // Without a watcher there is nobody to tell.
         let _ = self.events.send(event);
     }
+}
+
+/// Moves a block of the base, the parameters from a number on, at the server's rate, and turns back what was rotated.
+type MoveBase<T> = fn(&mut T, usize, &mut [u8], f64, Option<&Rotation>) -> anyhow::Result<()>;
+
+fn by_mean(
+    sums: &mut Accumulator,
+    at: usize,
+    block: &mut [u8],
+    rate: f64,
+    rotation: Option<&Rotation>,
+) -> anyhow::Result<()> {
+    Ok(sums.move_base(at, block, rate, rotation)?)
 }
 
 /// How a study stands, as an event.

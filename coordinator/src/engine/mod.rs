@@ -4,6 +4,7 @@
 //! what everybody else holds: submit, stop, look, connect, send.
 
 mod actor;
+mod combined;
 pub(crate) mod evaluation;
 mod exchange;
 pub(crate) use actor::refusal;

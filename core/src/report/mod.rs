@@ -472,6 +472,7 @@ mod tests {
                 min_sites: 1,
                 weights: Weights::Uniform,
             },
+            aggregation: crate::robust::Rule::Mean,
             rounds: Rounds { count: 1, deadline_s: 60, grace_s: 1, retries: 0 },
             governance,
             evaluation: None,

@@ -26,6 +26,7 @@ mod quorum;
 mod report;
 mod reports;
 mod revocation;
+mod robust;
 mod shards;
 mod siem;
 mod site_policy;
