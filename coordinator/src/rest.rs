@@ -5,6 +5,7 @@
 
 mod approvals;
 mod enrolment;
+mod figures;
 mod log;
 mod mirror;
 mod people;
@@ -144,6 +145,7 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(show))
         .routes(routes!(stop))
         .routes(routes!(rounds))
+        .routes(routes!(figures::figures))
         .routes(routes!(events))
         .routes(routes!(models))
         .routes(routes!(download))

@@ -7,7 +7,7 @@
 use crate::{
     evaluation::{
         Evaluation, Perturbation,
-        figures::{By, Estimate, Grouped, Metric, Missing, Pool},
+        figures::{By, Estimate, Grouped, Kind, Metric, Missing, Pool},
     },
     id::SiteId,
     round::UpdateRef,
@@ -322,14 +322,18 @@ impl Declared {
         }
     }
 
+    /// What it says of a figure.
+    #[must_use]
+    pub fn on(&self, Found { figure, found }: Found) -> Judged {
+        let pass = found.as_ref().is_ok_and(|e| self.bound.holds(e));
+        Judged { figure, found, bound: self.bound.to_string(), pass }
+    }
+
     fn judge(&self, facts: &Facts<'_>) -> Vec<Judged> {
         if !self.is_due(facts) {
             return Vec::new();
         }
-        let one = |figure: String, found: Result<Estimate, String>| {
-            let pass = found.as_ref().is_ok_and(|e| self.bound.holds(e));
-            Judged { figure, found, bound: self.bound.to_string(), pass }
-        };
+        let one = |figure, found| vec![self.on(Found { figure, found })];
         #[expect(clippy::cast_precision_loss, reason = "examples are below 2^53")]
         let counted = match self.figure {
             Figure::Sites => Some(("sites", Ok(exactly(f64::from(facts.sites))))),
@@ -341,46 +345,22 @@ impl Declared {
             _ => None,
         };
         if let Some((name, found)) = counted {
-            return vec![one(name.into(), found)];
+            return one(name.into(), found);
         }
         let Some(evaluated) = &facts.evaluated else {
-            return vec![one(self.figure.name(None), Err(Missing::Nothing.to_string()))];
+            return one(self.figure.name(None), Err(Missing::Nothing.to_string()));
         };
-        let (e, all) = (evaluated.settings, &evaluated.all);
-        let said = |found: Result<Estimate, Missing>| found.map_err(|why| why.to_string());
-        let name = self.figure.name(Some(e));
-        match self.figure {
-            Figure::Overall(metric) => vec![one(name, said(all.overall(metric)))],
-            Figure::Drop(number) => vec![one(name, said(all.drop_under(number)))],
-            Figure::Between(metric, by) => {
-                let left_out = left_out(&all.groups(by));
-                vec![one(format!("{name}{left_out}"), said(all.between(metric, by)))]
-            }
-            Figure::EachGroup(metric, by) => {
-                let grouped = all.groups(by);
-                if grouped.groups.is_empty() {
-                    return vec![one(name, Err(Missing::Groups(e.group_min).to_string()))];
-                }
-                let left_out = left_out(&grouped);
-                let each = grouped.groups.iter().map(|group| {
-                    let figure = format!("{} of {}{left_out}", metric.as_str(), group.name);
-                    one(figure, said(all.of_group(metric, group)))
-                });
-                each.collect()
-            }
-            Figure::EachSite(metric) => {
-                if evaluated.by_site.is_empty() {
-                    return vec![one(name, Err(Missing::Nothing.to_string()))];
-                }
-                let each = evaluated.by_site.iter().map(|(site, pool)| {
-                    let figure = format!("{} at {}", metric.as_str(), site.name());
-                    one(figure, said(pool.overall(metric)))
-                });
-                each.collect()
-            }
-            Figure::Epsilon | Figure::Sites | Figure::Examples => Vec::new(),
-        }
+        self.figure.of(evaluated).into_iter().map(|found| self.on(found)).collect()
     }
+}
+
+/// One figure of what was counted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// What was looked at, of whom.
+    pub figure: String,
+    /// The figure with its interval, or why there is none.
+    pub found: Result<Estimate, String>,
 }
 
 /// Which groups nothing is said about, in brackets.
@@ -392,6 +372,65 @@ fn left_out(grouped: &Grouped) -> String {
 }
 
 impl Figure {
+    /// Everything that can be looked at where candidates are evaluated so, for a model of so many classes.
+    #[must_use]
+    pub fn every(e: &Evaluation, classes: u32) -> Vec<Self> {
+        let of = |kind: Kind| {
+            let fits = move |m: &Metric| m.kind() == kind && (classes == 2 || !m.is_binary_only());
+            Metric::ALL.into_iter().filter(fits)
+        };
+        let mut every: Vec<Self> = of(Kind::Records).map(Self::Overall).collect();
+        for by in By::every(e.attributes.len()) {
+            every.extend(of(Kind::Groups).map(|m| Self::Between(m, by)));
+            let by_group = of(Kind::Records).filter(|m| classes == 2 || m.is_by_group());
+            every.extend(by_group.map(|m| Self::EachGroup(m, by)));
+        }
+        every.extend((0..e.perturbations.len()).map(Self::Drop));
+        every.extend(of(Kind::Records).map(Self::EachSite));
+        every
+    }
+
+    /// What was counted of it: one, or one of each group or site. Nothing where it is not made of counts.
+    #[must_use]
+    pub fn of(self, evaluated: &Evaluated<'_>) -> Vec<Found> {
+        let (e, all) = (evaluated.settings, &evaluated.all);
+        let one = |figure: String, found: Result<Estimate, Missing>| Found {
+            figure,
+            found: found.map_err(|why| why.to_string()),
+        };
+        let name = self.name(Some(e));
+        match self {
+            Self::Overall(metric) => vec![one(name, all.overall(metric))],
+            Self::Drop(number) => vec![one(name, all.drop_under(number))],
+            Self::Between(metric, by) => {
+                let left_out = left_out(&all.groups(by));
+                vec![one(format!("{name}{left_out}"), all.between(metric, by))]
+            }
+            Self::EachGroup(metric, by) => {
+                let grouped = all.groups(by);
+                if grouped.groups.is_empty() {
+                    return vec![one(name, Err(Missing::Groups(e.group_min)))];
+                }
+                let left_out = left_out(&grouped);
+                let each = grouped.groups.iter().map(|group| {
+                    let figure = format!("{} of {}{left_out}", metric.as_str(), group.name);
+                    one(figure, all.of_group(metric, group))
+                });
+                each.collect()
+            }
+            Self::EachSite(metric) => {
+                if evaluated.by_site.is_empty() {
+                    return vec![one(name, Err(Missing::Nothing))];
+                }
+                let each = evaluated.by_site.iter().map(|(site, pool)| {
+                    one(format!("{} at {}", metric.as_str(), site.name()), pool.overall(metric))
+                });
+                each.collect()
+            }
+            Self::Epsilon | Self::Sites | Self::Examples => Vec::new(),
+        }
+    }
+
     /// What it is, in the words that studies use.
     #[must_use]
     pub fn name(self, e: Option<&Evaluation>) -> String {

@@ -108,6 +108,60 @@ pub struct Round {
     pub reason: Option<String>,
 }
 
+/// What sites have counted about the candidate of one round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Figures {
+    /// The round.
+    pub round: u32,
+    /// 0 for the first try.
+    pub attempt: u32,
+    /// As that of `Round`.
+    pub stage: String,
+    /// SHA-256 of the candidate's parameters.
+    pub candidate_sha256: String,
+    /// The sites that have counted.
+    pub sites: Vec<String>,
+    /// About how many records were counted.
+    pub records: i64,
+    /// What an interval covers, such as 0.95.
+    pub confidence: f64,
+    /// none, laplace or gaussian.
+    pub noise: String,
+    /// Each figure.
+    pub figures: Vec<Figure>,
+}
+
+/// A figure with its interval, or why there is none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Figure {
+    /// What was looked at, of whom: `roc_auc`, `recall of SEX=1`, `equal_opportunity_difference by SEX`, `accuracy at mafraq`.
+    pub figure: String,
+    /// What the counts give.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub value: Option<f64>,
+    /// The interval's lower end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub low: Option<f64>,
+    /// The interval's upper end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub high: Option<f64>,
+    /// Why there is no figure.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub missing: Option<String>,
+    /// Gates of the study that ask for it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub gates: Vec<FigureGate>,
+}
+
+/// What a gate of the study says of a figure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FigureGate {
+    /// What the figure must be: `at least 0.72`.
+    pub bound: String,
+    /// Whether its interval's worse end is.
+    pub pass: bool,
+}
+
 /// One model of a study; round 0 is the first, untrained one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Model {

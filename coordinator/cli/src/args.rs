@@ -2,6 +2,7 @@
 
 use crate::{
     feed::{Format, Receiver},
+    figures::FiguresArgs,
     login::LoginArgs,
     policy::PolicyCommand,
 };
@@ -178,6 +179,11 @@ pub(crate) enum StudyCommand {
         /// Its name.
         id: String,
     },
+    /// Show what sites have counted about candidates: each figure with its interval, and what gates say of it.
+    #[command(
+        after_help = "Examples:\n  falaj study figures bank\n  falaj study figures bank --round 9 --against 5\n  falaj study figures bank --figure roc_auc --history"
+    )]
+    Figures(FiguresArgs),
     /// Stop a study; its models stay.
     Stop {
         /// Its name.

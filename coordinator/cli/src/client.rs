@@ -11,7 +11,7 @@ use falaj_proto::{
     problem::ProblemJson,
     rest::{
         Accesses, Approval, ApprovalRequest, Checkpoint, EnrolmentToken, EnrolmentTokenRequest,
-        EnrolmentTokenState, Erasure, ErasureRequest, Hold, HoldRequest, LogEntry, LogShard, Model,
+        EnrolmentTokenState, Erasure, ErasureRequest, Figures, Hold, HoldRequest, LogEntry, LogShard, Model,
         Page, Person, Pruning, PruningRequest, Revocation, RevocationRequest, Round, Site, Status,
         Study, Timestamp, Touched, Version, VersionLineage, Witness,
     },
@@ -134,6 +134,24 @@ impl Client {
     /// The rounds of a study.
     pub(crate) async fn rounds(&self, id: &StudyId) -> Answer<Page<Round>> {
         self.pages(&format!("studies/{id}/rounds")).await
+    }
+
+    /// Figures of a study's candidates that pass these filters, the newest round first.
+    pub(crate) async fn figures(
+        &self,
+        id: &StudyId,
+        filters: &[(&str, String)],
+    ) -> Answer<Page<Figures>> {
+        self.pages_of(&format!("studies/{id}/figures"), filters).await
+    }
+
+    /// The first page of them.
+    pub(crate) async fn newest_figures(
+        &self,
+        id: &StudyId,
+        filters: &[(&str, String)],
+    ) -> Answer<Page<Figures>> {
+        self.read(self.request(Method::GET, &format!("studies/{id}/figures")).query(filters)).await
     }
 
     /// What happens in a study from now on.

@@ -93,6 +93,7 @@ async fn study(client: &Client, command: StudyCommand, json: bool) -> Result<Exi
         StudyCommand::Rounds { id } => {
             show::answer(json, &client.rounds(&named(&id)?).await?, rounds_table)?;
         }
+        StudyCommand::Figures(asked) => asked.run(client, json).await?,
         StudyCommand::Stop { id } => {
             let study = client.stop(&named(&id)?).await?;
             // The round is closed first, so the study may still be on its way to `stopped`.

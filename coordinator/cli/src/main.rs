@@ -6,6 +6,7 @@ mod commands;
 mod destination;
 mod download;
 mod feed;
+mod figures;
 mod log;
 mod login;
 mod mirror;

@@ -6,9 +6,12 @@ use bytes::Bytes;
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
     audit::Draft,
-    evaluation::answer::{AnswerError, EvaluationHeader, SignedCounts},
+    evaluation::{
+        Evaluation,
+        answer::{AnswerError, EvaluationHeader, SignedCounts},
+    },
     gate::{Evaluated, Facts, Judged, Verdict},
-    id::{Digest, SiteId},
+    id::{Digest, RoundId, SiteId},
     round::{Evaluating, Gated, Phase, Round},
 };
 use falaj_proto::problem::{Code, Problem};
@@ -20,7 +23,7 @@ pub(super) fn asked(meta: &Meta, round: &Round<Evaluating>, site: &SiteId) -> Ev
 
 fn header(
     meta: &Meta,
-    (round, attempt): (&falaj_core::id::RoundId, u32),
+    (round, attempt): (&RoundId, u32),
     candidate: Digest,
     site: &SiteId,
 ) -> EvaluationHeader {
@@ -102,6 +105,49 @@ fn problem(e: &AnswerError) -> Problem {
     code.because(format!("the answer is not taken: {e}"))
 }
 
+/// What is kept of a candidate's evaluation.
+pub(crate) struct Kept<'a> {
+    pub(crate) evaluated: Evaluated<'a>,
+    /// The candidate; none where nobody has counted.
+    pub(crate) candidate: Option<Digest>,
+    /// The most epsilon that a site has spent on the study, this evaluation included.
+    epsilon: Option<f64>,
+}
+
+/// What sites have counted about a candidate of this try of a round.
+///
+/// # Errors
+/// When it cannot be read now.
+pub(crate) async fn kept<'a>(
+    store: &Store,
+    meta: &Meta,
+    e: &'a Evaluation,
+    (round, attempt): (&RoundId, u32),
+) -> Result<Kept<'a>, CommitError> {
+    let failed =
+        |what: String| CommitError::Failed(format!("the evaluation cannot be read: {what}"));
+    let classes = meta.study.classes();
+    let mut kept = Kept { evaluated: Evaluated::new(e, classes), candidate: None, epsilon: None };
+    let rows = store.exchanges(round, attempt).await;
+    let mut rows = rows.map_err(|e| failed(e.to_string()))?;
+    rows.retain(|r| r.phase == Phase::Evaluation.as_str());
+    // In the order of names, so that whoever does it again finds the same.
+    rows.sort_by(|a, b| a.site.cmp(&b.site));
+    for row in rows {
+        let signed = stored(&row);
+        let signed = signed.ok_or_else(|| failed(format!("of {}", row.site)))?;
+        let header = EvaluationHeader::parse(&signed.header).map_err(|e| failed(e.to_string()))?;
+        let counts = falaj_core::evaluation::answer::from_bytes(&signed.counts);
+        let counts = counts.ok_or_else(|| failed(format!("of {}", row.site)))?;
+        let epsilon = header.epsilon.parse::<f64>().unwrap_or(f64::INFINITY);
+        kept.epsilon = Some(kept.epsilon.map_or(epsilon, |most| most.max(epsilon)));
+        kept.candidate = Some(header.candidate);
+        let added = kept.evaluated.add(row.site, classes, &counts);
+        added.map_err(|e| failed(e.to_string()))?;
+    }
+    Ok(kept)
+}
+
 /// Adds what was counted about a round's candidate to what is known of it.
 ///
 /// # Errors
@@ -112,33 +158,14 @@ pub(super) async fn facts<'a>(
     round: &Round<Gated>,
     facts: Facts<'a>,
 ) -> Result<Facts<'a>, CommitError> {
-    let failed =
-        |what: String| CommitError::Failed(format!("the evaluation cannot be read: {what}"));
     let mut facts = Facts { is_last: round.id.number == meta.study.rounds.count, ..facts };
-    let mut spent = facts.epsilon;
     if let Some(e) = meta.study.evaluation.as_ref().filter(|_| round.spec.evaluates) {
-        let mut evaluated = Evaluated::new(e, meta.study.classes());
-        let rows = store.exchanges(&round.id, round.spec.attempt).await;
-        let mut rows = rows.map_err(|e| failed(e.to_string()))?;
-        rows.retain(|r| r.phase == Phase::Evaluation.as_str());
-        // In the order of names, so that whoever does it again finds the same.
-        rows.sort_by(|a, b| a.site.cmp(&b.site));
-        for row in rows {
-            let signed = stored(&row);
-            let signed = signed.ok_or_else(|| failed(format!("of {}", row.site)))?;
-            let header =
-                EvaluationHeader::parse(&signed.header).map_err(|e| failed(e.to_string()))?;
-            let counts = falaj_core::evaluation::answer::from_bytes(&signed.counts);
-            let counts = counts.ok_or_else(|| failed(format!("of {}", row.site)))?;
-            // What an evaluation says includes what was spent before.
-            let epsilon = header.epsilon.parse::<f64>().unwrap_or(f64::INFINITY);
-            spent = Some(spent.map_or(epsilon, |most| most.max(epsilon)));
-            let added = evaluated.add(row.site, meta.study.classes(), &counts);
-            added.map_err(|e| failed(e.to_string()))?;
-        }
-        facts.evaluated = Some(evaluated);
+        let kept = kept(store, meta, e, (&round.id, round.spec.attempt)).await?;
+        // What an evaluation says includes what was spent before.
+        let spent = facts.epsilon.into_iter().chain(kept.epsilon);
+        facts.epsilon = spent.reduce(f64::max);
+        facts.evaluated = Some(kept.evaluated);
     }
-    facts.epsilon = spent;
     Ok(facts)
 }
 

@@ -232,9 +232,8 @@ pub fn gates(gates: &[Declared], e: Option<&Evaluation>, classes: u32) -> Vec<Pr
                 format!("`{}` is for two classes, and the label has {classes}", m.as_str()),
                 "take a metric that has a meaning for more, for example `worst_class_recall` or `worst_group_accuracy`",
             );
-            let whole = matches!(m, Metric::RocAuc | Metric::PrAuc | Metric::Ece);
             p.when(
-                whole && classes != 2 && matches!(gate.figure, Figure::EachGroup(..)),
+                !m.is_by_group() && classes != 2 && matches!(gate.figure, Figure::EachGroup(..)),
                 &at,
                 format!("`{}` is not counted by group for more than two classes", m.as_str()),
                 "take `accuracy`, `balanced_accuracy` or `f1` for groups",

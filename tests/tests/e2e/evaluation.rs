@@ -43,6 +43,7 @@ fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<
         ensure!(gates[0].starts_with("pass: roc_auc: ") && gates[0].contains('['), "{gates:?}");
         ensure!(lines(entry, "evaluated_by").len() == 2, "{entry}");
     }
+    figures_are_shown(&federation)?;
     // What is evaluated and trained on is paid from the same ledger, each for itself.
     let ledger = federation.dir().join("sites/hospital-1/agent.toml");
     let words = ["budget", "export", "--config", ledger.to_str().context("UTF-8")?];
@@ -51,6 +52,33 @@ fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<
         ensure!(ledger.contains(purpose), "{purpose}: {ledger}");
     }
     federation.verified()?;
+    Ok(())
+}
+
+/// Every figure of every candidate, those that no gate asks for too.
+fn figures_are_shown(federation: &Federation) -> Result<()> {
+    let newest = federation.falaj_json(&["study", "figures", "good", "--sites"])?;
+    ensure!(newest["round"] == 2 && newest["sites"].as_array().is_some_and(|s| s.len() == 2));
+    let figures = newest["figures"].as_array().context("figures")?;
+    let find = |name: &str| {
+        let found = figures.iter().find(|f| f["figure"] == name);
+        found.with_context(|| format!("{name}: {newest}"))
+    };
+    let auc = find("roc_auc")?;
+    let ends = [&auc["low"], &auc["value"], &auc["high"]].map(Value::as_f64);
+    ensure!(ends.is_sorted() && ends[0].is_some_and(|low| low >= 0.55), "{auc}");
+    ensure!(auc["gates"][0]["bound"] == "at least 0.55" && auc["gates"][0]["pass"] == true, "{auc}");
+    for name in ["brier", "accuracy at hospital-2", "accuracy_drop under fgsm(0.05)"] {
+        find(name)?;
+    }
+    ensure!(figures.iter().any(|f| f["figure"] == "recall of mean_radius<14"), "{newest}");
+    let compared = federation.falaj(&["study", "figures", "good", "--against", "1"])?;
+    ensure!(text(&compared).contains("ROUND 1") && text(&compared).contains("passes: at least 0.55"));
+    let words = ["study", "figures", "good", "--figure", "roc_auc", "--history"];
+    let history = federation.falaj_json(&words)?;
+    let rounds = history["items"].as_array().context("rounds")?;
+    ensure!(rounds.len() == 2 && rounds[0]["round"] == 1, "{history}");
+    ensure!(rounds.iter().all(|r| r["figures"].as_array().is_some_and(|f| f.len() == 1)));
     Ok(())
 }
 

@@ -172,6 +172,12 @@ impl Metric {
         )
     }
 
+    /// Whether it is counted by group for more than two classes.
+    #[must_use]
+    pub const fn is_by_group(self) -> bool {
+        !matches!(self, Self::RocAuc | Self::PrAuc | Self::Ece)
+    }
+
     /// The largest value that it can have for so many classes.
     #[must_use]
     pub const fn most(self, classes: u32) -> f64 {

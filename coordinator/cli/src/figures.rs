@@ -1,0 +1,233 @@
+//! `falaj study figures`: what sites have counted about candidates.
+
+use crate::{client::Client, show};
+use anyhow::{Context as _, Result};
+use clap::Args;
+use falaj_core::id::StudyId;
+use falaj_proto::rest::{Figure, Figures, Page};
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// Heights of a sparkline, from the least to the most.
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// Which figures are shown.
+#[derive(Debug, Args)]
+pub(crate) struct FiguresArgs {
+    /// Name of the study.
+    id: String,
+    /// The round; the newest that was evaluated when absent.
+    #[arg(long, conflicts_with = "history")]
+    round: Option<u32>,
+    /// Another round to compare it with.
+    #[arg(long, value_name = "ROUND", conflicts_with = "history")]
+    against: Option<u32>,
+    /// Figures that begin with this alone, such as `roc_auc` or `recall of SEX`.
+    #[arg(long, value_name = "NAME")]
+    figure: Option<String>,
+    /// Each figure over all rounds.
+    #[arg(long, requires = "figure")]
+    history: bool,
+    /// Those of each site alone, too.
+    #[arg(long)]
+    sites: bool,
+}
+
+impl FiguresArgs {
+    /// Shows them.
+    ///
+    /// # Errors
+    /// When the coordinator gives none.
+    pub(crate) async fn run(&self, client: &Client, json: bool) -> Result<()> {
+        let id: StudyId = self.id.parse()?;
+        let mut filters = vec![("sites", self.sites.to_string())];
+        filters.extend(self.figure.clone().map(|figure| ("figure", figure)));
+        if self.history {
+            let mut all = client.figures(&id, &filters).await?;
+            all.items.reverse();
+            return show::answer(json, &all, history);
+        }
+        let of = self.of(client, &id, &filters, self.round).await?;
+        match self.against {
+            None => show::answer(json, &of, |of| heading(of) + &table(of)),
+            Some(other) => {
+                let against = self.of(client, &id, &filters, Some(other)).await?;
+                let both = Compared { of, against };
+                show::answer(json, &both, compared)
+            }
+        }
+    }
+
+    /// Those of one round: of its last try.
+    async fn of(
+        &self,
+        client: &Client,
+        id: &StudyId,
+        filters: &[(&str, String)],
+        round: Option<u32>,
+    ) -> Result<Figures> {
+        let mut filters = filters.to_vec();
+        filters.push(("limit", "1".to_owned()));
+        filters.extend(round.map(|round| ("round", round.to_string())));
+        let page: Page<Figures> = client.newest_figures(id, &filters).await?;
+        page.items.into_iter().next().with_context(|| match round {
+            Some(round) => format!("no site has counted anything about round {round} of {id}"),
+            None => format!(
+                "no candidate of {id} was evaluated: `evaluation` in a study file asks sites to do it"
+            ),
+        })
+    }
+}
+
+/// Two rounds side by side.
+#[derive(Debug, Serialize)]
+struct Compared {
+    of: Figures,
+    against: Figures,
+}
+
+fn heading(of: &Figures) -> String {
+    format!(
+        "round {} (try {}, {}), candidate {}: about {} records at {}; {:.0} % intervals, noise: {}\n",
+        of.round,
+        of.attempt,
+        of.stage,
+        show::short(&of.candidate_sha256),
+        of.records,
+        of.sites.join(", "),
+        of.confidence * 100.0,
+        of.noise,
+    )
+}
+
+fn number(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"))
+}
+
+fn interval(figure: &Figure) -> String {
+    match (&figure.missing, figure.low, figure.high) {
+        (Some(why), ..) => why.clone(),
+        (None, Some(low), Some(high)) => format!("[{low:.4}, {high:.4}]"),
+        _ => "-".to_owned(),
+    }
+}
+
+fn gates(figure: &Figure) -> String {
+    let each = figure.gates.iter().map(|gate| {
+        let said = if gate.pass { "passes" } else { "FAILS" };
+        format!("{said}: {}", gate.bound)
+    });
+    each.collect::<Vec<_>>().join("; ")
+}
+
+fn table(of: &Figures) -> String {
+    let rows = of.figures.iter().map(|f| [f.figure.clone(), number(f.value), interval(f), gates(f)]);
+    show::table(["FIGURE", "VALUE", "INTERVAL", "GATE"], rows)
+}
+
+fn compared(both: &Compared) -> String {
+    let rows = both.of.figures.iter().map(|f| {
+        let other = both.against.figures.iter().find(|o| o.figure == f.figure);
+        let was = other.and_then(|o| o.value);
+        let change = f.value.zip(was).map_or_else(|| "-".to_owned(), |(a, b)| format!("{:+.4}", a - b));
+        [f.figure.clone(), number(f.value), number(was), change, interval(f), gates(f)]
+    });
+    let against = format!("ROUND {}", both.against.round);
+    let headings = ["FIGURE", "VALUE", &against, "CHANGE", "INTERVAL", "GATE"];
+    heading(&both.of) + &show::table(headings, rows)
+}
+
+/// Each figure over the rounds, with a line of bars.
+fn history(page: &Page<Figures>) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for figure in page.items.iter().flat_map(|of| &of.figures) {
+        if !names.contains(&figure.figure.as_str()) {
+            names.push(&figure.figure);
+        }
+    }
+    if names.is_empty() {
+        return "no round has such a figure\n".to_owned();
+    }
+    let mut out = String::new();
+    for name in names {
+        let of = |of: &Figures| of.figures.iter().find(|f| f.figure == name).cloned();
+        let found: Vec<(&Figures, Figure)> =
+            page.items.iter().filter_map(|r| of(r).map(|f| (r, f))).collect();
+        let values: Vec<Option<f64>> = found.iter().map(|(_, f)| f.value).collect();
+        let _ = writeln!(out, "{name}  {}", sparkline(&values));
+        let rows = found.iter().map(|(r, f)| {
+            let (round, attempt) = (r.round.to_string(), r.attempt.to_string());
+            [round, attempt, r.stage.clone(), number(f.value), interval(f), gates(f)]
+        });
+        out += &show::table(["ROUND", "TRY", "STAGE", "VALUE", "INTERVAL", "GATE"], rows);
+    }
+    out
+}
+
+/// A bar for each value, between the least and the most of them; a blank where there is none.
+fn sparkline(values: &[Option<f64>]) -> String {
+    let some = || values.iter().flatten().copied();
+    let (least, most) = (some().fold(f64::INFINITY, f64::min), some().fold(f64::NEG_INFINITY, f64::max));
+    let bar = |value: &Option<f64>| {
+        let Some(value) = value else { return ' ' };
+        let part = if most > least { (value - least) / (most - least) } else { 0.5 };
+        // The first bar whose upper end is not below the value.
+        let ends = BARS.into_iter().zip([0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]);
+        ends.into_iter().find(|(_, end)| part <= *end).map_or(BARS[7], |(bar, _)| bar)
+    };
+    values.iter().map(bar).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sparkline_goes_from_the_least_to_the_most() {
+        assert_eq!(sparkline(&[Some(0.5), None, Some(1.0), Some(0.75)]), "▁ █▄");
+        assert_eq!(sparkline(&[Some(0.5)]), "▄");
+        assert_eq!(sparkline(&[]), "");
+    }
+
+    fn figures(round: u32, value: f64) -> Figures {
+        let figure = |figure: &str, value| Figure {
+            figure: figure.into(),
+            value: Some(value),
+            low: Some(value - 0.05),
+            high: Some(value + 0.05),
+            missing: None,
+            gates: vec![falaj_proto::rest::FigureGate {
+                bound: "at least 0.7".into(),
+                pass: value - 0.05 >= 0.7,
+            }],
+        };
+        Figures {
+            round,
+            attempt: 0,
+            stage: "promoted".into(),
+            candidate_sha256: "ab".repeat(32),
+            sites: vec!["dubai".into(), "mafraq".into()],
+            records: 800,
+            confidence: 0.95,
+            noise: "laplace".into(),
+            figures: vec![figure("roc_auc", value)],
+        }
+    }
+
+    #[test]
+    fn two_rounds_are_shown_side_by_side() {
+        let both = Compared { of: figures(5, 0.8), against: figures(3, 0.7) };
+        let text = compared(&both);
+        assert!(text.contains("roc_auc  0.8000  0.7000   +0.1000  [0.7500, 0.8500]"), "{text}");
+        assert!(text.contains("passes: at least 0.7") && text.contains("ROUND 3"), "{text}");
+        let text = table(&both.against);
+        assert!(text.contains("FAILS: at least 0.7"), "{text}");
+    }
+
+    #[test]
+    fn a_figures_history_has_a_row_for_each_round() {
+        let page = Page { items: vec![figures(1, 0.6), figures(2, 0.8)], next: None };
+        let text = history(&page);
+        assert!(text.starts_with("roc_auc  ▁█\n") && text.lines().count() == 4, "{text}");
+    }
+}
