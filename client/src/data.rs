@@ -7,7 +7,7 @@ use crate::noise::NoiseSource;
 use falaj_core::{
     dp::NoiseError,
     evaluation::{
-        Attribute,
+        Attribute, Watched,
         holdout::{Key, is_held_out},
     },
     study::{Bounds, Data, FeatureKind, Missing},
@@ -222,6 +222,17 @@ pub struct Part<'a> {
     pub held_out: bool,
     /// Protected attributes: by them the rows that are read are grouped.
     pub attributes: &'a [Attribute],
+    /// Columns whose distribution is watched.
+    pub watched: &'a [Watched],
+}
+
+/// What each record has in columns that the model need not see.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The group of each, in the finest grouping.
+    pub groups: Vec<usize>,
+    /// For each watched column, what each record's value is put together to.
+    pub watched: Vec<Vec<usize>>,
 }
 
 /// Reads every CSV file under `path` as the study's schema says.
@@ -239,6 +250,7 @@ struct Columns {
     label: Option<usize>,
     identity: Vec<Option<usize>>,
     attributes: Vec<Option<usize>>,
+    watched: Vec<Option<usize>>,
 }
 
 impl Columns {
@@ -266,11 +278,16 @@ impl Columns {
                 .iter()
                 .map(|a| find(&a.column))
                 .collect(),
+            watched: part
+                .map_or(&[][..], |p| p.watched)
+                .iter()
+                .map(|w| find(&w.values.column))
+                .collect(),
         }
     }
 
     fn all_there(&self) -> bool {
-        let lists = [&self.features, &self.identity, &self.attributes];
+        let lists = [&self.features, &self.identity, &self.attributes, &self.watched];
         self.label.is_some() && lists.into_iter().flatten().all(Option::is_some)
     }
 
@@ -294,7 +311,7 @@ impl Columns {
     }
 }
 
-/// As [`load`], only those records that belong to a part, and the group of each. Every row is checked, whichever part it
+/// As [`load`], only those records that belong to a part, and what is asked of each. Every row is checked, whichever part it
 /// belongs to.
 ///
 /// # Errors
@@ -304,7 +321,7 @@ pub fn load_part(
     data: &Data,
     bounds: &ColumnBounds,
     part: Option<&Part<'_>>,
-) -> Result<(Batch, Vec<usize>), DataError> {
+) -> Result<(Batch, Told), DataError> {
     let mut complaints = Complaints { first: Vec::new(), total: 0 };
     let width: usize = data
         .features
@@ -317,7 +334,9 @@ pub fn load_part(
         })
         .sum();
     let mut batch = Batch { features: Vec::new(), labels: Vec::new(), width };
-    let (mut groups, mut seen) = (Vec::new(), 0_usize);
+    let (attributes, watched) = part.map_or((&[][..], &[][..]), |p| (p.attributes, p.watched));
+    let mut told = Told { groups: Vec::new(), watched: vec![Vec::new(); watched.len()] };
+    let mut seen = 0_usize;
     let mut columns: Option<Columns> = None;
     let mut too_many = false;
     each_row(path, &mut complaints, |header, row, file, line, complaints| {
@@ -347,7 +366,11 @@ pub fn load_part(
         match data.label.classes.iter().position(|c| c == cell) {
             Some(class) if good && part.is_none_or(|p| here.wanted(row, p)) => {
                 batch.labels.push(u32::try_from(class).unwrap_or(u32::MAX));
-                groups.push(here.group(row, part.map_or(&[], |p| p.attributes)));
+                told.groups.push(here.group(row, attributes));
+                for ((w, at), values) in watched.iter().zip(&here.watched).zip(&mut told.watched) {
+                    let cell = at.and_then(|i| row.get(i)).unwrap_or_default().trim();
+                    values.push(w.values.group_of(cell));
+                }
             }
             Some(_) => batch.features.truncate(before),
             None => {
@@ -368,7 +391,7 @@ pub fn load_part(
     if complaints.total == 0 && batch.labels.is_empty() && part.is_some_and(|p| !p.held_out) {
         complaints.add(path, 0, None, "every row is held out for evaluation");
     }
-    if complaints.total > 0 { Err(DataError::Schema(complaints)) } else { Ok((batch, groups)) }
+    if complaints.total > 0 { Err(DataError::Schema(complaints)) } else { Ok((batch, told)) }
 }
 
 fn read_cell(
@@ -537,11 +560,13 @@ mod tests {
             share: 0.3,
             held_out,
             attributes: &attributes,
+            watched: &[Watched { values: attributes[0].clone(), reference: vec![0.5, 0.5, 0.0] }],
         };
         let bounds = declared_bounds(&data());
-        let (batch, groups) = load_part(&path, &data(), &bounds, Some(&part)).expect("records");
-        assert_eq!(batch.rows(), groups.len());
-        (batch.features, groups)
+        let (batch, told) = load_part(&path, &data(), &bounds, Some(&part)).expect("records");
+        assert_eq!(batch.rows(), told.groups.len());
+        assert_eq!(told.watched, [told.groups.clone()]);
+        (batch.features, told.groups)
     }
 
     /// Which visit a scaled number stands for.
@@ -586,6 +611,7 @@ mod tests {
             share,
             held_out: true,
             attributes: &attributes,
+            watched: &[],
         };
         let bounds = declared_bounds(&data());
         let missing = load_part(&path, &data(), &bounds, Some(&part)).expect_err("refused");

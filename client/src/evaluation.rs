@@ -46,7 +46,10 @@ pub fn count(
     let mut before = Vec::with_capacity(records.rows());
     for (row, p) in probabilities(records, candidate)?.iter().enumerate() {
         let class = records.labels[row] as usize;
-        tally.record(held.groups[row], class, p);
+        tally.record(held.told.groups[row], class, p);
+        for (column, values) in held.told.watched.iter().enumerate() {
+            tally.watched(column, values[row]);
+        }
         before.push(layout.said(p) == class);
     }
     for (number, perturbation) in e.perturbations.iter().enumerate() {
@@ -103,7 +106,7 @@ pub fn with_noise(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{guard::LocalBatch, noise::OpenDp, train::linear::Linear};
+    use crate::{data::Told, guard::LocalBatch, noise::OpenDp, train::linear::Linear};
     use falaj_core::evaluation::{
         Noise as Declared, Perturbation,
         figures::{Metric, Pool},
@@ -124,6 +127,7 @@ mod tests {
             group_min: 10,
             confidence: 0.95,
             perturbations: vec![Perturbation::Fgsm { epsilon: 0.2 }],
+            drift: Vec::new(),
         }
     }
 
@@ -140,7 +144,8 @@ mod tests {
         let labels = features.chunks(2).enumerate();
         let labels = labels.map(|(i, x)| u32::from((x[0] > 0.0) != (i % 10 == 0))).collect();
         let records = LocalBatch::for_this_site_only(Batch { features, labels, width: 2 });
-        let held = Held { groups: vec![0; 2_000], records };
+        let told = Told { groups: vec![0; 2_000], watched: Vec::new() };
+        let held = Held { told, records };
         let e = settings(noise);
         let candidate = Candidate { trainer: &Linear, model: &model, params: &params };
         let counts = count(&held, (&e, &e.layout(2)), candidate, &mut chance).expect("counted");

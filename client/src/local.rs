@@ -2,7 +2,7 @@
 
 use crate::{
     config::{Config, DatasetConfig},
-    data::{self, Batch, ColumnBounds, DataError, Part},
+    data::{self, Batch, ColumnBounds, DataError, Part, Told},
     guard::{GuardError, LocalBatch, ResidencyGuard},
     holdout,
     ledger::{Charge, Ledger, LedgerError, Limit},
@@ -176,13 +176,13 @@ pub async fn reserve_evaluation(
     Ok(reserve(dataset, ledger, study, &purpose, &e.noise.cost()?).await?)
 }
 
-/// Records that were held out of training, and the group of each.
+/// Records that were held out of training, and what an evaluation wants to know of each.
 #[derive(Debug)]
 pub struct Held {
     /// The records.
     pub records: LocalBatch,
-    /// The group of each, in the finest grouping.
-    pub groups: Vec<usize>,
+    /// What each has in columns that the model need not see.
+    pub told: Told,
 }
 
 /// Reads the records that are held out, after the site's policy has permitted the study.
@@ -209,9 +209,10 @@ pub async fn held_out(
         share: e.holdout,
         held_out: true,
         attributes: &e.attributes,
+        watched: &e.drift,
     };
-    let (batch, groups) = data::load_part(&dataset.path, &study.data, &bounds, Some(&part))?;
-    Ok(Held { records: guard.admit(batch, study)?, groups })
+    let (batch, told) = data::load_part(&dataset.path, &study.data, &bounds, Some(&part))?;
+    Ok(Held { records: guard.admit(batch, study)?, told })
 }
 
 /// The records that a study trains on: all of them, or all that are not held out.
@@ -232,6 +233,7 @@ fn trained_on(
         share: e.holdout,
         held_out: false,
         attributes: &[],
+        watched: &[],
     };
     Ok(data::load_part(&dataset.path, &study.data, bounds, Some(&part))?.0)
 }

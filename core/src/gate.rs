@@ -6,7 +6,7 @@
 
 use crate::{
     evaluation::{
-        Evaluation, Perturbation,
+        Evaluation, Perturbation, Watched,
         figures::{By, Estimate, Grouped, Kind, Metric, Missing, Pool},
     },
     id::SiteId,
@@ -109,6 +109,8 @@ pub enum Figure {
     Between(Metric, By),
     /// The accuracy that a perturbation costs, by its number.
     Drop(usize),
+    /// How far a watched column, by its number, is from its reference.
+    Column(Metric, usize),
     /// The most epsilon that a site has spent on the study.
     Epsilon,
     /// Sites whose updates are in the candidate.
@@ -386,6 +388,9 @@ impl Figure {
             every.extend(by_group.map(|m| Self::EachGroup(m, by)));
         }
         every.extend((0..e.perturbations.len()).map(Self::Drop));
+        for number in 0..e.drift.len() {
+            every.extend(of(Kind::Column).map(|m| Self::Column(m, number)));
+        }
         every.extend(of(Kind::Records).map(Self::EachSite));
         every
     }
@@ -402,6 +407,7 @@ impl Figure {
         match self {
             Self::Overall(metric) => vec![one(name, all.overall(metric))],
             Self::Drop(number) => vec![one(name, all.drop_under(number))],
+            Self::Column(metric, number) => vec![one(name, all.drift(metric, number))],
             Self::Between(metric, by) => {
                 let left_out = left_out(&all.groups(by));
                 vec![one(format!("{name}{left_out}"), all.between(metric, by))]
@@ -447,6 +453,11 @@ impl Figure {
                 let under = e.and_then(|e| e.perturbations.get(number)).map(Perturbation::name);
                 let word = Metric::AccuracyDrop.as_str();
                 under.map_or_else(|| word.to_owned(), |under| format!("{word} under {under}"))
+            }
+            Self::Column(metric, number) => {
+                let watched = e.and_then(|e| e.drift.get(number));
+                let of = |w: &Watched| format!("{} of {}", metric.as_str(), w.values.column);
+                watched.map_or_else(|| metric.as_str().to_owned(), of)
             }
             Self::Epsilon => "epsilon".into(),
             Self::Sites => "sites".into(),

@@ -11,6 +11,7 @@ use cedar_policy::{
     Validator,
 };
 use falaj_core::{
+    evaluation::Evaluation,
     id::{Digest, SpiffeId},
     study::{Model, Retention, Study},
     time::Timestamp,
@@ -181,7 +182,10 @@ impl SitePolicies {
 /// What a study's file says, as far as policies may speak of it.
 fn facts(study: &Study, sha256: &Digest) -> Vec<(&'static str, RestrictedExpression)> {
     let columns = study.data.features.iter().map(|f| f.name.as_str());
-    let columns = columns.chain([study.data.label.column.as_str()]).map(text);
+    let columns = columns.chain([study.data.label.column.as_str()]);
+    // What is looked at beside the model's inputs is used no less.
+    let beside = study.evaluation.iter().flat_map(Evaluation::columns);
+    let columns = columns.chain(beside).map(text);
     let mut facts = vec![
         ("sha256", text(&sha256.to_string())),
         ("dataset", text(&study.data.dataset)),
@@ -245,6 +249,7 @@ fn uid(kind: &str, id: &str) -> Result<EntityUid, Box<dyn std::error::Error + Se
 mod tests {
     use super::*;
     use falaj_core::dp::{Batches, Poisson};
+    use falaj_core::evaluation::{Attribute, Groups, Noise, Watched};
     use falaj_core::study::{
         Algorithm, Bounds, Cohort, Consent, Data, Feature, FeatureKind, Governance, Label,
         Mechanism, Missing, Optimizer, Privacy, Rounds, Sealing, Training, Weights,
@@ -393,6 +398,50 @@ mod tests {
             "resource has dpia",
         ] {
             assert!(!allowed(when), "{when}");
+        }
+    }
+
+    #[test]
+    fn columns_that_only_an_evaluation_looks_at_are_columns_of_the_study() {
+        let attribute = |column: &str| Attribute {
+            column: column.into(),
+            groups: Groups::Values(vec!["1".into()]),
+        };
+        let coordinator = "spiffe://t/ae-on/ae-az/coordinator/main".parse().expect("an id");
+        let mut evaluated = study();
+        evaluated.evaluation = Some(Evaluation {
+            holdout: 0.2,
+            every: 1,
+            noise: Noise::Laplace { epsilon: 0.2 },
+            bins: 10,
+            calibration_bins: 10,
+            threshold: 0.5,
+            attributes: vec![attribute("sex")],
+            group_min: 100,
+            confidence: 0.95,
+            perturbations: Vec::new(),
+            drift: vec![Watched { values: attribute("income"), reference: vec![1.0, 0.0] }],
+        });
+        for (columns, allow) in [
+            ("[\"radius\", \"diagnosis\", \"sex\", \"income\"]", true),
+            ("[\"radius\", \"diagnosis\", \"sex\"]", false),
+            ("[\"radius\", \"diagnosis\", \"income\"]", false),
+        ] {
+            let text = format!(
+                "permit (principal, action, resource) when {{ {columns}.containsAll(resource.columns) }};"
+            );
+            let asked = SiteRequest {
+                coordinator: &coordinator,
+                study: &evaluated,
+                study_sha256: Digest::of(b"the file"),
+                round: 1,
+                now: Timestamp::parse("2026-11-25T21:30:00.000Z").expect("a time"),
+                steward: None,
+                epsilon_study: 1.0,
+                epsilon_month: 2.0,
+            };
+            let said = SitePolicies::parse(&text).expect("policies").decide(&asked);
+            assert_eq!(said.allow, allow, "{columns}");
         }
     }
 

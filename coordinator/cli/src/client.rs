@@ -11,9 +11,9 @@ use falaj_proto::{
     problem::ProblemJson,
     rest::{
         Accesses, Approval, ApprovalRequest, Checkpoint, EnrolmentToken, EnrolmentTokenRequest,
-        EnrolmentTokenState, Erasure, ErasureRequest, Figures, Hold, HoldRequest, LogEntry, LogShard, Model,
-        Page, Person, Pruning, PruningRequest, Revocation, RevocationRequest, Round, Site, Status,
-        Study, Timestamp, Touched, Version, VersionLineage, Witness,
+        EnrolmentTokenState, Erasure, ErasureRequest, Figures, Hold, HoldRequest, LogEntry,
+        LogShard, Model, Page, Person, Pruning, PruningRequest, Revocation, RevocationRequest,
+        Round, Site, Status, Study, Timestamp, Touched, Version, VersionLineage, Witness,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};

@@ -121,7 +121,8 @@ fn gates(figure: &Figure) -> String {
 }
 
 fn table(of: &Figures) -> String {
-    let rows = of.figures.iter().map(|f| [f.figure.clone(), number(f.value), interval(f), gates(f)]);
+    let rows =
+        of.figures.iter().map(|f| [f.figure.clone(), number(f.value), interval(f), gates(f)]);
     show::table(["FIGURE", "VALUE", "INTERVAL", "GATE"], rows)
 }
 
@@ -129,7 +130,8 @@ fn compared(both: &Compared) -> String {
     let rows = both.of.figures.iter().map(|f| {
         let other = both.against.figures.iter().find(|o| o.figure == f.figure);
         let was = other.and_then(|o| o.value);
-        let change = f.value.zip(was).map_or_else(|| "-".to_owned(), |(a, b)| format!("{:+.4}", a - b));
+        let change =
+            f.value.zip(was).map_or_else(|| "-".to_owned(), |(a, b)| format!("{:+.4}", a - b));
         [f.figure.clone(), number(f.value), number(was), change, interval(f), gates(f)]
     });
     let against = format!("ROUND {}", both.against.round);
@@ -167,7 +169,8 @@ fn history(page: &Page<Figures>) -> String {
 /// A bar for each value, between the least and the most of them; a blank where there is none.
 fn sparkline(values: &[Option<f64>]) -> String {
     let some = || values.iter().flatten().copied();
-    let (least, most) = (some().fold(f64::INFINITY, f64::min), some().fold(f64::NEG_INFINITY, f64::max));
+    let (least, most) =
+        (some().fold(f64::INFINITY, f64::min), some().fold(f64::NEG_INFINITY, f64::max));
     let bar = |value: &Option<f64>| {
         let Some(value) = value else { return ' ' };
         let part = if most > least { (value - least) / (most - least) } else { 0.5 };

@@ -12,6 +12,7 @@
 //! | one against the rest (more classes) | class × is it or not × score bin | one to a cell of each class |
 //! | log loss, squared error | group | at most [`LOG_LOSS_MAX`], at most 1 or 2; in units of 2^-32 |
 //! | changed | perturbation × lost or gained | at most one for each perturbation |
+//! | columns | watched column × what its values are put together to | one to a cell of each column |
 
 use super::{Evaluation, Noise};
 use std::ops::Range;
@@ -44,6 +45,8 @@ pub enum Block {
     SquaredError,
     /// Records that were right and are not when perturbed, and the other way round.
     Changed,
+    /// By watched column and what its values are put together to.
+    Columns,
 }
 
 impl Block {
@@ -51,7 +54,7 @@ impl Block {
     const fn weight(self) -> f64 {
         match self {
             Self::Scores | Self::Confusion => 4.0,
-            Self::OneVsRest | Self::Changed => 2.0,
+            Self::OneVsRest | Self::Changed | Self::Columns => 2.0,
             Self::Confidence | Self::LogLoss | Self::SquaredError => 1.0,
         }
     }
@@ -64,6 +67,8 @@ pub struct Layout {
     pub(super) groups: usize,
     pub(super) bins: usize,
     pub(super) perturbations: usize,
+    /// How many cells each watched column has.
+    pub(super) columns: Vec<usize>,
     /// The first bin that counts as positive.
     pub(super) positive_from: usize,
     noise: Noise,
@@ -165,6 +170,7 @@ impl Layout {
             groups: e.groups(),
             bins,
             perturbations: e.perturbations.len(),
+            columns: e.drift.iter().map(|w| w.values.len()).collect(),
             positive_from: positive_from.min(bins),
             noise: e.noise,
         }
@@ -193,6 +199,9 @@ impl Layout {
         if self.perturbations > 0 {
             sizes.push((Block::Changed, 2 * self.perturbations));
         }
+        if !self.columns.is_empty() {
+            sizes.push((Block::Columns, self.columns.iter().sum()));
+        }
         let mut at = 0;
         sizes
             .into_iter()
@@ -214,6 +223,12 @@ impl Layout {
         self.blocks().into_iter().find(|(b, _)| *b == block).map_or(0..0, |(_, range)| range)
     }
 
+    /// Where a watched column's cells lie.
+    pub(super) fn column(&self, number: usize) -> Range<usize> {
+        let start = self.range(Block::Columns).start + self.columns[..number].iter().sum::<usize>();
+        start..start + self.columns[number]
+    }
+
     /// How far one record can move a block, as the sum of the cells' changes (L1) and as the root of the sum of their squares
     /// (L2).
     #[must_use]
@@ -227,6 +242,7 @@ impl Layout {
             Block::LogLoss => alone(LOG_LOSS_MAX * unit),
             Block::SquaredError => alone(if self.is_binary() { unit } else { 2.0 * unit }),
             Block::Changed => ones(self.perturbations),
+            Block::Columns => ones(self.columns.len()),
         }
     }
 
@@ -313,6 +329,9 @@ impl Layout {
                 let range = start..start + 2 * self.bins;
                 differ(&format!("scores of class {class}"), of(Block::OneVsRest, range))?;
             }
+        }
+        for number in 0..self.columns.len() {
+            differ(&format!("watched column {number}"), of(Block::Columns, self.column(number)))?;
         }
         let most = |block: Block, each: f64, cells: Range<usize>, what: &str| {
             let (value, tail) = of(block, cells);
@@ -406,6 +425,12 @@ impl Tally {
         }
     }
 
+    /// Counts what a record has in a watched column.
+    pub fn watched(&mut self, column: usize, value: usize) {
+        let before: usize = self.layout.columns[..column].iter().sum();
+        self.add(Block::Columns, before + value, 1);
+    }
+
     /// The counts, for the noise.
     #[must_use]
     pub fn into_counts(self) -> Vec<i64> {
@@ -440,6 +465,7 @@ pub(crate) mod tests {
             group_min: 50,
             confidence: 0.95,
             perturbations: vec![Perturbation::Shift { by: 0.1 }],
+            drift: Vec::new(),
         }
     }
 

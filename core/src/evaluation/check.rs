@@ -1,8 +1,8 @@
 //! What is wrong with how a study is to be evaluated, and with its gates.
 
 use super::{
-    ATTRIBUTES_MAX, BINS_MAX, Evaluation, GROUPS_MAX, Groups, Noise, PERTURBATIONS_MAX,
-    Perturbation,
+    ATTRIBUTES_MAX, Attribute, BINS_MAX, Evaluation, GROUPS_MAX, Groups, Noise, PERTURBATIONS_MAX,
+    Perturbation, WATCHED_MAX,
     cells::{CELLS_MAX, LOG_LOSS_MAX, float},
     figures::{Kind, Metric},
 };
@@ -76,6 +76,7 @@ pub fn settings(e: &Evaluation, classes: u32, protected: bool) -> Vec<Problem> {
         "give 0.5 to 0.9999, usually 0.95",
     );
     perturbations(e, &mut p);
+    drift(e, &mut p);
     if p.0.is_empty() {
         let cells = e.layout(classes).cells();
         p.when(
@@ -127,34 +128,38 @@ fn attributes(e: &Evaluation, p: &mut Found) {
         "list each protected attribute once",
     );
     for (i, attribute) in e.attributes.iter().enumerate() {
-        let at = format!("evaluation.groups[{i}]");
-        let named = &attribute.column;
-        match &attribute.groups {
-            Groups::Values(values) => {
-                let distinct: BTreeSet<_> = values.iter().collect();
-                p.when(
-                    values.is_empty() || distinct.len() != values.len(),
-                    &at,
-                    format!("`{named}` lists no value, or one twice"),
-                    "list each value whose records are a group once; all others are `other`",
-                );
-            }
-            Groups::Bands(edges) => p.when(
-                edges.is_empty()
-                    || edges.iter().any(|v| !v.is_finite())
-                    || edges.windows(2).any(|pair| pair[0] >= pair[1]),
-                &at,
-                format!("`{named}` has edges that do not ascend"),
-                "give finite numbers, each above the one before, for example `edges: [30, 50]`",
-            ),
-        }
-        p.when(
-            attribute.len() > GROUPS_MAX + 1,
-            &at,
-            format!("`{named}` has {} groups", attribute.len()),
-            format!("give at most {GROUPS_MAX}: small groups tell nothing"),
-        );
+        groups(attribute, &format!("evaluation.groups[{i}]"), p);
     }
+}
+
+/// What a column's values are put together to.
+fn groups(attribute: &Attribute, at: &str, p: &mut Found) {
+    let named = &attribute.column;
+    match &attribute.groups {
+        Groups::Values(values) => {
+            let distinct: BTreeSet<_> = values.iter().collect();
+            p.when(
+                values.is_empty() || distinct.len() != values.len(),
+                at,
+                format!("`{named}` lists no value, or one twice"),
+                "list each value whose records are a group once; all others are `other`",
+            );
+        }
+        Groups::Bands(edges) => p.when(
+            edges.is_empty()
+                || edges.iter().any(|v| !v.is_finite())
+                || edges.windows(2).any(|pair| pair[0] >= pair[1]),
+            at,
+            format!("`{named}` has edges that do not ascend"),
+            "give finite numbers, each above the one before, for example `edges: [30, 50]`",
+        ),
+    }
+    p.when(
+        attribute.len() > GROUPS_MAX + 1,
+        at,
+        format!("`{named}` has {} groups", attribute.len()),
+        format!("give at most {GROUPS_MAX}: small groups tell nothing"),
+    );
 }
 
 fn perturbations(e: &Evaluation, p: &mut Found) {
@@ -187,6 +192,41 @@ fn perturbations(e: &Evaluation, p: &mut Found) {
         };
         let what = format!("{} is none of inputs between -1 and 1", perturbation.name());
         p.when(!fits, &at, what, format!("give {range}"));
+    }
+}
+
+fn drift(e: &Evaluation, p: &mut Found) {
+    p.when(
+        e.drift.len() > WATCHED_MAX,
+        "evaluation.drift",
+        format!("{} columns are watched", e.drift.len()),
+        format!("give at most {WATCHED_MAX}: all of them share what an evaluation may cost"),
+    );
+    let columns: BTreeSet<_> = e.drift.iter().map(|w| &w.values.column).collect();
+    p.when(
+        columns.len() != e.drift.len(),
+        "evaluation.drift",
+        "a column is watched twice",
+        "list each column once",
+    );
+    for (i, watched) in e.drift.iter().enumerate() {
+        let at = format!("evaluation.drift[{i}]");
+        let (parts, needed) = (watched.reference.len(), watched.values.len());
+        groups(&watched.values, &at, p);
+        p.when(
+            parts != needed,
+            &at,
+            format!("`reference` has {parts} parts, `{}` {needed}", watched.values.column),
+            "give the part of the records that each value or band had, and last of all others if there were any",
+        );
+        let sum: f64 = watched.reference.iter().sum();
+        p.when(
+            watched.reference.iter().any(|part| !(0.0..=1.0).contains(part))
+                || !((sum - 1.0).abs() < 1e-6),
+            &at,
+            format!("the parts of `reference` come to {sum}"),
+            "give parts between 0 and 1 that come to 1",
+        );
     }
 }
 
@@ -250,6 +290,7 @@ fn range(figure: Figure, classes: u32) -> (f64, f64) {
         | Figure::EachGroup(m, _)
         | Figure::EachSite(m)
         | Figure::Between(m, _) => (m.least(), m.most(classes).min(LOG_LOSS_MAX)),
+        Figure::Column(m, _) => (m.least(), m.most(classes)),
         Figure::Drop(_) => (Metric::AccuracyDrop.least(), Metric::AccuracyDrop.most(classes)),
         Figure::Sites => (0.0, float(crate::study::SITES_MAX as usize)),
         Figure::Epsilon | Figure::Examples => (0.0, f64::MAX),

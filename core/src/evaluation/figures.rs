@@ -17,6 +17,7 @@
 
 mod between;
 mod curves;
+mod drift;
 mod groups;
 mod losses;
 mod metric;

@@ -26,6 +26,8 @@ pub const GROUPS_MAX: usize = 32;
 pub const BINS_MAX: u32 = 1_000;
 /// Perturbations at most.
 pub const PERTURBATIONS_MAX: usize = 16;
+/// Columns whose distribution one study can watch.
+pub const WATCHED_MAX: usize = 32;
 
 /// How a study's candidates are evaluated.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +52,17 @@ pub struct Evaluation {
     pub confidence: f64,
     /// What is done to records to see how much accuracy that costs.
     pub perturbations: Vec<Perturbation>,
+    /// Columns whose distribution is held against a reference.
+    pub drift: Vec<Watched>,
+}
+
+/// A column whose distribution is watched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Watched {
+    /// The column, which need not be one that the model sees, and what its values are put together to.
+    pub values: Attribute,
+    /// The part of the records that each of them had where the study was made; together 1.
+    pub reference: Vec<f64>,
 }
 
 /// What makes counts fit to leave a site. Neighbours differ by one record.
@@ -244,6 +257,12 @@ impl Evaluation {
     #[must_use]
     pub fn layout(&self, classes: u32) -> Layout {
         Layout::new(self, classes)
+    }
+
+    /// Every column that is looked at beside those that the model sees: protected attributes, then watched ones.
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        let watched = self.drift.iter().map(|w| &w.values);
+        self.attributes.iter().chain(watched).map(|a| a.column.as_str())
     }
 
     /// Cells of the finest grouping: one for each combination of the attributes' groups.

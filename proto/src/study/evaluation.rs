@@ -3,7 +3,7 @@
 use super::{OneOrMoreNames, Reader};
 use falaj_core::{
     evaluation::{
-        Attribute, Evaluation, Groups, Noise, Perturbation,
+        Attribute, Evaluation, Groups, Noise, Perturbation, Watched,
         figures::{By, Kind, Metric},
     },
     gate::{Bound, Declared, Figure, OnFailure, When},
@@ -37,6 +37,7 @@ pub(super) struct EvaluationYaml {
     group_min: Option<Spanned<u32>>,
     confidence: Option<Spanned<f64>>,
     robustness: Option<Spanned<Vec<Spanned<PerturbationYaml>>>>,
+    drift: Option<Spanned<Vec<Spanned<WatchedYaml>>>>,
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq)]
@@ -53,6 +54,15 @@ struct AttributeYaml {
     column: String,
     values: Option<Vec<String>>,
     edges: Option<Vec<f64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WatchedYaml {
+    column: String,
+    values: Option<Vec<String>>,
+    edges: Option<Vec<f64>>,
+    reference: Vec<f64>,
 }
 
 #[derive(Deserialize)]
@@ -88,6 +98,7 @@ pub(super) struct GateYaml {
     #[serde(default)]
     each_site: bool,
     under: Option<Spanned<String>>,
+    of: Option<Spanned<String>>,
     #[serde(default)]
     when: WhenYaml,
     #[serde(default)]
@@ -158,6 +169,7 @@ impl Reader<'_> {
             group_min,
             confidence: self.take_or(path, confidence, CONFIDENCE_DEFAULT),
             perturbations: self.perturbations(y.robustness.as_ref()),
+            drift: self.drift(y.drift.as_ref()),
         })
     }
 
@@ -168,19 +180,49 @@ impl Reader<'_> {
         for (i, spanned) in y.value.iter().enumerate() {
             self.note(&format!("evaluation.groups[{i}]"), spanned);
             let AttributeYaml { column, values, edges } = &spanned.value;
-            let groups = match (values, edges) {
-                (Some(values), None) => Groups::Values(values.clone()),
-                (None, Some(edges)) => Groups::Bands(edges.clone()),
-                _ => {
-                    let what = format!("it is not clear which groups `{column}` has");
-                    let mend = "give `values`, or `edges` between numbers, and only one of the two";
-                    self.wrong(spanned.referenced, what, mend);
-                    Groups::Values(vec![String::new()])
-                }
-            };
-            attributes.push(Attribute { column: column.clone(), groups });
+            let here = spanned.referenced;
+            attributes.push(self.attribute(here, column, values.as_ref(), edges.as_ref()));
         }
         attributes
+    }
+
+    fn attribute(
+        &mut self,
+        here: Location,
+        column: &str,
+        values: Option<&Vec<String>>,
+        edges: Option<&Vec<f64>>,
+    ) -> Attribute {
+        let groups = match (values, edges) {
+            (Some(values), None) => Groups::Values(values.clone()),
+            (None, Some(edges)) => Groups::Bands(edges.clone()),
+            _ => {
+                let what = format!("it is not clear which groups `{column}` has");
+                let mend = "give `values`, or `edges` between numbers, and only one of the two";
+                self.wrong(here, what, mend);
+                Groups::Values(vec![String::new()])
+            }
+        };
+        Attribute { column: column.to_owned(), groups }
+    }
+
+    fn drift(&mut self, y: Option<&Spanned<Vec<Spanned<WatchedYaml>>>>) -> Vec<Watched> {
+        let Some(y) = y else { return Vec::new() };
+        self.note("evaluation.drift", y);
+        let mut drift = Vec::new();
+        for (i, spanned) in y.value.iter().enumerate() {
+            self.note(&format!("evaluation.drift[{i}]"), spanned);
+            let WatchedYaml { column, values, edges, reference } = &spanned.value;
+            let here = spanned.referenced;
+            let values = self.attribute(here, column, values.as_ref(), edges.as_ref());
+            let mut reference = reference.clone();
+            // Where nothing is said of all others, there were none.
+            if reference.len() + 1 == values.len() {
+                reference.push(0.0);
+            }
+            drift.push(Watched { values, reference });
+        }
+        drift
     }
 
     fn perturbations(
@@ -269,7 +311,11 @@ impl Reader<'_> {
     /// What a gate looks at.
     fn figure(&mut self, here: Location, y: &GateYaml, e: Option<&Evaluation>) -> Option<Figure> {
         let (name, at) = (y.metric.value.as_str(), y.metric.referenced);
-        let plain = y.by.is_none() && y.each_group.is_none() && !y.each_site && y.under.is_none();
+        let plain = y.by.is_none()
+            && y.each_group.is_none()
+            && !y.each_site
+            && y.under.is_none()
+            && y.of.is_none();
         let counted = match name {
             "epsilon" => Some(Figure::Epsilon),
             "sites" => Some(Figure::Sites),
@@ -280,7 +326,7 @@ impl Reader<'_> {
             if plain {
                 return Some(figure);
             }
-            let mend = "remove `by`, `each_group`, `each_site` and `under`";
+            let mend = "remove `by`, `each_group`, `each_site`, `under` and `of`";
             self.wrong(here, format!("`{name}` has no groups"), mend);
             return None;
         }
@@ -290,28 +336,34 @@ impl Reader<'_> {
             self.wrong(at, format!("there is no metric `{name}`"), mend);
             return None;
         };
-        match (metric.kind(), &y.by, &y.each_group, y.each_site, &y.under) {
-            (Kind::Records, None, None, false, None) => Some(Figure::Overall(metric)),
-            (Kind::Records, None, None, true, None) => Some(Figure::EachSite(metric)),
-            (Kind::Records, None, Some(groups), false, None) => {
+        match (metric.kind(), &y.by, &y.each_group, y.each_site, (&y.under, &y.of)) {
+            (Kind::Records, None, None, false, (None, None)) => Some(Figure::Overall(metric)),
+            (Kind::Records, None, None, true, (None, None)) => Some(Figure::EachSite(metric)),
+            (Kind::Records, None, Some(groups), false, (None, None)) => {
                 Some(Figure::EachGroup(metric, self.by(groups, e)?))
             }
-            (Kind::Groups, Some(groups), None, false, None) => {
+            (Kind::Groups, Some(groups), None, false, (None, None)) => {
                 Some(Figure::Between(metric, self.by(groups, e)?))
             }
-            (Kind::Perturbation, None, None, false, Some(under)) => {
+            (Kind::Perturbation, None, None, false, (Some(under), None)) => {
                 self.under(under, e).map(Figure::Drop)
+            }
+            (Kind::Column, None, None, false, (None, Some(column))) => {
+                Some(Figure::Column(metric, self.column(column, e)?))
             }
             (kind, ..) => {
                 let mend = match kind {
                     Kind::Records => {
-                        "give none of `by` and `under`, and at most one of `each_group: COLUMN` and `each_site: true`"
+                        "give none of `by`, `under` and `of`, and at most one of `each_group: COLUMN` and `each_site: true`"
                     }
                     Kind::Groups => {
                         "give `by: COLUMN`, or `by: [COLUMN, COLUMN]` for the intersection, and nothing else"
                     }
                     Kind::Perturbation => {
                         "give `under: KIND`, for example `under: fgsm`, and nothing else"
+                    }
+                    Kind::Column => {
+                        "give `of: COLUMN`, one under `evaluation.drift`, and nothing else"
                     }
                 };
                 self.wrong(here, format!("it is not clear whose `{name}` is meant"), mend);
@@ -343,6 +395,22 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    /// The watched column that a gate names.
+    fn column(&mut self, y: &Spanned<String>, e: Option<&Evaluation>) -> Option<usize> {
+        let all = e.map_or(&[][..], |e| &e.drift);
+        let found = all.iter().position(|w| w.values.column == y.value);
+        if found.is_none() {
+            let known: Vec<_> = all.iter().map(|w| w.values.column.as_str()).collect();
+            let mend = if known.is_empty() {
+                "list it under `evaluation.drift`".to_owned()
+            } else {
+                format!("the study watches {}", known.join(", "))
+            };
+            self.wrong(y.referenced, format!("no column `{}` is watched", y.value), mend);
+        }
+        found
     }
 
     /// The perturbation that a gate names: by its kind, or by its kind and settings if there are several of it.

@@ -24,7 +24,7 @@ fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<
     let mut federation = Federation::new()?;
     let _coordinator = federation.start_coordinator()?;
     let _agents = federation.start_hospitals()?;
-    let gates = "  - { metric: roc_auc, at_least: 0.55 }\n  - { metric: accuracy_difference, by: mean_radius, at_most: 0.99 }\n  - { metric: accuracy_drop, under: fgsm, at_most: 0.9 }\n  - { metric: accuracy, each_site: true, at_least: 0.2 }\n  - { metric: epsilon, at_most: 900 }\n";
+    let gates = "  - { metric: roc_auc, at_least: 0.55 }\n  - { metric: accuracy_difference, by: mean_radius, at_most: 0.99 }\n  - { metric: accuracy_drop, under: fgsm, at_most: 0.9 }\n  - { metric: ks, of: mean_radius, at_most: 0.9 }\n  - { metric: accuracy, each_site: true, at_least: 0.2 }\n  - { metric: epsilon, at_most: 900 }\n";
     federation.submit(&evaluated("good", 2, 1, gates))?;
     federation.finishes("good")?;
     let counted = federation.entries("evaluation.accepted")?;
@@ -39,7 +39,7 @@ fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<
     for entry in &published {
         let gates = lines(entry, "gates");
         // Accuracy is judged at each of two sites.
-        ensure!(gates.len() == 6 && gates.iter().all(|g| g.starts_with("pass: ")), "{gates:?}");
+        ensure!(gates.len() == 7 && gates.iter().all(|g| g.starts_with("pass: ")), "{gates:?}");
         ensure!(gates[0].starts_with("pass: roc_auc: ") && gates[0].contains('['), "{gates:?}");
         ensure!(lines(entry, "evaluated_by").len() == 2, "{entry}");
     }
@@ -67,13 +67,20 @@ fn figures_are_shown(federation: &Federation) -> Result<()> {
     let auc = find("roc_auc")?;
     let ends = [&auc["low"], &auc["value"], &auc["high"]].map(Value::as_f64);
     ensure!(ends.is_sorted() && ends[0].is_some_and(|low| low >= 0.55), "{auc}");
-    ensure!(auc["gates"][0]["bound"] == "at least 0.55" && auc["gates"][0]["pass"] == true, "{auc}");
-    for name in ["brier", "accuracy at hospital-2", "accuracy_drop under fgsm(0.05)"] {
+    ensure!(
+        auc["gates"][0]["bound"] == "at least 0.55" && auc["gates"][0]["pass"] == true,
+        "{auc}"
+    );
+    for name in
+        ["brier", "accuracy at hospital-2", "accuracy_drop under fgsm(0.05)", "psi of mean_radius"]
+    {
         find(name)?;
     }
     ensure!(figures.iter().any(|f| f["figure"] == "recall of mean_radius<14"), "{newest}");
     let compared = federation.falaj(&["study", "figures", "good", "--against", "1"])?;
-    ensure!(text(&compared).contains("ROUND 1") && text(&compared).contains("passes: at least 0.55"));
+    ensure!(
+        text(&compared).contains("ROUND 1") && text(&compared).contains("passes: at least 0.55")
+    );
     let words = ["study", "figures", "good", "--figure", "roc_auc", "--history"];
     let history = federation.falaj_json(&words)?;
     let rounds = history["items"].as_array().context("rounds")?;
@@ -204,6 +211,11 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
             "no perturbation `pgd` is listed; there are fgsm(0.05); missing(0.1)",
         ),
         ("{ metric: sites, by: mean_radius, at_least: 2 }", "`sites` has no groups"),
+        (
+            "{ metric: psi, of: income, at_most: 0.2 }",
+            "no column `income` is watched; the study watches mean_radius",
+        ),
+        ("{ metric: ks, at_most: 0.2 }", "it is not clear whose `ks` is meant; give `of: COLUMN`"),
     ] {
         let yaml = evaluated("broken", 1, 1, &format!("  - {gate}\n"));
         let line = 1 + yaml.lines().position(|l| l.contains(gate)).context("a line")?;

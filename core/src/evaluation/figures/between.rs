@@ -8,7 +8,7 @@ impl Pool<'_> {
     }
 
     /// The quantile for a bound that holds for so many at once.
-    fn z_of(&self, many: usize) -> f64 {
+    pub(super) fn z_of(&self, many: usize) -> f64 {
         self.z(self.tail() / float(many.max(1)))
     }
 

@@ -1,5 +1,6 @@
 //! What is measured.
 
+use super::drift::PSI_MAX;
 use crate::evaluation::cells::LOG_LOSS_MAX;
 
 /// What is measured. The definitions are those of scikit-learn and fairlearn, by these names.
@@ -53,6 +54,13 @@ pub enum Metric {
     WorstGroupEce,
     /// Accuracy that a perturbation costs.
     AccuracyDrop,
+    /// Population stability index of a watched column against its reference: Jeffreys' divergence, in nats, of parts that are
+    /// at least 0.0001.
+    Psi,
+    /// The largest difference between a watched column's cumulated parts and those of its reference (Kolmogorov and Smirnov).
+    Ks,
+    /// Jensen and Shannon's distance between a watched column and its reference: the root of the divergence, in bits.
+    JensenShannon,
 }
 
 /// What a metric is of.
@@ -64,11 +72,13 @@ pub enum Kind {
     Groups,
     /// A perturbation.
     Perturbation,
+    /// A watched column.
+    Column,
 }
 
 impl Metric {
     /// Every metric.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::Accuracy,
         Self::BalancedAccuracy,
         Self::Precision,
@@ -93,6 +103,9 @@ impl Metric {
         Self::WorstGroupAccuracy,
         Self::WorstGroupEce,
         Self::AccuracyDrop,
+        Self::Psi,
+        Self::Ks,
+        Self::JensenShannon,
     ];
 
     /// The word that studies, gates and the log use.
@@ -123,6 +136,9 @@ impl Metric {
             Self::WorstGroupAccuracy => "worst_group_accuracy",
             Self::WorstGroupEce => "worst_group_ece",
             Self::AccuracyDrop => "accuracy_drop",
+            Self::Psi => "psi",
+            Self::Ks => "ks",
+            Self::JensenShannon => "jensen_shannon",
         }
     }
 
@@ -150,6 +166,7 @@ impl Metric {
             | Self::SelectionRate
             | Self::WorstClassRecall => Kind::Records,
             Self::AccuracyDrop => Kind::Perturbation,
+            Self::Psi | Self::Ks | Self::JensenShannon => Kind::Column,
             _ => Kind::Groups,
         }
     }
@@ -183,6 +200,7 @@ impl Metric {
     pub const fn most(self, classes: u32) -> f64 {
         match self {
             Self::LogLoss => LOG_LOSS_MAX,
+            Self::Psi => PSI_MAX,
             Self::Brier if classes > 2 => 2.0,
             _ => 1.0,
         }

@@ -48,7 +48,7 @@ impl Part {
         self.part / self.whole
     }
 
-    fn ends(self, z: f64) -> (f64, f64) {
+    pub(super) fn ends(self, z: f64) -> (f64, f64) {
         let z2 = z * z;
         let a = self.whole * self.whole - z2 * self.of_whole + z2 * self.trials;
         let b = self.part * self.whole - z2 * self.of_both + z2 * self.trials / 2.0;

@@ -131,7 +131,7 @@ fn figures_of_four_classes_are_scikit_learns_to_1e_9() {
 }
 
 /// A seeded draw of the noise on one cell, by inversion: good enough to test with, and nothing else.
-fn draw(rng: &mut ChaCha20Rng, scale: Scale) -> i64 {
+pub(super) fn draw(rng: &mut ChaCha20Rng, scale: Scale) -> i64 {
     let unit = |rng: &mut ChaCha20Rng| ((rng.next_u64() >> 11) as f64 + 0.5) / 2_f64.powi(53);
     match scale {
         // The difference of two geometric draws.
