@@ -624,7 +624,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Pays for an evaluation and makes it. What fails before the noise has cost nothing.
+    /// Pays for an evaluation and makes it. What is never signed has cost nothing, for it cannot leave.
     async fn count(
         &self,
         study: &Study,
@@ -661,7 +661,11 @@ impl Agent {
             let key = &**self.first.credentials.signing_key();
             match SignedCounts::sign(about.clone(), &counts, key) {
                 Ok(signed) => return Ok((signed, reservation)),
-                Err(why) if tries == KEY_TRIES => return Err(why.into()),
+                Err(why) if tries == KEY_TRIES => {
+                    // They are thrown away here and nobody has seen them: nothing is spent.
+                    self.ledger.give_back(paid).await.map_err(LocalError::from)?;
+                    return Err(why.into());
+                }
                 Err(why) => {
                     tracing::error!(error = %why, tries, "counts wait for the site's key");
                 }
