@@ -199,6 +199,7 @@ fn what_is_done_is_what_policy_allowed() {
         (Kind::EnrolmentWithdrawn, "site.enroll"),
         (Kind::TaskSent, "task.get"),
         (Kind::ExchangeAnswered, "update.send"),
+        (Kind::EvaluationAccepted, "update.send"),
         (Kind::ModelRead, "model.read"),
         (Kind::LogExported, "log.export"),
         (Kind::HoldPlaced, "hold.place"),
