@@ -224,6 +224,20 @@ impl Accumulator {
         }
     }
 
+    /// As [`Self::means_from`], of sums that may be beyond what floating point holds: whole parts are exact, so that of equal
+    /// values, however they are weighted, the mean is that value.
+    pub(crate) fn quotients_from(&self, at: usize, divisor: u64, means: &mut [f64]) {
+        let (Sums::Wide(sums), Ok(by)) = (&self.sums, i64::try_from(divisor)) else {
+            return self.means_from(at, divisor, means);
+        };
+        let step = self.encoding.step();
+        for (mean, sum) in means.iter_mut().zip(&sums[at..]) {
+            #[expect(clippy::cast_precision_loss, reason = "rounded once, the same everywhere")]
+            let quotient = (sum / by) as f64 + (sum % by) as f64 / by as f64;
+            *mean = quotient * step;
+        }
+    }
+
     /// Begins again with nothing folded in, in the same memory.
     pub fn reset(&mut self) {
         match &mut self.sums {

@@ -350,7 +350,7 @@ fn weighted<E: From<AggregateError>>(
             sums.admit(weight)?;
             sums.fold_values(0, bytes, weight)?;
         }
-        sums.means_from(0, divisor, means);
+        sums.quotients_from(0, divisor, means);
     }
     Ok(())
 }
