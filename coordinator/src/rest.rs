@@ -4,6 +4,7 @@
 //! the handlers.
 
 mod approvals;
+mod described;
 mod enrolment;
 mod figures;
 mod log;
@@ -122,7 +123,7 @@ impl IntoResponse for Refused {
         let status =
             StatusCode::from_u16(self.0.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&ProblemJson::from(&self.0)).unwrap_or_default();
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+        (status, [(header::CONTENT_TYPE, described::PROBLEM)], body).into_response()
     }
 }
 
@@ -138,7 +139,7 @@ struct Api;
 
 /// Every route, and their description.
 pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(Api::openapi())
+    let (router, api) = OpenApiRouter::with_openapi(Api::openapi())
         .routes(routes!(status))
         .routes(routes!(sites))
         .routes(routes!(submit, list))
@@ -184,7 +185,8 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(versions::roll_back))
         .routes(routes!(versions::alias))
         .routes(routes!(versions::lineage))
-        .split_for_parts()
+        .split_for_parts();
+    (router, described::described(api))
 }
 
 /// The service for one application.
@@ -196,6 +198,7 @@ pub fn router(app: Arc<App>) -> Router {
             Refused(Code::NotFound.because("there is nothing here; see /openapi.json"))
         })
         .layer(DefaultBodyLimit::max(STUDY_BYTES_MAX + 1))
+        .layer(axum::middleware::map_response(described::as_problem))
         .with_state(app)
 }
 

@@ -29,7 +29,14 @@ fn every_operation_says_what_it_does_and_how_it_fails() -> Result<(), Box<dyn Er
             assert!(operation["summary"].is_string(), "{method} {path} has no summary");
             let failures = operation["responses"].as_object().into_iter().flatten();
             let problem = |(code, _): &(&String, &Value)| code.starts_with('4');
-            assert!(failures.filter(problem).count() > 0, "{method} {path} never fails");
+            for (code, failure) in failures.filter(problem) {
+                let types: Vec<_> = failure["content"].as_object().into_iter().flatten().collect();
+                let is_problem = types.iter().all(|(name, _)| *name == "application/problem+json");
+                assert!(is_problem && !types.is_empty(), "{method} {path} {code}: {types:?}");
+            }
+            for code in ["400", "401", "403", "413", "500", "503"] {
+                assert!(operation["responses"][code].is_object(), "{method} {path}: no {code}");
+            }
         }
     }
     Ok(())

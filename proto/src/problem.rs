@@ -85,6 +85,8 @@ catalog! {
     UnknownCertificate = "unknown_certificate", "There is no such certificate", 404, NotFound;
     /// No such page.
     NotFound = "not_found", "There is nothing here", 404, NotFound;
+    /// The address does not take this method.
+    MethodNotAllowed = "method_not_allowed", "This cannot be done here", 405, NotFound;
     /// A study of that name exists.
     StudyExists = "study_exists", "A study of that name exists", 409, AlreadyExists;
     /// The study is over.

@@ -6,6 +6,7 @@
 
 pub mod enrolled;
 pub mod federation;
+pub mod python;
 pub mod regulator;
 pub mod rogue;
 pub mod wiretap;

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use falaj_core::id::Digest;
 use falaj_tests::{
     federation::{Federation, Process, binary, repository, run, study_yaml, text},
-    skipped,
+    python, skipped,
 };
 use serde_json::{Value, json};
 use std::{
@@ -20,9 +20,9 @@ const OMAR: &str = "spiffe://falaj.test/ae-on/ae-az/operator/omar";
 const SARA: &str = "spiffe://falaj.test/ae-on/ae-az/operator/sara";
 
 /// Python with the packages that check provenances; none where they cannot be had.
-fn python() -> Option<&'static Path> {
+fn outsiders() -> Option<&'static Path> {
     static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let found = PYTHON.get_or_init(|| match install() {
+    let found = PYTHON.get_or_init(|| match python::with_packages("provenance") {
         Ok(python) => Some(python),
         Err(e) => {
             skipped(&format!(
@@ -32,28 +32,6 @@ fn python() -> Option<&'static Path> {
         }
     });
     found.as_deref()
-}
-
-/// Installs what `requirements.txt` names, beside the build.
-fn install() -> Result<PathBuf> {
-    let folder = repository().join("target/provenance");
-    fs::create_dir_all(&folder)?;
-    let folder = folder.canonicalize()?;
-    let wanted = repository().join("tests/provenance/requirements.txt");
-    let (done, python) = (folder.join("done"), folder.join("bin/python"));
-    if fs::read(&done).is_ok_and(|installed| fs::read(&wanted).is_ok_and(|w| w == installed)) {
-        return Ok(python);
-    }
-    let step = |command: &mut Command, what: &str| -> Result<()> {
-        let out = command.output().with_context(|| format!("{what} cannot be run"))?;
-        ensure!(out.status.success(), "{what}: {}", text(&out));
-        Ok(())
-    };
-    step(Command::new("python3").args(["-m", "venv"]).arg(&folder), "python3 -m venv")?;
-    let mut pip = Command::new(&python);
-    step(pip.args(["-m", "pip", "install", "--quiet", "-r"]).arg(&wanted), "pip install")?;
-    fs::copy(&wanted, done)?;
-    Ok(python)
 }
 
 /// What software that is not ours says of envelopes, one line for each.
@@ -204,7 +182,7 @@ fn tampered(federation: &Federation, good: &Path, champion: &Value) -> Result<()
             "{pointer}: {said}"
         );
     }
-    let Some(python) = python() else { return Ok(()) };
+    let Some(python) = outsiders() else { return Ok(()) };
     let status = federation.falaj_json(&["status"])?;
     let key = status["log_verifier_key"].as_str().context("a key")?;
     let answers = outside(python, key, &envelopes)?;
