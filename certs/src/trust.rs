@@ -385,6 +385,13 @@ impl TrustStore {
             })
     }
 
+    /// When the first of the bound issuers that are valid at `now` is over: both in seconds since the Unix epoch.
+    #[must_use]
+    pub fn first_end(&self, now: i64) -> Option<i64> {
+        let ends = self.by_place.values().flatten().map(|anchor| anchor.not_after);
+        ends.filter(|end| now <= *end).min()
+    }
+
     /// Every bound issuer, as anchors for the handshake.
     pub(crate) fn anchors(&self) -> Arc<RootCertStore> {
         self.all.clone()

@@ -608,6 +608,7 @@ async fn serve_metrics(
 ) {
     let text = move || {
         metrics.log_size.set(i64::try_from(writer.head().0).unwrap_or(i64::MAX));
+        metrics.refresh(clock::now());
         let content = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         std::future::ready(([(axum::http::header::CONTENT_TYPE, content)], metrics.text()))
     };

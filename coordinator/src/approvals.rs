@@ -10,7 +10,10 @@ use crate::{
     engine::{Engine, problem_of, unreadable},
     erasure::Asker,
     policy::{Action, Decision, Given, Party, Resource, With},
-    store::writer::{Change, Commit, Committed},
+    store::{
+        objects::Wanted,
+        writer::{Change, Commit, Committed},
+    },
     trusted::Trusted,
 };
 use anyhow::{Result, ensure};
@@ -25,7 +28,11 @@ use falaj_core::{
     roles::Roles,
 };
 use falaj_proto::problem::{Code, Problem};
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{Mutex, MutexGuard};
 
 /// How long an approval counts unless asked otherwise.
@@ -81,6 +88,8 @@ struct Read {
 #[derive(Default)]
 struct Standing {
     approvals: approvals::Approvals,
+    /// Those by which something was allowed, of the ones in force.
+    used: BTreeSet<String>,
     /// Whether the log may have taken an entry that is not in here.
     in_doubt: bool,
 }
@@ -100,7 +109,11 @@ impl Approvals {
     /// # Errors
     /// When the log cannot be read.
     pub async fn open(engine: Engine, trusted: Trusted) -> Result<Self> {
-        let standing = Standing { approvals: read(&engine).await?, in_doubt: false };
+        let mut approvals = read(&engine).await?;
+        approvals.forget(clock::now());
+        let used = used(&engine, &approvals).await?;
+        let standing = Standing { approvals, used, in_doubt: false };
+        tell(&engine, &standing);
         Ok(Self { engine, trusted, standing: Arc::new(Mutex::new(standing)) })
     }
 
@@ -116,6 +129,7 @@ impl Approvals {
                 Code::Internal.because("the coordinator cannot read its log")
             })?;
             standing.in_doubt = false;
+            tell(&self.engine, &standing);
         }
         standing.approvals.forget(clock::now());
         Ok(standing)
@@ -187,6 +201,7 @@ impl Approvals {
         let (_, committed) = settled(&mut standing, recorded)?;
         let approval = Approval { id, of, giver, until, index: committed.first };
         standing.approvals.give(approval.clone());
+        self.count(&mut standing, &approval.of.action, "given");
         Ok(approval)
     }
 
@@ -209,6 +224,7 @@ impl Approvals {
         let recorded = self.engine.grant(asker.party(), withdraw, &resource, draft).await;
         settled(&mut standing, recorded)?;
         standing.approvals.withdraw(id);
+        self.count(&mut standing, &approval.of.action, "withdrawn");
         Ok(approval)
     }
 
@@ -224,13 +240,33 @@ impl Approvals {
         draft: Draft,
         rows: Vec<Change>,
     ) -> Result<Committed, Problem> {
-        let standing = self.standing().await?;
+        let mut standing = self.standing().await?;
         let (decision, counted) = self.decide(&standing, who, taken).await?;
-        let draft = if counted.is_empty() { draft } else { draft.texts("approvals", counted) };
+        let wanting = !decision.allow && {
+            let policy = &self.engine.parts().policy;
+            policy.wants_approval(who.0, taken.action, taken.resource, &with(who.0, taken))
+        };
+        let draft =
+            if counted.is_empty() { draft } else { draft.texts("approvals", counted.clone()) };
         let recorded = self.engine.record_with(taken.action, decision, draft, rows).await;
         // Nobody takes an approval back between what was counted and the entry that says so.
+        if wanting {
+            self.count(&mut standing, taken.action.as_str(), "missing");
+        }
+        if recorded.is_ok() && !counted.is_empty() {
+            standing.used.extend(counted);
+            self.count(&mut standing, taken.action.as_str(), "used");
+        }
         drop(standing);
         Ok(recorded?.1)
+    }
+
+    /// Counts what became of an approval, and tells who watches which of them wait.
+    fn count(&self, standing: &mut Standing, action: &str, outcome: &str) {
+        let Standing { approvals, used, .. } = standing;
+        keep_in_force(used, approvals);
+        self.engine.parts().metrics.approval(action, outcome);
+        tell(&self.engine, standing);
     }
 
     /// Whether it would be allowed now, by who has approved it. Nothing is recorded: [`Self::grant`] is asked in any case.
@@ -283,9 +319,7 @@ impl Approvals {
             }
         }
         let policy = &self.engine.parts().policy;
-        let stage = taken.promotion.map_or("", |promotion| promotion.stage.as_str());
-        let to = With { destination: taken.to, stage, ..With::of(who.id) };
-        Ok(policy.decide_approved(who, taken.action, taken.resource, &to, given))
+        Ok(policy.decide_approved(who, taken.action, taken.resource, &with(who, taken), given))
     }
 
     /// The roles of whoever gave an approval: those with which they did what they did last.
@@ -367,6 +401,19 @@ impl Approvals {
     }
 }
 
+/// What policies look at beside who, what and of which study.
+fn with<'a>(who: Party<'a>, taken: &Taken<'a>) -> With<'a> {
+    let stage = taken.promotion.map_or("", |promotion| promotion.stage.as_str());
+    With { destination: taken.to, stage, ..With::of(who.id) }
+}
+
+/// Tells who watches which approvals wait to be used.
+fn tell(engine: &Engine, standing: &Standing) {
+    let waiting = standing.approvals.all().filter(|approval| !standing.used.contains(&approval.id));
+    let waiting = waiting.map(|approval| (approval.of.action.clone(), approval.until));
+    engine.parts().metrics.approvals_waiting(waiting.collect());
+}
+
 fn ms(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)
 }
@@ -375,6 +422,43 @@ fn ms(ttl: Duration) -> u64 {
 fn settled<T>(standing: &mut Standing, recorded: Result<T, Problem>) -> Result<T, Problem> {
     standing.in_doubt |= recorded.as_ref().is_err_and(|e| e.code == Code::LogUnavailable);
     recorded
+}
+
+/// Which of these were counted where something was allowed, as the log says.
+async fn used(engine: &Engine, approvals: &approvals::Approvals) -> Result<BTreeSet<String>> {
+    let (store, _) = engine.parts().shards.newest();
+    let mut used = BTreeSet::new();
+    // An approval is counted for the person whom it names, and after it was given.
+    let mut since: BTreeMap<Person, u64> = BTreeMap::new();
+    for approval in approvals.all() {
+        let first = since.entry(approval.of.person).or_insert(approval.index);
+        *first = approval.index.min(*first);
+    }
+    for (person, first) in since {
+        for kind in [Kind::ModelRead, Kind::LogExported, Kind::VersionPromoted] {
+            let terms = [actor_term(&Object::Person(person))].into();
+            let mut wanted = Wanted { terms, kind: Some(kind), from: first, below: u64::MAX };
+            loop {
+                let found = store.find(&wanted, PAGE).await?;
+                for (_, bytes, _) in &found.entries {
+                    let entry = Entry::parse(bytes)?;
+                    used.extend(entry.approvals()?.into_iter().map(str::to_owned));
+                }
+                match found.next {
+                    Some(next) => wanted.from = next,
+                    None => break,
+                }
+            }
+        }
+    }
+    keep_in_force(&mut used, approvals);
+    Ok(used)
+}
+
+/// Forgets which approvals were used that are in force no longer.
+fn keep_in_force(used: &mut BTreeSet<String>, approvals: &approvals::Approvals) {
+    let in_force: BTreeSet<&str> = approvals.all().map(|approval| approval.id.as_str()).collect();
+    used.retain(|id| in_force.contains(id.as_str()));
 }
 
 /// The approvals that the shard that is written tells of.

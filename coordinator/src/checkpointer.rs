@@ -100,6 +100,12 @@ impl Checkpointer {
     /// # Errors
     /// When it cannot be stored.
     pub async fn sign(&self) -> Result<(u64, String), CommitError> {
+        let signed = self.sign_and_keep().await;
+        self.writer.metrics().checkpoint(signed.as_ref().ok().map(|(size, _)| *size));
+        signed
+    }
+
+    async fn sign_and_keep(&self) -> Result<(u64, String), CommitError> {
         let (tree_size, note) = self.make()?;
         let rows = vec![Change::Checkpoint(tree_size, note.clone())];
         self.writer.commit(Commit { rows, ..Commit::default() }).await?;

@@ -10,7 +10,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use falaj_core::{
-    audit::{Draft, Kind, policy_set},
+    audit::{Draft, Kind, approvals::OF_ONE_MAX, policy_set},
     evidence::Evidence,
     id::{Digest, Place, SpiffeId},
     roles::Roles,
@@ -212,6 +212,19 @@ impl PolicyEngine {
             given.into_iter().filter(may).map(|given| given.approval).collect();
         let with = With { approvals: counted.len(), ..*with };
         (policies.decide_with(here, who, action, resource, &with), counted)
+    }
+
+    /// Whether a request that is denied would be allowed if enough other people had approved it.
+    #[must_use]
+    pub fn wants_approval(
+        &self,
+        who: Party<'_>,
+        action: Action,
+        resource: &Resource<'_>,
+        with: &With<'_>,
+    ) -> bool {
+        let (loaded, with) = (self.loaded.load(), With { approvals: OF_ONE_MAX, ..*with });
+        loaded.policies.decide_with(&self.place, who, action, resource, &with).allow
     }
 }
 

@@ -278,6 +278,9 @@ impl Federation for Rpc {
             Err(Code::Denied.because(&decision.reason))
         };
         if let Err(problem) = &answered {
+            if phase == Phase::Evaluation {
+                self.engine.parts().metrics.evaluation(problem.code.as_str());
+            }
             tracing::warn!(%site, %round, phase = phase.as_str(), detail = problem.detail, "answer refused");
             let entry = Draft::new(Kind::UpdateRefused)
                 .actor(&peer.actor)

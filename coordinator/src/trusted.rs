@@ -18,6 +18,7 @@ use crate::{
     clock,
     config::{EvidenceConfig, IdentityConfig, RevocationConfig},
     engine::Engine,
+    metrics::Metrics,
     policy::{Action, Decision, Party, PolicyEngine},
     revocations::keys_of,
     store::writer::{Change, Commit},
@@ -620,6 +621,9 @@ impl Trusted {
         let now = self.now();
         let evidence = more(now.located(peer.known.evidence(), place, address_of(peer)));
         let evidence = now.attested(evidence, identity, quote);
+        if let Some(tpm) = &evidence.tpm {
+            engine.parts().metrics.quote(tpm.outcome());
+        }
         let who = Party { id: &identity.spiffe, roles: peer.actor.roles };
         let decision = engine.parts().policy.decide_connect(who, &evidence);
         if decision.allow {
@@ -654,7 +658,23 @@ impl Trusted {
                 }
             }
             self.sweep(&engine).await;
+            self.tell_ends(&engine.parts().metrics);
         }
+    }
+
+    /// Tells who watches what is over next: our certificate, an issuer, a connected site's certificate, a revocation list.
+    fn tell_ends(&self, metrics: &Metrics) {
+        let now = self.now();
+        let own = now.credentials.identity().ok().map(|own| own.not_after);
+        let peers: Vec<Arc<Peer>> =
+            self.peers().by_serial.values().filter_map(Weak::upgrade).collect();
+        let sites = peers.iter().filter(|peer| !peer.standing.is_lost());
+        let sites = sites.filter_map(|peer| peer.admitted.as_ref().ok());
+        let sites = sites.filter(|identity| SiteId::try_from(identity.spiffe.clone()).is_ok());
+        metrics.ends("coordinator", own);
+        metrics.ends("issuer", now.trust.first_end(seconds()));
+        metrics.ends("site", sites.map(|identity| identity.not_after).min());
+        metrics.ends("revocation_list", now.crls.first_due().map(|(_, due)| due));
     }
 
     /// Takes what has changed in the files, and logs it.

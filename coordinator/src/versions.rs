@@ -199,6 +199,19 @@ async fn read(store: &Store, study: &StudyId) -> Result<RegistryRow, StoreError>
     Ok(store.registry(study).await?.unwrap_or_else(empty))
 }
 
+/// Counts the versions that there are, for who watches; from then on the writer counts.
+pub(crate) async fn count(parts: &Parts) -> Result<(), StoreError> {
+    let mut after = String::new();
+    loop {
+        let rows = parts.store.registries(&after, PAGE).await?;
+        let Some(last) = rows.last() else { return Ok(()) };
+        after = last.registry.study.as_str().to_owned();
+        for row in &rows {
+            parts.metrics.versions(&row.registry);
+        }
+    }
+}
+
 /// SHA-256 of the `safetensors` file of a model, whose own digest is checked on the way.
 async fn file_digest(
     models: &Blobs,

@@ -218,6 +218,19 @@ pub enum Gate {
     Declared(Declared),
 }
 
+impl Gate {
+    /// What it looks at, in one word: of a fixed list, whatever a study declares.
+    #[must_use]
+    pub const fn metric(&self) -> &'static str {
+        match self {
+            Self::Participation { .. } => "participation",
+            Self::Finite => "finite",
+            Self::Witnesses(_) => "witnesses",
+            Self::Declared(declared) => declared.figure.metric(),
+        }
+    }
+}
+
 /// One figure against its bound.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judged {
@@ -261,6 +274,8 @@ pub struct Verdict {
     pub reasons: Vec<String>,
     /// Every declared gate that was asked, passed or not.
     pub judged: Vec<Judged>,
+    /// What each gate that was asked looks at, those included that nobody declares, and whether it passed for everybody whom it asks for.
+    pub asked: Vec<(&'static str, bool)>,
     /// What becomes of the study if a gate failed: the furthest-reaching of those that did.
     pub on_failure: OnFailure,
 }
@@ -270,7 +285,8 @@ impl Verdict {
     #[must_use]
     pub const fn of(reasons: Vec<String>) -> Self {
         let pass = reasons.is_empty();
-        Self { pass, reasons, judged: Vec::new(), on_failure: OnFailure::Reject }
+        let (judged, asked) = (Vec::new(), Vec::new());
+        Self { pass, reasons, judged, asked, on_failure: OnFailure::Reject }
     }
 }
 
@@ -279,6 +295,7 @@ impl Verdict {
 pub fn judge(facts: &Facts<'_>, gates: &[Gate]) -> Verdict {
     let mut verdict = Verdict::of(Vec::new());
     for gate in gates {
+        let before = (verdict.reasons.len(), verdict.judged.len());
         match gate {
             Gate::Participation { min_sites } if facts.sites < *min_sites => verdict
                 .reasons
@@ -295,14 +312,17 @@ pub fn judge(facts: &Facts<'_>, gates: &[Gate]) -> Verdict {
             Gate::Declared(declared) => {
                 let judged = declared.judge(facts);
                 let failed = judged.iter().filter(|j| !j.pass);
-                let before = verdict.reasons.len();
                 verdict.reasons.extend(failed.map(ToString::to_string));
-                if verdict.reasons.len() > before {
+                if verdict.reasons.len() > before.0 {
                     verdict.on_failure = verdict.on_failure.max(declared.on_failure);
                 }
                 verdict.judged.extend(judged);
             }
             _ => {}
+        }
+        // A declared gate that is not due is not asked.
+        if !matches!(gate, Gate::Declared(_)) || verdict.judged.len() > before.1 {
+            verdict.asked.push((gate.metric(), verdict.reasons.len() == before.0));
         }
     }
     verdict.pass = verdict.reasons.is_empty();
@@ -465,6 +485,22 @@ impl Figure {
         }
     }
 
+    /// The metric alone, whoever's it is.
+    #[must_use]
+    pub const fn metric(self) -> &'static str {
+        match self {
+            Self::Overall(metric)
+            | Self::EachGroup(metric, _)
+            | Self::EachSite(metric)
+            | Self::Between(metric, _)
+            | Self::Column(metric, _) => metric.as_str(),
+            Self::Drop(_) => Metric::AccuracyDrop.as_str(),
+            Self::Epsilon => "epsilon",
+            Self::Sites => "sites",
+            Self::Examples => "examples",
+        }
+    }
+
     /// Whether it needs federated evaluation.
     #[must_use]
     pub const fn is_evaluated(self) -> bool {
@@ -502,6 +538,7 @@ mod tests {
         assert_eq!(bad.reasons.len(), 3);
         assert!(bad.reasons[0].contains("2 sites, at least 3"));
         assert!(bad.reasons[2].contains("1 stood behind the round within 60 s, at least 2"));
+        assert_eq!(bad.asked, [("participation", false), ("finite", false), ("witnesses", false)]);
         assert!(judge(&facts(), &gates).pass);
     }
 
@@ -559,6 +596,9 @@ mod tests {
         let sites = verdict(Figure::EachSite(Metric::Accuracy));
         let names: Vec<_> = sites.judged.iter().map(|j| j.figure.as_str()).collect();
         assert_eq!(names, ["accuracy at h-0", "accuracy at h-1"]);
+        // However many groups or sites there are, one gate was asked.
+        assert_eq!(groups.asked, [("accuracy", false)]);
+        assert_eq!(sites.asked, [("accuracy", sites.pass)]);
     }
 
     #[test]
@@ -580,7 +620,8 @@ mod tests {
         // In between, a round that is not evaluated is not asked; the last one always is.
         let between = Facts { is_last: false, ..facts() };
         assert!(judge(&between, &gates(roc_auc, When::EachRound)).pass);
-        assert!(judge(&between, &gates(roc_auc, When::End)).pass);
+        let not_due = judge(&between, &gates(roc_auc, When::End));
+        assert!(not_due.pass && not_due.asked.is_empty(), "{not_due:?}");
     }
 
     #[test]

@@ -410,6 +410,16 @@ pub struct Tpm {
 }
 
 impl Tpm {
+    /// What came of it, in one word.
+    #[must_use]
+    pub const fn outcome(&self) -> &'static str {
+        match self.found {
+            Ok(Quoted { as_declared: true, .. }) => "as_declared",
+            Ok(_) => "other_start",
+            Err(fault) => fault.as_str(),
+        }
+    }
+
     /// As a member of an entry.
     #[must_use]
     pub fn to_canon(&self) -> Canon {

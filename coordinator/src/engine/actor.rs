@@ -541,6 +541,7 @@ impl Actor {
         let Some((open, _)) = &self.round else {
             return Err(Code::NotEnrolled.because("no round is open"));
         };
+        let metrics = self.engine.parts().metrics.clone();
         let of = (open.id(), open.spec().attempt);
         if of != (&round, attempt) {
             return Err(Code::WrongRound.because(format!(
@@ -551,7 +552,12 @@ impl Actor {
         // What the round would say, before a signature is looked at.
         match step(open, event.clone(), clock::now()) {
             Ok(_) => {}
-            Err(Refusal::AlreadyCounted(_)) => return Ok(()),
+            Err(Refusal::AlreadyCounted(_)) => {
+                if phase == Phase::Evaluation {
+                    metrics.evaluation("duplicate");
+                }
+                return Ok(());
+            }
             Err(r) => return Err(refusal(&r)),
         }
         let described = |entry: Draft| {
@@ -579,6 +585,7 @@ impl Actor {
             return match self.apply_with(event, &peer.actor, rows, entry).await {
                 Ok(_) => {
                     self.viewing.send_modify(|v| note_update(v, &name, &epsilon, bytes));
+                    metrics.evaluation("accepted");
                     Ok(())
                 }
                 Err(Failed::Refused(r)) => Err(refusal(&r)),
@@ -798,6 +805,7 @@ impl Actor {
         let (study, number) = (round.id.study.clone(), round.id.number);
         let tried = (number, round.spec.attempt);
         let (pass, said) = (verdict.pass, evaluation::said(&facts, &verdict));
+        let (asked, word) = (verdict.asked.clone(), evaluation::word(&verdict));
         let model = ModelRow { study, number, sha256: candidate, published: clock::now() };
         let rows = if pass { vec![Change::Model(model)] } else { Vec::new() };
         let event = Event::Judged(verdict);
@@ -814,6 +822,13 @@ impl Actor {
             if let Some(waiting) = self.waiting.take() {
                 self.engine.parts().metrics.witness_quorum(reached, waiting.since.elapsed());
             }
+        }
+        if committed.is_some() {
+            let metrics = &self.engine.parts().metrics;
+            for (metric, pass) in asked {
+                metrics.gate(metric, pass);
+            }
+            metrics.verdict(word);
         }
         if committed.is_some() && pass {
             self.viewing.send_modify(|v| {

@@ -10,7 +10,7 @@ use falaj_core::{
         Evaluation,
         answer::{AnswerError, EvaluationHeader, SignedCounts},
     },
-    gate::{Evaluated, Facts, Judged, Verdict},
+    gate::{Evaluated, Facts, Judged, OnFailure, Verdict},
     id::{Digest, RoundId, SiteId},
     round::{Evaluating, Gated, Phase, Round},
 };
@@ -167,6 +167,16 @@ pub(super) async fn facts<'a>(
         facts.evaluated = Some(kept.evaluated);
     }
     Ok(facts)
+}
+
+/// What becomes of a candidate by a verdict, in one word.
+pub(super) const fn word(verdict: &Verdict) -> &'static str {
+    match verdict.on_failure {
+        _ if verdict.pass => "published",
+        OnFailure::Reject => "rejected",
+        OnFailure::RollBack => "rolled_back",
+        OnFailure::Stop => "stopped",
+    }
 }
 
 /// What the log says of a verdict, beside what failed: each gate with its figure, and who has counted.

@@ -26,6 +26,7 @@ use crate::{
         row::{ModelRow, StudyRow, UpdateRow},
         writer::{Change, Commit, CommitError, Committed, Writer},
     },
+    versions,
     witnesses::Counted,
 };
 use bytes::Bytes;
@@ -298,6 +299,7 @@ impl Engine {
         for row in this.parts().store.studies().await? {
             this.resume(row).await?;
         }
+        versions::count(this.parts()).await?;
         Ok(this)
     }
 

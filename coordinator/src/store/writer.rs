@@ -133,6 +133,27 @@ pub enum CommitError {
     Failed(String),
 }
 
+impl CommitError {
+    /// Every word that [`Self::outcome`] has.
+    pub const OUTCOMES: [&str; 8] =
+        ["busy", "conflict", "erased", "slow", "full", "read_only", "unavailable", "failed"];
+
+    /// One word for it, for who counts.
+    #[must_use]
+    pub const fn outcome(&self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Conflict => "conflict",
+            Self::Erased => "erased",
+            Self::Slow => "slow",
+            Self::Full => "full",
+            Self::ReadOnly => "read_only",
+            Self::Unavailable(_) => "unavailable",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
 impl From<StoreError> for CommitError {
     fn from(e: StoreError) -> Self {
         match e {
@@ -171,6 +192,12 @@ impl Writer {
     /// # Errors
     /// [`CommitError`].
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
+        let done = self.wait_for(commit).await;
+        self.metrics.commit(done.as_ref().err());
+        done
+    }
+
+    async fn wait_for(&self, commit: Commit) -> Result<Committed, CommitError> {
         let (reply, answer) = oneshot::channel();
         let until = Instant::now() + COMMIT_WAIT;
         self.queue.try_send(((commit, until), reply)).map_err(|_| CommitError::Busy)?;
@@ -193,6 +220,11 @@ impl Writer {
     #[must_use]
     pub fn head(&self) -> Head {
         *self.head.borrow()
+    }
+
+    /// Counts what becomes of the log.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Tells of every new durable tree head.
@@ -273,6 +305,7 @@ pub async fn open(
             newest = bytes;
         }
     }
+    metrics.checkpointed(signed.iter().map(|s| s.tree_size).max().unwrap_or(0));
     for signed in signed {
         anyhow::ensure!(
             frontier.size() >= signed.tree_size,
@@ -298,6 +331,14 @@ pub async fn open(
     Ok((writer, Service { writing, queue: waiting, tip, head, metrics }))
 }
 
+/// How the versions of a study are after a commit that moves them, and which commit of its transaction that is.
+fn moved((n, (commit, _)): (usize, &Due)) -> Option<(usize, Registry)> {
+    commit.rows.iter().find_map(|row| match row {
+        Change::Registry(registry, _) => Some((n, registry.clone())),
+        _ => None,
+    })
+}
+
 /// The last entry of the shard before, if there is one: no entry is earlier.
 async fn shard_before(store: &Store) -> Result<Option<Vec<u8>>, StoreError> {
     let before = store.shards().await?.into_iter().rfind(|s| s.shard().first < store.shard().first);
@@ -321,8 +362,12 @@ impl Service {
             let started = Instant::now();
             let (commits, replies): (Vec<Due>, Vec<_>) = group.drain(..).unzip();
             let size = commits.len();
+            let registries: Vec<_> = commits.iter().enumerate().filter_map(moved).collect();
             match self.write(commits).await {
                 Ok(results) => {
+                    for (_, registry) in registries.iter().filter(|(n, _)| results[*n].is_ok()) {
+                        self.metrics.versions(registry);
+                    }
                     let tree = &self.tip.frontier;
                     self.head.send_replace((tree.size(), tree.root()));
                     for (reply, result) in replies.into_iter().zip(results) {

@@ -73,7 +73,8 @@ impl Reporting {
 
     fn counted(&self, outcome: &str) -> bool {
         let text = self.world.engine.parts().metrics.text();
-        text.contains(&format!("falaj_reports_total{{outcome=\"{outcome}\"}}"))
+        let none = format!("falaj_reports_total{{outcome=\"{outcome}\"}} 0\n");
+        !text.contains(&none)
     }
 
     /// What lies in the folder, by name.

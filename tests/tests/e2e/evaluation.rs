@@ -44,6 +44,18 @@ fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<
         ensure!(lines(entry, "evaluated_by").len() == 2, "{entry}");
     }
     figures_are_shown(&federation)?;
+    let metrics = federation.metrics()?;
+    for line in [
+        "falaj_evaluations_total{outcome=\"accepted\"} 4\n",
+        "falaj_verdicts_total{outcome=\"published\"} 2\n",
+        "falaj_verdicts_total{outcome=\"rejected\"} 0\n",
+        "falaj_gates_total{metric=\"roc_auc\",outcome=\"passed\"} 2\n",
+        "falaj_gates_total{metric=\"accuracy_drop\",outcome=\"passed\"} 2\n",
+        "falaj_gates_total{metric=\"participation\",outcome=\"passed\"} 2\n",
+        "falaj_versions{stage=\"candidate\"} 1\n",
+    ] {
+        ensure!(metrics.contains(line), "{line} is not in {metrics}");
+    }
     // What is evaluated and trained on is paid from the same ledger, each for itself.
     let ledger = federation.dir().join("sites/hospital-1/agent.toml");
     let words = ["budget", "export", "--config", ledger.to_str().context("UTF-8")?];
@@ -107,6 +119,14 @@ fn a_model_that_fails_a_gate_is_kept_out_and_the_study_can_end_by_it() -> Result
     let gates = lines(&rejected[0], "gates");
     ensure!(gates.len() == 2 && gates[0].starts_with("fail: accuracy"), "{gates:?}");
     ensure!(gates[1] == "pass: sites: 2, at least 2 needed", "{gates:?}");
+    let metrics = federation.metrics()?;
+    for line in [
+        "falaj_verdicts_total{outcome=\"stopped\"} 1\n",
+        "falaj_gates_total{metric=\"accuracy\",outcome=\"failed\"} 1\n",
+        "falaj_gates_total{metric=\"sites\",outcome=\"passed\"} 1\n",
+    ] {
+        ensure!(metrics.contains(line), "{line} is not in {metrics}");
+    }
     federation.verified()?;
     Ok(())
 }
@@ -125,6 +145,7 @@ fn a_study_goes_back_to_the_last_model_that_passed() -> Result<()> {
     let opened = federation.entries("round.opened")?;
     let base = |round: usize| opened[round - 1]["entry"]["base_sha256"].clone();
     ensure!(opened.len() == 4 && base(4) == base(1) && base(3) != base(1), "{opened:?}");
+    ensure!(federation.metrics()?.contains("falaj_verdicts_total{outcome=\"rolled_back\"} 2\n"));
     let back = federation.entries("model.rolled_back")?;
     ensure!(back.len() == 1 && back[0]["entry"]["model_sha256"] == base(1), "{back:?}");
     ensure!(study["model_sha256"] == base(1), "{study}");
