@@ -75,7 +75,7 @@ fn verify(federation: &Federation, envelope: &Path) -> Result<Output> {
 
 #[test]
 fn a_version_goes_into_production_by_two_people_and_its_provenance_holds_outside() -> Result<()> {
-    let (federation, _coordinator, _agents) = federation()?;
+    let (mut federation, mut coordinator, _agents) = federation()?;
     let version = federation.falaj_json(&["model", "show", "heart", "1"])?;
     ensure!(version["stage"] == "candidate" && version["round"] == 2, "{version}");
 
@@ -102,7 +102,10 @@ fn a_version_goes_into_production_by_two_people_and_its_provenance_holds_outside
     ];
     let own = federation.falaj(&approve)?;
     ensure!(text(&own).contains("their own study"), "{}", text(&own));
+    counted(&federation, &["falaj_versions{stage=\"staging\"} 1\n"])?;
     let approval = json_of(&federation, "lina", &approve)?;
+    let waiting = "falaj_approvals_waiting{action=\"version.promote\"}";
+    counted(&federation, &[&format!("{waiting} 1\n")])?;
     let champion = json_of(&federation, "sara", &production)?;
     ensure!(champion["aliases"] == json!(["champion"]), "{champion}");
     let promoted = federation.entries("version.promoted")?;
@@ -123,6 +126,27 @@ fn a_version_goes_into_production_by_two_people_and_its_provenance_holds_outside
     ensure!(out.status.success(), "{}", text(&out));
     ensure!(text(&out).contains("heart 1, now production: signed"), "{}", text(&out));
     tampered(&federation, &envelope, &champion)?;
+    let used = format!("{waiting} 0\n");
+    let stay = ["falaj_versions{stage=\"production\"} 1\n", used.as_str()];
+    counted(&federation, &stay)?;
+    let approvals = "falaj_approvals_total{action=\"version.promote\"";
+    for outcome in ["given", "used", "missing"] {
+        counted(&federation, &[&format!("{approvals},outcome=\"{outcome}\"}} 1\n")])?;
+    }
+    // What stands so is known again after a restart, from what is stored; what was counted begins anew.
+    coordinator.kill()?;
+    let _coordinator = federation.start_coordinator()?;
+    counted(&federation, &stay)?;
+    counted(&federation, &[&format!("{approvals},outcome=\"used\"}} 0\n")])?;
+    Ok(())
+}
+
+/// That the coordinator's metrics have these lines.
+fn counted(federation: &Federation, lines: &[&str]) -> Result<()> {
+    let metrics = federation.metrics()?;
+    for line in lines {
+        ensure!(metrics.contains(line), "{line} is not in {metrics}");
+    }
     Ok(())
 }
 
