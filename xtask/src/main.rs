@@ -101,6 +101,7 @@ fn test(args: &[String]) -> Result<()> {
     setup::tokens();
     setup::tpms();
     setup::cvc5();
+    setup::promtool();
     // End-to-end tests run the very binaries, so all of them come first.
     tools::cargo(&["build", "--workspace", "--bins"])?;
     let mut words = vec!["test"];

@@ -102,6 +102,9 @@ const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
 /// Debian's package of the solver by which policies are proven.
 const CVC5: [&str; 1] = ["cvc5"];
 
+/// Debian's package of the tool that tries alert rules. It brings a server, which nothing starts.
+const PROMTOOL: [&str; 1] = ["prometheus"];
+
 fn quiet(program: &str, args: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
@@ -161,6 +164,13 @@ pub(crate) fn tpms() {
 pub(crate) fn cvc5() {
     if !quiet("cvc5", &["--version"]) {
         packages(&CVC5);
+    }
+}
+
+/// Makes sure that promtool is there if this may install it; without it the tests that need it say that they are skipped.
+pub(crate) fn promtool() {
+    if !quiet("promtool", &["--version"]) {
+        packages(&PROMTOOL);
     }
 }
 
