@@ -102,7 +102,7 @@ const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
 /// Debian's package of the solver by which policies are proven.
 const CVC5: [&str; 1] = ["cvc5"];
 
-/// Debian's package of the tool that tries alert rules. It brings a server, which nothing starts.
+/// Debian's package of the tool that tries alert rules. It brings a server, which is not started.
 const PROMTOOL: [&str; 1] = ["prometheus"];
 
 fn quiet(program: &str, args: &[&str]) -> bool {
@@ -178,11 +178,12 @@ pub(crate) fn promtool() {
 fn packages(names: &[&str]) {
     let root = Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout == b"0\n");
     eprintln!("installing {}", names.join(", "));
-    let install = [&["install", "-y", "--no-install-recommends"][..], names].concat();
+    // Tests start servers of their own: a package's is not started on the machine.
+    let apt = ["SYSTEMD_OFFLINE=1", "apt-get", "install", "-y", "--no-install-recommends"];
+    let install = [&apt[..], names].concat();
     // A fresh machine may know no package yet.
     let installed = root
-        && (quiet("apt-get", &install)
-            || (quiet("apt-get", &["update"]) && quiet("apt-get", &install)));
+        && (quiet("env", &install) || (quiet("apt-get", &["update"]) && quiet("env", &install)));
     if !installed {
         eprintln!("skipped: `sudo apt-get install -y {}` mends that", names.join(" "));
     }
