@@ -156,8 +156,8 @@ impl There {
     fn metric_of(&self, series: &str) -> Option<&String> {
         let suffixes = ["_bucket", "_sum", "_count"];
         let stem = suffixes.iter().find_map(|suffix| series.strip_suffix(suffix));
-        let names = [Some(series), stem].into_iter().flatten();
-        names.filter_map(|name| self.metrics.get_key_value(name)).map(|(name, _)| name).next()
+        let mut names = [Some(series), stem].into_iter().flatten();
+        names.find_map(|name| self.metrics.get_key_value(name)).map(|(name, _)| name)
     }
 }
 
@@ -169,7 +169,8 @@ fn sample(line: &str) -> Result<(String, BTreeSet<String>)> {
     };
     // What is not between quotes is a name, and marks.
     let labels = labels.split('"').step_by(2);
-    let labels = labels.map(|label| label.trim_matches([',', '=', '}'])).filter(|l| !l.is_empty());
+    let labels =
+        labels.map(|label| label.trim_matches(&[',', '=', '}'][..])).filter(|l| !l.is_empty());
     let labels = labels.filter(|label| *label != "le").map(str::to_owned).collect();
     Ok((name.to_owned(), labels))
 }
@@ -257,7 +258,7 @@ fn until(text: &str, end: char) -> Result<(&str, &str)> {
 }
 
 fn word(text: &str, is_part: impl Fn(char) -> bool) -> (&str, &str) {
-    text.split_at(text.find(|c| !is_part(c)).unwrap_or(text.len()))
+    text.split_at(text.find(|c: char| !is_part(c)).unwrap_or(text.len()))
 }
 
 fn yaml(path: &str) -> Result<Value> {
@@ -357,7 +358,6 @@ fn a_metric_a_label_or_a_word_that_nobody_gives_is_found() -> Result<()> {
     Ok(())
 }
 
-/// The rows of the table of metrics: name, type and labels.
 #[test]
 fn the_table_of_metrics_is_the_whole_list() -> Result<()> {
     let there = There::look()?;
@@ -375,7 +375,7 @@ fn the_table_of_metrics_is_the_whole_list() -> Result<()> {
         } else if name.contains("_seconds") {
             "seconds"
         } else {
-            unit
+            *unit
         };
         ensure!(*unit == unit_of, "{name} is in {unit_of}, not {unit}");
         let row = rows.insert(name.trim_matches('`').to_owned(), ((*kind).to_owned(), labels));

@@ -28,6 +28,7 @@ mod report;
 mod reports;
 mod revocation;
 mod robust;
+mod scraped;
 mod shards;
 mod siem;
 mod site_policy;
