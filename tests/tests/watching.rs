@@ -22,7 +22,7 @@ const RULES_TEST: &str = "deploy/prometheus/falaj.rules_test.yaml";
 const DASHBOARD: &str = "deploy/grafana/falaj.json";
 const TABLE: &str = "docs/METRICS.md";
 
-/// Words of PromQL that stand where a metric's name could.
+/// Words of `PromQL` that stand where a metric's name could.
 const WORDS: [&str; 13] = [
     "and", "or", "unless", "offset", "bool", "sum", "min", "max", "avg", "count", "topk",
     "quantile", "inf",
@@ -197,7 +197,7 @@ struct Asked {
     groups: Vec<String>,
 }
 
-/// Reads an expression so far as its names go: whatever is a word, and none of PromQL's own or a function, is a metric's name.
+/// Reads an expression so far as its names go: whatever is a word, and none of the language's own or a function, is a metric's name.
 fn asked(expr: &str) -> Result<Asked> {
     let mut asked = Asked::default();
     let mut rest = expr;
