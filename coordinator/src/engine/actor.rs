@@ -1009,9 +1009,9 @@ impl Actor {
         let models = self.engine.parts().store.models(&self.meta.study.id).await;
         let models =
             models.map_err(|e| CommitError::Failed(format!("the models cannot be read: {e}")))?;
-        // A study that was rolled back has the model of an earlier round.
-        let first = models.iter().find(|m| m.sha256 == model && m.number > 0);
-        let Some(round) = first.map(|m| m.number) else { return Ok(()) };
+        // A study that was rolled back has the model of an earlier round, or the untrained one, which is no version.
+        let first = models.iter().find(|m| m.sha256 == model).map(|m| m.number);
+        let Some(round) = first.filter(|number| *number > 0) else { return Ok(()) };
         match versions::making(self.engine.parts(), &self.meta, round, model).await {
             Ok(Making { row, draft, .. }) => {
                 rows.push(row);
