@@ -8,7 +8,7 @@ use super::{
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
-use std::{fmt::Write as _, time::Instant};
+use std::time::Instant;
 
 const STUDY: &str = include_str!("../../demo/bank.yaml");
 const BY_RECORD: &str = "default-by-record";
@@ -72,7 +72,6 @@ pub(super) fn run(stage: &Stage) -> Result<()> {
     spent(stage, &record, &person, &mut report)?;
     verified(stage, &mut report)?;
     stage.write("report.txt", &report)?;
-    print!("{report}");
     println!(
         "\nEverything lies in {} (this is report.txt); {:.0} s in all.",
         stage.out.display(),
@@ -139,14 +138,16 @@ fn learn(stage: &Stage, study: &str, file: &str, report: &mut String) -> Result<
     }
     ensure!(!rows.is_empty(), "{study} was not evaluated: {ended}");
     let confidence = 100.0 * of["confidence"].as_f64().unwrap_or(f64::NAN);
-    writeln!(
+    say(
         report,
-        "\n{study}: {} (round {}, about {} records held out, {confidence:.0} % intervals)\n{}",
-        text(&ended["state"]),
-        of["round"],
-        of["records"],
-        columns(["gate on", "figure", "interval", "bound", ""], rows.into_iter()).trim_end(),
-    )?;
+        &format!(
+            "\n{study}: {} (round {}, about {} records held out, {confidence:.0} % intervals)\n{}",
+            text(&ended["state"]),
+            of["round"],
+            of["records"],
+            columns(["gate on", "figure", "interval", "bound", ""], rows.into_iter()).trim_end(),
+        ),
+    );
     Ok(ended)
 }
 
@@ -168,12 +169,14 @@ fn kept_out(stage: &Stage, ended: &Value, report: &mut String) -> Result<()> {
     ensure!(versions["items"].as_array().is_some_and(Vec::is_empty), "{versions}");
     let words = ["model", "promote", BY_PERSON, "1", "--to", "staging"];
     let told = refused(stage, "omar", &words)?;
-    writeln!(
+    say(
         report,
-        "\n{BY_PERSON} is kept out (log entry {}): {}\n  it has no version; omar tries to promote one: {told}",
-        entry["index"],
-        text(line),
-    )?;
+        &format!(
+            "\n{BY_PERSON} is kept out (log entry {}): {}\n  it has no version; omar tries to promote one: {told}",
+            entry["index"],
+            text(line),
+        ),
+    );
     Ok(())
 }
 
@@ -209,12 +212,15 @@ fn promoted(stage: &Stage, report: &mut String) -> Result<()> {
     let lineage = stage.falaj_as("omar", &["lineage", "--study", BY_RECORD, "--version", "1"])?;
     let approvals: Vec<&Value> = lineage["approvals"].as_array().into_iter().flatten().collect();
     ensure!(approvals.len() == 2, "two people have approved it: {lineage}");
-    writeln!(
+    say(
         report,
-        "\n{BY_RECORD} version 1 goes into production, by omar\n  with no approval he is refused: {alone}\n  with one as well; with two it is the champion. Approved by"
-    )?;
+        &format!(
+            "\n{BY_RECORD} version 1 goes into production, by omar\n  with no approval he is refused: {alone}\n  with one as well; with two it is the champion. Approved by"
+        ),
+    );
     for approval in approvals {
-        writeln!(report, "    {} (log entry {})", text(&approval["by"]), approval["index"])?;
+        let (by, index) = (text(&approval["by"]), &approval["index"]);
+        say(report, &format!("    {by} (log entry {index})"));
     }
     let config = ["--config", "omar/falaj.toml", "model"];
     for words in [
@@ -252,7 +258,7 @@ fn spent(stage: &Stage, record: &Value, person: &Value, report: &mut String) -> 
         rows.push([name.to_owned(), place.to_owned(), record, person, both]);
     }
     let head = ["epsilon, evaluation included", "place", BY_RECORD, BY_PERSON, "ledger, both"];
-    write!(report, "\n{}", columns(head, rows.into_iter()))?;
+    say(report, &format!("\n{}", columns(head, rows.into_iter()).trim_end()));
     Ok(())
 }
 
@@ -267,14 +273,18 @@ fn verified(stage: &Stage, report: &mut String) -> Result<()> {
         said.lines().find(|line| line.contains(&format!("{BY_RECORD} 1, now production")));
     let champion = champion.with_context(|| format!("no word on the champion: {said}"))?;
     let verdict = said.lines().last().unwrap_or_default();
-    writeln!(
+    say(
         report,
-        "\nfalaj-verify {}\n  {}\n  {}",
-        words.join(" "),
-        champion.trim(),
-        verdict.trim()
-    )?;
+        &format!("\nfalaj-verify {}\n  {}\n  {}", words.join(" "), champion.trim(), verdict.trim()),
+    );
     Ok(())
+}
+
+/// Prints a part of the report, and keeps it.
+fn say(report: &mut String, part: &str) {
+    println!("{part}");
+    report.push_str(part);
+    report.push('\n');
 }
 
 fn text(value: &Value) -> &str {
