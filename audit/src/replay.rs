@@ -242,6 +242,16 @@ impl Replay {
         Ok(found)
     }
 
+    /// A study goes back to a model that it had.
+    fn rolled_back(&mut self, round: &RoundId, model: Digest) -> Result<(), String> {
+        let had = self.had.get(round.study.as_str());
+        if !had.is_some_and(|had| had.contains(&model)) {
+            return Err(format!("round {round} goes back to {model}, which the study never had"));
+        }
+        self.has(round.study.as_str(), model);
+        Ok(())
+    }
+
     /// The next entry of the log.
     pub(crate) fn take_entry(&mut self, entry: &Entry) -> Result<(), String> {
         self.folds.iter_mut().for_each(|f| f.take(entry));
@@ -303,16 +313,7 @@ impl Replay {
                 self.has(round.study.as_str(), digest("model_sha256")?);
                 self.models += 1;
             }
-            Kind::ModelRolledBack => {
-                let (round, model) = (round()?, digest("model_sha256")?);
-                let had = self.had.get(round.study.as_str());
-                if !had.is_some_and(|had| had.contains(&model)) {
-                    return Err(format!(
-                        "round {round} goes back to {model}, which the study never had"
-                    ));
-                }
-                self.has(round.study.as_str(), model);
-            }
+            Kind::ModelRolledBack => self.rolled_back(&round()?, digest("model_sha256")?)?,
             Kind::EvaluationAccepted => self.evaluations.accepted(entry)?,
             Kind::ModelRejected => {
                 if let Some(open) = self.open.remove(&round()?) {

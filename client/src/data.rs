@@ -565,7 +565,7 @@ mod tests {
         let bounds = declared_bounds(&data());
         let (batch, told) = load_part(&path, &data(), &bounds, Some(&part)).expect("records");
         assert_eq!(batch.rows(), told.groups.len());
-        assert_eq!(told.watched, [told.groups.clone()]);
+        assert_eq!(told.watched, std::slice::from_ref(&told.groups));
         (batch.features, told.groups)
     }
 

@@ -145,7 +145,7 @@ mod tests {
         let labels = labels.map(|(i, x)| u32::from((x[0] > 0.0) != (i % 10 == 0))).collect();
         let records = LocalBatch::for_this_site_only(Batch { features, labels, width: 2 });
         let told = Told { groups: vec![0; 2_000], watched: Vec::new() };
-        let held = Held { told, records };
+        let held = Held { records, told };
         let e = settings(noise);
         let candidate = Candidate { trainer: &Linear, model: &model, params: &params };
         let counts = count(&held, (&e, &e.layout(2)), candidate, &mut chance).expect("counted");

@@ -21,6 +21,7 @@ use crate::{
 use anyhow::Context as _;
 use falaj_core::{
     audit::{Draft, Entry, Kind, approvals::Promotion},
+    gate::Declared,
     id::{Digest, Place, RoundId, StudyId},
     registry::{
         lineage::{Ancestry, Lineage},
@@ -28,6 +29,7 @@ use falaj_core::{
         safetensors,
         version::{self, Alias, Event, Refusal, Registry, Stage, Version, step},
     },
+    round::AnyRound,
     witness::InclusionProof,
 };
 use falaj_proto::problem::{Code, Problem};
@@ -145,6 +147,16 @@ pub enum MakeError {
     /// It cannot, by the versions that there are.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Not every gate of its study was asked about it.
+    #[error(
+        "round {round} was not judged by the study's gate on `{gate}`: no model is a version that it did not let pass"
+    )]
+    Unjudged {
+        /// The round.
+        round: u32,
+        /// What the gate looks at.
+        gate: String,
+    },
     /// Its bytes are not those that were published.
     #[error("the stored model has SHA-256 {found}, and {wanted} was published")]
     Damaged {
@@ -180,6 +192,7 @@ pub(crate) async fn making(
 ) -> Result<Making, MakeError> {
     let study = &meta.study.id;
     let RegistryRow { registry, version } = read(&parts.store, study).await?;
+    judged(parts, meta, round).await?;
     let file = file_digest(&parts.models, meta, round, model).await?;
     let manifest = meta.manifest.digest();
     let change = step(&registry, &Event::Make { round, model, manifest, file })?;
@@ -191,6 +204,22 @@ pub(crate) async fn making(
         .digest("safetensors_sha256", &file);
     let row = Change::Registry(change.next.clone(), version);
     Ok(Making { row, draft, change })
+}
+
+/// That every gate of the study was asked about the model of a round.
+async fn judged(parts: &Parts, meta: &Meta, round: u32) -> Result<(), MakeError> {
+    let study = &meta.study;
+    let rounds = parts.store.rounds(&study.id).await?;
+    let gave = |r: &&AnyRound| r.id().number == round && matches!(r, AnyRound::Promoted(_));
+    let evaluated = rounds.iter().find(gave).is_some_and(|r| r.spec().evaluates);
+    let asked = |gate: &&Declared| gate.is_asked(round == study.rounds.count, evaluated);
+    match study.gates.iter().find(|gate| !asked(gate)) {
+        Some(gate) => {
+            let gate = gate.figure.name(study.evaluation.as_ref());
+            Err(MakeError::Unjudged { round, gate })
+        }
+        None => Ok(()),
+    }
 }
 
 /// The versions of a study, which may have none.
@@ -205,7 +234,7 @@ pub(crate) async fn count(parts: &Parts) -> Result<(), StoreError> {
     loop {
         let rows = parts.store.registries(&after, PAGE).await?;
         let Some(last) = rows.last() else { return Ok(()) };
-        after = last.registry.study.as_str().to_owned();
+        last.registry.study.as_str().clone_into(&mut after);
         for row in &rows {
             parts.metrics.versions(&row.registry);
         }
@@ -243,6 +272,7 @@ async fn file_digest(
 fn problem_of_making(error: &MakeError) -> Problem {
     match error {
         MakeError::Refused(refusal) => problem_of_refusal(refusal),
+        MakeError::Unjudged { .. } => Code::WrongStage.because(error),
         MakeError::Damaged { .. } => {
             tracing::error!(%error, "a model is damaged");
             Code::ModelDamaged.because(

@@ -283,7 +283,7 @@ pub struct Verdict {
 impl Verdict {
     /// Of gates that failed for these reasons; of none if there are none.
     #[must_use]
-    pub const fn of(reasons: Vec<String>) -> Self {
+    pub fn of(reasons: Vec<String>) -> Self {
         let pass = reasons.is_empty();
         let (judged, asked) = (Vec::new(), Vec::new());
         Self { pass, reasons, judged, asked, on_failure: OnFailure::Reject }
@@ -335,12 +335,12 @@ fn exactly(value: f64) -> Estimate {
 }
 
 impl Declared {
-    /// Whether it is asked of this candidate.
-    fn is_due(&self, facts: &Facts<'_>) -> bool {
-        let counted = matches!(self.figure, Figure::Epsilon | Figure::Sites | Figure::Examples);
+    /// Whether it is asked in a round that is a study's last, or is evaluated.
+    #[must_use]
+    pub const fn is_asked(&self, is_last: bool, evaluated: bool) -> bool {
         match self.when {
-            When::End => facts.is_last,
-            When::EachRound => counted || facts.evaluated.is_some() || facts.is_last,
+            When::End => is_last,
+            When::EachRound => is_last || evaluated || !self.figure.is_evaluated(),
         }
     }
 
@@ -352,7 +352,7 @@ impl Declared {
     }
 
     fn judge(&self, facts: &Facts<'_>) -> Vec<Judged> {
-        if !self.is_due(facts) {
+        if !self.is_asked(facts.is_last, facts.evaluated.is_some()) {
             return Vec::new();
         }
         let one = |figure, found| vec![self.on(Found { figure, found })];

@@ -33,6 +33,7 @@ impl Spool {
         Self { shape, payloads: updates.iter().map(payload).collect() }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "as rules read")]
     fn read(&self, update: usize, at: u64, into: &mut [u8]) -> Result<(), AggregateError> {
         let at = usize::try_from(at).expect("small");
         into.copy_from_slice(&self.payloads[update][at..at + into.len()]);
@@ -410,7 +411,9 @@ fn others_compute_the_same_from_the_same_updates() {
 fn many_blocks_and_many_updates_give_what_one_tile_gives() {
     // Over block and tile borders of every kind, with as many updates as make blocks short.
     for (updates, params) in [(5, 200_001), (40, 70_000), (300, 3_333), (1_100, 1_300)] {
-        let value = |u: usize, p: usize| ((u * 7_919 + p * 104_729) % 65_535) as i32 - 32_767;
+        let value = |u: usize, p: usize| {
+            i32::try_from((u * 7_919 + p * 104_729) % 65_535).expect("small") - 32_767
+        };
         let rows: Vec<Vec<i32>> =
             (0..updates).map(|u| (0..params).map(|p| value(u, p)).collect()).collect();
         let spool = Spool::new(16, 1.0, &rows);

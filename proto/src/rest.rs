@@ -721,9 +721,9 @@ pub struct TouchedVersion {
     pub first_index: u64,
     /// The entry of the last of them.
     pub last_index: u64,
-    /// What to do with it when the consent for them is withdrawn: nothing, reject, revoke or roll_back.
+    /// What to do with it when the consent for them is withdrawn: nothing, reject, revoke or `roll_back`.
     pub remedy: String,
-    /// Of roll_back, to which version.
+    /// Of `roll_back`, to which version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub back_to: Option<u32>,
     /// The last round that learned nothing from them; 0 is the first model, untrained.

@@ -11,7 +11,7 @@ use falaj_proto::rest::{
     AliasRequest, Page, PromotionRequest, ReasonRequest, Touched, TouchedVersion, Version,
     VersionLineage, VersionRequest,
 };
-use std::{fs, path::PathBuf};
+use std::{fmt::Write as _, fs, path::PathBuf};
 
 /// Does what the command line says about versions.
 ///
@@ -173,7 +173,7 @@ fn touched(of: &Touched) -> String {
         ["STUDY", "VERSION", "STAGE", "UPDATES", "ROUNDS", "ENTRIES", "CLEAN TO", "IF WITHDRAWN"];
     let mut text = show::table(columns, of.versions.iter().map(row));
     for origin in &of.deleted {
-        text += &format!("the contents of {origin} were deleted: nothing can be said of it\n");
+        let _ = writeln!(text, "the contents of {origin} were deleted: nothing can be said of it");
     }
     text
 }

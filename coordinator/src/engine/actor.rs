@@ -1017,8 +1017,8 @@ impl Actor {
                 rows.push(row);
                 entries.push(draft);
             }
-            // Somebody made it one already, or the study can have no more.
-            Err(MakeError::Refused(why)) => {
+            // Somebody made it one already, the study can have no more, or a gate was not asked about it.
+            Err(why @ (MakeError::Refused(_) | MakeError::Unjudged { .. })) => {
                 tracing::info!(study = %self.meta.study.id, %why, "no version is made");
             }
             Err(e @ MakeError::Damaged { .. }) => {

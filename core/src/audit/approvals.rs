@@ -80,7 +80,7 @@ impl Approval {
     pub fn tell(draft: Draft, id: &str, of: &Approved) -> Draft {
         let draft = draft.text("approval", id).text("approves", &of.action).person(of.person);
         let draft = draft.asked([("place", of.place.to_string().as_str())]);
-        let draft = of.study.iter().fold(draft, |draft, study| draft.study(study));
+        let draft = of.study.iter().fold(draft, Draft::study);
         of.promotion.iter().fold(draft, |draft, promotion| promotion.tell(draft))
     }
 

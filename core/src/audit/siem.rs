@@ -119,9 +119,10 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::EvidenceTaken => (Authentication, OTHER, Informational, true),
         Kind::ConnectionRefused => (Authentication, LOGON, Medium, false),
         Kind::ConnectionEnded => (Authentication, LOGOFF, Medium, false),
-        Kind::CertificateReinstated => (ApiActivity, UPDATE, Medium, true),
         Kind::StudySubmitted | Kind::VersionMade => (ApiActivity, CREATE, Low, true),
-        Kind::VersionPromoted | Kind::VersionRolledBack => (ApiActivity, UPDATE, Medium, true),
+        Kind::CertificateReinstated | Kind::VersionPromoted | Kind::VersionRolledBack => {
+            (ApiActivity, UPDATE, Medium, true)
+        }
         Kind::VersionRejected | Kind::VersionAliased => (ApiActivity, UPDATE, Low, true),
         Kind::ApprovalGiven | Kind::EnrolmentOffered | Kind::SiteEnrolled => {
             (ApiActivity, CREATE, Medium, true)

@@ -521,10 +521,10 @@ pub(crate) mod tests {
 
     #[test]
     fn a_laplace_draws_variance_is_that_of_its_sum() {
-        for b in [0.3, 1.0, 7.5, 1e5] {
-            let p = (-1.0 / b as f64).exp();
+        for b in [0.3_f64, 1.0, 7.5, 1e5] {
+            let p = (-1.0 / b).exp();
             let series: f64 = (1..2_000_000)
-                .map(|k| f64::from(k))
+                .map(f64::from)
                 .take_while(|k| k / b < 60.0)
                 .map(|k| 2.0 * k * k * p.powf(k) * (1.0 - p) / (1.0 + p))
                 .sum();

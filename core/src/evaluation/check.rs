@@ -222,7 +222,8 @@ fn drift(e: &Evaluation, p: &mut Found) {
         let sum: f64 = watched.reference.iter().sum();
         p.when(
             watched.reference.iter().any(|part| !(0.0..=1.0).contains(part))
-                || !((sum - 1.0).abs() < 1e-6),
+                || sum.is_nan()
+                || (sum - 1.0).abs() > 1e-6,
             &at,
             format!("the parts of `reference` come to {sum}"),
             "give parts between 0 and 1 that come to 1",
@@ -317,10 +318,12 @@ mod tests {
         settings(&e, 2, true).into_iter().map(|p| format!("{}: {}", p.at, p.what)).collect()
     }
 
+    type Change<'a> = &'a dyn Fn(&mut Evaluation);
+
     #[test]
     fn what_cannot_be_is_named_and_what_can_be_is_not() {
         assert!(of(|_| {}).is_empty());
-        let cases: [(&dyn Fn(&mut Evaluation), &str); 10] = [
+        let cases: [(Change<'_>, &str); 10] = [
             (&|e| e.holdout = 1.0, "evaluation.holdout: 1 of the records"),
             (&|e| e.every = 0, "evaluation.every: no round"),
             (&|e| e.noise = Noise::None, "evaluation.noise: the counts of held-out records"),

@@ -32,7 +32,7 @@ use super::{
     cells::{Block, CountsError, Layout, Scale, as_f64, float},
 };
 use crate::dp::rdp::log_erfc;
-use rate::{Part, Rate};
+use rate::{Rate, Ratio};
 
 /// A denominator has to be so many standard deviations of its noise away from nothing.
 const DISTINCT: f64 = 3.0;
@@ -227,7 +227,7 @@ impl<'a> Pool<'a> {
         let noise = self.noise(Block::Changed);
         // Where nothing was lost, one more record that is counts as it does elsewhere: see `rate`.
         let sampled = self.if_sampled((lost + gained).max(self.z(self.tail()).powi(2)));
-        let part = Part {
+        let part = Ratio {
             part: lost - gained,
             whole: n,
             of_part: sampled + 2.0 * noise,

@@ -217,13 +217,17 @@ pub fn html(of: &Provenance) -> String {
                 let _ = writeln!(out, "<p>{NONE}</p>");
             }
             Body::Table(columns, rows) => {
-                let head: String =
-                    columns.iter().map(|c| format!("<th scope=\"col\">{c}</th>")).collect();
-                let _ = writeln!(out, "<table>\n<tr>{head}</tr>");
+                out.push_str("<table>\n<tr>");
+                for column in columns {
+                    let _ = write!(out, "<th scope=\"col\">{column}</th>");
+                }
+                out.push_str("</tr>\n");
                 for cells in rows {
-                    let cells: String =
-                        cells.iter().map(|cell| format!("<td>{}</td>", html_text(cell))).collect();
-                    let _ = writeln!(out, "<tr>{cells}</tr>");
+                    out.push_str("<tr>");
+                    for cell in cells {
+                        let _ = write!(out, "<td>{}</td>", html_text(&cell));
+                    }
+                    out.push_str("</tr>\n");
                 }
                 let _ = writeln!(out, "</table>");
             }

@@ -610,7 +610,7 @@ impl Run {
     }
 
     /// The updates that went into a round.
-    fn into_round<'a>(&'a self, made: &'a Made) -> impl Iterator<Item = &'a Seen> {
+    fn gone_into<'a>(&'a self, made: &'a Made) -> impl Iterator<Item = &'a Seen> {
         self.updates.iter().filter(|seen| {
             seen.round == made.round.number
                 && seen.attempt == made.attempt
@@ -639,7 +639,7 @@ impl Run {
 
     fn made_to(&self, last: u32) -> Vec<RoundMade> {
         let whole = |made: &Made| {
-            let updates = self.into_round(made).map(|seen| seen.update.clone()).collect();
+            let updates = self.gone_into(made).map(|seen| seen.update.clone()).collect();
             RoundMade { updates, ..made.round.clone() }
         };
         self.rounds_to(last).into_iter().map(whole).collect()
@@ -663,7 +663,7 @@ impl Run {
         let mut found: BTreeMap<u32, Vec<&UpdateCounted>> = BTreeMap::new();
         let mut learned = BTreeSet::new();
         for (number, made) in &self.rounds {
-            let wanted = self.into_round(made).filter(|seen| asked.wants(seen));
+            let wanted = self.gone_into(made).filter(|seen| asked.wants(seen));
             let updates: Vec<&UpdateCounted> = wanted.map(|seen| &seen.update).collect();
             let before = self.before(made).map(|before| before.round.number);
             if !updates.is_empty() || before.is_some_and(|before| learned.contains(&before)) {

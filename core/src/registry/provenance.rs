@@ -3,7 +3,7 @@
 //! Whatever it says follows from the log and from the study's file, but for the proof that the version's entry is in the log:
 //! whoever has these makes the same statement again, and [`differs`] names the first field that is another.
 //!
-//! Sources: in-toto/attestation, Statement v1 and ResourceDescriptor; SLSA Provenance v1, in which members of one's own begin
+//! Sources: in-toto/attestation, Statement v1 and `ResourceDescriptor`; SLSA Provenance v1, in which members of one's own begin
 //! with one's name. Canonical JSON ([`crate::canon`]), so there are no fractions: quantities are text.
 
 use super::dsse::{Envelope, EnvelopeError};
@@ -252,7 +252,7 @@ fn sha256(digest: &Digest) -> Canon {
     Canon::map([("sha256", digest.to_string().into())])
 }
 
-/// A ResourceDescriptor.
+/// A `ResourceDescriptor`.
 fn resource(name: &str, digest: &Digest) -> Canon {
     Canon::map([("name", name.into()), ("digest", sha256(digest))])
 }

@@ -16,7 +16,7 @@ const MANY: usize = 1_024;
 pub(super) struct Trim {
     updates: usize,
     /// Values that are left out at either end.
-    trim: usize,
+    ends: usize,
     /// None where columns are searched.
     network: Option<Vec<Step>>,
 }
@@ -40,12 +40,12 @@ impl Trim {
     /// Leaves out `trim` values at either end, less than half of them.
     pub(super) fn new(updates: usize, trim: usize) -> Self {
         let network = (updates < MANY).then(|| network(updates, trim));
-        Self { updates, trim, network }
+        Self { updates, ends: trim, network }
     }
 
     /// Values of a column that are kept.
     pub(super) fn kept(&self) -> u32 {
-        u32::try_from(self.updates - 2 * self.trim).expect("invariant: there are few updates")
+        u32::try_from(self.updates - 2 * self.ends).expect("invariant: there are few updates")
     }
 
     /// Sums of the kept values of each column. The rows are out of order after it.
@@ -53,7 +53,7 @@ impl Trim {
         sums.fill(L::Sum::default());
         if let Some(network) = &self.network {
             sort(network, rows);
-            for row in &rows[self.trim..self.updates - self.trim] {
+            for row in &rows[self.ends..self.updates - self.ends] {
                 sums.iter_mut().zip(row).for_each(|(sum, v)| v.add_to(sum));
             }
             return;
@@ -65,7 +65,7 @@ impl Trim {
                 (*v).max(*low).min(*high).add_to(sum);
             }
         }
-        let trim = i32::try_from(self.trim).expect("invariant: there are few updates");
+        let trim = i32::try_from(self.ends).expect("invariant: there are few updates");
         for ((sum, low), high) in sums.iter_mut().zip(&low).zip(&high) {
             low.take_from(trim, sum);
             high.take_from(trim, sum);
@@ -76,7 +76,7 @@ impl Trim {
     pub(super) fn median<L: Lane>(&self, bits: u8, rows: &mut [Tile<L>]) -> Tile<L> {
         let [low, high] = if let Some(network) = &self.network {
             sort(network, rows);
-            [rows[self.trim], rows[self.updates - 1 - self.trim]]
+            [rows[self.ends], rows[self.updates - 1 - self.ends]]
         } else {
             self.ends(bits, rows)
         };
@@ -93,7 +93,7 @@ impl Trim {
                 .filter(|bit| n >> bit & 1 == 1)
                 .fold(L::default(), |v, bit| v.plus(L::power(bit)))
         };
-        let places = [place(self.trim), place(self.updates - 1 - self.trim)];
+        let places = [place(self.ends), place(self.updates - 1 - self.ends)];
         let mut ends: [Tile<L>; 2] = [[least(bits); TILE]; 2];
         for bit in (0..usize::from(bits)).rev() {
             let power = L::power(bit);
@@ -247,7 +247,7 @@ mod tests {
                     values.sort_unstable();
                     *sum = values[trim..updates - trim].iter().copied().map(i64::from).sum();
                 }
-                let trimmed = Trim { updates, trim, network: None };
+                let trimmed = Trim { updates, ends: trim, network: None };
                 let mut sums = [0; TILE];
                 trimmed.sums(bits, &mut rows.clone(), &mut sums);
                 assert_eq!(sums, expected, "{bits} bits, {trim} of {updates}");

@@ -233,7 +233,6 @@ impl<L: Lane> Block<L> {
         })
     }
 
-    #[expect(clippy::type_complexity, reason = "two lists and a number")]
     fn against_median<E>(
         &mut self,
         read: &mut impl FnMut(usize, u64, &mut [u8]) -> Result<(), E>,
@@ -283,7 +282,6 @@ impl Rows {
 
     /// In whole steps of the grid: the squared length of each update, its inner product with the median of each
     /// coordinate, and the squared length of that.
-    #[expect(clippy::type_complexity, reason = "two lists and a number")]
     pub(super) fn against_median<E>(
         &mut self,
         read: &mut impl FnMut(usize, u64, &mut [u8]) -> Result<(), E>,

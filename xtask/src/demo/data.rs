@@ -1,8 +1,10 @@
-//! The records: Wisconsin's, split into rows that nobody trains on and three unequal, unlike parts.
+//! The records: Wisconsin's, split into rows that nobody trains on and three unequal, unlike parts; and those of card holders, split by
+//! age.
 
 use crate::tools;
-use anyhow::{Context as _, Result};
-use std::fs;
+use anyhow::{Context as _, Result, ensure};
+use flate2::read::GzDecoder;
+use std::{fs, io::Read as _};
 
 /// One in this many records is held out.
 const HELD_OUT: u64 = 5;
@@ -44,6 +46,30 @@ pub(crate) fn split(seed: u64) -> Result<Split> {
         to.push('\n');
     }
     Ok(split)
+}
+
+/// Ages at which the next bank begins.
+const AGES: [u32; 4] = [28, 32, 37, 44];
+
+/// The card holders of five banks, youngest first: CSV texts, each with the header.
+pub(crate) fn by_age() -> Result<[String; 5]> {
+    let path = tools::root().join("tests/data/credit_default.csv.gz");
+    let file = fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let mut text = String::new();
+    let read = GzDecoder::new(file).read_to_string(&mut text);
+    read.with_context(|| format!("reading {}", path.display()))?;
+    let mut lines = text.lines();
+    let header = lines.next().context("the records have a header")?;
+    let column = header.split(',').position(|name| name == "AGE").context("no column AGE")?;
+    let mut banks: [String; 5] = std::array::from_fn(|_| format!("{header}\n"));
+    for line in lines {
+        let age: u32 = line.split(',').nth(column).context("a row without AGE")?.parse()?;
+        let bank = &mut banks[AGES.iter().filter(|from| age >= **from).count()];
+        bank.push_str(line);
+        bank.push('\n');
+    }
+    ensure!(banks.iter().all(|bank| bank.lines().nth(1).is_some()), "a bank has no card holder");
+    Ok(banks)
 }
 
 /// A fixed mixing of two numbers (Steele, Lea, Flood 2014, the finaliser of SplitMix64).

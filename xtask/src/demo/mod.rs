@@ -1,8 +1,10 @@
-//! The main job: hospitals of three emirates learn one model over mutual TLS, with differential privacy.
+//! The main job: hospitals of three emirates learn one model over mutual TLS, with differential privacy. And, in `bank`, five banks
+//! whose model has to earn its place.
 //!
 //! This composes the public programs and adds nothing to them: certificates by `falaj-certs`, a coordinator
-//! and four agents as separate processes, the operator's `falaj`, and `falaj-verify` at the end.
+//! and agents as separate processes, the operator's `falaj`, and `falaj-verify` at the end.
 
+mod bank;
 mod data;
 mod processes;
 mod report;
@@ -31,9 +33,21 @@ const HOSPITALS: [(&str, &str, &str, &str); 3] = [
 /// What each hospital's data set may spend; Sharjah's is spent before the study ends.
 const LIMITS: [f64; 3] = [8.0, 8.0, 4.0];
 
+/// What is shown.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Which {
+    /// Three hospitals learn one model, and a fourth is refused.
+    Hospitals,
+    /// Five banks learn two models: one passes its gates and is promoted by two people, the other is unfair and kept out.
+    Bank,
+}
+
 /// How the demo runs.
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    /// Which demo. `--seed`, `--seeds` and `--report` are of the hospitals.
+    #[arg(value_enum, default_value_t = Which::Hospitals)]
+    which: Which,
     /// Where everything is put; emptied first.
     #[arg(long, default_value = "demo-out")]
     out: PathBuf,
@@ -72,6 +86,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "falaj-verify",
     ])?;
     let out = std::path::absolute(&options.out)?;
+    if options.which == Which::Bank {
+        return bank::run(&Stage { out, bin: tools::root().join("target/release") });
+    }
     let mut outcomes = Vec::new();
     for seed in options.seed..options.seed + options.seeds {
         let stage = Stage { out: out.clone(), bin: tools::root().join("target/release") };
@@ -105,20 +122,11 @@ fn once(stage: &Stage, seed: u64) -> Result<Outcome> {
     let started = Instant::now();
     prepare(stage, seed)?;
     let mut notes = approved(stage)?;
-    let coordinator = coordinator(stage)?;
-    let mut agents = Vec::new();
-    for (name, ..) in HOSPITALS {
-        agents.push(stage.start(
-            "falaj-agent",
-            &["run", "--config", &format!("{name}/agent.toml")],
-            &format!("{name}/agent.log"),
-        )?);
-    }
+    operator(stage, "operator", "health-authority")?;
+    let coordinator = coordinator(stage, "policies", "")?;
+    let agents = agents(stage, &HOSPITALS.map(|(name, ..)| name))?;
     notes.push(london(stage)?);
-    wait_for("the hospitals to connect", || {
-        let sites = stage.falaj(&["sites"])?;
-        Ok((sites["items"].as_array().map_or(0, Vec::len) == HOSPITALS.len()).then_some(()))
-    })?;
+    connected(stage, "operator", HOSPITALS.len())?;
     let learning = Instant::now();
     stage.falaj(&["study", "submit", "study.yaml"])?;
     let curve = follow(stage)?;
@@ -142,8 +150,25 @@ fn once(stage: &Stage, seed: u64) -> Result<Outcome> {
     Ok(Outcome { rows })
 }
 
-/// Certificates, records, configurations, the study.
-fn prepare(stage: &Stage, seed: u64) -> Result<()> {
+/// Agents of these sites.
+fn agents(stage: &Stage, sites: &[&str]) -> Result<Vec<Running>> {
+    let start = |site: &&str| {
+        let config = format!("{site}/agent.toml");
+        stage.start("falaj-agent", &["run", "--config", &config], &format!("{site}/agent.log"))
+    };
+    sites.iter().map(start).collect()
+}
+
+/// Waits until so many sites are there, as an operator sees it.
+fn connected(stage: &Stage, operator: &str, sites: usize) -> Result<()> {
+    wait_for("the sites to connect", || {
+        let there = stage.falaj_as(operator, &["sites"])?;
+        Ok((there["items"].as_array().map_or(0, Vec::len) == sites).then_some(()))
+    })
+}
+
+/// Makes the folder, empty.
+fn empty(stage: &Stage) -> Result<()> {
     if stage.out.exists() {
         ensure!(
             stage.out.join("study.yaml").is_file() || fs::read_dir(&stage.out)?.next().is_none(),
@@ -152,12 +177,23 @@ fn prepare(stage: &Stage, seed: u64) -> Result<()> {
         );
         fs::remove_dir_all(&stage.out)?;
     }
-    fs::create_dir_all(&stage.out)?;
-    stage.write("study.yaml", include_str!("../../demo/study.yaml"))?;
+    Ok(fs::create_dir_all(&stage.out)?)
+}
+
+/// An authority for certificates, with an issuer for each place.
+fn authority(stage: &Stage, places: &[&str]) -> Result<()> {
     stage.run("falaj-certs", &["init", "ca", "--trust-domain", "falaj.demo"])?;
-    for place in ["ae-on/ae-az", "ae-on/ae-du", "ae-on/ae-sh", "gb/gb-lnd"] {
+    for place in places {
         stage.run("falaj-certs", &["issuer", "ca", place])?;
     }
+    Ok(())
+}
+
+/// Certificates, records, configurations, the study.
+fn prepare(stage: &Stage, seed: u64) -> Result<()> {
+    empty(stage)?;
+    stage.write("study.yaml", include_str!("../../demo/study.yaml"))?;
+    authority(stage, &["ae-on/ae-az", "ae-on/ae-du", "ae-on/ae-sh", "gb/gb-lnd"])?;
     let issue = |role: &str, name: &str, place: &str| {
         stage.run("falaj-certs", &["issue", "ca", role, name, "--place", place]).map(drop)
     };
@@ -176,18 +212,18 @@ fn prepare(stage: &Stage, seed: u64) -> Result<()> {
         } else {
             records.split_once('\n').map_or("", |r| r.1)
         });
-        agent_config(stage, name, name, limit)?;
+        agent_config(stage, name, name, &wisconsin(limit))?;
         site_policy(stage, name, steward)?;
         // The comparison with training alone spends a ledger of its own.
         let alone = format!("alone/{name}");
         stage.write(&format!("{alone}/data/records.csv"), records)?;
-        agent_config(stage, &alone, name, limit)?;
+        agent_config(stage, &alone, name, &wisconsin(limit))?;
     }
     stage.write("alone/pooled/data/records.csv", &pooled)?;
-    agent_config(stage, "alone/pooled", "hospital-1", 8.0)?;
+    agent_config(stage, "alone/pooled", "hospital-1", &wisconsin(8.0))?;
     issue("site", "london", "gb/gb-lnd")?;
     stage.write("london/data/records.csv", &split.hospitals[0])?;
-    agent_config(stage, "london", "london", 8.0)
+    agent_config(stage, "london", "london", &wisconsin(8.0))
 }
 
 /// Fixed ports, so that the configurations that the demo leaves behind can be used again.
@@ -195,12 +231,19 @@ const GRPC: &str = "127.0.0.1:17443";
 const REST: &str = "127.0.0.1:17444";
 const METRICS: &str = "127.0.0.1:17464";
 
-fn agent_config(stage: &Stage, dir: &str, site: &str, limit: f64) -> Result<()> {
+/// What a hospital lets studies have.
+fn wisconsin(limit: f64) -> String {
+    format!(
+        "studies = [\"{STUDY}\"]\n\n\
+         [[dataset]]\nname = \"wdbc\"\npath = \"data\"\nepsilon_limit = {limit:?}\ndelta = 1e-5\n"
+    )
+}
+
+fn agent_config(stage: &Stage, dir: &str, site: &str, lets: &str) -> Result<()> {
     let ca = stage.out.join("ca");
     let text = format!(
         "[identity]\ncert = \"{ca}/site/{site}/cert.pem\"\nkey = \"{ca}/site/{site}/key.pem\"\ntrust = \"{ca}/trust.toml\"\n\n\
-         [coordinator]\naddress = \"{GRPC}\"\n\n[policy]\ncoordinator_places = [\"ae-on/*\"]\nstudies = [\"{STUDY}\"]\n\n\
-         [[dataset]]\nname = \"wdbc\"\npath = \"data\"\nepsilon_limit = {limit:?}\ndelta = 1e-5\n\n\
+         [coordinator]\naddress = \"{GRPC}\"\n\n[policy]\ncoordinator_places = [\"ae-on/*\"]\n{lets}\n\
          [state]\ndir = \"state\"\n",
         ca = ca.display()
     );
@@ -251,23 +294,27 @@ fn approved(stage: &Stage) -> Result<Vec<String>> {
     Ok(notes)
 }
 
-fn coordinator(stage: &Stage) -> Result<Running> {
+/// An operator's configuration, in a folder of its own.
+fn operator(stage: &Stage, dir: &str, name: &str) -> Result<()> {
     let ca = stage.out.join("ca");
-    let policies = tools::root().join("policies");
+    let text = format!(
+        "server = \"https://{REST}\"\ncert = \"{ca}/operator/{name}/cert.pem\"\nkey = \"{ca}/operator/{name}/key.pem\"\ntrust = \"{ca}/trust.toml\"\n",
+        ca = ca.display()
+    );
+    stage.write(&format!("{dir}/falaj.toml"), &text)
+}
+
+/// A coordinator under a folder of policies, with further lines of its configuration.
+fn coordinator(stage: &Stage, policies: &str, further: &str) -> Result<Running> {
+    let ca = stage.out.join("ca");
+    let policies = tools::root().join(policies);
     stage.write(
         "coordinator/coordinator.toml",
         &format!(
             "[identity]\ncert = \"{ca}/coordinator/main/cert.pem\"\nkey = \"{ca}/coordinator/main/key.pem\"\ntrust = \"{ca}/trust.toml\"\n\n\
              [listen]\ngrpc = \"{GRPC}\"\nrest = \"{REST}\"\nmetrics = \"{METRICS}\"\n\n[state]\ndir = \"state\"\n\n\
-             [log]\norigin = \"falaj.demo/audit/2026\"\n\n[policy]\ndir = \"{}\"\n",
+             [log]\norigin = \"falaj.demo/audit/2026\"\n\n[policy]\ndir = \"{}\"\n{further}",
             policies.display(),
-            ca = ca.display()
-        ),
-    )?;
-    stage.write(
-        "operator/falaj.toml",
-        &format!(
-            "server = \"https://{REST}\"\ncert = \"{ca}/operator/health-authority/cert.pem\"\nkey = \"{ca}/operator/health-authority/key.pem\"\ntrust = \"{ca}/trust.toml\"\n",
             ca = ca.display()
         ),
     )?;

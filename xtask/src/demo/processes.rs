@@ -95,9 +95,13 @@ impl Stage {
 
     /// The operator's command.
     pub(crate) fn falaj(&self, args: &[&str]) -> Result<Value> {
-        let mut words = vec!["--config", "operator/falaj.toml", "--json"];
-        words.extend(args);
-        self.json("falaj", &words)
+        self.falaj_as("operator", args)
+    }
+
+    /// The command of one of several operators.
+    pub(crate) fn falaj_as(&self, operator: &str, args: &[&str]) -> Result<Value> {
+        let config = format!("{operator}/falaj.toml");
+        self.json("falaj", &[&["--config", &config, "--json"], args].concat())
     }
 
     /// Starts a program that runs on; what it writes goes to a file.

@@ -29,8 +29,15 @@ impl Row {
 
 /// The table as text.
 pub(crate) fn table(rows: &[Row]) -> String {
-    let mut all = vec![HEAD.map(str::to_owned)];
-    all.extend(rows.iter().map(Row::cells));
+    columns(HEAD, rows.iter().map(Row::cells))
+}
+
+/// Rows under a heading, as text in columns.
+pub(crate) fn columns<const N: usize>(
+    head: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> String {
+    let all: Vec<[String; N]> = [head.map(str::to_owned)].into_iter().chain(rows).collect();
     let width = |c: usize| all.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
     let mut out = String::new();
     for row in &all {

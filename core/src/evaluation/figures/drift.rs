@@ -4,7 +4,7 @@
 //! combination of the errors of the parts: the upper end is the measured figure and the spread of that. Noise makes the
 //! measured figure larger on average; the lower end knows by how much, in the second order.
 
-use super::{Estimate, Found, Metric, Missing, Pool, as_f64, float, rate::Part};
+use super::{Estimate, Found, Metric, Missing, Pool, as_f64, float, rate::Ratio};
 use crate::evaluation::cells::Block;
 
 /// A part that is smaller counts as this in a population stability index, which no empty part makes infinite then.
@@ -111,7 +111,7 @@ impl Pool<'_> {
             expected += p;
             let of_part = float(i + 1) * noise;
             let of =
-                Part { part, whole, of_part, of_both: of_part, of_whole: cells * noise, trials };
+                Ratio { part, whole, of_part, of_both: of_part, of_whole: cells * noise, trials };
             let (low, high) = of.ends(z);
             found.value = found.value.max((part / whole - expected).abs());
             found.high = found.high.max(high - expected).max(expected - low);
@@ -162,7 +162,7 @@ mod tests {
         [Metric::Psi, Metric::Ks, Metric::JensenShannon].map(|m| pool.drift(m, 0))
     }
 
-    /// By SciPy 1.17.1, of the parts `q` and the reference `p`: `rel_entr(q, p).sum() + rel_entr(p, q).sum()` over parts that
+    /// By `SciPy` 1.17.1, of the parts `q` and the reference `p`: `rel_entr(q, p).sum() + rel_entr(p, q).sum()` over parts that
     /// are at least 0.0001, `abs(cumsum(q) - cumsum(p)).max()`, and `jensenshannon(p, q, base=2)`.
     #[test]
     fn figures_are_scipys_to_1e_9() {

@@ -4,7 +4,7 @@ use super::{
     Estimate, Found, Metric, Missing, Pool, as_f64,
     curves::Curve,
     float,
-    rate::{Part, Rate},
+    rate::{Rate, Ratio},
 };
 use crate::evaluation::cells::{Block, LOSS_BITS};
 
@@ -22,7 +22,7 @@ impl Pool<'_> {
         let mean = sum / records;
         let squares = self.squared_losses(metric, cells, (mean, records));
         let spread = self.if_sampled((squares - mean * mean).max(0.0) * records);
-        Ok(Rate::from(Part {
+        Ok(Rate::from(Ratio {
             part: sum,
             whole: records,
             of_part: spread + noise,

@@ -6,15 +6,15 @@ use crate::evaluation::cells::LOG_LOSS_MAX;
 /// What is measured. The definitions are those of scikit-learn and fairlearn, by these names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Metric {
-    /// Part of the records whose class was said.
+    /// Ratio of the records whose class was said.
     Accuracy,
     /// Mean of the classes' recalls.
     BalancedAccuracy,
-    /// Part of what was said to be positive that is; the mean over classes where there are more than two.
+    /// Ratio of what was said to be positive that is; the mean over classes where there are more than two.
     Precision,
-    /// Part of the positives that was said to be; the mean over classes where there are more than two.
+    /// Ratio of the positives that was said to be; the mean over classes where there are more than two.
     Recall,
-    /// Part of the negatives that was said to be negative.
+    /// Ratio of the negatives that was said to be negative.
     Specificity,
     /// Harmonic mean of precision and recall; the mean over classes where there are more than two.
     F1,
@@ -28,7 +28,7 @@ pub enum Metric {
     Brier,
     /// Expected calibration error: of the positive class (two classes), or of the class that was said (Guo et al. 2017).
     Ece,
-    /// Part that is said to be positive.
+    /// Ratio that is said to be positive.
     SelectionRate,
     /// The least recall of a class.
     WorstClassRecall,

@@ -17,11 +17,11 @@ pub(super) struct Rate {
 
 #[derive(Clone, Copy, Debug)]
 enum Form {
-    Part(Part),
+    Part(Ratio),
     /// Twice a part over one more than it: F1 of Jaccard's index.
-    Harmonic(Part),
+    Harmonic(Ratio),
     /// The mean of two that have no count in common.
-    Mean(Part, Part),
+    Mean(Ratio, Ratio),
     Delta {
         variance: f64,
         steepest: f64,
@@ -30,7 +30,7 @@ enum Form {
 
 /// One quantity over another.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Part {
+pub(super) struct Ratio {
     pub(super) part: f64,
     pub(super) whole: f64,
     /// The variance of the part that does not depend on what the ratio is: of its noise, or of a sum.
@@ -43,7 +43,7 @@ pub(super) struct Part {
     pub(super) trials: f64,
 }
 
-impl Part {
+impl Ratio {
     fn value(self) -> f64 {
         self.part / self.whole
     }
@@ -69,20 +69,20 @@ impl Part {
     }
 }
 
-impl From<Part> for Rate {
-    fn from(part: Part) -> Self {
+impl From<Ratio> for Rate {
+    fn from(part: Ratio) -> Self {
         Self { value: part.value(), form: Form::Part(part) }
     }
 }
 
 impl Rate {
     /// `2p / (1 + p)`.
-    pub(super) fn harmonic(part: Part) -> Self {
+    pub(super) fn harmonic(part: Ratio) -> Self {
         Self { value: harmonic(part.value()), form: Form::Harmonic(part) }
     }
 
     /// The mean of two that have no count in common.
-    pub(super) fn mean(a: Part, b: Part) -> Self {
+    pub(super) fn mean(a: Ratio, b: Ratio) -> Self {
         Self { value: f64::midpoint(a.value(), b.value()), form: Form::Mean(a, b) }
     }
 
@@ -134,12 +134,12 @@ fn harmonic(part: f64) -> f64 {
 mod tests {
     use super::*;
 
-    fn of(part: u32, whole: u32) -> Part {
+    fn of(part: u32, whole: u32) -> Ratio {
         let (part, whole) = (f64::from(part), f64::from(whole));
-        Part { part, whole, of_part: 0.0, of_both: 0.0, of_whole: 0.0, trials: whole }
+        Ratio { part, whole, of_part: 0.0, of_both: 0.0, of_whole: 0.0, trials: whole }
     }
 
-    /// By SciPy 1.17.1: `binomtest(k, n).proportion_ci(0.95, method="wilson")`.
+    /// By `SciPy` 1.17.1: `binomtest(k, n).proportion_ci(0.95, method="wilson")`.
     #[test]
     fn a_sampled_proportion_has_wilsons_interval() {
         let z = 1.959_963_984_540_054;
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn noise_on_both_counts_is_fiellers() {
         // Without a spread of sampling, the ends are where the part less so much of the whole is z deviations from nothing.
-        let part = Part {
+        let part = Ratio {
             part: 80.0,
             whole: 100.0,
             of_part: 9.0,
@@ -189,7 +189,7 @@ mod tests {
             let off = (80.0 - end * 100.0) / variance.sqrt();
             assert!((off.abs() - z).abs() < 1e-9, "{end}: {off}");
         }
-        let nothing = Part { of_whole: 10_000.0, ..part };
+        let nothing = Ratio { of_whole: 10_000.0, ..part };
         assert_eq!(nothing.ends(z), (f64::NEG_INFINITY, f64::INFINITY));
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Found, Metric, Missing, Pool, as_f64, float,
-    rate::{Part, Rate},
+    rate::{Rate, Ratio},
 };
 use crate::evaluation::cells::Block;
 
@@ -33,14 +33,14 @@ impl Pool<'_> {
     }
 
     /// The records of some of the four kinds among those of others, if that is a part of anything.
-    fn part(&self, (part, whole): (Kinds, Kinds), cells: &[usize]) -> Found<Part> {
+    fn part(&self, (part, whole): (Kinds, Kinds), cells: &[usize]) -> Found<Ratio> {
         let (counts, noise) = self.confusion(cells);
         let sum = |of: &dyn Fn(usize) -> f64| (0..4).map(of).sum::<f64>();
         let records = sum(&|i| whole[i] * counts[i]);
         let of_whole = sum(&|i| whole[i] * noise[i]);
         self.distinct(records, of_whole)?;
         let of_part = sum(&|i| part[i] * noise[i]);
-        Ok(Part {
+        Ok(Ratio {
             part: sum(&|i| part[i] * counts[i]),
             whole: records,
             of_part,
@@ -68,7 +68,7 @@ impl Pool<'_> {
         })
     }
 
-    /// Part of the negatives that was said to be positive.
+    /// Ratio of the negatives that was said to be positive.
     pub(super) fn false_positives(&self, cells: &[usize]) -> Found<Rate> {
         self.part(([0.0, 1.0, 0.0, 0.0], NEGATIVE), cells).map(Rate::from)
     }
@@ -170,11 +170,11 @@ impl Pool<'_> {
         (part, of_part): (f64, usize),
         (whole, of_whole): (f64, usize),
         noise: f64,
-    ) -> Found<Part> {
+    ) -> Found<Ratio> {
         self.distinct(whole, float(of_whole) * noise)?;
         let trials = if self.sampling { whole } else { 0.0 };
         let (of_part, of_whole) = (float(of_part) * noise, float(of_whole) * noise);
-        Ok(Part { part, whole, of_part, of_both: of_part, of_whole, trials })
+        Ok(Ratio { part, whole, of_part, of_both: of_part, of_whole, trials })
     }
 
     pub(super) fn rate(&self, metric: Metric, cells: &[usize]) -> Found<Rate> {

@@ -1,4 +1,5 @@
 //! Figures against independent implementations on the pooled rows, and intervals against seeded noise.
+#![expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "test data")]
 
 use super::*;
 use crate::evaluation::{
@@ -189,14 +190,11 @@ fn covered(noise: Noise, classes: u32, sites: usize) -> Vec<(String, [usize; 2])
                 let Ok(truth) = truth else { continue };
                 let found = found.unwrap_or_else(|e| panic!("{name}: {e}"));
                 let hit = found.low <= truth.value && truth.value <= found.high;
-                match hits.iter_mut().find(|(n, _)| *n == name) {
-                    Some((_, hits)) => hits[which] += usize::from(hit),
-                    None => {
-                        let mut first = [0, 0];
-                        first[which] = usize::from(hit);
-                        hits.push((name, first));
-                    }
-                }
+                let at = hits.iter().position(|(n, _)| *n == name).unwrap_or_else(|| {
+                    hits.push((name, [0, 0]));
+                    hits.len() - 1
+                });
+                hits[at].1[which] += usize::from(hit);
             }
         }
     }
@@ -276,7 +274,7 @@ fn a_perturbations_drop_is_that_of_the_accuracies() {
     for i in 0..100 {
         // Right before: 80; after: 70, of which 5 were wrong before.
         tally.record(0, 1, if i < 80 { &[0.1, 0.9] } else { &[0.9, 0.1] });
-        tally.perturbed(0, i < 80, i < 65 || i >= 95);
+        tally.perturbed(0, i < 80, !(65..95).contains(&i));
     }
     let pool = pool(&e, 2, &[tally.into_counts()]);
     let drop = pool.drop_under(0).expect("a figure");
