@@ -47,7 +47,7 @@ fn whatever_is_asked_no_server_error_and_no_answer_that_is_not_described() -> Re
         .arg(operator.join("key.pem"))
         // The coordinator's certificate names it by a URI, as no browser would have it.
         .args(["--tls-verify", "false", "--checks", CHECKS, "--exclude-path-regex", ENDLESS])
-        .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "25", "--seed", "1"])
+        .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1"])
         .args(["--continue-on-failure", "--no-shrink", "--no-color"])
         .args(["--generation-database", "none", "--suppress-health-check", "all"])
         .output()?;
