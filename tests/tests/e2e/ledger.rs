@@ -90,7 +90,7 @@ fn killed_at_random(yaml: &str, cost_of: impl Fn(u32) -> Result<f64>) -> Result<
         if kill + 1 == kills {
             // On a slow machine no instant before was late enough.
             wait_for("something to be released", || {
-                Ok((sealed(&federation, &site)? > 0).then_some(()))
+                Ok(sealed(&federation, &site).is_ok_and(|n| n > 0).then_some(()))
             })?;
         }
         agent.kill()?;
