@@ -68,8 +68,8 @@ pub struct Envelope {
 /// What a log's key is called in an envelope: its name, `+` and its id in a signed note.
 #[must_use]
 pub fn key_id(key: &VerifierKey) -> String {
-    let text = key.to_string();
-    text.rsplit_once('+').map_or_else(|| text.clone(), |(id, _)| id.to_owned())
+    // The key itself is in base64, in which a `+` is a digit; a name has none.
+    key.to_string().splitn(3, '+').take(2).collect::<Vec<_>>().join("+")
 }
 
 impl Envelope {
@@ -177,6 +177,15 @@ mod tests {
         );
         // Lengths are of bytes, and what is empty has one.
         assert_eq!(pae("é", b""), "DSSEv1 2 é 0 ".as_bytes());
+    }
+
+    #[test]
+    fn a_keys_id_is_its_name_and_eight_digits_whatever_is_in_the_key() {
+        for seed in 0..=u8::MAX {
+            let id = key_id(&signer(seed).verifier().to_string().parse().expect("a key"));
+            let number = id.strip_prefix("falaj.test/log+").expect("its name");
+            assert!(number.len() == 8 && number.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
+        }
     }
 
     fn signer(seed: u8) -> NoteSigner {
