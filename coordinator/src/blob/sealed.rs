@@ -1,7 +1,7 @@
 //! Files at rest: AES-256-GCM under a data key of each file, which is wrapped by a key that lies elsewhere.
 //!
 //! A file is a head and segments. The head has a magic word, which key wraps, and the wrapped data key. A segment is up to
-//! [`SEGMENT_BYTES`] and its tag; its nonce is its number and whether it is the last, so that none can be moved, left out or
+//! `SEGMENT_BYTES` and its tag; its nonce is its number and whether it is the last, so that none can be moved, left out or
 //! added. No data key is used for two files. What is not sealed has no such head, and is read as it is.
 
 use crate::clock;
