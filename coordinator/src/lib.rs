@@ -20,6 +20,7 @@ pub mod evidence;
 pub mod export;
 pub mod fsck;
 mod knock;
+pub mod memory;
 pub mod metrics;
 pub mod oidc;
 pub mod outcomes;

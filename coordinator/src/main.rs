@@ -19,11 +19,6 @@ use std::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Buffers of an upload come and go by the megabyte. The system's allocator hands each back to the kernel,
-/// which clears its pages again for the next one: a tenth of the time that an upload takes.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The coordinator of a Falaj federation: runs rounds over mutual TLS, aggregates sealed updates, enforces
 /// policy, and logs every access.
 #[derive(Parser)]

@@ -1,7 +1,7 @@
 //! What Prometheus reads: names, help and labels in one place. No identities but those of sites, studies and outside witnesses, which
 //! are as many as somebody has configured or submitted; every other label has a fixed list of words. `docs/METRICS.md` is the table.
 
-use crate::{policy::Action, store::writer::CommitError};
+use crate::{memory::Memory, policy::Action, store::writer::CommitError};
 use falaj_core::{
     id::StudyId,
     registry::version::{self, Stage},
@@ -100,6 +100,12 @@ pub struct Ending {
     of: String,
 }
 
+/// One label: memory in which sense.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Having {
+    of: String,
+}
+
 /// What is registered, and by which names.
 #[derive(Default)]
 struct Registered {
@@ -157,6 +163,7 @@ pub struct Metrics {
     waiting: Mutex<Vec<(String, Timestamp)>>,
     quotes: Family<Outcome, Counter>,
     ends: Family<Ending, Gauge>,
+    memory: Family<Having, Gauge>,
 }
 
 impl Default for Metrics {
@@ -196,11 +203,17 @@ impl Default for Metrics {
             waiting: Mutex::default(),
             quotes: Family::default(),
             ends: Family::default(),
+            memory: Family::default(),
         };
         let mut to = std::mem::take(&mut this.registered);
         this.register_rounds(&mut to);
         this.register_people(&mut to);
         this.register_log(&mut to);
+        to.add(
+            "memory_bytes",
+            "Memory of the process: in live objects, active pages, held by the allocator, anonymous in RAM",
+            this.memory.clone(),
+        );
         this.registered = to;
         this.begin();
         this
@@ -491,8 +504,9 @@ impl Metrics {
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
     }
 
-    /// Takes out what is over by now, before somebody reads.
+    /// Takes out what is over by now, and looks at the memory, before somebody reads.
     pub fn refresh(&self, now: Timestamp) {
+        self.measure();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|(_, until)| *until > now);
         for action in Action::TAKING {
@@ -501,6 +515,25 @@ impl Metrics {
             let labels = Approved { action: action.into() };
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.approvals_waiting.get_or_create(&labels).set(count);
+        }
+    }
+
+    /// What the process has; nothing where nobody says.
+    fn measure(&self) {
+        let now = Memory::now().ok();
+        let of = |named: fn(Memory) -> u64| now.map(named).and_then(|n| i64::try_from(n).ok());
+        for (name, bytes) in [
+            ("live", of(|m| m.live)),
+            ("active", of(|m| m.active)),
+            ("held", of(|m| m.held)),
+            ("anonymous", of(|m| m.anonymous)),
+        ] {
+            let labels = Having { of: name.into() };
+            if let Some(bytes) = bytes {
+                self.memory.get_or_create(&labels).set(bytes);
+            } else {
+                self.memory.remove(&labels);
+            }
         }
     }
 

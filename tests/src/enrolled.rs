@@ -287,15 +287,23 @@ impl School {
         Ok(answer["items"].as_array().or(answer.as_array()).cloned().unwrap_or_default())
     }
 
+    /// Rounds so far, of all studies.
+    ///
+    /// # Errors
+    /// When the newest study cannot be read.
+    pub fn rounds(&self) -> Result<u64> {
+        let shown = self.federation.falaj_in_time(&["study", "show", &self.study()])?;
+        let before = u64::from(self.studies.saturating_sub(1)) * u64::from(self.rounds);
+        Ok(before + shown["rounds_promoted"].as_u64().unwrap_or_default())
+    }
+
     /// What happened so far, in one line.
     ///
     /// # Errors
     /// When the log cannot be read.
     pub fn told(&mut self) -> Result<String> {
         let renewed: usize = self.renewals()?.values().map(|r| r.times).sum();
-        let shown = self.federation.falaj_in_time(&["study", "show", &self.study()])?;
-        let rounds = u64::from(self.studies.saturating_sub(1)) * u64::from(self.rounds)
-            + shown["rounds_promoted"].as_u64().unwrap_or_default();
+        let rounds = self.rounds()?;
         let (studies, rotations) = (self.studies, self.rotations);
         Ok(format!(
             "{rounds} rounds of {studies} studies, {renewed} renewals, issuers replaced {rotations} times"

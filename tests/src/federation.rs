@@ -203,6 +203,18 @@ pub struct Federation {
     starts: u32,
 }
 
+/// What Prometheus would scrape there.
+///
+/// # Errors
+/// When nobody answers.
+pub fn scraped(address: SocketAddr) -> Result<String> {
+    let mut there = TcpStream::connect(address)?;
+    there.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    there.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
 impl Federation {
     /// Makes the authority, with issuers for the Emirates and for London.
     ///
@@ -381,12 +393,7 @@ impl Federation {
     /// # Errors
     /// When it does not answer.
     pub fn metrics(&self) -> Result<String> {
-        let mut there = TcpStream::connect(self.ready("metrics")?)?;
-        there
-            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        there.read_to_string(&mut answer)?;
-        Ok(answer)
+        scraped(self.ready("metrics")?)
     }
 
     /// Issues a site's certificate, gives it records and a configuration, and says where that is.
