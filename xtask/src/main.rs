@@ -103,8 +103,9 @@ fn test(args: &[String]) -> Result<()> {
     setup::tpms();
     setup::cvc5();
     setup::promtool();
-    // End-to-end tests run the very binaries, so all of them come first.
-    tools::cargo(&["build", "--workspace", "--bins"])?;
+    // End-to-end tests run the very binaries, so all of them come first; with the tests, since without them cargo chooses other
+    // features of what they are built from, and builds it twice.
+    tools::cargo(&["build", "--workspace", "--bins", "--tests"])?;
     let mut words = vec!["test"];
     if args.is_empty() {
         words.push("--workspace");
