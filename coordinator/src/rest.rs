@@ -7,6 +7,7 @@ mod approvals;
 mod described;
 mod enrolment;
 mod figures;
+mod gates;
 mod log;
 mod mirror;
 mod people;
@@ -146,7 +147,9 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(show))
         .routes(routes!(stop))
         .routes(routes!(rounds))
+        .routes(routes!(study_file))
         .routes(routes!(figures::figures))
+        .routes(routes!(gates::gates))
         .routes(routes!(events))
         .routes(routes!(models))
         .routes(routes!(download))
@@ -398,6 +401,22 @@ async fn show(
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     Ok(Json(shown(&app, &handle)))
+}
+
+/// A study's file, as it was submitted. Its digest is the entity tag.
+#[utoipa::path(get, path = "/api/v1/studies/{id}/file", params(("id" = String, Path)), responses((status = 200, body = String, content_type = "application/yaml", headers(("ETag" = String))), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+async fn study_file(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Path(id): Path<String>,
+) -> Answer<Response> {
+    let handle = app.study(&peer, &id).await?;
+    app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
+    let headers = [
+        (header::CONTENT_TYPE, "application/yaml".to_owned()),
+        (header::ETAG, format!("\"{}\"", handle.meta.digest)),
+    ];
+    Ok((headers, handle.meta.yaml.clone()).into_response())
 }
 
 /// Stops a study.
