@@ -8,12 +8,14 @@ mod described;
 mod enrolment;
 mod figures;
 mod gates;
+mod lineage;
 mod log;
 mod mirror;
 mod people;
 mod revocations;
 mod shards;
 mod stamps;
+mod tags;
 mod versions;
 
 use crate::{
@@ -181,13 +183,13 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(versions::provenance))
         .routes(routes!(versions::card))
         .routes(routes!(versions::file))
-        .routes(routes!(versions::ancestry))
+        .routes(routes!(lineage::ancestry))
         .routes(routes!(versions::promote))
         .routes(routes!(versions::reject))
         .routes(routes!(versions::revoke))
         .routes(routes!(versions::roll_back))
         .routes(routes!(versions::alias))
-        .routes(routes!(versions::lineage))
+        .routes(routes!(lineage::lineage))
         .split_for_parts();
     (router, described::described(api))
 }
@@ -202,6 +204,7 @@ pub fn router(app: Arc<App>) -> Router {
         })
         .layer(DefaultBodyLimit::max(STUDY_BYTES_MAX + 1))
         .layer(axum::middleware::map_response(described::as_problem))
+        .layer(axum::middleware::from_fn(tags::tagged))
         .with_state(app)
 }
 

@@ -741,6 +741,9 @@ pub struct Touched {
     pub versions: Vec<TouchedVersion>,
     /// Shards of the log whose contents were deleted, of which nothing can be said.
     pub deleted: Vec<String>,
+    /// Where the next page starts; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<String>,
 }
 
 /// A version that learned from what was asked about.
