@@ -1,16 +1,20 @@
 //! The command line: what can be asked, and how. Each noun has a file of its own.
 
 mod approval;
+mod gate;
 mod log;
 mod model;
 mod person;
 mod privacy;
+mod round;
 mod site;
 mod study;
 
-pub(crate) use self::{approval::*, log::*, model::*, person::*, privacy::*, site::*, study::*};
+pub(crate) use self::{
+    approval::*, gate::*, log::*, model::*, person::*, privacy::*, round::*, site::*, study::*,
+};
 
-use crate::{login::LoginArgs, policy::PolicyCommand};
+use crate::{compare::CompareArgs, login::LoginArgs, policy::PolicyCommand};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use falaj_certs::keys::KeyAt;
@@ -104,6 +108,20 @@ pub(crate) enum Command {
     /// Work with studies.
     #[command(subcommand)]
     Study(StudyCommand),
+    /// Work with the rounds of a study.
+    #[command(subcommand)]
+    Round(RoundCommand),
+    /// See the gates that a study declares, and what they say of a candidate.
+    #[command(subcommand)]
+    Gate(GateCommand),
+    /// Hold two studies, rounds or versions against each other: settings, figures with their intervals, gates, epsilon by site.
+    ///
+    /// Intervals that lie apart show a difference; those that overlap show none, though there may be one. Epsilon is what each site has
+    /// spent on the whole study so far.
+    #[command(
+        after_help = "Examples:\n  falaj compare bank bank-wide\n  falaj compare bank@9 bank@5 --figure recall --history\n  falaj compare bank:champion bank:challenger\n  falaj --json compare bank:1 bank:2 | jq .figures"
+    )]
+    Compare(CompareArgs),
     /// Work with the models of a study, and with the versions by which they are promoted.
     #[command(subcommand)]
     Model(ModelCommand),
@@ -123,9 +141,14 @@ pub(crate) enum Command {
     /// Work with legal holds, which keep people from being erased.
     #[command(subcommand)]
     Hold(HoldCommand),
-    /// Revoke sites and other parties, and take that back.
+    /// See which sites are connected, have sites enrol, and revoke sites and other parties.
     #[command(subcommand)]
     Site(SiteCommand),
+    /// Approve what another person is to take: the same as `falaj approval give`.
+    #[command(
+        after_help = "Example:\n  falaj approve version.promote --study heart --version 2 --stage production --for spiffe://health.example/ae-on/ae-az/operator/omar"
+    )]
+    Approve(GiveArgs),
     /// Approve what another person is to take, see what was approved, and take that back.
     #[command(subcommand)]
     Approval(ApprovalCommand),

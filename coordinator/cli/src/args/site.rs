@@ -4,9 +4,12 @@ use super::seconds;
 use clap::Subcommand;
 use falaj_core::id::Place;
 
-/// Revoke sites and other parties, and take that back.
+/// See which sites are connected, have sites enrol, and revoke sites and other parties.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SiteCommand {
+    /// List the sites that are connected.
+    #[command(after_help = "Example:\n  falaj site list")]
+    List,
     /// Revoke a certificate, or an identity whatever its certificate: whoever is connected by it is ended within seconds.
     #[command(
         after_help = "Examples:\n  falaj site revoke spiffe://health.example/ae-on/ae-az/site/hospital-1 --reason \"left the federation\"\n  falaj site revoke 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --reason \"key lost\""
