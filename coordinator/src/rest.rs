@@ -7,12 +7,15 @@ mod approvals;
 mod described;
 mod enrolment;
 mod figures;
+mod gates;
+mod lineage;
 mod log;
 mod mirror;
 mod people;
 mod revocations;
 mod shards;
 mod stamps;
+mod tags;
 mod versions;
 
 use crate::{
@@ -146,7 +149,9 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(show))
         .routes(routes!(stop))
         .routes(routes!(rounds))
+        .routes(routes!(study_file))
         .routes(routes!(figures::figures))
+        .routes(routes!(gates::gates))
         .routes(routes!(events))
         .routes(routes!(models))
         .routes(routes!(download))
@@ -178,13 +183,13 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(versions::provenance))
         .routes(routes!(versions::card))
         .routes(routes!(versions::file))
-        .routes(routes!(versions::ancestry))
+        .routes(routes!(lineage::ancestry))
         .routes(routes!(versions::promote))
         .routes(routes!(versions::reject))
         .routes(routes!(versions::revoke))
         .routes(routes!(versions::roll_back))
         .routes(routes!(versions::alias))
-        .routes(routes!(versions::lineage))
+        .routes(routes!(lineage::lineage))
         .split_for_parts();
     (router, described::described(api))
 }
@@ -199,6 +204,7 @@ pub fn router(app: Arc<App>) -> Router {
         })
         .layer(DefaultBodyLimit::max(STUDY_BYTES_MAX + 1))
         .layer(axum::middleware::map_response(described::as_problem))
+        .layer(axum::middleware::from_fn(tags::tagged))
         .with_state(app)
 }
 
@@ -398,6 +404,22 @@ async fn show(
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     Ok(Json(shown(&app, &handle)))
+}
+
+/// A study's file, as it was submitted. Its digest is the entity tag.
+#[utoipa::path(get, path = "/api/v1/studies/{id}/file", params(("id" = String, Path)), responses((status = 200, body = String, content_type = "application/yaml", headers(("ETag" = String))), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+async fn study_file(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Path(id): Path<String>,
+) -> Answer<Response> {
+    let handle = app.study(&peer, &id).await?;
+    app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
+    let headers = [
+        (header::CONTENT_TYPE, "application/yaml".to_owned()),
+        (header::ETAG, format!("\"{}\"", handle.meta.digest)),
+    ];
+    Ok((headers, handle.meta.yaml.clone()).into_response())
 }
 
 /// Stops a study.

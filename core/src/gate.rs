@@ -169,6 +169,17 @@ pub enum When {
     End,
 }
 
+impl When {
+    /// The word that studies use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::EachRound => "each_round",
+            Self::End => "end",
+        }
+    }
+}
+
 /// What becomes of a study whose gate fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OnFailure {

@@ -162,6 +162,53 @@ pub struct FigureGate {
     pub pass: bool,
 }
 
+/// A gate that a study declares, and what it says of a candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Gate {
+    /// What it looks at, in the words of studies: `roc_auc`, `recall of each group by SEX`.
+    pub gate: String,
+    /// What the figure must be: `at least 0.72`.
+    pub bound: String,
+    /// When it is asked: as the study says.
+    pub when: String,
+    /// What becomes of the study when it fails.
+    pub on_failure: String,
+    /// The round whose candidate this is about; absent before there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub round: Option<u32>,
+    /// The try of the round.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub attempt: Option<u32>,
+    /// Whether the candidate has to pass it: a gate that is asked at the end has a figure before, and keeps nothing out.
+    pub asked: bool,
+    /// Whether every figure is within the bound; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pass: Option<bool>,
+    /// What it looked at: one figure, or one of each group or site.
+    pub figures: Vec<GateFigure>,
+}
+
+/// One figure that a gate looked at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GateFigure {
+    /// As that of `Figure`.
+    pub figure: String,
+    /// As that of `Figure`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub value: Option<f64>,
+    /// The interval's lower end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub low: Option<f64>,
+    /// The interval's upper end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub high: Option<f64>,
+    /// Why there is no figure.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub missing: Option<String>,
+    /// Whether its interval's worse end is within the bound.
+    pub pass: bool,
+}
+
 /// One model of a study; round 0 is the first, untrained one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Model {
@@ -694,6 +741,9 @@ pub struct Touched {
     pub versions: Vec<TouchedVersion>,
     /// Shards of the log whose contents were deleted, of which nothing can be said.
     pub deleted: Vec<String>,
+    /// Where the next page starts; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<String>,
 }
 
 /// A version that learned from what was asked about.

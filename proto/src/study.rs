@@ -5,6 +5,9 @@
 //! that would be ignored is a misunderstanding.
 
 mod evaluation;
+mod settings;
+
+pub use settings::settings;
 
 use falaj_core::{
     dp::{AdaptiveClipping, Batches, Cyclic, Poisson, Rotation},
@@ -16,7 +19,7 @@ use falaj_core::{
         Sealing, Study, TokenKind, Training, Weights, WitnessQuorum,
     },
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_saphyr::{Location, Spanned};
 use std::{collections::BTreeMap, fmt};
 
@@ -383,27 +386,7 @@ struct RoundsYaml {
 /// # Errors
 /// [`StudyErrors`]: everything that is wrong with it, each with file, line and column.
 pub fn parse(text: &str, file: &str) -> Result<Study, StudyErrors> {
-    if text.len() > STUDY_BYTES_MAX {
-        return Err(StudyErrors(vec![StudyError {
-            file: file.to_owned(),
-            line: 1,
-            column: 1,
-            what: format!("the study has {} bytes", text.len()),
-            mend: format!("a study has at most {STUDY_BYTES_MAX}"),
-        }]));
-    }
-    let yaml: Yaml = serde_saphyr::from_str(text).map_err(|e| {
-        let location = e.location().unwrap_or(Location::UNKNOWN);
-        // The first line says what; the rest of the rendering repeats the source.
-        let message = e.without_snippet().to_string();
-        let what = message.lines().next().unwrap_or_default().to_owned();
-        let mend = if what.contains("unknown field") {
-            "remove it, or correct its spelling".to_owned()
-        } else {
-            String::new()
-        };
-        StudyErrors(vec![at(file, location, what, mend)])
-    })?;
+    let yaml: Yaml = read(text, file)?;
     let mut reader = Reader { file, places: BTreeMap::new(), errors: Vec::new() };
     let study = reader.study(&yaml);
     if let Some(study) = study
@@ -420,6 +403,31 @@ pub fn parse(text: &str, file: &str) -> Result<Study, StudyErrors> {
     }
     reader.errors.sort_by_key(|e| (e.line, e.column));
     Err(StudyErrors(reader.errors))
+}
+
+/// Reads a file's YAML.
+fn read<T: DeserializeOwned>(text: &str, file: &str) -> Result<T, StudyErrors> {
+    if text.len() > STUDY_BYTES_MAX {
+        return Err(StudyErrors(vec![StudyError {
+            file: file.to_owned(),
+            line: 1,
+            column: 1,
+            what: format!("the study has {} bytes", text.len()),
+            mend: format!("a study has at most {STUDY_BYTES_MAX}"),
+        }]));
+    }
+    serde_saphyr::from_str(text).map_err(|e| {
+        let location = e.location().unwrap_or(Location::UNKNOWN);
+        // The first line says what; the rest of the rendering repeats the source.
+        let message = e.without_snippet().to_string();
+        let what = message.lines().next().unwrap_or_default().to_owned();
+        let mend = if what.contains("unknown field") {
+            "remove it, or correct its spelling".to_owned()
+        } else {
+            String::new()
+        };
+        StudyErrors(vec![at(file, location, what, mend)])
+    })
 }
 
 fn at(file: &str, location: Location, what: String, mend: String) -> StudyError {

@@ -4,7 +4,7 @@ use super::world::{STUDY, World, signer, text};
 use anyhow::{Context as _, Result, ensure};
 use axum::{
     body::Body,
-    http::{Method, Request, StatusCode},
+    http::{HeaderValue, Method, Request, StatusCode},
 };
 use falaj_core::{
     audit::Kind,
@@ -111,6 +111,72 @@ async fn of_two_moves_that_were_computed_from_one_state_one_wins() -> Result<()>
         .post(&version(numbers[1], "/reject"), &json!({ "reason": "worse" }), &world.operator)
         .await?;
     ensure!(status == StatusCode::OK || answer["code"] == "wrong_stage", "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn versions_come_in_pages_and_what_somebody_has_already_is_not_sent_again() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(3).await?;
+    for round in 1..=3 {
+        world.promoted(round, &[]).await?;
+    }
+    let path = format!("studies/{STUDY}/versions?limit=2");
+    let first = world.get(&path).await?;
+    ensure!(first["items"].as_array().is_some_and(|items| items.len() == 2), "{first}");
+    ensure!(first["next"] == "2", "{first}");
+    let second = world.get(&format!("{path}&cursor=2")).await?;
+    ensure!(second["items"][0]["version"] == 3 && second.get("next").is_none(), "{second}");
+    let (status, code) = world.refusal(&format!("studies/{STUDY}/versions?limit=0")).await?;
+    ensure!(status == StatusCode::BAD_REQUEST && code == "malformed", "{code}");
+    let study = |what: &str| format!("studies/{STUDY}/{what}");
+    for path in [version(1, ""), version(1, "/lineage"), study("file"), study("gates")] {
+        let before = world.writer.head().0;
+        let mut tag: Option<HeaderValue> = None;
+        for status in [StatusCode::OK, StatusCode::NOT_MODIFIED] {
+            let mut request = Request::get(format!("/api/v1/{path}"));
+            if let Some(tag) = &tag {
+                request = request.header("if-none-match", tag);
+            }
+            let answer = world.ask(request.body(Body::empty())?, &world.operator).await?;
+            ensure!(answer.status() == status, "{path}: {}", answer.status());
+            tag = Some(answer.headers().get("etag").context("a tag")?.clone());
+            ensure!(
+                text(answer).await?.is_empty() == (status == StatusCode::NOT_MODIFIED),
+                "{path}"
+            );
+        }
+        // Both were decided and recorded.
+        let read = world.entries(before).await?;
+        let read = read.iter().filter(|entry| entry.kind == Kind::AdminRead);
+        ensure!(read.count() == 2, "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_move_that_comes_again_under_its_key_is_done_once() -> Result<()> {
+    let world = World::new().await?;
+    world.with_versions().await?;
+    let before = world.writer.head().0;
+    let ask = async |key: &str, asked: &'static str| {
+        let request = Request::post(format!("/api/v1/studies/{STUDY}/roll-back"));
+        let request = request.header("idempotency-key", key).body(asked.into())?;
+        let answer = world.ask(request, &world.operator).await?;
+        let status = answer.status();
+        anyhow::Ok((status, text(answer).await?))
+    };
+    let first = ask("one", r#"{"reason":"worse"}"#).await?;
+    ensure!(first.0 == StatusCode::OK, "{first:?}");
+    let again = ask("one", r#"{"reason":"worse"}"#).await?;
+    ensure!(again == first, "{again:?}, and before {first:?}");
+    let entries = world.entries(before).await?;
+    let back = entries.iter().filter(|entry| entry.kind == Kind::VersionRolledBack);
+    ensure!(back.count() == 1, "{entries:?}");
+    let (status, other) = ask("one", r#"{"reason":"another"}"#).await?;
+    ensure!(status == StatusCode::CONFLICT && other.contains("take a new one"), "{other}");
+    let (status, told) = ask("two words", r#"{"reason":"worse"}"#).await?;
+    ensure!(status == StatusCode::BAD_REQUEST && told.contains("visible ASCII"), "{told}");
     Ok(())
 }
 

@@ -44,6 +44,7 @@ fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<
         ensure!(lines(entry, "evaluated_by").len() == 2, "{entry}");
     }
     figures_are_shown(&federation)?;
+    gates_are_shown(&federation)?;
     let metrics = federation.metrics()?;
     for line in [
         "falaj_evaluations_total{outcome=\"accepted\"} 4\n",
@@ -109,6 +110,71 @@ fn figures_are_shown(federation: &Federation) -> Result<()> {
     Ok(())
 }
 
+/// Every gate with its figures, as the verdict has them; and both rounds side by side.
+fn gates_are_shown(federation: &Federation) -> Result<()> {
+    let gates = federation.falaj_json(&["gate", "list", "good", "--history"])?;
+    let items = gates["items"].as_array().context("gates")?;
+    ensure!(items.len() == 6, "{gates}");
+    for gate in items {
+        ensure!(gate["round"] == 2 && gate["asked"] == true && gate["pass"] == true, "{gate}");
+        ensure!(gate["when"] == "each_round" && gate["on_failure"] == "reject", "{gate}");
+    }
+    ensure!(
+        items[0]["bound"] == "at least 0.55"
+            && items[4]["figures"][1]["figure"] == "accuracy at hospital-2",
+        "{gates}"
+    );
+    // What is no figure of counts is as the log has it.
+    let epsilon = &items[5]["figures"][0];
+    ensure!(
+        epsilon["figure"] == "epsilon" && epsilon["value"].as_f64().is_some_and(|e| e > 8.0),
+        "{gates}"
+    );
+    ensure!(gates["history"].as_array().is_some_and(|rounds| rounds.len() == 2), "{gates}");
+    // A study that is over is shown once.
+    let watched = federation.falaj(&["gate", "list", "good", "--watch"])?;
+    let said = text(&watched);
+    ensure!(watched.status.success() && said.matches("roc_auc").count() == 1, "{said}");
+    ensure!(said.contains("at least 0.55") && said.contains("passes"), "{said}");
+    let first = federation.falaj_json(&["gate", "list", "good", "--round", "1"])?;
+    ensure!(first["items"][0]["round"] == 1 && first["items"][5]["round"] == 1, "{first}");
+    let none = federation.falaj(&["gate", "list", "good", "--round", "7"])?;
+    ensure!(
+        !none.status.success() && text(&none).contains("has had no round 7"),
+        "{}",
+        text(&none)
+    );
+    let why = text(&federation.falaj(&["gate", "explain", "good", "roc_auc"])?);
+    ensure!(
+        why.contains("the lower end of its interval") && why.contains("above the bound"),
+        "{why}"
+    );
+    let round = federation.falaj_json(&["round", "show", "good", "2"])?;
+    ensure!(
+        round["tries"][0]["stage"] == "promoted" && round["gates"][0]["pass"] == true,
+        "{round}"
+    );
+    let compared = federation.falaj_json(&["compare", "good@2", "good@1"])?;
+    ensure!(compared["settings"] == serde_json::json!([]), "{compared}");
+    let auc = compared["figures"]
+        .as_array()
+        .context("figures")?
+        .iter()
+        .find(|f| f["figure"] == "roc_auc");
+    let auc = auc.context("roc_auc")?;
+    let [left, right, change] =
+        [&auc["left"]["value"], &auc["right"]["value"], &auc["change"]].map(Value::as_f64);
+    let right_as_shown = left.context("a figure")? + change.context("a change")?;
+    ensure!((right_as_shown - right.context("a figure")?).abs() < 1e-9, "{auc}");
+    ensure!(auc["overlap"].is_boolean(), "{auc}");
+    let shown = text(&federation.falaj(&["compare", "good@2", "good", "--history"])?);
+    ensure!(
+        shown.contains("both files make the same settings") && shown.contains("overlap"),
+        "{shown}"
+    );
+    Ok(())
+}
+
 #[test]
 fn a_model_that_fails_a_gate_is_kept_out_and_the_study_can_end_by_it() -> Result<()> {
     let mut federation = Federation::new()?;
@@ -127,6 +193,10 @@ fn a_model_that_fails_a_gate_is_kept_out_and_the_study_can_end_by_it() -> Result
     let gates = lines(&rejected[0], "gates");
     ensure!(gates.len() == 2 && gates[0].starts_with("fail: accuracy"), "{gates:?}");
     ensure!(gates[1] == "pass: sites: 2, at least 2 needed", "{gates:?}");
+    let listed = federation.falaj_json(&["gate", "list", "ended"])?;
+    let [accuracy, sites] = [&listed["items"][0], &listed["items"][1]];
+    ensure!(accuracy["pass"] == false && accuracy["on_failure"] == "stop", "{listed}");
+    ensure!(sites["pass"] == true && sites["figures"][0]["value"] == 2.0, "{listed}");
     let metrics = federation.metrics()?;
     for line in [
         "falaj_verdicts_total{outcome=\"stopped\"} 1\n",

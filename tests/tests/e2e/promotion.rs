@@ -296,8 +296,7 @@ fn what_learned_from_a_site_is_found_and_taken_out_of_use() -> Result<()> {
     let again = federation.falaj(&["model", "make", "heart", "--round", "1"])?;
     ensure!(text(&again).contains("wrong_stage"), "{}", text(&again));
     let asked = [
-        "approval",
-        "give",
+        "approve",
         "version.promote",
         "--study",
         "heart",
@@ -312,6 +311,9 @@ fn what_learned_from_a_site_is_found_and_taken_out_of_use() -> Result<()> {
     for stage in ["staging", "production"] {
         federation.falaj_json(&["model", "promote", "heart", "2", "--to", stage])?;
     }
+    let compared = federation.falaj_json(&["compare", "heart:1", "heart:champion"])?;
+    let stages = [&compared["left"]["version"]["stage"], &compared["right"]["version"]["stage"]];
+    ensure!(stages == ["revoked", "production"] && compared["figures"] == json!([]), "{compared}");
     let listed = text(&federation.falaj(&["model", "versions", "heart"])?);
     ensure!(listed.contains("revoked") && listed.contains("champion"), "{listed}");
     federation.verified()?;
