@@ -1,7 +1,8 @@
 //! What sites counted about candidates, and whether verdicts follow from it.
 //!
 //! The figures of every gate are made again from the signed counts in the bundle, and must be those that the log has: in the
-//! verifier as in the coordinator, by `falaj_core::gate`.
+//! verifier as in the coordinator, by `falaj_core::gate`. So is what patience makes of them: when a study ends by it, and with which
+//! model.
 
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
@@ -11,8 +12,11 @@ use falaj_core::{
         Evaluation,
         answer::{CONTEXT, EvaluationHeader, from_bytes},
     },
-    gate::{Declared, Evaluated, Facts, Gate, Judged, judge},
-    id::{Digest, RoundId, SiteId},
+    gate::{
+        Declared, Evaluated, Facts, Gate, Judged, judge,
+        patience::{Patience, Progress},
+    },
+    id::{Digest, RoundId, SiteId, StudyId},
     note,
     study::Study,
 };
@@ -23,6 +27,7 @@ use std::collections::BTreeMap;
 pub(crate) struct Gating {
     evaluation: Option<Evaluation>,
     gates: Vec<Declared>,
+    patience: Option<Patience>,
     classes: u32,
     rounds: u32,
 }
@@ -32,6 +37,7 @@ impl Gating {
         Self {
             evaluation: study.evaluation.clone(),
             gates: study.gates.clone(),
+            patience: study.patience,
             classes: study.classes(),
             rounds: study.rounds.count,
         }
@@ -59,6 +65,14 @@ struct Signed {
     counts: Vec<i64>,
 }
 
+/// How far a study with patience has come.
+#[derive(Default)]
+struct Coming {
+    progress: Progress,
+    /// The last round that gave a model, while no other was judged after it.
+    given: Option<u32>,
+}
+
 /// What sites have counted.
 #[derive(Default)]
 pub(crate) struct Evaluations {
@@ -67,6 +81,8 @@ pub(crate) struct Evaluations {
     /// By round and try, what each site counted.
     accepted: BTreeMap<(RoundId, u32), BTreeMap<SiteId, Digest>>,
     gatings: BTreeMap<String, Gating>,
+    /// How far each study with patience has come.
+    coming: BTreeMap<String, Coming>,
     /// Verdicts whose figures were made again.
     pub(crate) judged: u64,
 }
@@ -211,7 +227,77 @@ impl Evaluations {
             }
         }
         self.judged += u64::from(!ours.is_empty());
+        let given = (entry.kind == Kind::ModelPublished).then_some((round.number, candidate));
+        self.weighed(entry, &round, given, &facts)
+    }
+
+    /// Patience made of a judged candidate what follows from its figure.
+    fn weighed(
+        &mut self,
+        entry: &Entry,
+        round: &RoundId,
+        given: Option<(u32, Digest)>,
+        facts: &Facts<'_>,
+    ) -> Result<(), String> {
+        let gating = self.gatings.get(round.study.as_str());
+        let Some(patience) = gating.and_then(|gating| gating.patience) else { return Ok(()) };
+        let coming = self.coming.entry(round.study.as_str().to_owned()).or_default();
+        let weighed = given.and_then(|given| patience.weigh(&coming.progress, facts, given));
+        let ours = weighed.as_ref().map(|weighed| within_bounds(&weighed.line));
+        let theirs = entry.body().find_text("patience");
+        if ours.as_deref() != theirs {
+            let told = |text: Option<&str>| text.unwrap_or("nothing").to_owned();
+            return Err(format!(
+                "`patience` of round {round} says `{}`, and by what the sites signed it is `{}`",
+                told(theirs),
+                told(ours.as_deref())
+            ));
+        }
+        coming.given = given.map(|(number, _)| number);
+        coming.progress = weighed.map_or_else(|| coming.progress.clone(), |w| w.progress);
         Ok(())
+    }
+
+    /// A round opens, so that its study's patience has not run out.
+    pub(crate) fn opened(&self, round: &RoundId) -> Result<(), String> {
+        let study = round.study.as_str();
+        let patience = self.gatings.get(study).and_then(|gating| gating.patience);
+        let progress = self.coming.get(study).map(|coming| &coming.progress);
+        match patience.zip(progress) {
+            Some((patience, progress)) if patience.is_over(progress) => Err(format!(
+                "round {round} opens after {} rounds without a better model, by which its study was to end",
+                progress.without
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A study has finished: one with patience, and with a round that gave a model, when it was to, and with its best.
+    pub(crate) fn finished(&self, entry: &Entry) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let study: StudyId = body.parsed("study").map_err(text)?;
+        let Some(gating) = self.gatings.get(study.as_str()) else { return Ok(()) };
+        let coming = self.coming.get(study.as_str());
+        let Some((patience, Coming { progress, given: Some(round) })) =
+            gating.patience.as_ref().zip(coming)
+        else {
+            return Ok(());
+        };
+        if *round < gating.rounds && !patience.is_over(progress) {
+            return Err(format!(
+                "study {study} finishes with round {round} of {}, and its patience has not run out",
+                gating.rounds
+            ));
+        }
+        let model: Digest = body.parsed("model_sha256").map_err(text)?;
+        match &progress.best {
+            Some(best) if best.model != model => Err(format!(
+                "study {study} finishes with {model}, and its best model is {} of round {}",
+                best.model, best.round
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
