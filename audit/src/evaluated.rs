@@ -326,3 +326,136 @@ fn differ(
     let mut pairs = (0..ours.len().max(theirs.len())).map(|i| (at(&ours, i), at(&theirs, i)));
     Ok(pairs.find(|(a, b)| a != b))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use falaj_core::{
+        audit::Draft,
+        evaluation::{Noise, cells::Tally, figures::Metric},
+        gate::Figure,
+        time::Timestamp,
+    };
+
+    const FIRST: &str = "better: accuracy: ";
+
+    fn round(number: u32) -> RoundId {
+        RoundId { study: "s".parse().expect("valid"), number }
+    }
+
+    fn model(number: u32) -> Digest {
+        Digest::of(&number.to_be_bytes())
+    }
+
+    fn entry(draft: Draft) -> Entry {
+        Entry::parse(&draft.finish(0, Timestamp::from_millis(0), [0; 16])).expect("an entry")
+    }
+
+    /// A study of four rounds that ends after two without a better model.
+    fn patient() -> Evaluations {
+        let evaluation = Evaluation {
+            holdout: 0.2,
+            every: 1,
+            noise: Noise::None,
+            bins: 2,
+            calibration_bins: 2,
+            threshold: 0.5,
+            attributes: Vec::new(),
+            group_min: 1,
+            confidence: 0.95,
+            perturbations: Vec::new(),
+            drift: Vec::new(),
+        };
+        let figure = Figure::Overall(Metric::Accuracy);
+        let patience = Patience { figure, improve_by: 0.01, rounds: 2 };
+        let mut evaluations = Evaluations::default();
+        let gating = Gating {
+            evaluation: Some(evaluation),
+            patience: Some(patience),
+            classes: 2,
+            rounds: 4,
+            gates: Vec::new(),
+        };
+        evaluations.submitted("s", gating);
+        evaluations
+    }
+
+    /// A round's model is published, of which a site has counted that so many of 100 are right; `patience` says so.
+    fn published(
+        of: &mut Evaluations,
+        number: u32,
+        right: usize,
+        patience: &str,
+    ) -> Result<(), String> {
+        let settings = of.gatings["s"].evaluation.clone().expect("it is evaluated");
+        let mut tally = Tally::new(settings.layout(2));
+        for i in 0..100 {
+            let p = if (i < right) == (i % 2 == 1) { 0.8 } else { 0.2 };
+            tally.record(0, i % 2, &[1.0 - p, p]);
+        }
+        let counts = tally.into_counts();
+        let site: SiteId = "spiffe://t/ae-on/ae-az/site/h-1".parse().expect("valid");
+        let header = EvaluationHeader {
+            round: round(number),
+            attempt: 0,
+            site: site.clone(),
+            study_sha256: Digest::of(b"study"),
+            candidate: model(number),
+            counts: Digest::of(b"counts"),
+            cells: u32::try_from(counts.len()).expect("few"),
+            noise: "none".into(),
+            epsilon: "0".into(),
+            ledger: Digest::of(b"ledger"),
+        };
+        let digest = Digest::of(&[u8::try_from(number).expect("few")]);
+        of.signed.insert(digest, Signed { header, counts });
+        let taken = [(site.clone(), digest)].into();
+        of.accepted.insert((round(number), 0), taken);
+        let draft = Draft::new(Kind::ModelPublished)
+            .round(&round(number))
+            .count("attempt", 0)
+            .digest("model_sha256", &model(number))
+            .texts("evaluated_by", [site.to_string()])
+            .text("patience", patience);
+        let counted = Counted { sites: 1, examples: 100, epsilon: None };
+        of.verdict(&entry(draft), &counted)
+    }
+
+    /// What it should have said, from the complaint about what it says.
+    fn due(number: u32, right: usize, of: &mut Evaluations) -> String {
+        let wrong = published(of, number, right, "something else").expect_err("it is another");
+        let (_, ours) = wrong.split_once("signed it is `").expect("it says so");
+        ours.trim_end_matches('`').to_owned()
+    }
+
+    fn finished(of: &Evaluations, number: u32, model: &Digest) -> Result<(), String> {
+        let study = round(number).study;
+        let draft = Draft::new(Kind::StudyFinished).study(&study).digest("model_sha256", model);
+        of.finished(&entry(draft.count("round", number.into())))
+    }
+
+    #[test]
+    fn a_study_ends_by_patience_when_it_was_to_and_with_its_best_model() {
+        let mut of = patient();
+        for (number, right) in [(1, 80), (2, 79)] {
+            let line = due(number, right, &mut of);
+            assert_eq!(line.starts_with(FIRST), number == 1, "{line}");
+            published(&mut of, number, right, &line).expect("it follows");
+        }
+        assert_eq!(of.opened(&round(3)), Ok(()));
+        let early = finished(&of, 2, &model(1)).expect_err("it may go on");
+        assert!(
+            early.contains("finishes with round 2 of 4, and its patience has not run out"),
+            "{early}"
+        );
+
+        let line = due(3, 80, &mut of);
+        assert!(line.ends_with(" needed to be better than round 1; 2 of 2 such rounds"), "{line}");
+        published(&mut of, 3, 80, &line).expect("it follows");
+        let late = of.opened(&round(4)).expect_err("it was to end");
+        assert!(late.starts_with("round 4 opens after 2 rounds without a better model"), "{late}");
+        let other = finished(&of, 3, &model(3)).expect_err("it is not the best");
+        assert!(other.contains(&format!("its best model is {} of round 1", model(1))), "{other}");
+        assert_eq!(finished(&of, 3, &model(1)), Ok(()));
+    }
+}

@@ -188,7 +188,7 @@ fn a_study_ends_by_patience_with_its_best_model_and_a_restart_forgets_nothing() 
     }
 
     let study = federation.study_reaches("patient", &["finished", "failed"])?;
-    let why = "accuracy was not better by 0.95 in 6 evaluated rounds; its model is that of round 1, the best";
+    let why = "accuracy was not better by 0.95 in 6 evaluated rounds; the best model by accuracy is that of round 1";
     ensure!(study["state"] == "finished" && study["reason"] == why, "{study}");
     let published = federation.entries("model.published")?;
     ensure!(published.len() == 7 && federation.entries("round.opened")?.len() == 7, "{study}");
