@@ -73,6 +73,35 @@ struct Coming {
     given: Option<u32>,
 }
 
+impl Coming {
+    /// What an entry says of patience follows from the figures of the candidate that was judged; `given` is its round and itself,
+    /// if it became the model.
+    fn weigh(
+        &mut self,
+        patience: &Patience,
+        entry: &Entry,
+        given: Option<(u32, Digest)>,
+        facts: &Facts<'_>,
+    ) -> Result<(), String> {
+        let weighed = given.and_then(|given| patience.weigh(&self.progress, facts, given));
+        let ours = weighed.as_ref().map(|weighed| within_bounds(&weighed.line));
+        let theirs = entry.body().find_text("patience");
+        if ours.as_deref() != theirs {
+            let told = |text: Option<&str>| text.unwrap_or("nothing").to_owned();
+            return Err(format!(
+                "`patience` says `{}`, and by what the sites signed it is `{}`",
+                told(theirs),
+                told(ours.as_deref())
+            ));
+        }
+        self.given = given.map(|(number, _)| number);
+        if let Some(weighed) = weighed {
+            self.progress = weighed.progress;
+        }
+        Ok(())
+    }
+}
+
 /// What sites have counted.
 #[derive(Default)]
 pub(crate) struct Evaluations {
@@ -226,35 +255,12 @@ impl Evaluations {
                 ));
             }
         }
-        self.judged += u64::from(!ours.is_empty());
-        let given = (entry.kind == Kind::ModelPublished).then_some((round.number, candidate));
-        self.weighed(entry, &round, given, &facts)
-    }
-
-    /// Patience made of a judged candidate what follows from its figure.
-    fn weighed(
-        &mut self,
-        entry: &Entry,
-        round: &RoundId,
-        given: Option<(u32, Digest)>,
-        facts: &Facts<'_>,
-    ) -> Result<(), String> {
-        let gating = self.gatings.get(round.study.as_str());
-        let Some(patience) = gating.and_then(|gating| gating.patience) else { return Ok(()) };
-        let coming = self.coming.entry(round.study.as_str().to_owned()).or_default();
-        let weighed = given.and_then(|given| patience.weigh(&coming.progress, facts, given));
-        let ours = weighed.as_ref().map(|weighed| within_bounds(&weighed.line));
-        let theirs = entry.body().find_text("patience");
-        if ours.as_deref() != theirs {
-            let told = |text: Option<&str>| text.unwrap_or("nothing").to_owned();
-            return Err(format!(
-                "`patience` of round {round} says `{}`, and by what the sites signed it is `{}`",
-                told(theirs),
-                told(ours.as_deref())
-            ));
+        if let Some(patience) = &gating.patience {
+            let given = (entry.kind == Kind::ModelPublished).then_some((round.number, candidate));
+            let coming = self.coming.entry(round.study.as_str().to_owned()).or_default();
+            coming.weigh(patience, entry, given, &facts)?;
         }
-        coming.given = given.map(|(number, _)| number);
-        coming.progress = weighed.map_or_else(|| coming.progress.clone(), |w| w.progress);
+        self.judged += u64::from(!ours.is_empty());
         Ok(())
     }
 

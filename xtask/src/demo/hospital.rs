@@ -171,8 +171,8 @@ fn told(stage: &Stage, judged: &BTreeMap<u64, Judged>, report: &mut String) -> R
     let mut rows = Vec::new();
     for of in history["items"].as_array().context("no figures")? {
         let round = of["round"].as_u64().unwrap_or(0);
-        let figures = of["figures"].as_array().into_iter().flatten();
-        let figure = figures.into_iter().find(|f| f["figure"] == FIGURE);
+        let mut figures = of["figures"].as_array().into_iter().flatten();
+        let figure = figures.find(|f| f["figure"] == FIGURE);
         let Some((figure, verdict)) = figure.zip(judged.get(&round)) else { continue };
         let number = |v: &Value| v.as_f64().map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"));
         let became = match verdict.weighed.split_once(':') {
