@@ -1,7 +1,8 @@
 //! What sites counted about candidates, and whether verdicts follow from it.
 //!
 //! The figures of every gate are made again from the signed counts in the bundle, and must be those that the log has: in the
-//! verifier as in the coordinator, by `falaj_core::gate`.
+//! verifier as in the coordinator, by `falaj_core::gate`. So is what patience makes of them: when a study ends by it, and with which
+//! model.
 
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
@@ -11,8 +12,11 @@ use falaj_core::{
         Evaluation,
         answer::{CONTEXT, EvaluationHeader, from_bytes},
     },
-    gate::{Declared, Evaluated, Facts, Gate, Judged, judge},
-    id::{Digest, RoundId, SiteId},
+    gate::{
+        Declared, Evaluated, Facts, Gate, Judged, judge,
+        patience::{Patience, Progress},
+    },
+    id::{Digest, RoundId, SiteId, StudyId},
     note,
     study::Study,
 };
@@ -23,6 +27,7 @@ use std::collections::BTreeMap;
 pub(crate) struct Gating {
     evaluation: Option<Evaluation>,
     gates: Vec<Declared>,
+    patience: Option<Patience>,
     classes: u32,
     rounds: u32,
 }
@@ -32,6 +37,7 @@ impl Gating {
         Self {
             evaluation: study.evaluation.clone(),
             gates: study.gates.clone(),
+            patience: study.patience,
             classes: study.classes(),
             rounds: study.rounds.count,
         }
@@ -59,6 +65,43 @@ struct Signed {
     counts: Vec<i64>,
 }
 
+/// How far a study with patience has come.
+#[derive(Default)]
+struct Coming {
+    progress: Progress,
+    /// The last round that gave a model, while no other was judged after it.
+    given: Option<u32>,
+}
+
+impl Coming {
+    /// What an entry says of patience follows from the figures of the candidate that was judged; `given` is its round and itself,
+    /// if it became the model.
+    fn weigh(
+        &mut self,
+        patience: &Patience,
+        entry: &Entry,
+        given: Option<(u32, Digest)>,
+        facts: &Facts<'_>,
+    ) -> Result<(), String> {
+        let weighed = given.and_then(|given| patience.weigh(&self.progress, facts, given));
+        let ours = weighed.as_ref().map(|weighed| within_bounds(&weighed.line));
+        let theirs = entry.body().find_text("patience");
+        if ours.as_deref() != theirs {
+            let told = |text: Option<&str>| text.unwrap_or("nothing").to_owned();
+            return Err(format!(
+                "`patience` says `{}`, and by what the sites signed it is `{}`",
+                told(theirs),
+                told(ours.as_deref())
+            ));
+        }
+        self.given = given.map(|(number, _)| number);
+        if let Some(weighed) = weighed {
+            self.progress = weighed.progress;
+        }
+        Ok(())
+    }
+}
+
 /// What sites have counted.
 #[derive(Default)]
 pub(crate) struct Evaluations {
@@ -67,6 +110,8 @@ pub(crate) struct Evaluations {
     /// By round and try, what each site counted.
     accepted: BTreeMap<(RoundId, u32), BTreeMap<SiteId, Digest>>,
     gatings: BTreeMap<String, Gating>,
+    /// How far each study with patience has come.
+    coming: BTreeMap<String, Coming>,
     /// Verdicts whose figures were made again.
     pub(crate) judged: u64,
 }
@@ -210,8 +255,55 @@ impl Evaluations {
                 ));
             }
         }
+        if let Some(patience) = &gating.patience {
+            let given = (entry.kind == Kind::ModelPublished).then_some((round.number, candidate));
+            let coming = self.coming.entry(round.study.as_str().to_owned()).or_default();
+            coming.weigh(patience, entry, given, &facts)?;
+        }
         self.judged += u64::from(!ours.is_empty());
         Ok(())
+    }
+
+    /// A round opens, so that its study's patience has not run out.
+    pub(crate) fn opened(&self, round: &RoundId) -> Result<(), String> {
+        let study = round.study.as_str();
+        let patience = self.gatings.get(study).and_then(|gating| gating.patience);
+        let progress = self.coming.get(study).map(|coming| &coming.progress);
+        match patience.zip(progress) {
+            Some((patience, progress)) if patience.is_over(progress) => Err(format!(
+                "round {round} opens after {} rounds without a better model, by which its study was to end",
+                progress.without
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A study has finished: one with patience, and with a round that gave a model, when it was to, and with its best.
+    pub(crate) fn finished(&self, entry: &Entry) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let study: StudyId = body.parsed("study").map_err(text)?;
+        let Some(gating) = self.gatings.get(study.as_str()) else { return Ok(()) };
+        let coming = self.coming.get(study.as_str());
+        let Some((patience, Coming { progress, given: Some(round) })) =
+            gating.patience.as_ref().zip(coming)
+        else {
+            return Ok(());
+        };
+        if *round < gating.rounds && !patience.is_over(progress) {
+            return Err(format!(
+                "study {study} finishes with round {round} of {}, and its patience has not run out",
+                gating.rounds
+            ));
+        }
+        let model: Digest = body.parsed("model_sha256").map_err(text)?;
+        match &progress.best {
+            Some(best) if best.model != model => Err(format!(
+                "study {study} finishes with {model}, and its best model is {} of round {}",
+                best.model, best.round
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -239,4 +331,137 @@ fn differ(
     let at = |list: &[String], i: usize| list.get(i).cloned().unwrap_or_else(|| "nothing".into());
     let mut pairs = (0..ours.len().max(theirs.len())).map(|i| (at(&ours, i), at(&theirs, i)));
     Ok(pairs.find(|(a, b)| a != b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use falaj_core::{
+        audit::Draft,
+        evaluation::{Noise, cells::Tally, figures::Metric},
+        gate::Figure,
+        time::Timestamp,
+    };
+
+    const FIRST: &str = "better: accuracy: ";
+
+    fn round(number: u32) -> RoundId {
+        RoundId { study: "s".parse().expect("valid"), number }
+    }
+
+    fn model(number: u32) -> Digest {
+        Digest::of(&number.to_be_bytes())
+    }
+
+    fn entry(draft: Draft) -> Entry {
+        Entry::parse(&draft.finish(0, Timestamp::from_millis(0), [0; 16])).expect("an entry")
+    }
+
+    /// A study of four rounds that ends after two without a better model.
+    fn patient() -> Evaluations {
+        let evaluation = Evaluation {
+            holdout: 0.2,
+            every: 1,
+            noise: Noise::None,
+            bins: 2,
+            calibration_bins: 2,
+            threshold: 0.5,
+            attributes: Vec::new(),
+            group_min: 1,
+            confidence: 0.95,
+            perturbations: Vec::new(),
+            drift: Vec::new(),
+        };
+        let figure = Figure::Overall(Metric::Accuracy);
+        let patience = Patience { figure, improve_by: 0.01, rounds: 2 };
+        let mut evaluations = Evaluations::default();
+        let gating = Gating {
+            evaluation: Some(evaluation),
+            patience: Some(patience),
+            classes: 2,
+            rounds: 4,
+            gates: Vec::new(),
+        };
+        evaluations.submitted("s", gating);
+        evaluations
+    }
+
+    /// A round's model is published, of which a site has counted that so many of 100 are right; `patience` says so.
+    fn published(
+        of: &mut Evaluations,
+        number: u32,
+        right: usize,
+        patience: &str,
+    ) -> Result<(), String> {
+        let settings = of.gatings["s"].evaluation.clone().expect("it is evaluated");
+        let mut tally = Tally::new(settings.layout(2));
+        for i in 0..100 {
+            let p = if (i < right) == (i % 2 == 1) { 0.8 } else { 0.2 };
+            tally.record(0, i % 2, &[1.0 - p, p]);
+        }
+        let counts = tally.into_counts();
+        let site: SiteId = "spiffe://t/ae-on/ae-az/site/h-1".parse().expect("valid");
+        let header = EvaluationHeader {
+            round: round(number),
+            attempt: 0,
+            site: site.clone(),
+            study_sha256: Digest::of(b"study"),
+            candidate: model(number),
+            counts: Digest::of(b"counts"),
+            cells: u32::try_from(counts.len()).expect("few"),
+            noise: "none".into(),
+            epsilon: "0".into(),
+            ledger: Digest::of(b"ledger"),
+        };
+        let digest = Digest::of(&[u8::try_from(number).expect("few")]);
+        of.signed.insert(digest, Signed { header, counts });
+        let taken = [(site.clone(), digest)].into();
+        of.accepted.insert((round(number), 0), taken);
+        let draft = Draft::new(Kind::ModelPublished)
+            .round(&round(number))
+            .count("attempt", 0)
+            .digest("model_sha256", &model(number))
+            .texts("evaluated_by", [site.to_string()])
+            .text("patience", patience);
+        let counted = Counted { sites: 1, examples: 100, epsilon: None };
+        of.verdict(&entry(draft), &counted)
+    }
+
+    /// What it should have said, from the complaint about what it says.
+    fn due(number: u32, right: usize, of: &mut Evaluations) -> String {
+        let wrong = published(of, number, right, "something else").expect_err("it is another");
+        let (_, ours) = wrong.split_once("signed it is `").expect("it says so");
+        ours.trim_end_matches('`').to_owned()
+    }
+
+    fn finished(of: &Evaluations, number: u32, model: &Digest) -> Result<(), String> {
+        let study = round(number).study;
+        let draft = Draft::new(Kind::StudyFinished).study(&study).digest("model_sha256", model);
+        of.finished(&entry(draft.count("round", number.into())))
+    }
+
+    #[test]
+    fn a_study_ends_by_patience_when_it_was_to_and_with_its_best_model() {
+        let mut of = patient();
+        for (number, right) in [(1, 80), (2, 79)] {
+            let line = due(number, right, &mut of);
+            assert_eq!(line.starts_with(FIRST), number == 1, "{line}");
+            published(&mut of, number, right, &line).expect("it follows");
+        }
+        assert_eq!(of.opened(&round(3)), Ok(()));
+        let early = finished(&of, 2, &model(1)).expect_err("it may go on");
+        assert!(
+            early.contains("finishes with round 2 of 4, and its patience has not run out"),
+            "{early}"
+        );
+
+        let line = due(3, 80, &mut of);
+        assert!(line.ends_with(" needed to be better than round 1; 2 of 2 such rounds"), "{line}");
+        published(&mut of, 3, 80, &line).expect("it follows");
+        let late = of.opened(&round(4)).expect_err("it was to end");
+        assert!(late.starts_with("round 4 opens after 2 rounds without a better model"), "{late}");
+        let other = finished(&of, 3, &model(3)).expect_err("it is not the best");
+        assert!(other.contains(&format!("its best model is {} of round 1", model(1))), "{other}");
+        assert_eq!(finished(&of, 3, &model(1)), Ok(()));
+    }
 }

@@ -49,6 +49,8 @@ use axum::{
 };
 use falaj_core::{
     audit::{Draft, Kind, objects::Object},
+    evaluation::Evaluation,
+    gate::patience::{Patience, Progress},
     id::{Digest, Place, SpiffeId, StudyId},
     registry::safetensors,
     round::AnyRound,
@@ -56,7 +58,7 @@ use falaj_core::{
 };
 use falaj_proto::{
     problem::{Code, Problem, ProblemJson},
-    rest::{Checkpoint, Model, Page, Round, Site, Status, Study, StudyEvent, Witness},
+    rest::{self, Checkpoint, Model, Page, Round, Site, Status, Study, StudyEvent, Witness},
     study::STUDY_BYTES_MAX,
 };
 use futures_util::StreamExt as _;
@@ -335,6 +337,26 @@ fn shown(app: &App, handle: &Handle) -> Study {
         model_sha256: view.model.to_string(),
         epsilon_by_site: view.epsilon,
         bytes_by_site: view.bytes,
+        patience: meta.study.patience.map(|patience| {
+            let progress = view.round.as_ref().map(AnyRound::progress).cloned().unwrap_or_default();
+            waiting(&patience, progress, meta.study.evaluation.as_ref())
+        }),
+    }
+}
+
+/// How far a study is from its end by patience.
+fn waiting(patience: &Patience, progress: Progress, e: Option<&Evaluation>) -> rest::Patience {
+    let best = progress.best.map(|best| rest::BestModel {
+        round: best.round,
+        model_sha256: best.model.to_string(),
+        end: best.end,
+    });
+    rest::Patience {
+        figure: patience.figure.name(e),
+        improve_by: patience.improve_by,
+        rounds: patience.rounds,
+        without: progress.without,
+        best,
     }
 }
 
@@ -552,7 +574,10 @@ async fn download(
     let parts = app.engine.parts();
     let rows = parts.store.models(&handle.meta.study.id).await.map_err(unreadable)?;
     let row = match round.as_str() {
-        "latest" => rows.last(),
+        "latest" => {
+            let newest = handle.view().model;
+            rows.iter().find(|m| m.sha256 == newest)
+        }
         number => rows.iter().find(|m| number.parse() == Ok(m.number)),
     };
     let Some(row) = row else {

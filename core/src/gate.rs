@@ -4,6 +4,8 @@
 //! judged by the end of it that is worse: a gate asks what the candidate is at least, not what it may be by luck. A figure
 //! that is missing fails its gate: nothing passes by silence.
 
+pub mod patience;
+
 use crate::{
     evaluation::{
         Evaluation, Perturbation, Watched,
@@ -13,6 +15,7 @@ use crate::{
     round::UpdateRef,
     study::WitnessQuorum,
 };
+use patience::Weighed;
 use std::fmt;
 
 /// What is known of a candidate.
@@ -265,14 +268,17 @@ impl Judged {
 
 impl fmt::Display for Judged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.figure)?;
-        match &self.found {
-            // Whole numbers and what has no interval are shown as they are.
-            Ok(e) if e.low.total_cmp(&e.high).is_eq() => write!(f, "{}", e.value)?,
-            Ok(e) => write!(f, "{:.4} [{:.4}, {:.4}]", e.value, e.low, e.high)?,
-            Err(why) => f.write_str(why)?,
-        }
-        write!(f, ", {} needed", self.bound)
+        write!(f, "{}: {}, {} needed", self.figure, told(&self.found), self.bound)
+    }
+}
+
+/// A figure with its interval, or why there is none.
+fn told(found: &Result<Estimate, String>) -> String {
+    match found {
+        // Whole numbers and what has no interval are shown as they are.
+        Ok(e) if e.low.total_cmp(&e.high).is_eq() => e.value.to_string(),
+        Ok(e) => format!("{:.4} [{:.4}, {:.4}]", e.value, e.low, e.high),
+        Err(why) => why.clone(),
     }
 }
 
@@ -289,6 +295,8 @@ pub struct Verdict {
     pub asked: Vec<(&'static str, bool)>,
     /// What becomes of the study if a gate failed: the furthest-reaching of those that did.
     pub on_failure: OnFailure,
+    /// How the candidate compares with the best before it, where every gate passed and the study has patience.
+    pub weighed: Option<Weighed>,
 }
 
 impl Verdict {
@@ -297,7 +305,7 @@ impl Verdict {
     pub fn of(reasons: Vec<String>) -> Self {
         let pass = reasons.is_empty();
         let (judged, asked) = (Vec::new(), Vec::new());
-        Self { pass, reasons, judged, asked, on_failure: OnFailure::Reject }
+        Self { pass, reasons, judged, asked, on_failure: OnFailure::Reject, weighed: None }
     }
 }
 

@@ -10,7 +10,10 @@ use crate::{
         rdp::{AccountantError, RdpCurve},
     },
     evaluation::{self, Evaluation},
-    gate,
+    gate::{
+        self,
+        patience::{Patience, Progress},
+    },
     id::{Digest, Place, SiteId, StudyId},
     manifest::{Manifest, ManifestError},
     model::{Conv, ModelSpec, Tokens},
@@ -55,6 +58,8 @@ pub struct Study {
     pub evaluation: Option<Evaluation>,
     /// What a candidate must show before it becomes a model.
     pub gates: Vec<gate::Declared>,
+    /// When the study has learned what it can, if it ends by that.
+    pub patience: Option<Patience>,
 }
 
 /// Witnesses that can stand behind a log at once.
@@ -737,6 +742,12 @@ impl Study {
         u32::try_from(self.data.label.classes.len()).unwrap_or(u32::MAX)
     }
 
+    /// Whether a study that has come so far ends with a round that gave a model.
+    #[must_use]
+    pub fn ends_with(&self, round: u32, progress: &Progress) -> bool {
+        round >= self.rounds.count || self.patience.is_some_and(|p| p.is_over(progress))
+    }
+
     /// Everything in this study that contradicts itself; empty when it can run.
     #[must_use]
     pub fn check(&self) -> Vec<Problem> {
@@ -757,6 +768,10 @@ impl Study {
         let (e, classes) = (self.evaluation.as_ref(), self.classes());
         p.0.extend(e.map_or_else(Vec::new, |e| evaluation::check::settings(e, classes, protected)));
         p.0.extend(evaluation::check::gates(&self.gates, e, classes));
+        if let Some(patience) = &self.patience {
+            let gates = (&self.gates[..], self.rounds.count);
+            p.0.extend(evaluation::check::patience(patience, gates, e, classes));
+        }
     }
 
     fn check_governance(&self, p: &mut Problems) {

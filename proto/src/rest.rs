@@ -85,6 +85,36 @@ pub struct Study {
     pub epsilon_by_site: BTreeMap<String, f64>,
     /// Bytes of update payloads received per site.
     pub bytes_by_site: BTreeMap<String, u64>,
+    /// How far it is from its end by patience, if it has any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub patience: Option<Patience>,
+}
+
+/// How far a study is from its end by patience.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Patience {
+    /// By which figure models are compared.
+    pub figure: String,
+    /// What is better by less counts as equally good.
+    pub improve_by: f64,
+    /// Evaluated rounds in a row without a better model that end the study.
+    pub rounds: u32,
+    /// How many there are so far.
+    pub without: u32,
+    /// The best model so far, once there is a figure.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub best: Option<BestModel>,
+}
+
+/// The best model of a study so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BestModel {
+    /// The round that gave it.
+    pub round: u32,
+    /// SHA-256 of its parameters.
+    pub model_sha256: String,
+    /// The worse end of its figure's interval.
+    pub end: f64,
 }
 
 /// One round.

@@ -524,7 +524,7 @@ impl Reader<'_> {
         let privacy = self.privacy(&y.privacy);
         let (training, cohort) = (self.training(&y.training), self.cohort(&y.cohort.value));
         let evaluation = self.evaluation(y.evaluation.as_ref());
-        let gates = self.gates(y.gates.as_ref(), evaluation.as_ref());
+        let (gates, patience) = self.gates(y.gates.as_ref(), evaluation.as_ref());
         let mut study = Study {
             purpose: y.purpose.clone(),
             data: self.data(&y.data.value),
@@ -538,6 +538,7 @@ impl Reader<'_> {
             governance: self.governance(y.governance.as_ref()),
             evaluation,
             gates,
+            patience,
             id: id?,
         };
         study.sealing = self.sealing(y.sealing.as_ref(), &study);

@@ -403,10 +403,23 @@ fn study_facts(s: &rest::Study) -> String {
         ("epsilon", show::epsilons(&s.epsilon_by_site)),
         ("received", if sent.is_empty() { "-".into() } else { sent.join(", ") }),
     ];
+    if let Some(patience) = &s.patience {
+        facts.push(("patience", waiting(patience)));
+    }
     if let Some(reason) = &s.reason {
         facts.insert(2, ("reason", reason.clone()));
     }
     show::facts(&facts)
+}
+
+/// How far a study is from its end by patience.
+fn waiting(of: &rest::Patience) -> String {
+    let rest::Patience { figure, improve_by, rounds, without, best } = of;
+    let best = best.as_ref().map_or_else(
+        || "no model has a figure yet".to_owned(),
+        |best| format!("the best is round {}, {:.4} at its worse end", best.round, best.end),
+    );
+    format!("{without} of {rounds} rounds without {figure} better by {improve_by}; {best}")
 }
 
 fn models_table(page: &Page<rest::Model>) -> String {

@@ -10,7 +10,7 @@ use falaj_core::{
         Evaluation,
         answer::{AnswerError, EvaluationHeader, SignedCounts},
     },
-    gate::{Evaluated, Facts, Judged, OnFailure, Verdict},
+    gate::{Evaluated, Facts, Judged, OnFailure, Verdict, patience::Weighed},
     id::{Digest, RoundId, SiteId},
     round::{Evaluating, Gated, Phase, Round},
 };
@@ -167,6 +167,17 @@ pub(super) async fn facts<'a>(
         facts.evaluated = Some(kept.evaluated);
     }
     Ok(facts)
+}
+
+/// How a candidate that passed compares with the best before it, where the study has patience.
+pub(super) fn weighed(
+    meta: &Meta,
+    round: &Round<Gated>,
+    facts: &Facts<'_>,
+    verdict: &Verdict,
+) -> Option<Weighed> {
+    let patience = meta.study.patience.as_ref().filter(|_| verdict.pass)?;
+    patience.weigh(&round.spec.progress, facts, (round.id.number, round.stage.candidate))
 }
 
 /// What becomes of a candidate by a verdict, in one word.

@@ -2,7 +2,7 @@
 //! and a disk whose writes can fail, or fail and persist all the same.
 
 use falaj_core::{
-    gate::Verdict,
+    gate::{Verdict, patience::Progress},
     id::{Digest, RoundId, SiteId},
     round::{AnyRound, Effect, Event, Record, Refusal, RoundSpec, UpdateRef, step},
     time::Timestamp,
@@ -151,6 +151,7 @@ fn planned(number: u32, attempt: u32, base: Digest) -> AnyRound {
         members: Vec::new(),
         evaluates: false,
         good: Digest::of(b"base"),
+        progress: Progress::default(),
     };
     AnyRound::planned(RoundId { study: "sim".parse().expect("a study"), number }, spec)
 }

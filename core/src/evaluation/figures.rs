@@ -25,7 +25,7 @@ mod rate;
 mod rates;
 
 pub use groups::{By, Group, Grouped};
-pub use metric::{Kind, Metric};
+pub use metric::{Better, Kind, Metric};
 
 use super::{
     Evaluation,

@@ -2,7 +2,9 @@
 
 use crate::masked::masked;
 use anyhow::{Context as _, Result, ensure};
-use falaj_tests::federation::{Federation, SiteSpec, study_yaml, text, wisconsin};
+use falaj_tests::federation::{
+    Federation, Process, SiteSpec, study_yaml, text, wait_for, wisconsin,
+};
 use serde_json::Value;
 use std::fs;
 
@@ -231,6 +233,96 @@ fn a_study_goes_back_to_the_last_model_that_passed() -> Result<()> {
     Ok(())
 }
 
+/// By so much a model never becomes better: the first one is the best.
+const PATIENT: &str =
+    "  - { metric: sites, at_least: 2 }\n  - { metric: accuracy, improve_by: 0.95, patience: 6 }\n";
+
+#[test]
+fn a_study_ends_by_patience_with_its_best_model_and_a_restart_forgets_nothing() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let mut coordinator = federation.start_coordinator()?;
+    let mut agents = federation.start_hospitals()?;
+    federation.submit(&evaluated("patient", 12, 1, PATIENT))?;
+    wait_for("a first model", || {
+        Ok((!federation.entries("model.published")?.is_empty()).then_some(()))
+    })?;
+    // Without its agents the study waits where it is.
+    agents.iter_mut().try_for_each(Process::kill)?;
+    coordinator.kill()?;
+    let mut coordinator = federation.start_coordinator()?;
+    let waiting = federation.falaj_json(&["study", "show", "patient"])?;
+    ensure!(waiting["state"] == "running" && waiting["patience"]["rounds"] == 6, "{waiting}");
+    ensure!(waiting["patience"]["best"]["round"] == 1, "{waiting}");
+    for (name, place) in [("hospital-1", "ae-on/ae-az"), ("hospital-2", "ae-on/ae-du")] {
+        agents.push(federation.start_agent(&SiteSpec::new(name, place))?);
+    }
+
+    let study = federation.study_reaches("patient", &["finished", "failed"])?;
+    let why = "accuracy was not better by 0.95 in 6 evaluated rounds; the best model by accuracy is that of round 1";
+    ensure!(study["state"] == "finished" && study["reason"] == why, "{study}");
+    let published = federation.entries("model.published")?;
+    ensure!(published.len() == 7 && federation.entries("round.opened")?.len() == 7, "{study}");
+    let line = |entry: &Value| entry["entry"]["patience"].as_str().unwrap_or("?").to_owned();
+    let lines: Vec<String> = published.iter().map(line).collect();
+    ensure!(
+        lines[0].starts_with("better: accuracy: 0.")
+            && lines[0].ends_with("], no figure before it")
+            && lines[1..].iter().all(|l| l.starts_with("no better: accuracy: 0."))
+            && lines[6].ends_with(" needed to be better than round 1; 6 of 6 such rounds"),
+        "{lines:?}"
+    );
+    // It goes back to the best one, which is a version.
+    let best = &published[0]["entry"]["model_sha256"];
+    let back = federation.entries("model.rolled_back")?;
+    ensure!(back.len() == 1 && back[0]["entry"]["model_sha256"] == *best, "{back:?}");
+    let made = federation.entries("version.made")?;
+    ensure!(made.len() == 1 && made[0]["entry"]["model_sha256"] == *best, "{made:?}");
+    let finished = federation.entries("study.finished")?;
+    ensure!(finished[0]["entry"]["model_sha256"] == *best, "{finished:?}");
+
+    // Also for a coordinator that was not there.
+    coordinator.kill()?;
+    let _coordinator = federation.start_coordinator()?;
+    let study = federation.falaj_json(&["study", "show", "patient"])?;
+    ensure!(study["model_sha256"] == *best && study["patience"]["without"] == 6, "{study}");
+    let shown = text(&federation.falaj(&["study", "show", "patient"])?);
+    let said = "6 of 6 rounds without accuracy better by 0.95; the best is round 1, 0.";
+    ensure!(shown.contains(said), "{shown}");
+    for (latest, same) in [(true, "--round=1"), (false, "--round=7")] {
+        let download = |round: &[&str]| {
+            let file = federation.dir().join("model.safetensors");
+            let file = file.to_str().context("UTF-8")?;
+            let words = [&["model", "download", "patient", "-o", file][..], round].concat();
+            let out = federation.falaj(&words)?;
+            ensure!(out.status.success(), "{}", text(&out));
+            Ok(fs::read(file)?)
+        };
+        ensure!((download(&[])? == download(&[same])?) == latest, "the newest model and {same}");
+    }
+    federation.verified()?;
+    Ok(())
+}
+
+#[test]
+fn only_what_was_evaluated_and_became_the_model_is_weighed() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = federation.start_hospitals()?;
+    let gates = "  - { metric: accuracy, improve_by: 0.95, patience: 2 }\n";
+    federation.submit(&evaluated("long", 7, 2, gates))?;
+    let study = federation.study_reaches("long", &["finished", "failed"])?;
+    // Rounds 2, 4 and 6 are evaluated; the last one is not needed.
+    ensure!(study["round"] == 6 && study["patience"]["best"]["round"] == 2, "{study}");
+    let gates = "  - { metric: accuracy, improve_by: 0.95, patience: 2 }\n  - { metric: accuracy, at_least: 0.9999, on_failure: roll_back }\n";
+    federation.submit(&evaluated("short", 4, 1, gates))?;
+    let study = federation.study_reaches("short", &["finished", "failed"])?;
+    ensure!(study["reason"].to_string().contains("rolled it back in its last round, 4"), "{study}");
+    let patience = &study["patience"];
+    ensure!(patience["without"] == 0 && patience["best"].is_null(), "{study}");
+    federation.verified()?;
+    Ok(())
+}
+
 /// What a site does not give is missing, and the gates are asked all the same.
 #[test]
 fn a_site_whose_budget_is_spent_does_not_evaluate_and_the_others_are_judged_alone() -> Result<()> {
@@ -286,7 +378,6 @@ fn a_masked_candidate_is_evaluated_too() -> Result<()> {
 fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
     let mut federation = Federation::new()?;
     let _coordinator = federation.start_coordinator()?;
-    let path = federation.dir().join("broken.yaml");
     for (gate, said) in [
         (
             "{ metric: roc_acu, at_least: 0.7 }",
@@ -316,13 +407,71 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
         ),
         ("{ metric: ks, at_most: 0.2 }", "it is not clear whose `ks` is meant; give `of: COLUMN`"),
     ] {
-        let yaml = evaluated("broken", 1, 1, &format!("  - {gate}\n"));
-        let line = 1 + yaml.lines().position(|l| l.contains(gate)).context("a line")?;
-        fs::write(&path, &yaml)?;
-        let out = federation.falaj(&["study", "submit", &path.display().to_string()])?;
-        let told = text(&out);
-        ensure!(!out.status.success() && told.contains(said), "{gate}: {told}");
-        ensure!(told.contains(&format!("broken.yaml:{line}:")), "{gate}: {told}");
+        is_refused(&federation, &format!("  - {gate}\n"), gate, said)?;
     }
+    Ok(())
+}
+
+#[test]
+fn patience_that_makes_no_sense_is_refused_with_its_line() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    for (gate, said) in [
+        (
+            "{ metric: roc_acu, improve_by: 0.01, patience: 2 }",
+            "there is no metric `roc_acu`; take one of accuracy, ",
+        ),
+        (
+            "{ metric: roc_auc, improve_by: -0.01, patience: 2 }",
+            "`roc_auc` never is better by -0.01; give `improve_by` from 0 to below 1",
+        ),
+        ("{ metric: roc_auc, improve_by: 0.01, patience: 0 }", "no round would be waited for"),
+        (
+            "{ metric: roc_auc, improve_by: 0.01, patience: 8 }",
+            "a patience of 8 does not run out before the last of 9 evaluated rounds",
+        ),
+        (
+            "{ metric: sites, improve_by: 1, patience: 2 }",
+            "by `sites` no model is better than another",
+        ),
+        (
+            "{ metric: accuracy, each_site: true, improve_by: 0.01, patience: 2 }",
+            "by `accuracy at each site` no model is better than another",
+        ),
+        (
+            "{ metric: roc_auc, improve_by: 0.01 }",
+            "`improve_by` and `patience` mean nothing without each other",
+        ),
+        (
+            "{ metric: roc_auc, improve_by: 0.01, patience: 2, on_failure: stop }",
+            "patience weighs each model that is evaluated, and ends the study and nothing else",
+        ),
+    ] {
+        is_refused(&federation, &format!("  - {gate}\n"), gate, said)?;
+    }
+    // Beside patience every model is asked everything, and there is one patience.
+    let patience = "  - { metric: roc_auc, improve_by: 0.01, patience: 2 }\n";
+    for (gate, said) in [
+        (
+            "{ metric: roc_auc, at_least: 0.7, when: end }",
+            "it asks of the last round's model alone",
+        ),
+        ("{ metric: brier, improve_by: 0.01, patience: 2 }", "a study has one patience"),
+    ] {
+        is_refused(&federation, &format!("{patience}  - {gate}\n"), gate, said)?;
+    }
+    Ok(())
+}
+
+/// A study of nine rounds with these gates is refused at the line of one of them.
+fn is_refused(federation: &Federation, gates: &str, gate: &str, said: &str) -> Result<()> {
+    let path = federation.dir().join("broken.yaml");
+    let yaml = evaluated("broken", 9, 1, gates);
+    let line = 1 + yaml.lines().position(|l| l.contains(gate)).context("a line")?;
+    fs::write(&path, &yaml)?;
+    let out = federation.falaj(&["study", "submit", &path.display().to_string()])?;
+    let (told, place) = (text(&out), format!("broken.yaml:{line}:"));
+    ensure!(!out.status.success() && told.contains(said), "{gate}: {told}");
+    ensure!(told.contains(&place), "{gate}: {told}");
     Ok(())
 }
