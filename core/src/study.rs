@@ -757,6 +757,7 @@ impl Study {
         let (e, classes) = (self.evaluation.as_ref(), self.classes());
         p.0.extend(e.map_or_else(Vec::new, |e| evaluation::check::settings(e, classes, protected)));
         p.0.extend(evaluation::check::gates(&self.gates, e, classes));
+        p.0.extend(evaluation::check::beyond_reach(self));
     }
 
     fn check_governance(&self, p: &mut Problems) {

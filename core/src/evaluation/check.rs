@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     gate::{Bound, Declared, Figure},
-    study::Problem,
+    study::{Problem, Study},
 };
 use std::collections::BTreeSet;
 
@@ -279,6 +279,39 @@ pub fn gates(gates: &[Declared], e: Option<&Evaluation>, classes: u32) -> Vec<Pr
                 format!("`{}` is not counted by group for more than two classes", m.as_str()),
                 "take `accuracy`, `balanced_accuracy` or `f1` for groups",
             );
+        }
+    }
+    p.0
+}
+
+/// Gates that no round of a study can pass, whatever its sites hold: more sites than may take part, or less epsilon than one
+/// round costs. A name in `cohort.sites` counts as one site.
+#[must_use]
+pub fn beyond_reach(study: &Study) -> Vec<Problem> {
+    let mut p = Found(Vec::new());
+    let named = study.cohort.sites.len();
+    let most = if named == 0 { study.sites_max() as usize } else { named };
+    let one_round = study.cost_of_round_after(0);
+    let one_round = one_round.and_then(|cost| cost.epsilon(study.privacy.delta)).ok();
+    for (i, gate) in study.gates.iter().enumerate() {
+        let at = format!("gates[{i}]");
+        match (gate.figure, gate.bound, one_round) {
+            (Figure::Sites, Bound::AtLeast(bound), _) => p.when(
+                bound > float(most),
+                &at,
+                format!("`sites` never is at least {bound}: {most} may take part in a round"),
+                "ask for no more, or have more sites take part",
+            ),
+            (Figure::Epsilon, Bound::AtMost(bound), Some(least)) => p.when(
+                bound < least.value(),
+                &at,
+                format!(
+                    "`epsilon` never is at most {bound}: one round of training costs {:.4}",
+                    least.value()
+                ),
+                "give a higher bound, or more noise",
+            ),
+            _ => {}
         }
     }
     p.0

@@ -241,6 +241,14 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
         ),
         ("{ metric: sites, by: mean_radius, at_least: 2 }", "`sites` has no groups"),
         (
+            "{ metric: epsilon, at_most: 0.01 }",
+            "`epsilon` never is at most 0.01: one round of training costs ",
+        ),
+        (
+            "{ metric: recall, each_group: [mean_radius, AGE], at_least: 0.7 }",
+            "there are no groups by `mean_radius, AGE`",
+        ),
+        (
             "{ metric: psi, of: income, at_most: 0.2 }",
             "no column `income` is watched; the study watches mean_radius",
         ),

@@ -20,6 +20,7 @@ fn key(path: &Path, text: &str, mode: u32) -> Result<()> {
 /// The SHA-256 of the file of a round's model, as the operator gets it.
 fn downloaded(federation: &Federation, round: &str) -> Result<Digest> {
     let file = federation.dir().join("downloaded");
+    let _ = fs::remove_file(&file);
     let path = file.display().to_string();
     let out = federation.falaj(&["model", "download", "heart", "--round", round, "-o", &path])?;
     ensure!(out.status.success(), "{}", text(&out));
