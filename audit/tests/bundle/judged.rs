@@ -39,8 +39,8 @@ fn a_version_of_a_round_that_a_gate_was_not_asked_about_is_named_with_the_gate()
     );
     for (sections, gates, gate) in [
         (at_the_end, &[][..], "sites"),
-        (&*overall, &[], "roc_auc"),
-        (&*second, &[PASSED], "brier"),
+        (&*overall, &[][..], "roc_auc"),
+        (&*second, &[PASSED][..], "brier"),
     ] {
         // The round's model may be published: it is asked about it later that it has to show what the gates ask for.
         let published = bundle(&study(2, sections), gates, false);
@@ -73,13 +73,28 @@ fn a_verdict_that_says_another_thing_of_a_gate_than_follows_is_named() {
     for (rounds, gates, said, why) in [
         // It was not asked, it was asked and nothing is said, and it says more than there is.
         (2, at_the_end, &[PASSED][..], "`gates` of round s/1 says `pass: sites"),
-        (1, asked, &[], "`gates` of round s/1 says `nothing`"),
-        (1, asked, &["pass: sites: 9, at least 1 needed"], "it is `pass: sites: 1, at least 1"),
+        (1, asked, &[][..], "`gates` of round s/1 says `nothing`"),
+        (1, asked, &["pass: sites: 9, at least 1 needed"][..], "it is `pass: sites: 1, at least 1"),
         // It failed, and the model was published all the same.
-        (1, failing, &["fail: sites: 1, at least 2 needed"], "fails a gate of its study: sites: 1"),
-        (1, failing, &["pass: sites: 2, at least 2 needed"], "fails a gate of its study: sites: 1"),
+        (
+            1,
+            failing,
+            &["fail: sites: 1, at least 2 needed"][..],
+            "fails a gate of its study: sites: 1",
+        ),
+        (
+            1,
+            failing,
+            &["pass: sites: 2, at least 2 needed"][..],
+            "fails a gate of its study: sites: 1",
+        ),
         // Nobody counted: what is missing fails.
-        (1, uncounted, &["pass: roc_auc: 0.9 [0.8, 1.0], at least 0.7 needed"], "no site has sent"),
+        (
+            1,
+            uncounted,
+            &["pass: roc_auc: 0.9 [0.8, 1.0], at least 0.7 needed"][..],
+            "no site has sent",
+        ),
     ] {
         let (index, what) = of(rounds, gates, said);
         assert_eq!(index, 4, "{what}");

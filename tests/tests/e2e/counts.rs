@@ -159,8 +159,8 @@ fn forged_counts_are_refused_by_name_and_the_round_goes_on() -> Result<()> {
     let logged = federation.entries("update.refused")?;
     ensure!(logged.len() == refused, "{} entries of {refused}: {logged:?}", logged.len());
     for code in codes {
-        let of = |e: &&serde_json::Value| e["entry"]["code"] == code.as_str();
-        ensure!(logged.iter().any(|e| of(&e)), "{code} is not in the log");
+        let told = logged.iter().any(|e| e["entry"]["code"] == code.as_str());
+        ensure!(told, "{code} is not in the log");
     }
     // What counted is what was honest, once for each site.
     let counted = federation.entries("evaluation.accepted")?;
