@@ -7,6 +7,7 @@ use super::{
     figures::{Kind, Metric},
 };
 use crate::{
+    dp::rdp::Epsilon,
     gate::{Bound, Declared, Figure},
     study::{Problem, Study},
 };
@@ -291,26 +292,30 @@ pub fn beyond_reach(study: &Study) -> Vec<Problem> {
     let mut p = Found(Vec::new());
     let named = study.cohort.sites.len();
     let most = if named == 0 { study.sites_max() as usize } else { named };
-    let one_round = study.cost_of_round_after(0);
-    let one_round = one_round.and_then(|cost| cost.epsilon(study.privacy.delta)).ok();
+    let one_round = || {
+        let cost = study.cost_of_round_after(0);
+        cost.and_then(|cost| cost.epsilon(study.privacy.delta)).ok()
+    };
     for (i, gate) in study.gates.iter().enumerate() {
         let at = format!("gates[{i}]");
-        match (gate.figure, gate.bound, one_round) {
-            (Figure::Sites, Bound::AtLeast(bound), _) => p.when(
+        match (gate.figure, gate.bound) {
+            (Figure::Sites, Bound::AtLeast(bound)) => p.when(
                 bound > float(most),
                 &at,
                 format!("`sites` never is at least {bound}: {most} may take part in a round"),
                 "ask for no more, or have more sites take part",
             ),
-            (Figure::Epsilon, Bound::AtMost(bound), Some(least)) => p.when(
-                bound < least.value(),
-                &at,
-                format!(
-                    "`epsilon` never is at most {bound}: one round of training costs {:.4}",
-                    least.value()
-                ),
-                "give a higher bound, or more noise",
-            ),
+            (Figure::Epsilon, Bound::AtMost(bound)) => {
+                let Some(least) = one_round().map(Epsilon::value) else { continue };
+                p.when(
+                    bound < least,
+                    &at,
+                    format!(
+                        "`epsilon` never is at most {bound}: one round of training costs {least:.4}"
+                    ),
+                    "give a higher bound, or more noise",
+                );
+            }
             _ => {}
         }
     }
