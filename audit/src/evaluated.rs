@@ -36,11 +36,6 @@ impl Gating {
             rounds: study.rounds.count,
         }
     }
-
-    /// How a round's candidate is evaluated, if it is.
-    fn due(&self, round: &RoundId) -> Option<&Evaluation> {
-        self.evaluation.as_ref().filter(|e| e.is_due(round.number, self.rounds))
-    }
 }
 
 /// What is known of a round's updates.
@@ -126,6 +121,26 @@ impl Evaluations {
         self.waiting.as_ref().map(missing)
     }
 
+    /// A version was made of a round's model: every gate of its study was asked about that round. A study that was submitted in
+    /// another shard says nothing here.
+    pub(crate) fn every_gate_was_asked(&self, entry: &Entry) -> Result<(), String> {
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        let version: u32 = entry.body().int("version").map_err(text)?;
+        let Some(gating) = self.gatings.get(round.study.as_str()) else { return Ok(()) };
+        let is_last = round.number == gating.rounds;
+        let due = |e: &Evaluation| e.is_due(round.number, gating.rounds);
+        let evaluated = gating.evaluation.as_ref().is_some_and(due);
+        let mut unasked = gating.gates.iter().filter(|gate| !gate.is_asked(is_last, evaluated));
+        unasked.next().map_or(Ok(()), |gate| {
+            let gate = gate.figure.name(gating.evaluation.as_ref());
+            Err(format!(
+                "version {version} of study `{}` is the model of round {}, which was not judged by the study's gate on `{gate}`",
+                round.study, round.number
+            ))
+        })
+    }
+
     /// A study was submitted.
     pub(crate) fn submitted(&mut self, study: &str, gating: Gating) {
         self.gatings.insert(study.to_owned(), gating);
@@ -162,25 +177,6 @@ impl Evaluations {
         Ok(())
     }
 
-    /// A version was made of a round's model: every gate of its study was asked about that round. A study that was submitted in
-    /// another shard says nothing here.
-    pub(crate) fn made(&self, entry: &Entry) -> Result<(), String> {
-        let text = |e: CanonError| e.to_string();
-        let round = entry.round().map_err(text)?;
-        let version: u32 = entry.body().int("version").map_err(text)?;
-        let Some(gating) = self.gatings.get(round.study.as_str()) else { return Ok(()) };
-        let is_last = round.number == gating.rounds;
-        let evaluated = gating.due(&round).is_some();
-        let mut unasked = gating.gates.iter().filter(|gate| !gate.is_asked(is_last, evaluated));
-        unasked.next().map_or(Ok(()), |gate| {
-            let gate = gate.figure.name(gating.evaluation.as_ref());
-            Err(format!(
-                "version {version} of study `{}` is the model of round {}, which was not judged by the study's gate on `{gate}`",
-                round.study, round.number
-            ))
-        })
-    }
-
     /// A candidate was judged: the gates' figures follow from what was counted, and a model was published only if all of them
     /// passed.
     pub(crate) fn verdict(&mut self, entry: &Entry, counted: &Counted) -> Result<(), String> {
@@ -193,7 +189,7 @@ impl Evaluations {
         }
         let attempt: u32 = body.int("attempt").map_err(text)?;
         let taken = self.accepted.remove(&(round.clone(), attempt)).unwrap_or_default();
-        let due = gating.due(&round);
+        let due = gating.evaluation.as_ref().filter(|e| e.is_due(round.number, gating.rounds));
         let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
         let mut evaluated = due.map(|e| Evaluated::new(e, gating.classes));
         let mut epsilon = counted.epsilon;

@@ -315,7 +315,7 @@ impl Replay {
             }
             Kind::ModelRolledBack => self.rolled_back(&round()?, digest("model_sha256")?)?,
             Kind::EvaluationAccepted => self.evaluations.accepted(entry)?,
-            Kind::VersionMade => self.evaluations.made(entry)?,
+            Kind::VersionMade => self.evaluations.every_gate_was_asked(entry)?,
             Kind::ModelRejected => {
                 if let Some(open) = self.open.remove(&round()?) {
                     self.evaluations.verdict(entry, &open.counted())?;
