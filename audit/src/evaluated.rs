@@ -166,6 +166,26 @@ impl Evaluations {
         self.waiting.as_ref().map(missing)
     }
 
+    /// A version was made of a round's model: every gate of its study was asked about that round. A study that was submitted in
+    /// another shard says nothing here.
+    pub(crate) fn every_gate_was_asked(&self, entry: &Entry) -> Result<(), String> {
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        let version: u32 = entry.body().int("version").map_err(text)?;
+        let Some(gating) = self.gatings.get(round.study.as_str()) else { return Ok(()) };
+        let is_last = round.number == gating.rounds;
+        let due = |e: &Evaluation| e.is_due(round.number, gating.rounds);
+        let evaluated = gating.evaluation.as_ref().is_some_and(due);
+        let mut unasked = gating.gates.iter().filter(|gate| !gate.is_asked(is_last, evaluated));
+        unasked.next().map_or(Ok(()), |gate| {
+            let gate = gate.figure.name(gating.evaluation.as_ref());
+            Err(format!(
+                "version {version} of study `{}` is the model of round {}, which was not judged by the study's gate on `{gate}`",
+                round.study, round.number
+            ))
+        })
+    }
+
     /// A study was submitted.
     pub(crate) fn submitted(&mut self, study: &str, gating: Gating) {
         self.gatings.insert(study.to_owned(), gating);

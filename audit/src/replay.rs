@@ -316,6 +316,7 @@ impl Replay {
             Kind::ModelRolledBack => self.rolled_back(&round()?, digest("model_sha256")?)?,
             Kind::EvaluationAccepted => self.evaluations.accepted(entry)?,
             Kind::StudyFinished => self.evaluations.finished(entry)?,
+            Kind::VersionMade => self.evaluations.every_gate_was_asked(entry)?,
             Kind::ModelRejected => {
                 if let Some(open) = self.open.remove(&round()?) {
                     self.evaluations.verdict(entry, &open.counted())?;

@@ -772,6 +772,7 @@ impl Study {
             let gates = (&self.gates[..], self.rounds.count);
             p.0.extend(evaluation::check::patience(patience, gates, e, classes));
         }
+        p.0.extend(evaluation::check::beyond_reach(self));
     }
 
     fn check_governance(&self, p: &mut Problems) {

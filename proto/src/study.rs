@@ -1110,6 +1110,33 @@ rounds: { count: 1 }
 ";
 
     #[test]
+    fn a_gate_that_no_round_can_pass_is_refused_where_it_stands() {
+        let private = "mechanism: dp_sgd, noise_multiplier: 4.0, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 8.0";
+        let private = STUDY.replace("mechanism: none", private);
+        let named = private.replace("min_sites: 9", "sites: [a, b, c], min_sites: 2");
+        let asked = |study: &str, gate: &str| {
+            let parsed = parse(&format!("{study}gates:\n  - {gate}\n"), "s.yaml");
+            parsed.map(drop).map_err(|e| e.to_string())
+        };
+        for (study, gate) in [
+            (&named, "{ metric: sites, at_least: 3 }"),
+            (&private, "{ metric: sites, at_least: 30 }"),
+            (&private, "{ metric: epsilon, at_most: 7.5 }"),
+            // What nobody protects costs no number.
+            (&STUDY.to_owned(), "{ metric: epsilon, at_most: 0.001 }"),
+        ] {
+            assert_eq!(asked(study, gate), Ok(()), "{gate}");
+        }
+        for (study, gate, why) in [
+            (&named, "{ metric: sites, at_least: 4 }", "`sites` never is at least 4: 3 may take"),
+            (&private, "{ metric: epsilon, at_most: 0.001 }", "never is at most 0.001: one round"),
+        ] {
+            let refused = asked(study, gate).expect_err("it can never hold");
+            assert!(refused.contains(why) && refused.contains("s.yaml:"), "{refused}");
+        }
+    }
+
+    #[test]
     fn every_rule_is_read_as_it_is_spelled() {
         let ruled = |aggregation: &str| {
             parse(&format!("{STUDY}aggregation: {aggregation}\n"), "s.yaml").map(|s| s.aggregation)

@@ -7,8 +7,9 @@ use super::{
     figures::{Kind, Metric},
 };
 use crate::{
+    dp::rdp::Epsilon,
     gate::{Bound, Declared, Figure, When, patience::Patience},
-    study::Problem,
+    study::{Problem, Study},
 };
 use std::collections::BTreeSet;
 
@@ -340,6 +341,43 @@ pub fn patience(
             "it asks of the last round's model alone, and with patience a study may end with another",
             "remove `when: end`, so that each model is asked that may be the last",
         );
+    }
+    p.0
+}
+
+/// Gates that no round of a study can pass, whatever its sites hold: more sites than may take part, or less epsilon than one
+/// round costs. A name in `cohort.sites` counts as one site.
+#[must_use]
+pub fn beyond_reach(study: &Study) -> Vec<Problem> {
+    let mut p = Found(Vec::new());
+    let named = study.cohort.sites.len();
+    let most = if named == 0 { study.sites_max() as usize } else { named };
+    let one_round = || {
+        let cost = study.cost_of_round_after(0);
+        cost.and_then(|cost| cost.epsilon(study.privacy.delta)).ok()
+    };
+    for (i, gate) in study.gates.iter().enumerate() {
+        let at = format!("gates[{i}]");
+        match (gate.figure, gate.bound) {
+            (Figure::Sites, Bound::AtLeast(bound)) => p.when(
+                bound > float(most),
+                &at,
+                format!("`sites` never is at least {bound}: {most} may take part in a round"),
+                "ask for no more, or have more sites take part",
+            ),
+            (Figure::Epsilon, Bound::AtMost(bound)) => {
+                let Some(least) = one_round().map(Epsilon::value) else { continue };
+                p.when(
+                    bound < least,
+                    &at,
+                    format!(
+                        "`epsilon` never is at most {bound}: one round of training costs {least:.4}"
+                    ),
+                    "give a higher bound, or more noise",
+                );
+            }
+            _ => {}
+        }
     }
     p.0
 }

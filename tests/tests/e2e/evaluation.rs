@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::fs;
 
 /// A study of two hospitals whose records are held out by threes.
-fn evaluated(name: &str, rounds: u32, every: u32, gates: &str) -> String {
+pub(crate) fn evaluated(name: &str, rounds: u32, every: u32, gates: &str) -> String {
     let yaml = study_yaml(name, rounds, 2);
     format!(
         "{yaml}evaluation:\n  holdout: 0.3\n  every: {every}\n  epsilon: 8.0\n  bins: 10\n  group_min: 20\n  groups: [{{ column: mean_radius, edges: [14.0] }}]\n  robustness: [{{ kind: fgsm, epsilon: 0.05 }}, {{ kind: missing, rate: 0.1 }}]\n  drift: [{{ column: mean_radius, edges: [12.0, 15.0], reference: [0.33, 0.37, 0.3] }}]\ngates:\n{gates}"
@@ -401,6 +401,14 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
             "no perturbation `pgd` is listed; there are fgsm(0.05); missing(0.1)",
         ),
         ("{ metric: sites, by: mean_radius, at_least: 2 }", "`sites` has no groups"),
+        (
+            "{ metric: epsilon, at_most: 0.01 }",
+            "`epsilon` never is at most 0.01: one round of training costs ",
+        ),
+        (
+            "{ metric: recall, each_group: [mean_radius, AGE], at_least: 0.7 }",
+            "there are no groups by `mean_radius, AGE`",
+        ),
         (
             "{ metric: psi, of: income, at_most: 0.2 }",
             "no column `income` is watched; the study watches mean_radius",

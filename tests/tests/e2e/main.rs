@@ -2,8 +2,10 @@
 
 mod api;
 mod approvals;
+mod approvers;
 mod audit;
 mod canary;
+mod counts;
 mod crash;
 mod enrolment;
 mod erasure;
@@ -29,6 +31,7 @@ mod reports;
 mod revocation;
 mod robust;
 mod scraped;
+mod sealed;
 mod shards;
 mod siem;
 mod site_policy;
@@ -37,4 +40,5 @@ mod timestamps;
 mod tokens;
 mod tpm;
 mod update;
+mod weighed;
 mod witness;

@@ -17,7 +17,7 @@ use std::{
 };
 
 const OMAR: &str = "spiffe://falaj.test/ae-on/ae-az/operator/omar";
-const SARA: &str = "spiffe://falaj.test/ae-on/ae-az/operator/sara";
+pub(crate) const SARA: &str = "spiffe://falaj.test/ae-on/ae-az/operator/sara";
 
 /// Python with the packages that check provenances; none where they cannot be had.
 fn outsiders() -> Option<&'static Path> {
@@ -43,9 +43,12 @@ fn outside(python: &Path, key: &str, envelopes: &[PathBuf]) -> Result<Vec<Value>
     lines.map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
-/// A federation of two hospitals whose study has run its rounds. Omar submitted it; Sara and Lina approve.
 fn federation() -> Result<(Federation, Process, Vec<Process>)> {
-    let mut federation = Federation::new()?;
+    learned(Federation::new()?)
+}
+
+/// A federation of two hospitals whose study has run its rounds. Omar submitted it; Sara and Lina approve.
+pub(crate) fn learned(mut federation: Federation) -> Result<(Federation, Process, Vec<Process>)> {
     let coordinator = federation.start_coordinator()?;
     let ca = federation.ca().display().to_string();
     for name in ["sara", "lina"] {
@@ -59,7 +62,7 @@ fn federation() -> Result<(Federation, Process, Vec<Process>)> {
     Ok((federation, coordinator, agents))
 }
 
-fn json_of(federation: &Federation, by: &str, words: &[&str]) -> Result<Value> {
+pub(crate) fn json_of(federation: &Federation, by: &str, words: &[&str]) -> Result<Value> {
     let out = federation.falaj_as(by, &[&["--json"], words].concat())?;
     ensure!(out.status.success(), "{by} {words:?}: {}", text(&out));
     Ok(serde_json::from_slice(&out.stdout)?)
