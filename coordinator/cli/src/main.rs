@@ -5,6 +5,7 @@ mod client;
 mod commands;
 mod destination;
 mod download;
+mod export;
 mod feed;
 mod figures;
 mod log;

@@ -18,6 +18,7 @@ mod matrix;
 mod mirror;
 mod namespaces;
 mod oidc;
+mod onnx;
 mod outcomes;
 mod outside;
 mod policy;
