@@ -52,7 +52,9 @@ pub(crate) async fn run(client: &Client, args: ExportArgs, json: bool) -> Result
     ensure!(
         found == version.safetensors_sha256,
         "{} is not version {} of {id}: its digest is {found}, the version's file has {}",
-        args.file.as_deref().map_or_else(|| "what came".into(), |path| path.display().to_string()),
+        args.file
+            .as_deref()
+            .map_or_else(|| "what the coordinator sent".into(), |path| path.display().to_string()),
         version.version,
         version.safetensors_sha256
     );
@@ -64,9 +66,10 @@ pub(crate) async fn run(client: &Client, args: ExportArgs, json: bool) -> Result
         round: version.round,
         model_sha256,
     };
-    let ModelFormat::Onnx = args.format;
-    let made = onnx::export(&file, &about)
-        .with_context(|| format!("version {} of {id} does not become ONNX", version.version))?;
+    let made = match args.format {
+        ModelFormat::Onnx => onnx::export(&file, &about),
+    }
+    .with_context(|| format!("version {} of {id} does not become ONNX", version.version))?;
     write(to, &made)?;
 
     let answer = json!({
@@ -150,17 +153,22 @@ fn read(path: &Path, study: &Study) -> Result<Bytes> {
 fn free(to: &Path) -> Result<()> {
     let taken = fs::symlink_metadata(to).is_ok();
     ensure!(!taken, "{} is there already: name another file, or remove it", to.display());
+    let folder = folder_of(to);
+    ensure!(folder.is_dir(), "{} is no folder: make it, or name another file", folder.display());
     Ok(())
+}
+
+fn folder_of(to: &Path) -> &Path {
+    to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Writes a file, whole or not at all, where there is none.
 fn write(to: &Path, bytes: &[u8]) -> Result<()> {
     let writing = || format!("cannot write {}", to.display());
-    let folder = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut fresh = tempfile::Builder::new()
         .prefix(".falaj-")
         .permissions(Permissions::from_mode(MODE))
-        .tempfile_in(folder)
+        .tempfile_in(folder_of(to))
         .with_context(writing)?;
     fresh.write_all(bytes).with_context(writing)?;
     fresh.as_file().sync_all().with_context(writing)?;

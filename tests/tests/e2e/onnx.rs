@@ -424,6 +424,8 @@ fn refusals(federation: &Federation, (yaml, model): (&str, &str)) -> Result<()> 
     let there = at("heart.onnx");
     refused(&["heart", "1", "--study", &study, "-o", &there], "is there already")?;
     ensure!(kept == fs::read(&there)?, "it was written over");
+    let nowhere = at("nowhere/heart.onnx");
+    refused(&["heart", "1", "--study", &study, "-o", &nowhere], "is no folder")?;
     let other = at("other.yaml");
     fs::write(&other, yaml.replace("end-to-end test", "another purpose"))?;
     refused(&["heart", "1", "--study", &other, "-o", &to], "is not what was submitted as `heart`")?;
