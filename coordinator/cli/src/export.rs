@@ -58,7 +58,7 @@ pub(crate) async fn run(client: &Client, args: ExportArgs, json: bool) -> Result
         version.version,
         version.safetensors_sha256
     );
-    let model_sha256 = version.model_sha256.parse().context("the version's digest")?;
+    let model_sha256 = version.model_sha256.parse::<Digest>().context("the version's digest")?;
     let about = About {
         study: &study,
         study_sha256,

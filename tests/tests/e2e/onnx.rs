@@ -65,8 +65,10 @@ fn inside(study: &Path, model: &Path, records: &Path) -> Result<Option<Vec<Vec<f
     }
     ensure!(out.status.success(), "{}", text(&out));
     let lines = fs::read_to_string(outputs)?;
-    let row = |line: &str| line.split(',').map(|cell| Ok(cell.parse::<f64>()?)).collect();
-    lines.lines().skip(1).map(row).collect::<Result<_>>().map(Some)
+    let row = |line: &str| -> Result<Vec<f64>> {
+        line.split(',').map(|cell| Ok(cell.parse()?)).collect()
+    };
+    Ok(Some(lines.lines().skip(1).map(row).collect::<Result<_>>()?))
 }
 
 fn rows(answer: &Value, name: &str) -> Result<Vec<Vec<Option<f64>>>> {
@@ -147,7 +149,7 @@ fn numeric(count: usize, (min, max): (f64, f64)) -> String {
     })
 }
 
-/// A column of each kind, twice over, so that they stand in no order.
+/// Columns of every kind.
 const MIXED: &str = "    - { name: age, min: 18.0, max: 90.0 }
     - { name: sex, values: [f, m] }
     - { name: bmi, min: 12.5, max: 60.25, missing: keep }
@@ -156,9 +158,6 @@ const MIXED: &str = "    - { name: age, min: 18.0, max: 90.0 }
     - { name: one, values: [only] }
     - { name: tall, min: -250000.0, max: -1000.0 }
 ";
-
-/// How one column of a study reads: what may stand in a record, with what a graph is given for it.
-type Cells = Vec<(String, Option<f64>)>;
 
 /// A cell of a column: what stands in the file, and what a graph is given for it.
 fn cell(dice: &mut Dice, of: &Study, column: usize, whole: bool) -> (String, Option<f64>) {
@@ -221,7 +220,7 @@ impl Tried {
         // Codes are whole numbers.
         let whole = !study.model_spec().takes_any_number();
         for _ in 0..RECORDS {
-            let cells: Cells =
+            let cells: Vec<_> =
                 (0..columns.len()).map(|at| cell(&mut dice, &study, at, whole)).collect();
             let words: Vec<&str> = cells.iter().map(|(word, _)| word.as_str()).collect();
             writeln!(csv, "{},{}", words.join(","), ["a", "b", "c"][dice.below(3)])?;
