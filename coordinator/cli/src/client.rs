@@ -209,6 +209,18 @@ impl Client {
         self.read(self.of_version(Method::GET, id, version, "")).await
     }
 
+    /// A version's model as `safetensors`, which is taken to a place.
+    pub(crate) async fn version_file(
+        &self,
+        id: &StudyId,
+        version: u32,
+        to: Option<Place>,
+    ) -> Answer<Response> {
+        let to: Vec<_> = to.map(|place| ("place", place.to_string())).into_iter().collect();
+        let request = self.of_version(Method::GET, id, &version.to_string(), "/file");
+        self.send(request.query(&to)).await
+    }
+
     /// What is signed of a version.
     pub(crate) async fn provenance(&self, id: &StudyId, version: &str) -> Answer<String> {
         let answer = self.send(self.of_version(Method::GET, id, version, "/provenance")).await?;

@@ -7,7 +7,7 @@ use crate::{
     },
     client::Client,
     download::{ParamsHash, save},
-    gates, log, login, policy, privacy, rounds,
+    export, gates, log, login, policy, privacy, rounds,
     settings::{Settings, SignIn},
     show, versions,
     watch::watch,
@@ -140,6 +140,7 @@ async fn model(client: &Client, command: ModelCommand, json: bool) -> Result<()>
                 )
             })
         }
+        ModelCommand::Export(args) => export::run(client, args, json).await,
         ModelCommand::Version(command) => versions::run(client, command, json).await,
     }
 }
@@ -296,7 +297,7 @@ fn named(id: &str) -> Result<StudyId> {
 }
 
 /// A study file's text and the study in it.
-fn read_study(file: &Path) -> Result<(String, Study)> {
+pub(crate) fn read_study(file: &Path) -> Result<(String, Study)> {
     let shown = file.display();
     let size = fs::metadata(file).with_context(|| format!("cannot read {shown}"))?.len();
     ensure!(size <= STUDY_BYTES_MAX as u64, "{shown} is larger than a study may be: 1 MiB");

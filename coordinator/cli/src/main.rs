@@ -6,6 +6,7 @@ mod commands;
 mod compare;
 mod destination;
 mod download;
+mod export;
 mod feed;
 mod figures;
 mod gates;

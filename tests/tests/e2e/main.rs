@@ -20,6 +20,7 @@ mod matrix;
 mod mirror;
 mod namespaces;
 mod oidc;
+mod onnx;
 mod outcomes;
 mod outside;
 mod policy;

@@ -33,8 +33,48 @@ pub(crate) enum ModelCommand {
         #[arg(long, value_name = "PLACE")]
         to_place: Option<Place>,
     },
+    /// Write a version's model as ONNX, for a runtime that is not ours.
+    ///
+    /// The version is downloaded, which policy decides over and the log says, checked, and converted here. What the file takes in
+    /// are the study's columns as they stand in records: it scales them itself, as sites do. It carries the names of columns,
+    /// classes and categories, and the bounds, that the study declares. docs/ONNX.md has all of it.
+    #[command(
+        after_help = "Examples:\n  falaj model export heart 2 --study heart.yaml -o heart-2.onnx\n  falaj model export heart champion --study heart.yaml --file heart.safetensors -o heart.onnx"
+    )]
+    Export(ExportArgs),
     #[command(flatten)]
     Version(VersionCommand),
+}
+
+/// Which version is written as what, and where.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    pub(crate) of: OfVersion,
+    /// The study file, as it was submitted.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) study: PathBuf,
+    /// As what.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: ModelFormat,
+    /// Where to write it; nothing that is there is written over.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// The version's safetensors file, if it was downloaded before: nothing is downloaded then.
+    #[arg(long, value_name = "FILE", conflicts_with = "to_place")]
+    pub(crate) file: Option<PathBuf>,
+    /// Where the output lies, or will: jurisdiction and region; where you are yourself when absent. Policy decides over it, and
+    /// it is part of the entry.
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) to_place: Option<Place>,
+}
+
+/// As what a model is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModelFormat {
+    /// Open Neural Network Exchange.
+    #[default]
+    Onnx,
 }
 
 /// Work with the versions of a study's model.
