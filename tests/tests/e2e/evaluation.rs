@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::fs;
 
 /// A study of two hospitals whose records are held out by threes.
-fn evaluated(name: &str, rounds: u32, every: u32, gates: &str) -> String {
+pub(crate) fn evaluated(name: &str, rounds: u32, every: u32, gates: &str) -> String {
     let yaml = study_yaml(name, rounds, 2);
     format!(
         "{yaml}evaluation:\n  holdout: 0.3\n  every: {every}\n  epsilon: 8.0\n  bins: 10\n  group_min: 20\n  groups: [{{ column: mean_radius, edges: [14.0] }}]\n  robustness: [{{ kind: fgsm, epsilon: 0.05 }}, {{ kind: missing, rate: 0.1 }}]\n  drift: [{{ column: mean_radius, edges: [12.0, 15.0], reference: [0.33, 0.37, 0.3] }}]\ngates:\n{gates}"

@@ -36,5 +36,6 @@ mod study_file;
 mod timestamps;
 mod tokens;
 mod tpm;
+mod tracking;
 mod update;
 mod witness;
