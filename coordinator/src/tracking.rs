@@ -35,15 +35,15 @@ pub enum TrackingError {
     #[error("MLflow cannot be reached, or does not answer in time")]
     Away(#[source] reqwest::Error),
     /// It answered with an error.
-    #[error("MLflow answered `{of}` with HTTP status {status}, {code}: {said}")]
+    #[error("MLflow answered `{of}` with HTTP status {status}: {said}")]
     Refused {
         /// What was asked.
         of: &'static str,
         /// HTTP's word.
         status: StatusCode,
-        /// MLflow's own.
+        /// MLflow's own, if it has one.
         code: String,
-        /// And what it says.
+        /// What it says.
         said: String,
     },
     /// Its answer is none.

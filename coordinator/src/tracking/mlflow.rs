@@ -83,7 +83,7 @@ impl Run {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Failure {
     #[serde(default)]
     error_code: String,
@@ -230,7 +230,7 @@ impl Mlflow {
             ensure!(!text.is_empty(), "{} is empty", named());
             let mut token = HeaderValue::from_str(&format!("Bearer {text}")).with_context(named)?;
             token.set_sensitive(true);
-            Ok(token)
+            Ok::<_, anyhow::Error>(token)
         });
         let api = format!("{}/api/2.0/mlflow/", config.mlflow.trim_end_matches('/'));
         let http = Client::builder()
@@ -394,10 +394,10 @@ impl Mlflow {
             return serde_json::from_slice(&bytes)
                 .map_err(|e| TrackingError::Garbled(of, e.to_string()));
         }
-        let told = serde_json::from_slice::<Failure>(&bytes).ok();
-        let (code, message) = told.map(|f| (f.error_code, f.message)).unwrap_or_default();
-        let said = message.chars().filter(|c| !c.is_control()).take(300).collect();
-        Err(TrackingError::Refused { of, status, code, said })
+        // Whoever stands before MLflow answers in other words.
+        let told = serde_json::from_slice::<Failure>(&bytes).unwrap_or_default();
+        let said = told.message.chars().filter(|c| !c.is_control()).take(300).collect();
+        Err(TrackingError::Refused { of, status, code: told.error_code, said })
     }
 }
 

@@ -130,15 +130,14 @@ impl Teller<'_> {
         let (name, digest) = (meta.study.id.as_str(), meta.digest.to_string());
         let known_by =
             [("falaj.federation", self.federation), ("falaj.study_sha256", digest.as_str())];
-        let run = match self.mlflow.run_with(&experiment, &known_by).await? {
-            Some(run) => run,
-            None => {
-                let source = concat!("falaj ", env!("CARGO_PKG_VERSION"));
-                let more = [("falaj.study", name), ("mlflow.source.name", source)];
-                let tags: Vec<_> = known_by.into_iter().chain(more).collect();
-                let start = meta.submitted.as_millis();
-                self.mlflow.make_run(&experiment, name, start, &tags).await?
-            }
+        let run = if let Some(run) = self.mlflow.run_with(&experiment, &known_by).await? {
+            run
+        } else {
+            let source = concat!("falaj ", env!("CARGO_PKG_VERSION"));
+            let more = [("falaj.study", name), ("mlflow.source.name", source)];
+            let tags: Vec<_> = known_by.into_iter().chain(more).collect();
+            let start = meta.submitted.as_millis();
+            self.mlflow.make_run(&experiment, name, start, &tags).await?
         };
         let shard = run.number(SHARD).and_then(|shard| u32::try_from(shard).ok());
         let next = match shard.zip(run.number(INDEX)) {
@@ -209,13 +208,9 @@ impl Teller<'_> {
                     batch.params.insert("policy_set_sha256".into(), words::value(policies));
                 }
             }
-            Kind::ModelPublished => {
-                self.round(study, store, (index, entry), "published", batch).await?
+            Kind::ModelPublished | Kind::ModelRejected | Kind::RoundFailed => {
+                return self.round(study, store, (index, entry), batch).await;
             }
-            Kind::ModelRejected => {
-                self.round(study, store, (index, entry), "rejected", batch).await?
-            }
-            Kind::RoundFailed => self.round(study, store, (index, entry), "failed", batch).await?,
             Kind::ModelRolledBack => {
                 batch.tag("falaj.verdict", "rolled_back");
                 if let Ok(model) = entry.body().text("model_sha256") {
@@ -236,9 +231,13 @@ impl Teller<'_> {
         study: &Handle,
         store: &Store,
         (index, entry): (u64, &Entry),
-        verdict: &str,
         batch: &mut Batch,
     ) -> Result<(), TrackingError> {
+        let verdict = match entry.kind {
+            Kind::ModelPublished => "published",
+            Kind::ModelRejected => "rejected",
+            _ => "failed",
+        };
         let round = entry.round().map_err(|_| unreadable(entry))?;
         let attempt: u32 = entry.body().int("attempt").unwrap_or_default();
         let counted = counted(store, (&round, attempt), index).await?;

@@ -12,7 +12,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::Path,
     process::Command,
 };
 
@@ -25,7 +25,7 @@ struct Server {
 
 impl Server {
     /// Starts one on its database, which outlives it.
-    fn start(python: &PathBuf, federation: &Federation, at: SocketAddr) -> Result<Self> {
+    fn start(python: &Path, federation: &Federation, at: SocketAddr) -> Result<Self> {
         let dir = federation.dir().join("mlflow");
         fs::create_dir_all(&dir)?;
         // In a group of its own, so that all of it can be ended.
