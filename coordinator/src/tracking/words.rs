@@ -159,7 +159,7 @@ fn flatten(name: &str, said: &Value, params: &mut BTreeMap<String, String>) {
 
 /// A value on one line.
 fn inline(said: &Value) -> String {
-    let joined = |parts: Vec<String>, by| parts.join(by);
+    let joined = |parts: Vec<String>, by: &str| parts.join(by);
     match said {
         Value::String(text) => text.clone(),
         Value::Array(items) if items.iter().any(Value::is_object) => {

@@ -222,7 +222,8 @@ fn mlflow_is_told_of_every_round_and_of_what_it_missed_while_it_was_away() -> Re
     // A study that has begun, and waits for a site; then MLflow goes away.
     let second = SiteSpec::new("hospital-2", "ae-on/ae-du");
     drop(agents.pop());
-    federation.submit(&evaluated("dark", 3, 1, GATES))?;
+    let patient = evaluated("dark", 3, 1, GATES).replace("deadline_s: 60", "deadline_s: 600");
+    federation.submit(&patient)?;
     run_reaches(at, "dark", "RUNNING")?;
     drop(server);
     agents.push(federation.start_agent(&second)?);
@@ -259,7 +260,8 @@ fn mlflow_is_told_of_every_round_and_of_what_it_missed_while_it_was_away() -> Re
 fn parameters_and_tags(federation: &Federation, run: &Value) -> Result<()> {
     let (params, tags) = (words(run, "params"), words(run, "tags"));
     let study = federation.falaj_json(&["study", "show", "live"])?;
-    let submitted = &federation.entries("study.submitted")?[0]["entry"];
+    let submitted = federation.entries("study.submitted")?;
+    let submitted = &submitted[0]["entry"];
     for (name, value) in [
         ("data.dataset", json!("wdbc")),
         ("data.features", json!("6")),
