@@ -40,6 +40,7 @@ mod study_file;
 mod timestamps;
 mod tokens;
 mod tpm;
+mod tracking;
 mod update;
 mod weighed;
 mod witness;
