@@ -421,6 +421,7 @@ mod tests {
                 round: 3,
                 rounds: 3,
                 rounds_promoted: 2,
+                patience: None,
                 model_sha256: "cd".repeat(32),
                 epsilon_by_site: [("mafraq".to_owned(), 1.25)].into(),
                 bytes_by_site: BTreeMap::new(),
