@@ -245,6 +245,18 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
             "no column `income` is watched; the study watches mean_radius",
         ),
         ("{ metric: ks, at_most: 0.2 }", "it is not clear whose `ks` is meant; give `of: COLUMN`"),
+        (
+            "{ metric: update_cosine, at_least: 0.2 }",
+            "it is not clear whose `update_cosine` is meant; say `each_site: true`",
+        ),
+        (
+            "{ metric: update_norm_ratio, each_site: true, by: mean_radius, at_most: 3 }",
+            "it is not clear whose `update_norm_ratio` is meant",
+        ),
+        (
+            "{ metric: update_cosine, each_site: true, at_least: -1.0 }",
+            "`update_cosine at each site` always is at least -1",
+        ),
     ] {
         let yaml = evaluated("broken", 1, 1, &format!("  - {gate}\n"));
         let line = 1 + yaml.lines().position(|l| l.contains(gate)).context("a line")?;
