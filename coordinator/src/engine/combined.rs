@@ -99,8 +99,8 @@ pub(super) async fn compared(
     let (params, encoding) = (meta.manifest.params(), meta.study.encoding());
     let of_round = &round.stage.updates;
     let paths = of_round.values().map(|u| updates.path(&u.payload)).collect();
-    let compare = move || compare(paths, params, encoding);
-    let figures = tokio::task::spawn_blocking(compare).await.map_err(|e| failed(e.to_string()))?;
+    let figures = tokio::task::spawn_blocking(move || compare(paths, params, encoding)).await;
+    let figures = figures.map_err(|e| failed(e.to_string()))?;
     let figures = figures.map_err(|e| failed(format!("{e:#}")))?;
     // Of too few, or too many, nothing is known: the gate fails.
     Ok(Compared::new(of_round.keys().cloned().collect(), figures).ok())
@@ -109,7 +109,10 @@ pub(super) async fn compared(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use falaj_core::{id::Digest, robust::Standing};
+    use falaj_core::{
+        id::{Digest, SiteId},
+        robust::Standing,
+    };
 
     /// More than one block of each, in more files than stay open, one of which is ten times the opposite of the others.
     #[tokio::test]
@@ -131,10 +134,10 @@ mod tests {
         }
         let encoding = Encoding::new(16, 0.001).expect("valid");
         let figures = compare(paths.clone(), params, encoding).expect("they can be read");
-        let site = |n: usize| format!("spiffe://t/ae-on/ae-az/site/h-{n:03}").parse();
-        let named: Result<Vec<_>, _> = (0..sites).map(site).collect();
-        let compared = Compared::new(named.expect("valid"), figures).expect("not too many");
-        let outside = |standing, found: f64| match standing {
+        let site = |n: usize| format!("spiffe://t/ae-on/ae-az/site/h-{n:03}").parse::<SiteId>();
+        let named = (0..sites).map(|n| site(n).expect("valid")).collect();
+        let compared = Compared::new(named, figures).expect("not too many");
+        let outside = |standing: Standing, found: f64| match standing {
             Standing::NormRatio => (found - 10.0).abs() < 1.0,
             Standing::Cosine => found < -0.8,
         };

@@ -14,7 +14,8 @@ fn evaluated(name: &str, rounds: u32, every: u32, gates: &str) -> String {
     )
 }
 
-fn lines(entry: &Value, member: &str) -> Vec<String> {
+/// What an entry lists.
+pub(crate) fn lines(entry: &Value, member: &str) -> Vec<String> {
     let lines = entry["entry"][member].as_array().cloned().unwrap_or_default();
     lines.iter().filter_map(|l| l.as_str().map(str::to_owned)).collect()
 }

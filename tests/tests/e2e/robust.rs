@@ -1,5 +1,6 @@
 //! Robust rules over real sockets: two sites that shout, and what the log and its verifier say of the rule.
 
+use crate::evaluation::lines;
 use anyhow::{Result, ensure};
 use falaj_core::{id::Digest, update::UpdateHeader};
 use falaj_tests::{
@@ -115,11 +116,6 @@ fn say(runtime: &Runtime, rogues: &mut [Rogue], times: [i16; 4]) -> Result<()> {
     });
     runtime.block_on(futures_util::future::try_join_all(saying))?;
     Ok(())
-}
-
-fn lines(entry: &Value, member: &str) -> Vec<String> {
-    let lines = entry["entry"][member].as_array().cloned().unwrap_or_default();
-    lines.iter().filter_map(|l| l.as_str().map(str::to_owned)).collect()
 }
 
 #[test]
