@@ -146,7 +146,7 @@ def measured(model, data, noise):
 def main():
     folder = Path(sys.argv[1])
     for name, model, (x, y) in [
-        ("tumours, 62 parameters", Logistic(), tumours(folder)),
+        ("tumours, 62", Logistic(), tumours(folder)),
         ("digits, 9,658", Network(), digits(folder)),
     ]:
         low, high = x.min(axis=0), x.max(axis=0)
