@@ -131,7 +131,8 @@ fn attacked() -> impl Strategy<Value = (u8, Vec<Vec<i32>>, usize)> {
 fn turned() -> impl Strategy<Value = (u8, Vec<Vec<i32>>, usize)> {
     let bits = prop::sample::select(&BITS[2..]);
     (bits, 3..20_usize, 1..60_usize).prop_flat_map(|(bits, n, d)| {
-        let side = (40..=300, any::<bool>()).prop_map(|(v, turn)| if turn { -v } else { v });
+        let side =
+            (40..=300, any::<bool>()).prop_map(|(v, turn): (i32, bool)| if turn { -v } else { v });
         // In percent of the centre.
         let own = prop::collection::vec(prop::collection::vec(80..=120, d), n);
         let centre = prop::collection::vec(side, d);
