@@ -2,7 +2,8 @@
 //!
 //! The figures of every gate are made again from the signed counts in the bundle, and must be those that the log has: in the
 //! verifier as in the coordinator, by `falaj_core::gate`. So is what patience makes of them: when a study ends by it, and with which
-//! model.
+//! model. Updates are not in a bundle: how they compare with each other is what the coordinator says, and gates are judged again
+//! by that.
 
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
@@ -13,11 +14,12 @@ use falaj_core::{
         answer::{CONTEXT, EvaluationHeader, from_bytes},
     },
     gate::{
-        Declared, Evaluated, Facts, Gate, Judged, judge,
+        Declared, Evaluated, Facts, Gate, Judged, compare_updates, judge,
         patience::{Patience, Progress},
     },
     id::{Digest, RoundId, SiteId, StudyId},
     note,
+    robust::Compared,
     study::Study,
 };
 use std::collections::BTreeMap;
@@ -46,7 +48,8 @@ impl Gating {
 
 /// What is known of a round's updates.
 pub(crate) struct Counted {
-    pub(crate) sites: u32,
+    /// Whose they are, in the order of ids.
+    pub(crate) sites: Vec<SiteId>,
     pub(crate) examples: u64,
     /// The most epsilon that one of their headers states.
     pub(crate) epsilon: Option<f64>,
@@ -114,6 +117,8 @@ pub(crate) struct Evaluations {
     coming: BTreeMap<String, Coming>,
     /// Verdicts whose figures were made again.
     pub(crate) judged: u64,
+    /// Verdicts by figures of updates, which are what the coordinator says.
+    pub(crate) compared: u64,
 }
 
 impl Evaluations {
@@ -249,14 +254,19 @@ impl Evaluations {
             let added = all.add(site.clone(), gating.classes, &signed.counts);
             added.map_err(|e| format!("the counts of {site} cannot be: {e}"))?;
         }
+        let is_last = round.number == gating.rounds;
+        let asked = compare_updates(&gating.gates, is_last, due.is_some());
+        let compared = if asked { compared(entry, &counted.sites)? } else { None };
+        self.compared += u64::from(compared.is_some());
         let facts = Facts {
-            sites: counted.sites,
+            sites: u32::try_from(counted.sites.len()).unwrap_or(u32::MAX),
             examples: counted.examples,
             finite: true,
             witnesses: 0,
             epsilon,
-            is_last: round.number == gating.rounds,
+            is_last,
             evaluated,
+            compared,
         };
         let gates: Vec<Gate> = gating.gates.iter().cloned().map(Gate::Declared).collect();
         let verdict = judge(&facts, &gates);
@@ -327,6 +337,15 @@ impl Evaluations {
     }
 }
 
+/// What an entry says of how the updates of these sites compare with each other.
+fn compared(entry: &Entry, sites: &[SiteId]) -> Result<Option<Compared>, String> {
+    let Some(list) = entry.body().member("compared") else { return Ok(None) };
+    let lines: Option<Vec<&str>> = list.items().map(|item| item.as_text()).collect();
+    let lines = lines.ok_or("`compared` is no list of texts")?;
+    let compared = Compared::parse(lines, sites.to_vec());
+    compared.map(Some).map_err(|e| format!("`compared` does not hold: {e}"))
+}
+
 /// Where a list in an entry differs from ours, if it does: what is ours, and what is theirs.
 fn differ(
     entry: &Entry,
@@ -359,7 +378,8 @@ mod tests {
     use falaj_core::{
         audit::Draft,
         evaluation::{Noise, cells::Tally, figures::Metric},
-        gate::Figure,
+        gate::{Bound, Figure, OnFailure, When},
+        robust::Standing,
         time::Timestamp,
     };
 
@@ -443,7 +463,7 @@ mod tests {
             .digest("model_sha256", &model(number))
             .texts("evaluated_by", [site.to_string()])
             .text("patience", patience);
-        let counted = Counted { sites: 1, examples: 100, epsilon: None };
+        let counted = Counted { sites: vec![site], examples: 100, epsilon: None };
         of.verdict(&entry(draft), &counted)
     }
 
@@ -483,5 +503,62 @@ mod tests {
         let other = finished(&of, 3, &model(3)).expect_err("it is not the best");
         assert!(other.contains(&format!("its best model is {} of round 1", model(1))), "{other}");
         assert_eq!(finished(&of, 3, &model(1)), Ok(()));
+    }
+
+    const COMPARED: [&str; 3] =
+        ["1.000000e0 0.900000 h-0", "1.250000e0 0.812500 h-1", "9.000000e0 -0.500000 h-2"];
+    const GATES: [&str; 3] = [
+        "pass: update_norm_ratio at h-0: 0.8, at most 8 needed",
+        "pass: update_norm_ratio at h-1: 1, at most 8 needed",
+        "pass: update_norm_ratio at h-2: 7.2, at most 8 needed",
+    ];
+
+    /// What is wrong with a verdict on three updates, with these lines and this bound.
+    fn said(compared: &[&str], gates: &[&str], most: f64) -> String {
+        let site = |n: u32| format!("spiffe://t/ae-on/ae-az/site/h-{n}").parse().expect("valid");
+        let declared = Declared {
+            figure: Figure::EachUpdate(Standing::NormRatio),
+            bound: Bound::AtMost(most),
+            when: When::EachRound,
+            on_failure: OnFailure::Reject,
+        };
+        let gating = Gating { gates: vec![declared], classes: 2, rounds: 9, ..Gating::default() };
+        let mut evaluations = Evaluations::default();
+        evaluations.submitted("s", gating);
+        let round = RoundId { study: "s".parse().expect("valid"), number: 1 };
+        let draft = Draft::new(Kind::ModelPublished)
+            .round(&round)
+            .count("attempt", 0)
+            .digest("model_sha256", &Digest::of(b"a model"))
+            .texts("gates", gates.iter().map(|line| (*line).to_owned()));
+        let lines = compared.iter().map(|line| (*line).to_owned());
+        let draft = if compared.is_empty() { draft } else { draft.texts("compared", lines) };
+        let bytes = draft.finish(0, Timestamp::from_millis(0), [0; 16]);
+        let entry = Entry::parse(&bytes).expect("an entry");
+        let sites = (0..3).map(site).collect();
+        let counted = Counted { sites, examples: 30, epsilon: None };
+        evaluations.verdict(&entry, &counted).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn gates_on_updates_are_judged_again_by_what_the_log_says_of_them() {
+        assert_eq!(said(&COMPARED, &GATES, 8.0), "");
+        let failed = said(&COMPARED, &GATES, 7.0);
+        assert!(
+            failed.contains("fails a gate of its study: update_norm_ratio at h-2: 7.2"),
+            "{failed}"
+        );
+        let other = [GATES[0], GATES[1], "pass: update_norm_ratio at h-2: 2, at most 8 needed"];
+        assert!(said(&COMPARED, &other, 8.0).contains("`gates` of round"));
+        let silent = said(&[], &GATES, 8.0);
+        assert!(silent.contains("nobody has compared the 3 updates"), "{silent}");
+        let fewer = said(&COMPARED[..2], &GATES, 8.0);
+        assert!(fewer.contains("figures of 2 updates, and 3 were counted"), "{fewer}");
+        let somebody = [COMPARED[0], COMPARED[1], "9.000000e0 -0.500000 h-3"];
+        let somebody = said(&somebody, &GATES, 8.0);
+        assert!(
+            somebody.contains("h-3` is no norm and cosine of the update of spiffe:"),
+            "{somebody}"
+        );
     }
 }

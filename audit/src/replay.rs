@@ -134,7 +134,7 @@ impl Open {
     /// What gates know of its updates.
     fn counted(&self) -> Counting {
         Counting {
-            sites: u32::try_from(self.accepted.len()).unwrap_or(u32::MAX),
+            sites: self.accepted.keys().cloned().collect(),
             examples: self.examples,
             epsilon: self.epsilon,
         }

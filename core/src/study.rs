@@ -17,7 +17,7 @@ use crate::{
     id::{Digest, Place, SiteId, StudyId},
     manifest::{Manifest, ManifestError},
     model::{Conv, ModelSpec, Tokens},
-    robust::{Rule, RuleError},
+    robust::{OUTLIERS_MAX, OUTLIERS_MIN, Rule, RuleError},
     secagg::MEMBERS_MAX,
     update::Encoding,
 };
@@ -594,8 +594,17 @@ impl Study {
     pub fn sites_max(&self) -> u32 {
         match self.privacy.mechanism {
             Mechanism::DistributedGaussian { colluders, .. } => self.cohort.masked_max(colluders),
+            _ if self.asks_of_updates().next().is_some() => {
+                self.aggregation.updates_max().min(OUTLIERS_MAX)
+            }
             _ => self.aggregation.updates_max(),
         }
+    }
+
+    /// Gates that ask how updates compare with each other, by their number.
+    fn asks_of_updates(&self) -> impl Iterator<Item = (usize, &gate::Declared)> {
+        let gates = self.gates.iter().enumerate();
+        gates.filter(|(_, gate)| matches!(gate.figure, gate::Figure::EachUpdate(_)))
     }
 
     /// The noise in shares, where the study has it.
@@ -759,6 +768,7 @@ impl Study {
         self.check_evaluation(&mut found);
         self.check_privacy(&mut found);
         self.check_aggregation(&mut found);
+        self.check_outliers(&mut found);
         self.check_governance(&mut found);
         found.0
     }
@@ -1049,6 +1059,29 @@ impl Study {
             ),
         };
         p.when(true, at, &e.to_string(), || mend);
+    }
+
+    /// Whether gates on updates see any, and enough of them.
+    fn check_outliers(&self, p: &mut Problems) {
+        let masked = matches!(self.privacy.mechanism, Mechanism::DistributedGaussian { .. });
+        for (number, gate) in self.asks_of_updates() {
+            let name = gate.figure.metric();
+            p.when(
+                masked,
+                &format!("gates[{number}]"),
+                &format!("under `distributed_gaussian` the coordinator sees only the sum of all updates, and of none of them `{name}`"),
+                || "remove the gate, or use a mechanism that adds its noise at each site, whose updates the coordinator sees one by one".into(),
+            );
+        }
+        let sites = self.cohort.min_sites;
+        p.when(
+            !masked
+                && self.asks_of_updates().next().is_some()
+                && !(OUTLIERS_MIN..=OUTLIERS_MAX).contains(&sites),
+            "cohort.min_sites",
+            &format!("a gate asks how far an update stands out, and of {sites} none can"),
+            || format!("need {OUTLIERS_MIN} to {OUTLIERS_MAX} sites, or remove the gate"),
+        );
     }
 
     fn check_privacy(&self, p: &mut Problems) {

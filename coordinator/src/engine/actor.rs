@@ -6,7 +6,7 @@
 
 use super::{
     Answer, Arrived, Engine, Mail, Meta, SignedReceipt, View,
-    combined::Combined,
+    combined::{self, Combined},
     evaluation,
     exchange::{self, Exchange},
     leaving::Leaving,
@@ -799,6 +799,7 @@ impl Actor {
             let spent = round.stage.updates.keys().filter_map(|site| view.epsilon.get(site.name()));
             spent.copied().reduce(f64::max)
         };
+        facts.compared = combined::compared(&self.engine.parts().updates, &meta, &round).await?;
         let facts = evaluation::facts(&self.engine.parts().store, &meta, &round, facts).await?;
         let mut gates = vec![Gate::Participation { min_sites: round.spec.min_sites }, Gate::Finite];
         gates.extend(meta.study.governance.witnesses.map(Gate::Witnesses));

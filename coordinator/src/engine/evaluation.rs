@@ -190,11 +190,14 @@ pub(super) const fn word(verdict: &Verdict) -> &'static str {
     }
 }
 
-/// What the log says of a verdict, beside what failed: each gate with its figure, and who has counted.
+/// What the log says of a verdict, beside what failed: each gate with its figure, how updates compare, and who has counted.
 pub(super) fn said(facts: &Facts<'_>, verdict: &Verdict) -> Vec<(&'static str, Vec<String>)> {
     let mut said = Vec::new();
     if !verdict.judged.is_empty() {
         said.push(("gates", verdict.judged.iter().map(Judged::line).collect()));
+    }
+    if let Some(compared) = &facts.compared {
+        said.push(("compared", compared.lines()));
     }
     if let Some(evaluated) = &facts.evaluated {
         let sites = evaluated.by_site.iter().map(|(site, _)| site.to_string());

@@ -393,6 +393,7 @@ fn range(figure: Figure, classes: u32) -> (f64, f64) {
         Figure::Drop(_) => (Metric::AccuracyDrop.least(), Metric::AccuracyDrop.most(classes)),
         Figure::Sites => (0.0, float(crate::study::SITES_MAX as usize)),
         Figure::Epsilon | Figure::Examples => (0.0, f64::MAX),
+        Figure::EachUpdate(standing) => standing.range(),
     }
 }
 

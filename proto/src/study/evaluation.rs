@@ -7,6 +7,7 @@ use falaj_core::{
         figures::{By, Kind, Metric},
     },
     gate::{Bound, Declared, Figure, OnFailure, When, patience::Patience},
+    robust::Standing,
 };
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
@@ -363,9 +364,20 @@ impl Reader<'_> {
             self.wrong(here, format!("`{name}` has no groups"), mend);
             return None;
         }
+        if let Some(standing) = Standing::find(name) {
+            let others =
+                [y.by.is_some(), y.each_group.is_some(), y.under.is_some(), y.of.is_some()];
+            if y.each_site && others == [false; 4] {
+                return Some(Figure::EachUpdate(standing));
+            }
+            let mend = "say `each_site: true`, since each site sends one update, and nothing else";
+            self.wrong(here, format!("it is not clear whose `{name}` is meant"), mend);
+            return None;
+        }
         let Some(metric) = Metric::find(name) else {
             let known = Metric::ALL.map(Metric::as_str).join(", ");
-            let mend = format!("take one of {known}, epsilon, sites, examples");
+            let updates = Standing::ALL.map(Standing::as_str).join(", ");
+            let mend = format!("take one of {known}, {updates}, epsilon, sites, examples");
             self.wrong(at, format!("there is no metric `{name}`"), mend);
             return None;
         };

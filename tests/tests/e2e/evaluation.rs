@@ -16,7 +16,8 @@ pub(crate) fn evaluated(name: &str, rounds: u32, every: u32, gates: &str) -> Str
     )
 }
 
-fn lines(entry: &Value, member: &str) -> Vec<String> {
+/// What an entry lists.
+pub(crate) fn lines(entry: &Value, member: &str) -> Vec<String> {
     let lines = entry["entry"][member].as_array().cloned().unwrap_or_default();
     lines.iter().filter_map(|l| l.as_str().map(str::to_owned)).collect()
 }
@@ -414,6 +415,18 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
             "no column `income` is watched; the study watches mean_radius",
         ),
         ("{ metric: ks, at_most: 0.2 }", "it is not clear whose `ks` is meant; give `of: COLUMN`"),
+        (
+            "{ metric: update_cosine, at_least: 0.2 }",
+            "it is not clear whose `update_cosine` is meant; say `each_site: true`",
+        ),
+        (
+            "{ metric: update_norm_ratio, each_site: true, by: mean_radius, at_most: 3 }",
+            "it is not clear whose `update_norm_ratio` is meant",
+        ),
+        (
+            "{ metric: update_cosine, each_site: true, at_least: -1.0 }",
+            "`update_cosine at each site` always is at least -1",
+        ),
     ] {
         is_refused(&federation, &format!("  - {gate}\n"), gate, said)?;
     }
