@@ -499,7 +499,10 @@ mod tests {
         assert!(line.ends_with(" needed to be better than round 1; 2 of 2 such rounds"), "{line}");
         published(&mut of, 3, 80, &line).expect("it follows");
         let late = of.opened(&round(4)).expect_err("it was to end");
-        assert!(late.starts_with("round 4 opens after 2 rounds without a better model"), "{late}");
+        assert!(
+            late.starts_with("round s/4 opens after 2 rounds without a better model"),
+            "{late}"
+        );
         let other = finished(&of, 3, &model(3)).expect_err("it is not the best");
         assert!(other.contains(&format!("its best model is {} of round 1", model(1))), "{other}");
         assert_eq!(finished(&of, 3, &model(1)), Ok(()));
