@@ -8,7 +8,7 @@
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
     audit::{Entry, Kind, bundle, within_bounds},
-    canon::{Canon, CanonError},
+    canon::{Canon, CanonError, Node},
     evaluation::{
         Evaluation,
         answer::{CONTEXT, EvaluationHeader, from_bytes},
@@ -340,9 +340,9 @@ impl Evaluations {
 /// What an entry says of how the updates of these sites compare with each other.
 fn compared(entry: &Entry, sites: &[SiteId]) -> Result<Option<Compared>, String> {
     let Some(list) = entry.body().member("compared") else { return Ok(None) };
-    let lines: Option<Vec<&str>> = list.items().map(|item| item.as_text()).collect();
+    let lines: Option<Vec<&str>> = list.items().map(Node::as_text).collect();
     let lines = lines.ok_or("`compared` is no list of texts")?;
-    let compared = Compared::parse(lines, sites.to_vec());
+    let compared = Compared::parse(lines, sites);
     compared.map(Some).map_err(|e| format!("`compared` does not hold: {e}"))
 }
 
