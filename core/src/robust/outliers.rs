@@ -274,8 +274,7 @@ mod tests {
             ]
         );
         let sites: Vec<SiteId> = (0..4).map(site).collect();
-        let read =
-            |lines: &[String]| Compared::parse(lines.iter().map(String::as_str), &sites);
+        let read = |lines: &[String]| Compared::parse(lines.iter().map(String::as_str), &sites);
         assert_eq!(read(&lines), Ok(found.clone()));
         // The median is (0.1234568 + 0.2) / 2.
         let ratios: Vec<_> = found.each(Standing::NormRatio).map(|(_, found)| found).collect();
