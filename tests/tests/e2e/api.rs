@@ -96,6 +96,8 @@ fn whatever_is_asked_no_server_error_and_no_answer_that_is_not_described() -> Re
         // The coordinator's certificate names it by a URI, as no browser would have it.
         .args(["--tls-verify", "false", "--checks", CHECKS, "--exclude-path-regex", ENDLESS])
         .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1"])
+        // A connection that is gone when it is used again is opened anew, as any client does.
+        .args(["--request-retries", "1"])
         .args(["--continue-on-failure", "--no-shrink", "--no-color"])
         .args(["--generation-database", "none", "--suppress-health-check", "all"])
         .output()?;
