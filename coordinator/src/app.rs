@@ -223,9 +223,7 @@ impl App {
         // Whoever was revoked while nobody was here to be told is in no model that follows.
         trusted.withdraw_absent(&engine).await?;
         engine.begin();
-        let told = |mlflow| {
-            Tracking::new(engine.clone(), mlflow, identity.spiffe.trust_domain().to_owned())
-        };
+        let told = |mlflow| Tracking::new(engine.clone(), mlflow, &identity.spiffe);
         let tracking = spoken_to.mlflow.map(told);
         let roles = Arc::new(config.roles.clone());
         let oidc = Oidc::of(config.oidc.clone(), &engine, &trusted, &roles)?;

@@ -11,7 +11,10 @@ mod words;
 pub use mlflow::Mlflow;
 
 use crate::{clock, engine::Engine, store::StoreError};
-use falaj_core::{audit::Entry, id::StudyId};
+use falaj_core::{
+    audit::Entry,
+    id::{SpiffeId, StudyId},
+};
 use reqwest::StatusCode;
 use std::{collections::BTreeMap, time::Duration};
 use study::{Standing, TOLD, Teller};
@@ -108,10 +111,10 @@ impl Due {
 }
 
 impl Tracking {
-    /// Tells this server of an engine's studies; `federation` is its trust domain.
+    /// Tells this server of an engine's studies, as those of the coordinator's trust domain.
     #[must_use]
-    pub const fn new(engine: Engine, mlflow: Mlflow, federation: String) -> Self {
-        Self { engine, mlflow, federation }
+    pub fn new(engine: Engine, mlflow: Mlflow, coordinator: &SpiffeId) -> Self {
+        Self { engine, mlflow, federation: coordinator.trust_domain().to_owned() }
     }
 
     /// Tells MLflow of everything until shutdown, what it has missed first.
