@@ -8,7 +8,7 @@ use falaj_core::{
     audit::{Entry, Kind, bundle, within_bounds},
     canon::{Canon, CanonError},
     evaluation::{
-        Evaluation,
+        Evaluation, Target,
         answer::{CONTEXT, EvaluationHeader, from_bytes},
     },
     gate::{Declared, Evaluated, Facts, Gate, Judged, judge},
@@ -19,11 +19,11 @@ use falaj_core::{
 use std::collections::BTreeMap;
 
 /// How a study's candidates are judged.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Gating {
     evaluation: Option<Evaluation>,
     gates: Vec<Declared>,
-    classes: u32,
+    target: Target,
     rounds: u32,
 }
 
@@ -32,7 +32,7 @@ impl Gating {
         Self {
             evaluation: study.evaluation.clone(),
             gates: study.gates.clone(),
-            classes: study.classes(),
+            target: study.target(),
             rounds: study.rounds.count,
         }
     }
@@ -171,7 +171,7 @@ impl Evaluations {
         let taken = self.accepted.remove(&(round.clone(), attempt)).unwrap_or_default();
         let due = gating.evaluation.as_ref().filter(|e| e.is_due(round.number, gating.rounds));
         let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
-        let mut evaluated = due.map(|e| Evaluated::new(e, gating.classes));
+        let mut evaluated = due.map(|e| Evaluated::new(e, gating.target));
         let mut epsilon = counted.epsilon;
         for (site, digest) in &taken {
             let signed = self.signed.get(digest).ok_or("invariant: it was there")?;
@@ -181,7 +181,7 @@ impl Evaluations {
             let spent = signed.header.epsilon.parse::<f64>().map_err(|e| e.to_string())?;
             epsilon = Some(epsilon.map_or(spent, |most| most.max(spent)));
             let all = evaluated.as_mut().ok_or("its study is not evaluated in this round")?;
-            let added = all.add(site.clone(), gating.classes, &signed.counts);
+            let added = all.add(site.clone(), gating.target, &signed.counts);
             added.map_err(|e| format!("the counts of {site} cannot be: {e}"))?;
         }
         let facts = Facts {

@@ -1,7 +1,7 @@
-//! How good a model is on records at hand: accuracy, area under the ROC curve, log loss.
+//! How good a model is on records at hand: accuracy, area under the ROC curve, log loss; of a number how far off it is.
 
 use crate::{
-    data::Batch,
+    data::{Batch, place},
     train::{TrainError, Trainer, linear::softmax},
 };
 use falaj_core::model::ModelSpec;
@@ -61,6 +61,50 @@ pub fn evaluate(
     let n = records.rows().max(1) as f64;
     #[expect(clippy::cast_precision_loss, reason = "records are far below 2^53")]
     Ok(Scores { records: records.rows(), accuracy: right as f64 / n, auc, log_loss: loss / n })
+}
+
+/// What was measured of a model that says a number.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct NumberScores {
+    /// Records.
+    pub records: usize,
+    /// Mean absolute error, in the label's unit.
+    pub mae: f64,
+    /// Root of the mean squared error, in the label's unit.
+    pub rmse: f64,
+    /// Coefficient of determination. Absent when all labels are the same.
+    pub r2: Option<f64>,
+}
+
+/// Measures a model that says a number, of a label whose bounds are so far apart.
+///
+/// # Errors
+/// [`TrainError`] when the model does not fit.
+pub fn evaluate_number(
+    trainer: &dyn Trainer,
+    records: &Batch,
+    (model, params): (&ModelSpec, &[f32]),
+    width: f64,
+) -> Result<NumberScores, TrainError> {
+    let outputs = trainer.logits(records, model, params)?;
+    let (mut absolute, mut squared, mut sum, mut squares) = (0.0, 0.0, 0.0, 0.0);
+    for (said, &label) in outputs.iter().zip(&records.labels) {
+        let label = place(label);
+        let said = f64::midpoint(f64::from(said[0]), 1.0).clamp(0.0, 1.0);
+        absolute += (label - said).abs();
+        squared += (label - said).powi(2);
+        sum += label;
+        squares += label * label;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "records are far below 2^53")]
+    let n = records.rows().max(1) as f64;
+    let around = squares - sum * sum / n;
+    Ok(NumberScores {
+        records: records.rows(),
+        mae: absolute / n * width,
+        rmse: (squared / n).sqrt() * width,
+        r2: (around > 1e-9).then(|| 1.0 - squared / around),
+    })
 }
 
 /// Area under the ROC curve by ranks, ties counted half (Hanley and `McNeil` 1982).

@@ -24,6 +24,7 @@ use falaj_certs::{
     tls::Credentials,
 };
 use falaj_core::{
+    evaluation::Target,
     id::{Digest, Place, Role, SiteId, SpiffeId},
     note::VerifierKey,
     study::Study,
@@ -520,8 +521,19 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let spec = study.model_spec();
             let config = TrainConfig { device: "cpu".into(), ..Default::default() };
             let trainer = train::choose(&config, &spec)?;
-            let scores = evaluate::evaluate(trainer.as_ref(), &batch, &spec, &params)?;
-            say(cli.json, &serde_json::to_value(scores)?);
+            let trainer = trainer.as_ref();
+            let scores = match study.target() {
+                Target::Number { width } => serde_json::to_value(evaluate::evaluate_number(
+                    trainer,
+                    &batch,
+                    (&spec, &params),
+                    width,
+                )?)?,
+                Target::Classes(_) => {
+                    serde_json::to_value(evaluate::evaluate(trainer, &batch, &spec, &params)?)?
+                }
+            };
+            say(cli.json, &scores);
         }
         Command::Audit { study, trials, sabotage } => {
             return audited(&study, trials, sabotage.map(Into::into), cli.json);

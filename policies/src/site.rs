@@ -212,6 +212,7 @@ fn facts(study: &Study, sha256: &Digest) -> Vec<(&'static str, RestrictedExpress
 const fn model(model: &Model) -> &'static str {
     match model {
         Model::Logistic => "logistic",
+        Model::Linear => "linear",
         Model::Mlp { .. } => "mlp",
         Model::Cnn { .. } => "cnn",
         Model::Transformer { .. } => "transformer",
@@ -252,7 +253,7 @@ mod tests {
     use falaj_core::evaluation::{Attribute, Groups, Noise, Watched};
     use falaj_core::study::{
         Algorithm, Bounds, Cohort, Consent, Data, Feature, FeatureKind, Governance, Label,
-        Mechanism, Missing, Optimizer, Privacy, Rounds, Sealing, Training, Weights,
+        LabelValues, Mechanism, Missing, Optimizer, Privacy, Rounds, Sealing, Training, Weights,
     };
     use serde::Deserialize;
 
@@ -286,7 +287,10 @@ mod tests {
             data: Data {
                 dataset: "wdbc".into(),
                 features: vec![Feature { name: "radius".into(), kind }],
-                label: Label { column: "diagnosis".into(), classes: vec!["b".into(), "m".into()] },
+                label: Label {
+                    column: "diagnosis".into(),
+                    values: LabelValues::Classes(vec!["b".into(), "m".into()]),
+                },
             },
             model: Model::Logistic,
             training: Training {

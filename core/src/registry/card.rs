@@ -75,7 +75,14 @@ fn parts(of: &Provenance) -> Vec<Part> {
             vec![
                 ("Purpose", said(&about.purpose)),
                 ("Predicts", about.label.clone()),
-                ("Classes", about.classes.join(", ")),
+                (
+                    "Classes",
+                    if about.classes.is_empty() {
+                        "none: it is a number".to_owned()
+                    } else {
+                        about.classes.join(", ")
+                    },
+                ),
                 ("Sees", about.features.join(", ")),
                 ("Data set", about.dataset.clone()),
             ],
