@@ -469,7 +469,7 @@ fn read_cell(
 }
 
 /// Every CSV file under `path`, by name.
-fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+pub(crate) fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(vec![path.to_owned()]);
     }

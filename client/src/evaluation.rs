@@ -120,7 +120,7 @@ mod tests {
     use super::*;
     use crate::{data::Told, guard::LocalBatch, noise::OpenDp, train::linear::Linear};
     use falaj_core::evaluation::{
-        Noise as Declared, Perturbation, Target,
+        HeldOut, Noise as Declared, Perturbation, Target,
         figures::{Metric, Pool},
     };
 
@@ -129,7 +129,7 @@ mod tests {
 
     fn settings(noise: Declared) -> Evaluation {
         Evaluation {
-            holdout: 0.5,
+            held_out: HeldOut::Part(0.5),
             every: 1,
             noise,
             bins: 50,

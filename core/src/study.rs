@@ -9,7 +9,7 @@ use crate::{
         ftrl,
         rdp::{AccountantError, RdpCurve},
     },
-    evaluation::{self, Evaluation, Target},
+    evaluation::{self, Evaluation, HeldOut, Target},
     gate,
     id::{Digest, Place, SiteId, StudyId},
     manifest::{Manifest, ManifestError},
@@ -771,6 +771,15 @@ impl Study {
         }
     }
 
+    /// The data set that candidates are evaluated on: another one where the study names one, and otherwise its own.
+    #[must_use]
+    pub fn evaluated_on(&self) -> &str {
+        match self.evaluation.as_ref().map(|e| &e.held_out) {
+            Some(HeldOut::Dataset(name)) => name,
+            _ => &self.data.dataset,
+        }
+    }
+
     /// Everything in this study that contradicts itself; empty when it can run.
     #[must_use]
     pub fn check(&self) -> Vec<Problem> {
@@ -791,6 +800,14 @@ impl Study {
         let (e, target) = (self.evaluation.as_ref(), self.target());
         p.0.extend(e.map_or_else(Vec::new, |e| evaluation::check::settings(e, target, protected)));
         p.0.extend(evaluation::check::gates(&self.gates, e, target));
+        if let Some(HeldOut::Dataset(name)) = e.map(|e| &e.held_out) {
+            p.when(
+                *name == self.data.dataset,
+                "evaluation.dataset",
+                &format!("`{name}` would be trained on and evaluated on"),
+                || "name another data set, or hold a part of this one out: `holdout: 0.2`".into(),
+            );
+        }
     }
 
     fn check_governance(&self, p: &mut Problems) {

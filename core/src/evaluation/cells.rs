@@ -575,11 +575,11 @@ fn fixed(loss: f64) -> i64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::evaluation::{Attribute, Groups, Perturbation};
+    use crate::evaluation::{Attribute, Groups, HeldOut, Perturbation};
 
     pub(crate) fn settings() -> Evaluation {
         Evaluation {
-            holdout: 0.2,
+            held_out: HeldOut::Part(0.2),
             every: 1,
             noise: Noise::Laplace { epsilon: 1.0 },
             bins: 20,

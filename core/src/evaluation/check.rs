@@ -1,8 +1,8 @@
 //! What is wrong with how a study is to be evaluated, and with its gates.
 
 use super::{
-    ATTRIBUTES_MAX, Attribute, BINS_MAX, Evaluation, GROUPS_MAX, Groups, Noise, PERTURBATIONS_MAX,
-    Perturbation, Target, WATCHED_MAX,
+    ATTRIBUTES_MAX, Attribute, BINS_MAX, Evaluation, GROUPS_MAX, Groups, HeldOut, Noise,
+    PERTURBATIONS_MAX, Perturbation, Target, WATCHED_MAX,
     cells::{CELLS_MAX, float},
     figures::{Kind, Metric},
 };
@@ -33,12 +33,20 @@ impl Found {
 #[must_use]
 pub fn settings(e: &Evaluation, target: impl Into<Target>, protected: bool) -> Vec<Problem> {
     let (target, mut p) = (target.into(), Found(Vec::new()));
-    p.when(
-        !(e.holdout > 0.0 && e.holdout <= 0.9),
-        "evaluation.holdout",
-        format!("{} of the records cannot be held out", e.holdout),
-        "give a part above 0 and at most 0.9, for example 0.2",
-    );
+    match &e.held_out {
+        HeldOut::Part(part) => p.when(
+            !(*part > 0.0 && *part <= 0.9),
+            "evaluation.holdout",
+            format!("{part} of the records cannot be held out"),
+            "give a part above 0 and at most 0.9, for example 0.2",
+        ),
+        HeldOut::Dataset(name) => p.when(
+            name.is_empty(),
+            "evaluation.dataset",
+            "no data set is named",
+            "name the data set as the sites' configurations bind it",
+        ),
+    }
     p.when(e.every == 0, "evaluation.every", "no round would be evaluated", "give 1 or more");
     let positive = |v: f64| v.is_finite() && v > 0.0;
     match e.noise {
@@ -369,7 +377,7 @@ mod tests {
     fn what_cannot_be_is_named_and_what_can_be_is_not() {
         assert!(of(|_| {}).is_empty());
         let cases: [(Change<'_>, &str); 10] = [
-            (&|e| e.holdout = 1.0, "evaluation.holdout: 1 of the records"),
+            (&|e| e.held_out = HeldOut::Part(1.0), "evaluation.holdout: 1 of the records"),
             (&|e| e.every = 0, "evaluation.every: no round"),
             (&|e| e.noise = Noise::None, "evaluation.noise: the counts of held-out records"),
             (&|e| e.noise = Noise::Gaussian { rho: 0.0 }, "evaluation.rho: 0 is no rho"),

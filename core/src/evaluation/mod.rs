@@ -32,8 +32,8 @@ pub const WATCHED_MAX: usize = 32;
 /// How a study's candidates are evaluated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// The part of each site's records that is held out: evaluated on, and never trained on.
-    pub holdout: f64,
+    /// On which records.
+    pub held_out: HeldOut,
     /// Every so many rounds, and in the last one.
     pub every: u32,
     /// What makes the counts fit to leave a site.
@@ -54,6 +54,15 @@ pub struct Evaluation {
     pub perturbations: Vec<Perturbation>,
     /// Columns whose distribution is held against a reference.
     pub drift: Vec<Watched>,
+}
+
+/// Which records candidates are evaluated on. They are never trained on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HeldOut {
+    /// This part of each site's records.
+    Part(f64),
+    /// All records of the data set that sites have bound to this name, beside the one that is trained on.
+    Dataset(String),
 }
 
 /// What a model says of a record.

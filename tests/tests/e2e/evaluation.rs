@@ -6,7 +6,7 @@ use falaj_tests::federation::{
     Federation, Process, SiteSpec, repository, study_yaml, text, wisconsin,
 };
 use serde_json::Value;
-use std::fs;
+use std::{fs, path::PathBuf};
 
 /// A study of two hospitals whose records are held out by threes.
 fn evaluated(name: &str, rounds: u32, every: u32, gates: &str) -> String {
@@ -287,6 +287,72 @@ fn what_is_for_classes_is_refused_where_the_label_is_a_number() -> Result<()> {
     ] {
         ensure!(good.contains(was), "{was}");
         fs::write(&path, good.replacen(was, is, 1))?;
+        let out = federation.falaj(&["study", "submit", &path.display().to_string()])?;
+        let told = text(&out);
+        ensure!(!out.status.success() && told.contains(said), "{is}: {told}");
+    }
+    Ok(())
+}
+
+/// A site whose configuration binds a second data set, at `path`, to the name `later`.
+fn keeps_later(federation: &Federation, site: &SiteSpec, path: &str) -> Result<PathBuf> {
+    let [first, second] = &wisconsin(2)?[..] else { anyhow::bail!("two parts") };
+    let config = federation.prepare_site(site, first)?;
+    let folder = config.parent().context("a folder")?.join("later");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("records.csv"), second)?;
+    let text = fs::read_to_string(&config)?;
+    let later = format!(
+        "[[dataset]]\nname = \"later\"\npath = \"{path}\"\nepsilon_limit = 100.0\ndelta = 1e-5\n[train]"
+    );
+    fs::write(&config, text.replacen("[train]", &later, 1))?;
+    Ok(config)
+}
+
+/// All of its records are evaluated on, it alone pays for that, and what is trained on is kept apart from it.
+#[test]
+fn a_data_set_can_be_kept_for_evaluation_alone() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let (keeps, mixes) =
+        (SiteSpec::new("hospital-1", "ae-on/ae-az"), SiteSpec::new("hospital-2", "ae-on/ae-du"));
+    let config = keeps_later(&federation, &keeps, "later")?;
+    // The folder that it trains on, by another way.
+    keeps_later(&federation, &mixes, "later/../data")?;
+    let _agents = [federation.start_agent(&keeps)?, federation.start_agent(&mixes)?];
+    let gates = "  - { metric: roc_auc, at_least: 0.01 }\n";
+    let yaml = evaluated("kept", 2, 1, gates).replace("holdout: 0.3", "dataset: later");
+    federation.submit(&yaml.replace("min_sites: 2", "min_sites: 1"))?;
+    federation.finishes("kept")?;
+    let declined = federation.entries("site.declined")?;
+    ensure!(
+        !declined.is_empty() && declined.iter().all(|d| d.to_string().contains("/hospital-2")),
+        "{declined:?}"
+    );
+    let log = fs::read_to_string(federation.dir().join("sites/hospital-2/log.txt"))?;
+    ensure!(log.contains("have a file in common"), "{log}");
+    let counted = federation.entries("evaluation.accepted")?;
+    ensure!(counted.len() == 2, "{counted:?}");
+    let words = ["budget", "export", "--config", config.to_str().context("UTF-8")?];
+    let ledger = falaj_tests::federation::run("falaj-agent", &words)?;
+    let paid = ledger.lines().filter(|l| l.contains("\"evaluation of round"));
+    let paid: Vec<&str> = paid.collect();
+    ensure!(paid.len() == 2 && paid.iter().all(|l| l.contains("\"later\"")), "{ledger}");
+    let trained = ledger.lines().find(|l| l.contains("\"round 2\""));
+    ensure!(trained.is_some_and(|l| l.contains("\"wdbc\"")), "{ledger}");
+    let shown = federation.falaj_json(&["study", "figures", "kept"])?;
+    let auc = shown["figures"].as_array().and_then(|f| f.iter().find(|f| f["figure"] == "roc_auc"));
+    ensure!(auc.is_some_and(|f| f["value"].is_f64()), "{shown}");
+    federation.verified()?;
+
+    let path = federation.dir().join("broken.yaml");
+    for (is, said) in [
+        ("dataset: wdbc", "`wdbc` would be trained on and evaluated on"),
+        ("group_min: 20", "it is not clear which records are evaluated on"),
+        ("dataset: later\n  holdout: 0.2", "it is not clear which records are evaluated on"),
+    ] {
+        let again = evaluated("again", 1, 1, gates).replace("  group_min: 20\n", "");
+        fs::write(&path, again.replace("holdout: 0.3", is))?;
         let out = federation.falaj(&["study", "submit", &path.display().to_string()])?;
         let told = text(&out);
         ensure!(!out.status.success() && told.contains(said), "{is}: {told}");
