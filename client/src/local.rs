@@ -378,12 +378,12 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// Epsilon that the study has cost this data set so far.
+    /// Epsilon that the study has cost a record so far, as [`epsilon`] has it.
     ///
     /// # Errors
     /// When the ledger fails.
     pub async fn epsilon(&self) -> Result<Epsilon, LocalError> {
-        epsilon_of(self.dataset, self.ledger, self.study).await
+        epsilon(self.config, self.ledger, self.study).await
     }
 
     /// The trainer and the plan for one round. An adaptive clip norm and a stream of correlated noise go on from where

@@ -178,13 +178,13 @@ mod tests {
         // A model that says the middle of the bounds of every record: the mean of the distances from it.
         let scores = evaluate_number(&Linear, &records(), (&MODEL, &[0.0; 2]), 80.0);
         let mae = scores.expect("scores").mae;
-        assert!((mae - (20.0 + 10.0 + 0.0 + 5.0 + 10.0 + 20.0) / 6.0).abs() < 1e-6, "{mae}");
+        assert!((mae - 65.0 / 6.0).abs() < 1e-6, "{mae}");
     }
 
     #[test]
     fn a_numbers_gradient_is_clipped_and_is_the_losss() {
         let one = |x: f32| Batch { features: vec![x], labels: vec![u32::MAX], width: 1 };
-        let plan = plan(Some((0.1, 1e-9)), SGD);
+        let plan = plan(Some((0.1, 1e-5)), SGD);
         let batches = Batches::Poisson(Poisson::ALL);
         let training = Training { local_steps: 1, batches, learning_rate: 1.0, ..plan.training };
         let plan = Plan { model: MODEL, training, records: 1.0, ..plan };
@@ -199,6 +199,6 @@ mod tests {
         }
         let slope = Linear.input_gradients(&one(0.75), &MODEL, &[2.0, 0.5]).expect("slopes");
         // It says 2, and should say 1.
-        assert_eq!(slope, [2.0]);
+        assert!(slope.len() == 1 && (slope[0] - 2.0).abs() < 1e-6, "{slope:?}");
     }
 }

@@ -3,7 +3,7 @@
 use crate::masked::masked;
 use anyhow::{Context as _, Result, ensure};
 use falaj_tests::federation::{
-    Federation, Process, SiteSpec, repository, study_yaml, text, wisconsin,
+    Federation, Process, SiteSpec, repository, study_yaml, text, wait_for, wisconsin,
 };
 use serde_json::Value;
 use std::{fs, path::PathBuf};
@@ -319,18 +319,35 @@ fn a_data_set_can_be_kept_for_evaluation_alone() -> Result<()> {
     let config = keeps_later(&federation, &keeps, "later")?;
     // The folder that it trains on, by another way.
     keeps_later(&federation, &mixes, "later/../data")?;
-    let _agents = [federation.start_agent(&keeps)?, federation.start_agent(&mixes)?];
+    // Its own policy lets the one data set be used, and not the other.
+    let forbids = SiteSpec::new("hospital-3", "ae-on/ae-az");
+    let policy = keeps_later(&federation, &forbids, "later")?.with_file_name("site.cedar");
+    let rule = "permit (principal, action, resource) when { resource.dataset == \"wdbc\" };";
+    fs::write(policy, rule)?;
+    let sites = [&keeps, &mixes, &forbids];
+    let _agents =
+        sites.map(|site| federation.start_agent(site)).into_iter().collect::<Result<Vec<_>>>()?;
+    wait_for("three sites to be there", || {
+        Ok(federation.metrics()?.contains("falaj_sites_connected 3\n").then_some(()))
+    })?;
     let gates = "  - { metric: roc_auc, at_least: 0.01 }\n";
     let yaml = evaluated("kept", 2, 1, gates).replace("holdout: 0.3", "dataset: later");
     federation.submit(&yaml.replace("min_sites: 2", "min_sites: 1"))?;
     federation.finishes("kept")?;
     let declined = federation.entries("site.declined")?;
     ensure!(
-        !declined.is_empty() && declined.iter().all(|d| d.to_string().contains("/hospital-2")),
+        !declined.is_empty() && !declined.iter().any(|d| d.to_string().contains("/hospital-1")),
         "{declined:?}"
     );
-    let log = fs::read_to_string(federation.dir().join("sites/hospital-2/log.txt"))?;
-    ensure!(log.contains("have a file in common"), "{log}");
+    for (site, said) in [
+        ("hospital-2", "have a file in common"),
+        ("hospital-3", "no rule of the site's policy permits this study"),
+    ] {
+        let log = federation.dir().join(format!("sites/{site}/log.txt"));
+        wait_for(&format!("{site} to refuse"), || {
+            Ok(fs::read_to_string(&log)?.contains(said).then_some(()))
+        })?;
+    }
     let counted = federation.entries("evaluation.accepted")?;
     ensure!(counted.len() == 2, "{counted:?}");
     let words = ["budget", "export", "--config", config.to_str().context("UTF-8")?];
