@@ -296,11 +296,11 @@ fn what_is_for_classes_is_refused_where_the_label_is_a_number() -> Result<()> {
 
 /// A site whose configuration binds a second data set, at `path`, to the name `later`.
 fn keeps_later(federation: &Federation, site: &SiteSpec, path: &str) -> Result<PathBuf> {
-    let [first, second] = &wisconsin(2)?[..] else { anyhow::bail!("two parts") };
-    let config = federation.prepare_site(site, first)?;
+    let parts = wisconsin(2)?;
+    let config = federation.prepare_site(site, &parts[0])?;
     let folder = config.parent().context("a folder")?.join("later");
     fs::create_dir_all(&folder)?;
-    fs::write(folder.join("records.csv"), second)?;
+    fs::write(folder.join("records.csv"), &parts[1])?;
     let text = fs::read_to_string(&config)?;
     let later = format!(
         "[[dataset]]\nname = \"later\"\npath = \"{path}\"\nepsilon_limit = 100.0\ndelta = 1e-5\n[train]"
