@@ -5,7 +5,11 @@ use crate::{
     data::{self, Batch},
 };
 use falaj_core::study::Study;
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// Records that this site's policy admits to a study. Only [`ResidencyGuard::admit`] makes one for a
 /// study; a trainer takes nothing else.
@@ -49,7 +53,7 @@ pub enum GuardError {
 }
 
 /// The files of a data set, wherever links to them lie; none where they cannot be listed, and nothing can be read.
-fn real_files(path: &Path) -> BTreeSet<std::path::PathBuf> {
+fn real_files(path: &Path) -> BTreeSet<PathBuf> {
     let files = data::files(path).unwrap_or_default();
     files.into_iter().map(|file| fs::canonicalize(&file).unwrap_or(file)).collect()
 }
