@@ -1,7 +1,9 @@
 //! What sites counted about candidates, and whether verdicts follow from it.
 //!
 //! The figures of every gate are made again from the signed counts in the bundle, and must be those that the log has: in the
-//! verifier as in the coordinator, by `falaj_core::gate`.
+//! verifier as in the coordinator, by `falaj_core::gate`. So is what patience makes of them: when a study ends by it, and with which
+//! model. Updates are not in a bundle: how they compare with each other is what the coordinator says, and gates are judged again
+//! by that.
 
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
@@ -11,9 +13,13 @@ use falaj_core::{
         Evaluation, Target,
         answer::{CONTEXT, EvaluationHeader, from_bytes},
     },
-    gate::{Declared, Evaluated, Facts, Gate, Judged, judge},
-    id::{Digest, RoundId, SiteId},
+    gate::{
+        Declared, Evaluated, Facts, Gate, Judged, compare_updates, judge,
+        patience::{Patience, Progress},
+    },
+    id::{Digest, RoundId, SiteId, StudyId},
     note,
+    robust::Compared,
     study::Study,
 };
 use std::collections::BTreeMap;
@@ -23,6 +29,7 @@ use std::collections::BTreeMap;
 pub(crate) struct Gating {
     evaluation: Option<Evaluation>,
     gates: Vec<Declared>,
+    patience: Option<Patience>,
     target: Target,
     rounds: u32,
 }
@@ -32,6 +39,7 @@ impl Gating {
         Self {
             evaluation: study.evaluation.clone(),
             gates: study.gates.clone(),
+            patience: study.patience,
             target: study.target(),
             rounds: study.rounds.count,
         }
@@ -40,7 +48,8 @@ impl Gating {
 
 /// What is known of a round's updates.
 pub(crate) struct Counted {
-    pub(crate) sites: u32,
+    /// Whose they are, in the order of ids.
+    pub(crate) sites: Vec<SiteId>,
     pub(crate) examples: u64,
     /// The most epsilon that one of their headers states.
     pub(crate) epsilon: Option<f64>,
@@ -59,6 +68,43 @@ struct Signed {
     counts: Vec<i64>,
 }
 
+/// How far a study with patience has come.
+#[derive(Default)]
+struct Coming {
+    progress: Progress,
+    /// The last round that gave a model, while no other was judged after it.
+    given: Option<u32>,
+}
+
+impl Coming {
+    /// What an entry says of patience follows from the figures of the candidate that was judged; `given` is its round and itself,
+    /// if it became the model.
+    fn weigh(
+        &mut self,
+        patience: &Patience,
+        entry: &Entry,
+        given: Option<(u32, Digest)>,
+        facts: &Facts<'_>,
+    ) -> Result<(), String> {
+        let weighed = given.and_then(|given| patience.weigh(&self.progress, facts, given));
+        let ours = weighed.as_ref().map(|weighed| within_bounds(&weighed.line));
+        let theirs = entry.body().find_text("patience");
+        if ours.as_deref() != theirs {
+            let told = |text: Option<&str>| text.unwrap_or("nothing").to_owned();
+            return Err(format!(
+                "`patience` says `{}`, and by what the sites signed it is `{}`",
+                told(theirs),
+                told(ours.as_deref())
+            ));
+        }
+        self.given = given.map(|(number, _)| number);
+        if let Some(weighed) = weighed {
+            self.progress = weighed.progress;
+        }
+        Ok(())
+    }
+}
+
 /// What sites have counted.
 #[derive(Default)]
 pub(crate) struct Evaluations {
@@ -67,8 +113,12 @@ pub(crate) struct Evaluations {
     /// By round and try, what each site counted.
     accepted: BTreeMap<(RoundId, u32), BTreeMap<SiteId, Digest>>,
     gatings: BTreeMap<String, Gating>,
+    /// How far each study with patience has come.
+    coming: BTreeMap<String, Coming>,
     /// Verdicts whose figures were made again.
     pub(crate) judged: u64,
+    /// Verdicts by figures of updates, which are what the coordinator says.
+    pub(crate) compared: u64,
 }
 
 impl Evaluations {
@@ -119,6 +169,26 @@ impl Evaluations {
         let missing =
             |w: &Waiting| bundle::evaluation(&w.digest, if w.signed { "counts" } else { "sig" });
         self.waiting.as_ref().map(missing)
+    }
+
+    /// A version was made of a round's model: every gate of its study was asked about that round. A study that was submitted in
+    /// another shard says nothing here.
+    pub(crate) fn every_gate_was_asked(&self, entry: &Entry) -> Result<(), String> {
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        let version: u32 = entry.body().int("version").map_err(text)?;
+        let Some(gating) = self.gatings.get(round.study.as_str()) else { return Ok(()) };
+        let is_last = round.number == gating.rounds;
+        let due = |e: &Evaluation| e.is_due(round.number, gating.rounds);
+        let evaluated = gating.evaluation.as_ref().is_some_and(due);
+        let mut unasked = gating.gates.iter().filter(|gate| !gate.is_asked(is_last, evaluated));
+        unasked.next().map_or(Ok(()), |gate| {
+            let gate = gate.figure.name(gating.evaluation.as_ref());
+            Err(format!(
+                "version {version} of study `{}` is the model of round {}, which was not judged by the study's gate on `{gate}`",
+                round.study, round.number
+            ))
+        })
     }
 
     /// A study was submitted.
@@ -184,14 +254,19 @@ impl Evaluations {
             let added = all.add(site.clone(), gating.target, &signed.counts);
             added.map_err(|e| format!("the counts of {site} cannot be: {e}"))?;
         }
+        let is_last = round.number == gating.rounds;
+        let asked = compare_updates(&gating.gates, is_last, due.is_some());
+        let compared = if asked { compared(entry, &counted.sites)? } else { None };
+        self.compared += u64::from(compared.is_some());
         let facts = Facts {
-            sites: counted.sites,
+            sites: u32::try_from(counted.sites.len()).unwrap_or(u32::MAX),
             examples: counted.examples,
             finite: true,
             witnesses: 0,
             epsilon,
-            is_last: round.number == gating.rounds,
+            is_last,
             evaluated,
+            compared,
         };
         let gates: Vec<Gate> = gating.gates.iter().cloned().map(Gate::Declared).collect();
         let verdict = judge(&facts, &gates);
@@ -210,9 +285,65 @@ impl Evaluations {
                 ));
             }
         }
+        if let Some(patience) = &gating.patience {
+            let given = (entry.kind == Kind::ModelPublished).then_some((round.number, candidate));
+            let coming = self.coming.entry(round.study.as_str().to_owned()).or_default();
+            coming.weigh(patience, entry, given, &facts)?;
+        }
         self.judged += u64::from(!ours.is_empty());
         Ok(())
     }
+
+    /// A round opens, so that its study's patience has not run out.
+    pub(crate) fn opened(&self, round: &RoundId) -> Result<(), String> {
+        let study = round.study.as_str();
+        let patience = self.gatings.get(study).and_then(|gating| gating.patience);
+        let progress = self.coming.get(study).map(|coming| &coming.progress);
+        match patience.zip(progress) {
+            Some((patience, progress)) if patience.is_over(progress) => Err(format!(
+                "round {round} opens after {} rounds without a better model, by which its study was to end",
+                progress.without
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A study has finished: one with patience, and with a round that gave a model, when it was to, and with its best.
+    pub(crate) fn finished(&self, entry: &Entry) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let study: StudyId = body.parsed("study").map_err(text)?;
+        let Some(gating) = self.gatings.get(study.as_str()) else { return Ok(()) };
+        let coming = self.coming.get(study.as_str());
+        let Some((patience, Coming { progress, given: Some(round) })) =
+            gating.patience.as_ref().zip(coming)
+        else {
+            return Ok(());
+        };
+        if *round < gating.rounds && !patience.is_over(progress) {
+            return Err(format!(
+                "study {study} finishes with round {round} of {}, and its patience has not run out",
+                gating.rounds
+            ));
+        }
+        let model: Digest = body.parsed("model_sha256").map_err(text)?;
+        match &progress.best {
+            Some(best) if best.model != model => Err(format!(
+                "study {study} finishes with {model}, and its best model is {} of round {}",
+                best.model, best.round
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What an entry says of how the updates of these sites compare with each other.
+fn compared(entry: &Entry, sites: &[SiteId]) -> Result<Option<Compared>, String> {
+    let Some(list) = entry.body().member("compared") else { return Ok(None) };
+    let lines: Option<Vec<&str>> = list.items().map(|item| item.as_text()).collect();
+    let lines = lines.ok_or("`compared` is no list of texts")?;
+    let compared = Compared::parse(lines, sites.to_vec());
+    compared.map(Some).map_err(|e| format!("`compared` does not hold: {e}"))
 }
 
 /// Where a list in an entry differs from ours, if it does: what is ours, and what is theirs.
@@ -239,4 +370,196 @@ fn differ(
     let at = |list: &[String], i: usize| list.get(i).cloned().unwrap_or_else(|| "nothing".into());
     let mut pairs = (0..ours.len().max(theirs.len())).map(|i| (at(&ours, i), at(&theirs, i)));
     Ok(pairs.find(|(a, b)| a != b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use falaj_core::{
+        audit::Draft,
+        evaluation::{HeldOut, Noise, cells::Tally, figures::Metric},
+        gate::{Bound, Figure, OnFailure, When},
+        robust::Standing,
+        time::Timestamp,
+    };
+
+    const FIRST: &str = "better: accuracy: ";
+
+    fn round(number: u32) -> RoundId {
+        RoundId { study: "s".parse().expect("valid"), number }
+    }
+
+    fn model(number: u32) -> Digest {
+        Digest::of(&number.to_be_bytes())
+    }
+
+    fn entry(draft: Draft) -> Entry {
+        Entry::parse(&draft.finish(0, Timestamp::from_millis(0), [0; 16])).expect("an entry")
+    }
+
+    /// A study of four rounds that ends after two without a better model.
+    fn patient() -> Evaluations {
+        let evaluation = Evaluation {
+            held_out: HeldOut::Part(0.2),
+            every: 1,
+            noise: Noise::None,
+            bins: 2,
+            calibration_bins: 2,
+            threshold: 0.5,
+            attributes: Vec::new(),
+            group_min: 1,
+            confidence: 0.95,
+            perturbations: Vec::new(),
+            drift: Vec::new(),
+        };
+        let figure = Figure::Overall(Metric::Accuracy);
+        let patience = Patience { figure, improve_by: 0.01, rounds: 2 };
+        let mut evaluations = Evaluations::default();
+        let gating = Gating {
+            evaluation: Some(evaluation),
+            patience: Some(patience),
+            target: Target::Classes(2),
+            rounds: 4,
+            gates: Vec::new(),
+        };
+        evaluations.submitted("s", gating);
+        evaluations
+    }
+
+    /// A round's model is published, of which a site has counted that so many of 100 are right; `patience` says so.
+    fn published(
+        of: &mut Evaluations,
+        number: u32,
+        right: usize,
+        patience: &str,
+    ) -> Result<(), String> {
+        let settings = of.gatings["s"].evaluation.clone().expect("it is evaluated");
+        let mut tally = Tally::new(settings.layout(2));
+        for i in 0..100 {
+            let p = if (i < right) == (i % 2 == 1) { 0.8 } else { 0.2 };
+            tally.record(0, i % 2, &[1.0 - p, p]);
+        }
+        let counts = tally.into_counts();
+        let site: SiteId = "spiffe://t/ae-on/ae-az/site/h-1".parse().expect("valid");
+        let header = EvaluationHeader {
+            round: round(number),
+            attempt: 0,
+            site: site.clone(),
+            study_sha256: Digest::of(b"study"),
+            candidate: model(number),
+            counts: Digest::of(b"counts"),
+            cells: u32::try_from(counts.len()).expect("few"),
+            noise: "none".into(),
+            epsilon: "0".into(),
+            ledger: Digest::of(b"ledger"),
+        };
+        let digest = Digest::of(&[u8::try_from(number).expect("few")]);
+        of.signed.insert(digest, Signed { header, counts });
+        let taken = [(site.clone(), digest)].into();
+        of.accepted.insert((round(number), 0), taken);
+        let draft = Draft::new(Kind::ModelPublished)
+            .round(&round(number))
+            .count("attempt", 0)
+            .digest("model_sha256", &model(number))
+            .texts("evaluated_by", [site.to_string()])
+            .text("patience", patience);
+        let counted = Counted { sites: vec![site], examples: 100, epsilon: None };
+        of.verdict(&entry(draft), &counted)
+    }
+
+    /// What it should have said, from the complaint about what it says.
+    fn due(number: u32, right: usize, of: &mut Evaluations) -> String {
+        let wrong = published(of, number, right, "something else").expect_err("it is another");
+        let (_, ours) = wrong.split_once("signed it is `").expect("it says so");
+        ours.trim_end_matches('`').to_owned()
+    }
+
+    fn finished(of: &Evaluations, number: u32, model: &Digest) -> Result<(), String> {
+        let study = round(number).study;
+        let draft = Draft::new(Kind::StudyFinished).study(&study).digest("model_sha256", model);
+        of.finished(&entry(draft.count("round", number.into())))
+    }
+
+    #[test]
+    fn a_study_ends_by_patience_when_it_was_to_and_with_its_best_model() {
+        let mut of = patient();
+        for (number, right) in [(1, 80), (2, 79)] {
+            let line = due(number, right, &mut of);
+            assert_eq!(line.starts_with(FIRST), number == 1, "{line}");
+            published(&mut of, number, right, &line).expect("it follows");
+        }
+        assert_eq!(of.opened(&round(3)), Ok(()));
+        let early = finished(&of, 2, &model(1)).expect_err("it may go on");
+        assert!(
+            early.contains("finishes with round 2 of 4, and its patience has not run out"),
+            "{early}"
+        );
+
+        let line = due(3, 80, &mut of);
+        assert!(line.ends_with(" needed to be better than round 1; 2 of 2 such rounds"), "{line}");
+        published(&mut of, 3, 80, &line).expect("it follows");
+        let late = of.opened(&round(4)).expect_err("it was to end");
+        assert!(late.starts_with("round 4 opens after 2 rounds without a better model"), "{late}");
+        let other = finished(&of, 3, &model(3)).expect_err("it is not the best");
+        assert!(other.contains(&format!("its best model is {} of round 1", model(1))), "{other}");
+        assert_eq!(finished(&of, 3, &model(1)), Ok(()));
+    }
+
+    const COMPARED: [&str; 3] =
+        ["1.000000e0 0.900000 h-0", "1.250000e0 0.812500 h-1", "9.000000e0 -0.500000 h-2"];
+    const GATES: [&str; 3] = [
+        "pass: update_norm_ratio at h-0: 0.8, at most 8 needed",
+        "pass: update_norm_ratio at h-1: 1, at most 8 needed",
+        "pass: update_norm_ratio at h-2: 7.2, at most 8 needed",
+    ];
+
+    /// What is wrong with a verdict on three updates, with these lines and this bound.
+    fn said(compared: &[&str], gates: &[&str], most: f64) -> String {
+        let site = |n: u32| format!("spiffe://t/ae-on/ae-az/site/h-{n}").parse().expect("valid");
+        let declared = Declared {
+            figure: Figure::EachUpdate(Standing::NormRatio),
+            bound: Bound::AtMost(most),
+            when: When::EachRound,
+            on_failure: OnFailure::Reject,
+        };
+        let (gates, target) = (vec![declared], Target::Classes(2));
+        let gating = Gating { gates, evaluation: None, patience: None, target, rounds: 9 };
+        let mut evaluations = Evaluations::default();
+        evaluations.submitted("s", gating);
+        let round = RoundId { study: "s".parse().expect("valid"), number: 1 };
+        let draft = Draft::new(Kind::ModelPublished)
+            .round(&round)
+            .count("attempt", 0)
+            .digest("model_sha256", &Digest::of(b"a model"))
+            .texts("gates", gates.iter().map(|line| (*line).to_owned()));
+        let lines = compared.iter().map(|line| (*line).to_owned());
+        let draft = if compared.is_empty() { draft } else { draft.texts("compared", lines) };
+        let bytes = draft.finish(0, Timestamp::from_millis(0), [0; 16]);
+        let entry = Entry::parse(&bytes).expect("an entry");
+        let sites = (0..3).map(site).collect();
+        let counted = Counted { sites, examples: 30, epsilon: None };
+        evaluations.verdict(&entry, &counted).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn gates_on_updates_are_judged_again_by_what_the_log_says_of_them() {
+        assert_eq!(said(&COMPARED, &GATES, 8.0), "");
+        let failed = said(&COMPARED, &GATES, 7.0);
+        assert!(
+            failed.contains("fails a gate of its study: update_norm_ratio at h-2: 7.2"),
+            "{failed}"
+        );
+        let other = [GATES[0], GATES[1], "pass: update_norm_ratio at h-2: 2, at most 8 needed"];
+        assert!(said(&COMPARED, &other, 8.0).contains("`gates` of round"));
+        let silent = said(&[], &GATES, 8.0);
+        assert!(silent.contains("nobody has compared the 3 updates"), "{silent}");
+        let fewer = said(&COMPARED[..2], &GATES, 8.0);
+        assert!(fewer.contains("figures of 2 updates, and 3 were counted"), "{fewer}");
+        let somebody = [COMPARED[0], COMPARED[1], "9.000000e0 -0.500000 h-3"];
+        let somebody = said(&somebody, &GATES, 8.0);
+        assert!(
+            somebody.contains("h-3` is no norm and cosine of the update of spiffe:"),
+            "{somebody}"
+        );
+    }
 }

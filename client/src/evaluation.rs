@@ -2,6 +2,7 @@
 
 use crate::{
     data::{Batch, place},
+    evaluate::place_said,
     local::Held,
     noise::NoiseSource,
     perturb,
@@ -48,8 +49,8 @@ pub fn count(
         let Candidate { trainer, model, params } = candidate;
         let outputs = trainer.logits(records, model, params)?;
         for (row, said) in outputs.iter().enumerate() {
-            let said = f64::midpoint(f64::from(said[0]), 1.0);
-            tally.number(held.told.groups[row], place(records.labels[row]), said);
+            let (group, label) = (held.told.groups[row], place(records.labels[row]));
+            tally.number(group, label, place_said(said[0]));
             for (column, values) in held.told.watched.iter().enumerate() {
                 tally.watched(column, values[row]);
             }

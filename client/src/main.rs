@@ -27,7 +27,7 @@ use falaj_core::{
     evaluation::Target,
     id::{Digest, Place, Role, SiteId, SpiffeId},
     note::VerifierKey,
-    study::Study,
+    study::{LabelValues, Study},
     time::Timestamp,
 };
 use falaj_sandbox::Probe;
@@ -182,6 +182,10 @@ enum Command {
         /// A CSV file, or a folder of them.
         #[arg(long)]
         data: PathBuf,
+        /// Also write what the model says of each record to this file, as CSV: its logits, a column for each class, or the number
+        /// where the label is one. They tell of the records: keep the file where those are.
+        #[arg(long, value_name = "FILE")]
+        outputs: Option<PathBuf>,
     },
     /// Attack a study's training steps and say whether its privacy claim withstood.
     ///
@@ -514,26 +518,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let how = Alone { rounds, no_privacy };
             train_alone(&study, &config.config, &out, how, cli.json).await?;
         }
-        Command::Evaluate { study, model, data: path } => {
-            let (study, _) = read_study(&study)?;
-            let batch = data::load(&path, &study.data, &data::declared_bounds(&study.data))?;
-            let params = model_file::read(&model, &study.manifest()?)?;
-            let spec = study.model_spec();
-            let config = TrainConfig { device: "cpu".into(), ..Default::default() };
-            let trainer = train::choose(&config, &spec)?;
-            let trainer = trainer.as_ref();
-            let scores = match study.target() {
-                Target::Number { width } => serde_json::to_value(evaluate::evaluate_number(
-                    trainer,
-                    &batch,
-                    (&spec, &params),
-                    width,
-                )?)?,
-                Target::Classes(_) => {
-                    serde_json::to_value(evaluate::evaluate(trainer, &batch, &spec, &params)?)?
-                }
-            };
-            say(cli.json, &scores);
+        Command::Evaluate { study, model, data, outputs } => {
+            evaluate_at_hand(&study, &model, &data, outputs.as_deref(), cli.json)?;
         }
         Command::Audit { study, trials, sabotage } => {
             return audited(&study, trials, sabotage.map(Into::into), cli.json);
@@ -550,6 +536,41 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn evaluate_at_hand(
+    study: &Path,
+    model: &Path,
+    records: &Path,
+    outputs: Option<&Path>,
+    json: bool,
+) -> Result<()> {
+    let (study, _) = read_study(study)?;
+    let batch = data::load(records, &study.data, &data::declared_bounds(&study.data))?;
+    let params = model_file::read(model, &study.manifest()?)?;
+    let spec = study.model_spec();
+    let config = TrainConfig { device: "cpu".into(), ..Default::default() };
+    let logits = train::choose(&config, &spec)?.logits(&batch, &spec, &params)?;
+    let label = &study.data.label;
+    let write = |path: &Path| match &label.values {
+        LabelValues::Classes(classes) => evaluate::write_outputs(path, classes, &logits),
+        LabelValues::Number { min, max } => {
+            let number = |said: &Vec<f32>| vec![min + (max - min) * evaluate::place_said(said[0])];
+            let numbers: Vec<Vec<f64>> = logits.iter().map(number).collect();
+            evaluate::write_outputs(path, std::slice::from_ref(&label.column), &numbers)
+        }
+    };
+    if let Some(path) = outputs {
+        write(path).with_context(|| format!("writing {}", path.display()))?;
+    }
+    let scores = match study.target() {
+        Target::Classes(_) => serde_json::to_value(evaluate::scores(logits, &batch.labels))?,
+        Target::Number { width } => {
+            serde_json::to_value(evaluate::number_scores(&logits, &batch.labels, width))?
+        }
+    };
+    say(json, &scores);
+    Ok(())
 }
 
 /// Enrols this site by a token, into the files that a configuration names or into a folder.

@@ -10,7 +10,7 @@ use falaj_core::{
         Evaluation,
         answer::{AnswerError, EvaluationHeader, SignedCounts},
     },
-    gate::{Evaluated, Facts, Judged, OnFailure, Verdict},
+    gate::{Evaluated, Facts, Judged, OnFailure, Verdict, patience::Weighed},
     id::{Digest, RoundId, SiteId},
     round::{Evaluating, Gated, Phase, Round},
 };
@@ -169,6 +169,17 @@ pub(super) async fn facts<'a>(
     Ok(facts)
 }
 
+/// How a candidate that passed compares with the best before it, where the study has patience.
+pub(super) fn weighed(
+    meta: &Meta,
+    round: &Round<Gated>,
+    facts: &Facts<'_>,
+    verdict: &Verdict,
+) -> Option<Weighed> {
+    let patience = meta.study.patience.as_ref().filter(|_| verdict.pass)?;
+    patience.weigh(&round.spec.progress, facts, (round.id.number, round.stage.candidate))
+}
+
 /// What becomes of a candidate by a verdict, in one word.
 pub(super) const fn word(verdict: &Verdict) -> &'static str {
     match verdict.on_failure {
@@ -179,11 +190,14 @@ pub(super) const fn word(verdict: &Verdict) -> &'static str {
     }
 }
 
-/// What the log says of a verdict, beside what failed: each gate with its figure, and who has counted.
+/// What the log says of a verdict, beside what failed: each gate with its figure, how updates compare, and who has counted.
 pub(super) fn said(facts: &Facts<'_>, verdict: &Verdict) -> Vec<(&'static str, Vec<String>)> {
     let mut said = Vec::new();
     if !verdict.judged.is_empty() {
         said.push(("gates", verdict.judged.iter().map(Judged::line).collect()));
+    }
+    if let Some(compared) = &facts.compared {
+        said.push(("compared", compared.lines()));
     }
     if let Some(evaluated) = &facts.evaluated {
         let sites = evaluated.by_site.iter().map(|(site, _)| site.to_string());

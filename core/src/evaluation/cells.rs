@@ -134,9 +134,6 @@ pub enum CountsError {
         /// Which, and by how much.
         what: String,
     },
-    /// Sums that are too large for whole numbers of 63 bits.
-    #[error("the counts of all sites together are beyond 63 bits")]
-    Overflow,
 }
 
 /// The noise on a block's cells.
@@ -387,6 +384,11 @@ impl Layout {
         };
         let main = self.main();
         let (records, slack) = of(main, self.range(main));
+        // All other blocks are held against these records, so that this bounds every count.
+        if records > float(RECORDS_MAX) + slack {
+            let what = format!("{records} records, and a site counts {RECORDS_MAX} at most");
+            return Err(CountsError::Sum { what });
+        }
         let differ = |what: &str, (value, tail): (f64, f64)| {
             if (value - records).abs() <= slack + tail {
                 return Ok(());
@@ -454,17 +456,21 @@ impl Layout {
         let power = |power: usize| of(Block::Powers, self.power(power));
         let squares = no_more("the squares of the label".into(), power(2), &all)?;
         no_more("the fourth powers of the label".into(), power(4), &squares)?;
+        // They may be below zero, so that each group's is held by itself: two could hide each other in a sum.
         for (odd, than) in [(1, &all), (3, &squares)] {
-            let (sum, tail) = power(odd);
-            no_more(format!("the label's powers of {odd}, as lengths,"), (sum.abs(), tail), than)?;
+            for cell in self.power(odd) {
+                let (sum, tail) = of(Block::Powers, cell..cell + 1);
+                let what = format!("the label's powers of {odd} in a group, as lengths,");
+                no_more(what, (sum.abs(), tail), than)?;
+            }
         }
         Ok(())
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "compared and estimated with, not counted")]
-pub(super) const fn as_f64(count: i64) -> f64 {
-    count as f64
+pub(super) fn as_f64(count: impl Into<i128>) -> f64 {
+    count.into() as f64
 }
 
 /// Counts of one site, as they are before noise: they must not leave it.
@@ -680,15 +686,26 @@ pub(crate) mod tests {
             (start(Block::AbsoluteErrors), "the absolute errors are"),
             (start(Block::SquaredErrors), "the squared errors are"),
             (start(Block::FourthPowers), "the fourth powers of errors are"),
-            (layout.power(1).start, "the label's powers of 1, as lengths, are"),
+            (layout.power(1).start, "the label's powers of 1 in a group, as lengths, are"),
             (layout.power(2).start, "the squares of the label are"),
-            (layout.power(3).start, "the label's powers of 3, as lengths, are"),
+            (layout.power(3).start, "the label's powers of 3 in a group, as lengths, are"),
             (layout.power(4).start, "the fourth powers of the label are"),
         ] {
             let found = broken(at, much);
             assert!(found.contains(said), "{found}, not {said}");
         }
-        assert!(broken(layout.power(1).start, -much).contains("the label's powers of 1"));
+        for odd in [1, 3] {
+            assert!(broken(layout.power(odd).start, -much).contains("the label's powers of"));
+            // Two groups that hide each other in the sum of both.
+            let mut hidden = counts.clone();
+            hidden[layout.power(odd).start] += much;
+            hidden[layout.power(odd).start + 1] -= much;
+            let found = layout.check(&hidden).unwrap_err().to_string();
+            assert!(found.contains(&format!("the label's powers of {odd} in a group")), "{found}");
+        }
+        // More than any site counts: it would be most of what all sites together say.
+        let many = broken(start(Block::Records), 1 << 40);
+        assert!(many.contains("records, and a site counts 67108864 at most"), "{many}");
     }
 
     #[test]
@@ -750,6 +767,11 @@ pub(crate) mod tests {
             let start = |block| layout.range(block).start;
             let loss = broken(start(Block::LogLoss), 1 << 45);
             assert!(loss.unwrap_err().to_string().contains("the log loss is"));
+            // More than any site counts: it would be most of what all sites together say.
+            for many in [1 << 40, i64::MAX - 1_000] {
+                let many = broken(start(layout.blocks()[0].0), many).unwrap_err().to_string();
+                assert!(many.contains("records, and a site counts 67108864 at most"), "{many}");
+            }
             let changed = broken(start(Block::Changed), 101);
             assert!(changed.unwrap_err().to_string().contains("a perturbation's count is"));
             if classes > 2 {

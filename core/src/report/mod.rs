@@ -481,6 +481,7 @@ mod tests {
             governance,
             evaluation: None,
             gates: Vec::new(),
+            patience: None,
         }
     }
 
