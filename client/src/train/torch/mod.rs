@@ -496,6 +496,11 @@ mod tests {
         let model =
             ModelSpec::Cnn { height: 9, width: 9, channels: 1, conv, hidden: 7, classes: 4 };
         agrees(&model, 81, 4);
+        // A kernel of one place skips rows as it skips columns.
+        let conv = vec![Conv { stride: 2, ..layer(4, 1, 1, 0) }, layer(5, 2, 1, 0)];
+        let model =
+            ModelSpec::Cnn { height: 7, width: 9, channels: 2, conv, hidden: 7, classes: 4 };
+        agrees(&model, 126, 4);
         // Few places and many channels: norms come from Gram matrices.
         let conv = vec![layer(24, 3, 1, 0)];
         let model =
@@ -505,7 +510,7 @@ mod tests {
 
     #[test]
     fn book_keeping_agrees_with_one_record_at_a_time_for_a_series_and_group_normalisation() {
-        let conv = vec![layer(4, 3, 2, 2), layer(6, 3, 1, 3)];
+        let conv = vec![layer(4, 3, 2, 2), Conv { stride: 2, ..layer(6, 3, 1, 3) }];
         let model =
             ModelSpec::Cnn { height: 1, width: 20, channels: 2, conv, hidden: 7, classes: 4 };
         agrees(&model, 40, 4);
