@@ -522,8 +522,8 @@ mod tests {
             when: When::EachRound,
             on_failure: OnFailure::Reject,
         };
-        let (gates, target) = (vec![declared], Target::Classes(2));
-        let gating = Gating { gates, evaluation: None, patience: None, target, rounds: 9 };
+        let (evaluation, patience, target) = (None, None, Target::Classes(2));
+        let gating = Gating { gates: vec![declared], evaluation, patience, target, rounds: 9 };
         let mut evaluations = Evaluations::default();
         evaluations.submitted("s", gating);
         let round = RoundId { study: "s".parse().expect("valid"), number: 1 };

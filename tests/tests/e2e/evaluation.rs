@@ -428,6 +428,35 @@ fn a_model_that_says_a_number_is_trained_evaluated_and_judged() -> Result<()> {
     Ok(())
 }
 
+/// No error is less by more than the bounds are apart: the first model is the best, and the second the last.
+#[test]
+fn a_study_of_a_number_ends_by_patience_with_the_model_that_is_least_off() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = start_clinics(&federation)?;
+    let yaml = progression("  - { metric: mae, improve_by: 329.0, patience: 1 }\n");
+    federation.submit(&yaml.replace("every: 4", "every: 1"))?;
+    let study = federation.study_reaches("progression", &["finished", "failed"])?;
+    let why =
+        "mae was not better by 329 in 1 evaluated rounds; the best model by mae is that of round 1";
+    ensure!(study["state"] == "finished" && study["reason"] == why, "{study}");
+    let published = federation.entries("model.published")?;
+    let lines: Vec<&str> =
+        published.iter().filter_map(|entry| entry["entry"]["patience"].as_str()).collect();
+    ensure!(
+        lines.len() == 2
+            && lines[0].starts_with("better: mae: ")
+            && lines[1].starts_with("no better: mae: ")
+            && lines[1].contains("], at most "),
+        "{lines:?}"
+    );
+    let back = federation.entries("model.rolled_back")?;
+    let best = &published[0]["entry"]["model_sha256"];
+    ensure!(back.len() == 1 && back[0]["entry"]["model_sha256"] == *best, "{back:?}");
+    federation.verified()?;
+    Ok(())
+}
+
 #[test]
 fn what_is_for_classes_is_refused_where_the_label_is_a_number() -> Result<()> {
     let mut federation = Federation::new()?;
@@ -632,6 +661,10 @@ fn patience_that_makes_no_sense_is_refused_with_its_line() -> Result<()> {
         (
             "{ metric: roc_auc, improve_by: -0.01, patience: 2 }",
             "`roc_auc` never is better by -0.01; give `improve_by` from 0 to below 1",
+        ),
+        (
+            "{ metric: mae, improve_by: 0.01, patience: 2 }",
+            "`mae` is for a label that is a number, and this one has classes",
         ),
         ("{ metric: roc_auc, improve_by: 0.01, patience: 0 }", "no round would be waited for"),
         (

@@ -314,6 +314,9 @@ fn a_runtime_agrees_about_models_of_tables() -> Result<()> {
 fn a_runtime_agrees_about_models_of_images_and_series() -> Result<()> {
     let image = "{ kind: cnn, image: [9, 9, 1], conv: [{ filters: 4, kernel: 3, pool: 2, norm: none }, { filters: 5, kernel: 2, stride: 2, norm: none }], hidden: 7 }";
     tried(&numeric(81, (0.0, 255.0)), image)?;
+    // A kernel of one place skips rows and columns alike.
+    let skips = "{ kind: cnn, image: [7, 9, 2], conv: [{ filters: 4, kernel: 1, stride: 2, norm: none }, { filters: 5, kernel: 2, norm: none }], hidden: 7 }";
+    tried(&numeric(126, (0.0, 1.0)), skips)?;
     let normed = "{ kind: cnn, image: [8, 7, 2], conv: [{ filters: 6, kernel: 2, pool: 2, norm: group, groups: 3 }, { filters: 4, kernel: 2, norm: group }], hidden: 7 }";
     tried(&numeric(112, (0.0, 1.0)), normed)?;
     let series = "{ kind: cnn, series: [20, 2], conv: [{ filters: 4, kernel: 3, pool: 2, norm: group, groups: 2 }, { filters: 6, kernel: 3, stride: 2, norm: none }], hidden: 7 }";
