@@ -10,7 +10,7 @@ use falaj_core::{
     audit::{Entry, Kind, bundle, within_bounds},
     canon::{Canon, CanonError, Node},
     evaluation::{
-        Evaluation,
+        Evaluation, Target,
         answer::{CONTEXT, EvaluationHeader, from_bytes},
     },
     gate::{
@@ -25,12 +25,12 @@ use falaj_core::{
 use std::collections::BTreeMap;
 
 /// How a study's candidates are judged.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Gating {
     evaluation: Option<Evaluation>,
     gates: Vec<Declared>,
     patience: Option<Patience>,
-    classes: u32,
+    target: Target,
     rounds: u32,
 }
 
@@ -40,7 +40,7 @@ impl Gating {
             evaluation: study.evaluation.clone(),
             gates: study.gates.clone(),
             patience: study.patience,
-            classes: study.classes(),
+            target: study.target(),
             rounds: study.rounds.count,
         }
     }
@@ -241,7 +241,7 @@ impl Evaluations {
         let taken = self.accepted.remove(&(round.clone(), attempt)).unwrap_or_default();
         let due = gating.evaluation.as_ref().filter(|e| e.is_due(round.number, gating.rounds));
         let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
-        let mut evaluated = due.map(|e| Evaluated::new(e, gating.classes));
+        let mut evaluated = due.map(|e| Evaluated::new(e, gating.target));
         let mut epsilon = counted.epsilon;
         for (site, digest) in &taken {
             let signed = self.signed.get(digest).ok_or("invariant: it was there")?;
@@ -251,7 +251,7 @@ impl Evaluations {
             let spent = signed.header.epsilon.parse::<f64>().map_err(|e| e.to_string())?;
             epsilon = Some(epsilon.map_or(spent, |most| most.max(spent)));
             let all = evaluated.as_mut().ok_or("its study is not evaluated in this round")?;
-            let added = all.add(site.clone(), gating.classes, &signed.counts);
+            let added = all.add(site.clone(), gating.target, &signed.counts);
             added.map_err(|e| format!("the counts of {site} cannot be: {e}"))?;
         }
         let is_last = round.number == gating.rounds;
@@ -377,7 +377,7 @@ mod tests {
     use super::*;
     use falaj_core::{
         audit::Draft,
-        evaluation::{Noise, cells::Tally, figures::Metric},
+        evaluation::{HeldOut, Noise, cells::Tally, figures::Metric},
         gate::{Bound, Figure, OnFailure, When},
         robust::Standing,
         time::Timestamp,
@@ -400,7 +400,7 @@ mod tests {
     /// A study of four rounds that ends after two without a better model.
     fn patient() -> Evaluations {
         let evaluation = Evaluation {
-            holdout: 0.2,
+            held_out: HeldOut::Part(0.2),
             every: 1,
             noise: Noise::None,
             bins: 2,
@@ -418,7 +418,7 @@ mod tests {
         let gating = Gating {
             evaluation: Some(evaluation),
             patience: Some(patience),
-            classes: 2,
+            target: Target::Classes(2),
             rounds: 4,
             gates: Vec::new(),
         };
@@ -525,7 +525,8 @@ mod tests {
             when: When::EachRound,
             on_failure: OnFailure::Reject,
         };
-        let gating = Gating { gates: vec![declared], classes: 2, rounds: 9, ..Gating::default() };
+        let (evaluation, patience, target) = (None, None, Target::Classes(2));
+        let gating = Gating { gates: vec![declared], evaluation, patience, target, rounds: 9 };
         let mut evaluations = Evaluations::default();
         evaluations.submitted("s", gating);
         let round = RoundId { study: "s".parse().expect("valid"), number: 1 };

@@ -687,7 +687,7 @@ impl Agent {
             local::held_out(&self.config, &self.ledger, study, self.noise().as_mut()).await?;
         let params = study.manifest().map_err(LocalError::from)?.params();
         let candidate = coordinator.fetch(study.id.as_str(), &header.base, params).await?;
-        let (model, layout) = (study.model_spec(), e.layout(study.classes()));
+        let (model, layout) = (study.model_spec(), e.layout(study.target()));
         let trainer = train::choose(&self.config.train, &model).map_err(LocalError::from)?;
         let mut chance = self.chance(header);
         let counting = move || {

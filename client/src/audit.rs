@@ -272,9 +272,12 @@ fn canary(
         }
     }
     let mut best = (records(Vec::new(), Vec::new(), width), Vec::new(), 0.0);
-    // A label that the model gives already has no gradient: every one is tried.
-    for (size, label) in sizes.iter().flat_map(|s| (0..plan.model.classes()).map(move |l| (*s, l)))
-    {
+    // A label that the model gives already has no gradient: every class is tried, or both ends of a number.
+    let labels = match plan.model.classes() {
+        1 => vec![0, u32::MAX],
+        classes => (0..classes).collect(),
+    };
+    for (size, label) in sizes.iter().flat_map(|s| labels.iter().map(move |l| (*s, *l))) {
         let canary = records(vec![size; width], vec![label], width);
         let update = round(&canary, &bare, &mut chance())?;
         let norm = update.iter().map(|u| f64::from(*u).powi(2)).sum::<f64>().sqrt();

@@ -10,7 +10,7 @@ use falaj_core::{
         Attribute, Watched,
         holdout::{Key, is_held_out},
     },
-    study::{Bounds, Data, FeatureKind, Missing},
+    study::{Bounds, Data, FeatureKind, LabelValues, Missing},
 };
 use std::{
     collections::BTreeMap,
@@ -25,12 +25,12 @@ const COMPLAINTS_MAX: usize = 50;
 /// Powers of two between which bounds are estimated.
 const EXPONENTS: std::ops::RangeInclusive<i32> = -20..=40;
 
-/// Records as numbers: rows × inputs, scaled to [-1, 1], with a class each.
+/// Records as numbers: rows × inputs, scaled to [-1, 1], with a label each.
 #[derive(Clone)]
 pub struct Batch {
     /// Row by row.
     pub features: Vec<f32>,
-    /// Class of each row.
+    /// Class of each row; or, where the label is a number, its place between its bounds: 0 at the least, `u32::MAX` at the most.
     pub labels: Vec<u32>,
     /// Inputs per row.
     pub width: usize,
@@ -363,19 +363,17 @@ pub fn load_part(
             }
         }
         let cell = here.label.and_then(|i| row.get(i)).unwrap_or_default().trim();
-        match data.label.classes.iter().position(|c| c == cell) {
-            Some(class) if good && part.is_none_or(|p| here.wanted(row, p)) => {
-                batch.labels.push(u32::try_from(class).unwrap_or(u32::MAX));
+        match read_label(cell, &data.label.values) {
+            Ok(label) if good && part.is_none_or(|p| here.wanted(row, p)) => {
+                batch.labels.push(label);
                 told.groups.push(here.group(row, attributes));
                 for ((w, at), values) in watched.iter().zip(&here.watched).zip(&mut told.watched) {
                     let cell = at.and_then(|i| row.get(i)).unwrap_or_default().trim();
                     values.push(w.values.group_of(cell));
                 }
             }
-            Some(_) => batch.features.truncate(before),
-            None => {
-                let classes = data.label.classes.join(", ");
-                let what = format!("the label is none of {classes}");
+            Ok(_) => batch.features.truncate(before),
+            Err(what) => {
                 complaints.add(file, line, Some(&data.label.column), what);
                 batch.features.truncate(before);
             }
@@ -392,6 +390,44 @@ pub fn load_part(
         complaints.add(path, 0, None, "every row is held out for evaluation");
     }
     if complaints.total > 0 { Err(DataError::Schema(complaints)) } else { Ok((batch, told)) }
+}
+
+/// A label as [`Batch`] holds it.
+fn read_label(cell: &str, values: &LabelValues) -> Result<u32, String> {
+    match values {
+        LabelValues::Classes(classes) => {
+            let class = classes.iter().position(|c| c == cell);
+            let none = || format!("the label is none of {}", classes.join(", "));
+            class.and_then(|class| u32::try_from(class).ok()).ok_or_else(none)
+        }
+        LabelValues::Number { min, max } => match cell.parse::<f64>() {
+            Ok(v) if v.is_finite() => {
+                let place = (v.clamp(*min, *max) - min) / (max - min);
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a place lies in 0 to 1"
+                )]
+                let label = (place * f64::from(u32::MAX)).round() as u32;
+                Ok(label)
+            }
+            _ => Err("the label is not a number".into()),
+        },
+    }
+}
+
+/// The place between its bounds, from 0 to 1, of a label that is a number.
+#[must_use]
+pub fn place(label: u32) -> f64 {
+    f64::from(label) / f64::from(u32::MAX)
+}
+
+/// What a model should say of such a label: -1 at the least, 1 at the most.
+#[must_use]
+pub(crate) fn aim(label: u32) -> f32 {
+    #[expect(clippy::cast_possible_truncation, reason = "models are f32")]
+    let aim = (2.0 * place(label) - 1.0) as f32;
+    aim
 }
 
 fn read_cell(
@@ -433,7 +469,7 @@ fn read_cell(
 }
 
 /// Every CSV file under `path`, by name.
-fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+pub(crate) fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(vec![path.to_owned()]);
     }
@@ -534,7 +570,10 @@ mod tests {
         Data {
             dataset: "d".into(),
             features: vec![Feature { name: "x".into(), kind }],
-            label: Label { column: "y".into(), classes: vec!["0".into(), "1".into()] },
+            label: Label {
+                column: "y".into(),
+                values: LabelValues::Classes(vec!["0".into(), "1".into()]),
+            },
         }
     }
 
@@ -620,5 +659,21 @@ mod tests {
         let all = Part { identity: &[], share: 1.0, held_out: false, ..part };
         let none = load_part(&path, &data(), &bounds, Some(&all)).expect_err("refused");
         assert!(none.to_string().contains("every row is held out"));
+    }
+
+    #[test]
+    fn a_label_that_is_a_number_is_cut_at_its_bounds_and_what_is_none_is_reported() {
+        let values = LabelValues::Number { min: 25.0, max: 345.0 };
+        let read = |cell: &str| read_label(cell, &values);
+        for (cell, wanted) in
+            [("25", 0.0), ("185", 0.5), ("345.0", 1.0), ("-7", 0.0), ("1e9", 1.0), ("26.6", 0.005)]
+        {
+            let found = place(read(cell).expect("a label"));
+            assert!((found - wanted).abs() < 2_f64.powi(-32), "{cell}: {found}");
+        }
+        assert!((aim(read("265").expect("a label")) - 0.5).abs() < 1e-6);
+        for cell in ["", "high", "NaN", "inf"] {
+            assert_eq!(read(cell), Err("the label is not a number".to_owned()), "{cell}");
+        }
     }
 }

@@ -1,7 +1,7 @@
-//! How good a model is on records at hand: accuracy, area under the ROC curve, log loss.
+//! How good a model is on records at hand: accuracy, area under the ROC curve, log loss; of a number how far off it is.
 
 use crate::{
-    data::Batch,
+    data::{Batch, place},
     train::{TrainError, Trainer, linear::softmax},
 };
 use falaj_core::model::ModelSpec;
@@ -70,23 +70,64 @@ pub fn scores(logits: Vec<Vec<f32>>, labels: &[u32]) -> Scores {
     Scores { records: labels.len(), accuracy: right as f64 / n, auc, log_loss: loss / n }
 }
 
-/// Writes a model's outputs to a file that only its owner reads: a column for each class, a line for each record.
+/// Writes what a model says to a file that only its owner reads: a column for each class, or one for a number; a line for each record.
 ///
 /// # Errors
 /// When there is such a file already, or it cannot be written.
 pub fn write_outputs(
     path: &Path,
-    classes: &[String],
-    logits: &[Vec<f32>],
+    columns: &[String],
+    rows: &[Vec<impl ToString>],
 ) -> Result<(), csv::Error> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let mut writer = csv::Writer::from_writer(file);
-    writer.write_record(classes)?;
-    for row in logits {
-        writer.write_record(row.iter().map(f32::to_string))?;
+    writer.write_record(columns)?;
+    for row in rows {
+        writer.write_record(row.iter().map(ToString::to_string))?;
     }
     writer.flush()?;
     Ok(())
+}
+
+/// What was measured of a model that says a number.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct NumberScores {
+    /// Records.
+    pub records: usize,
+    /// Mean absolute error, in the label's unit.
+    pub mae: f64,
+    /// Root of the mean squared error, in the label's unit.
+    pub rmse: f64,
+    /// Coefficient of determination. Absent when all labels are the same.
+    pub r2: Option<f64>,
+}
+
+/// The place between the label's bounds, from 0 to 1, that a model says a number has; what lies beyond counts as the bound.
+#[must_use]
+pub fn place_said(output: f32) -> f64 {
+    f64::midpoint(f64::from(output), 1.0).clamp(0.0, 1.0)
+}
+
+/// What a model's outputs for records with these labels come to, of a number whose bounds are so far apart.
+#[must_use]
+pub fn number_scores(outputs: &[Vec<f32>], labels: &[u32], width: f64) -> NumberScores {
+    let (mut absolute, mut squared, mut sum, mut squares) = (0.0, 0.0, 0.0, 0.0);
+    for (said, &label) in outputs.iter().zip(labels) {
+        let (label, said) = (place(label), place_said(said[0]));
+        absolute += (label - said).abs();
+        squared += (label - said).powi(2);
+        sum += label;
+        squares += label * label;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "records are far below 2^53")]
+    let n = labels.len().max(1) as f64;
+    let around = squares - sum * sum / n;
+    NumberScores {
+        records: labels.len(),
+        mae: absolute / n * width,
+        rmse: (squared / n).sqrt() * width,
+        r2: (around > 1e-9).then(|| 1.0 - squared / around),
+    }
 }
 
 /// Area under the ROC curve by ranks, ties counted half (Hanley and `McNeil` 1982).
@@ -123,5 +164,18 @@ mod tests {
         let scored = vec![(0.8, true), (0.4, true), (0.6, false), (0.4, false)];
         assert_eq!(auc(scored), Some(0.625));
         assert_eq!(auc(vec![(0.1, true)]), None);
+    }
+
+    #[test]
+    fn a_number_is_measured_in_its_own_unit_and_cut_at_its_bounds() {
+        // Off by 0, 50, 0 (the third is beyond the bounds) and 75 of 100.
+        let outputs = [-1.0, 0.0, 3.0, 0.5].map(|said| vec![said]);
+        let scores = number_scores(&outputs, &[0, u32::MAX, u32::MAX, 0], 100.0);
+        assert_eq!(scores.records, 4);
+        assert!((scores.mae - 31.25).abs() < 1e-9, "{scores:?}");
+        assert!((scores.rmse.powi(2) - 8_125.0 / 4.0).abs() < 1e-6, "{scores:?}");
+        // Squared errors of 0.8125 in all; every label is half a place from their mean.
+        assert!((scores.r2.expect("labels differ") - 0.1875).abs() < 1e-9, "{scores:?}");
+        assert_eq!(number_scores(&outputs[..1], &[7], 100.0).r2, None);
     }
 }

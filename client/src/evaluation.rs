@@ -1,7 +1,8 @@
 //! What a site counts about a candidate over the records that it holds out, and the noise on it.
 
 use crate::{
-    data::Batch,
+    data::{Batch, place},
+    evaluate::place_said,
     local::Held,
     noise::NoiseSource,
     perturb,
@@ -44,6 +45,18 @@ pub fn count(
     }
     let mut tally = Tally::new(layout.clone());
     let mut before = Vec::with_capacity(records.rows());
+    if layout.is_number() {
+        let Candidate { trainer, model, params } = candidate;
+        let outputs = trainer.logits(records, model, params)?;
+        for (row, said) in outputs.iter().enumerate() {
+            let (group, label) = (held.told.groups[row], place(records.labels[row]));
+            tally.number(group, label, place_said(said[0]));
+            for (column, values) in held.told.watched.iter().enumerate() {
+                tally.watched(column, values[row]);
+            }
+        }
+        return Ok(tally.into_counts());
+    }
     for (row, p) in probabilities(records, candidate)?.iter().enumerate() {
         let class = records.labels[row] as usize;
         tally.record(held.told.groups[row], class, p);
@@ -108,7 +121,7 @@ mod tests {
     use super::*;
     use crate::{data::Told, guard::LocalBatch, noise::OpenDp, train::linear::Linear};
     use falaj_core::evaluation::{
-        Noise as Declared, Perturbation,
+        HeldOut, Noise as Declared, Perturbation, Target,
         figures::{Metric, Pool},
     };
 
@@ -117,7 +130,7 @@ mod tests {
 
     fn settings(noise: Declared) -> Evaluation {
         Evaluation {
-            holdout: 0.5,
+            held_out: HeldOut::Part(0.5),
             every: 1,
             noise,
             bins: 50,
@@ -189,5 +202,28 @@ mod tests {
                 assert!((0.5..2.0).contains(&part), "{noise:?} {block:?}: {part}");
             }
         }
+    }
+
+    #[test]
+    fn a_number_is_counted_by_how_far_off_it_is_and_cut_at_its_bounds() {
+        let target = Target::Number { width: 100.0 };
+        let mut e = settings(Declared::None);
+        e.perturbations.clear();
+        // It says the input, and the third record's is beyond the bounds.
+        let model = ModelSpec::Logistic { features: 1, classes: 1 };
+        let features = vec![-1.0, 0.0, 3.0, 0.5];
+        let labels = vec![0, u32::MAX, u32::MAX, 0];
+        let records = LocalBatch::for_this_site_only(Batch { features, labels, width: 1 });
+        let told = Told { groups: vec![0; 4], watched: Vec::new() };
+        let held = Held { records, told };
+        let candidate = Candidate { trainer: &Linear, model: &model, params: &[1.0, 0.0] };
+        let mut chance = Chance::insecure(b"numbers");
+        let how = (&e, &e.layout(target));
+        let counts = count(&held, how, candidate, &mut chance).expect("counted");
+        let mut pool = Pool::new(&e, target);
+        pool.add(&counts).expect("counts");
+        // Off by 0, 50, 0 and 75 of 100.
+        let mae = pool.overall(Metric::Mae).expect("a figure").value;
+        assert!((mae - 31.25).abs() < 1e-6, "{mae}");
     }
 }

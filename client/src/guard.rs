@@ -1,7 +1,15 @@
 //! The residency guard: the only way from records to what a trainer may see.
 
-use crate::{config::Config, data::Batch};
+use crate::{
+    config::Config,
+    data::{self, Batch},
+};
 use falaj_core::study::Study;
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// Records that this site's policy admits to a study. Only [`ResidencyGuard::admit`] makes one for a
 /// study; a trainer takes nothing else.
@@ -37,6 +45,17 @@ pub enum GuardError {
     /// The site offers no such data set.
     #[error("this site offers no data set `{0}`")]
     Dataset(String),
+    /// Records of one data set are in the other, too.
+    #[error(
+        "data sets `{0}` and `{1}` have a file in common, and the study keeps the second for evaluation: bind it to records that are not trained on"
+    )]
+    InCommon(String, String),
+}
+
+/// The files of a data set, wherever links to them lie; none where they cannot be listed, and nothing can be read.
+fn real_files(path: &Path) -> BTreeSet<PathBuf> {
+    let files = data::files(path).unwrap_or_default();
+    files.into_iter().map(|file| fs::canonicalize(&file).unwrap_or(file)).collect()
 }
 
 /// Asks the site's own policy.
@@ -66,8 +85,13 @@ impl<'a> ResidencyGuard<'a> {
             let permitted = policy.mechanisms.join(", ");
             return Err(GuardError::Mechanism(mechanism.to_owned(), permitted));
         }
-        if self.config.dataset(&study.data.dataset).is_none() {
-            return Err(GuardError::Dataset(study.data.dataset.clone()));
+        let (trained, kept) = (&study.data.dataset, study.evaluated_on());
+        let find = |name: &str| {
+            self.config.dataset(name).ok_or_else(|| GuardError::Dataset(name.to_owned()))
+        };
+        let (first, second) = (find(trained)?, find(kept)?);
+        if kept != trained && !real_files(&first.path).is_disjoint(&real_files(&second.path)) {
+            return Err(GuardError::InCommon(trained.clone(), kept.to_owned()));
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use falaj_core::{
         NoiseError, Reservation, Unit,
         rdp::{AccountantError, Epsilon, RdpCurve},
     },
+    evaluation::HeldOut,
     manifest::ManifestError,
     study::{Bounds, FeatureKind, Mechanism, Study, Weights},
 };
@@ -170,10 +171,15 @@ pub async fn reserve_evaluation(
 ) -> Result<Reservation, LocalError> {
     ResidencyGuard::new(config).permits(study)?;
     let e = study.evaluation.as_ref().ok_or(LocalError::Unevaluated)?;
-    let name = &study.data.dataset;
-    let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
+    let dataset = evaluated_on(config, study)?;
     let purpose = format!("evaluation of round {round}");
     Ok(reserve(dataset, ledger, study, &purpose, &e.noise.cost()?).await?)
+}
+
+/// The data set that a study's candidates are evaluated on, which pays for it.
+fn evaluated_on<'a>(config: &'a Config, study: &Study) -> Result<&'a DatasetConfig, GuardError> {
+    let name = study.evaluated_on();
+    config.dataset(name).ok_or_else(|| GuardError::Dataset(name.to_owned()))
 }
 
 /// Records that were held out of training, and what an evaluation wants to know of each.
@@ -185,7 +191,8 @@ pub struct Held {
     pub told: Told,
 }
 
-/// Reads the records that are held out, after the site's policy has permitted the study.
+/// Reads the records that are held out, or kept for evaluation, after the site's policy has permitted the study. Their inputs are
+/// scaled as those are that are trained on.
 ///
 /// # Errors
 /// [`LocalError`].
@@ -201,17 +208,21 @@ pub async fn held_out(
     let name = &study.data.dataset;
     let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
     let bounds = bounds(dataset, ledger, study, noise).await?;
+    let from = evaluated_on(config, study)?;
     let key = holdout::key(&config.state.dir).map_err(LocalError::Holdout)?;
     let part = Part {
         key: &key,
-        dataset: name,
-        identity: &dataset.identity,
-        share: e.holdout,
+        dataset: &from.name,
+        identity: &from.identity,
+        share: match e.held_out {
+            HeldOut::Part(part) => part,
+            HeldOut::Dataset(_) => 1.0,
+        },
         held_out: true,
         attributes: &e.attributes,
         watched: &e.drift,
     };
-    let (batch, told) = data::load_part(&dataset.path, &study.data, &bounds, Some(&part))?;
+    let (batch, told) = data::load_part(&from.path, &study.data, &bounds, Some(&part))?;
     Ok(Held { records: guard.admit(batch, study)?, told })
 }
 
@@ -222,7 +233,7 @@ fn trained_on(
     study: &Study,
     bounds: &ColumnBounds,
 ) -> Result<Batch, LocalError> {
-    let Some(e) = &study.evaluation else {
+    let Some(HeldOut::Part(share)) = study.evaluation.as_ref().map(|e| &e.held_out) else {
         return Ok(data::load(&dataset.path, &study.data, bounds)?);
     };
     let key = holdout::key(&config.state.dir).map_err(LocalError::Holdout)?;
@@ -230,7 +241,7 @@ fn trained_on(
         key: &key,
         dataset: &dataset.name,
         identity: &dataset.identity,
-        share: e.holdout,
+        share: *share,
         held_out: false,
         attributes: &[],
         watched: &[],
@@ -310,7 +321,7 @@ async fn epsilon_of(
     Ok(spent.epsilon(if delta > 0.0 { delta } else { dataset.delta })?)
 }
 
-/// Epsilon that a study has cost its data set so far.
+/// Epsilon that a study has cost a record so far: of its data set, or of the one that is kept for evaluation.
 ///
 /// # Errors
 /// When the ledger fails, or the site has no such data set.
@@ -321,7 +332,9 @@ pub async fn epsilon(
 ) -> Result<Epsilon, LocalError> {
     let name = &study.data.dataset;
     let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
-    epsilon_of(dataset, ledger, study).await
+    let trained = epsilon_of(dataset, ledger, study).await?;
+    let kept = epsilon_of(evaluated_on(config, study)?, ledger, study).await?;
+    Ok(if kept.value() > trained.value() { kept } else { trained })
 }
 
 impl<'a> Site<'a> {
@@ -365,12 +378,12 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// Epsilon that the study has cost this data set so far.
+    /// Epsilon that the study has cost a record so far, as [`epsilon`] has it.
     ///
     /// # Errors
     /// When the ledger fails.
     pub async fn epsilon(&self) -> Result<Epsilon, LocalError> {
-        epsilon_of(self.dataset, self.ledger, self.study).await
+        epsilon(self.config, self.ledger, self.study).await
     }
 
     /// The trainer and the plan for one round. An adaptive clip norm and a stream of correlated noise go on from where

@@ -24,9 +24,10 @@ use falaj_certs::{
     tls::Credentials,
 };
 use falaj_core::{
+    evaluation::Target,
     id::{Digest, Place, Role, SiteId, SpiffeId},
     note::VerifierKey,
-    study::Study,
+    study::{LabelValues, Study},
     time::Timestamp,
 };
 use falaj_sandbox::Probe;
@@ -181,8 +182,8 @@ enum Command {
         /// A CSV file, or a folder of them.
         #[arg(long)]
         data: PathBuf,
-        /// Also write what the model says of each record to this file, as CSV: its logits, a column for each class. They tell of the
-        /// records: keep the file where those are.
+        /// Also write what the model says of each record to this file, as CSV: its logits, a column for each class, or the number
+        /// where the label is one. They tell of the records: keep the file where those are.
         #[arg(long, value_name = "FILE")]
         outputs: Option<PathBuf>,
     },
@@ -550,11 +551,25 @@ fn evaluate_at_hand(
     let spec = study.model_spec();
     let config = TrainConfig { device: "cpu".into(), ..Default::default() };
     let logits = train::choose(&config, &spec)?.logits(&batch, &spec, &params)?;
+    let label = &study.data.label;
+    let write = |path: &Path| match &label.values {
+        LabelValues::Classes(classes) => evaluate::write_outputs(path, classes, &logits),
+        LabelValues::Number { min, max } => {
+            let number = |said: &Vec<f32>| vec![min + (max - min) * evaluate::place_said(said[0])];
+            let numbers: Vec<Vec<f64>> = logits.iter().map(number).collect();
+            evaluate::write_outputs(path, std::slice::from_ref(&label.column), &numbers)
+        }
+    };
     if let Some(path) = outputs {
-        evaluate::write_outputs(path, &study.data.label.classes, &logits)
-            .with_context(|| format!("writing {}", path.display()))?;
+        write(path).with_context(|| format!("writing {}", path.display()))?;
     }
-    say(json, &serde_json::to_value(evaluate::scores(logits, &batch.labels))?);
+    let scores = match study.target() {
+        Target::Classes(_) => serde_json::to_value(evaluate::scores(logits, &batch.labels))?,
+        Target::Number { width } => {
+            serde_json::to_value(evaluate::number_scores(&logits, &batch.labels, width))?
+        }
+    };
+    say(json, &scores);
     Ok(())
 }
 

@@ -208,36 +208,61 @@ impl Sources<'_> {
         asked: Asked<'_>,
     ) -> Result<Option<Answer>, PolicyRefusal> {
         let Some(policies) = file.current() else { return Ok(None) };
-        let (study, name) = (asked.study, &asked.study.data.dataset);
-        let Some(dataset) = self.config.dataset(name) else {
-            let why = format!("this site offers no data set `{name}`");
-            return Err(PolicyRefusal::Denied(why));
-        };
+        let study = asked.study;
         let approvals = Approvals { journal: self.journal, site: self.site, key: self.key };
         let steward = approvals.steward(&asked.study_sha256).await?;
-        let spent = self.ledger.spent(name, Some(&study.id)).await?;
+        let name = study.data.dataset.as_str();
         let next = if asked.paid {
             RdpCurve::zero()
         } else {
             let turn = streams::turn(&self.config.state.dir, self.ledger, study).await?;
             let round = study.cost_of_round_after(turn.as_ref().map_or(0, Turn::steps))?;
-            let joins = spent == RdpCurve::zero();
+            let joins = self.ledger.spent(name, Some(&study.id)).await? == RdpCurve::zero();
             if joins { round.compose(&study.cost_of_joining()?) } else { round }
         };
+        let approver = steward.as_deref();
+        let (decision, [epsilon_study, epsilon_month]) =
+            self.decide(&policies, &asked, approver, (name, next)).await?;
+        let mut answer =
+            Answer { decision, steward: steward.clone(), epsilon_study, epsilon_month };
+        // A data set that is kept for evaluation is asked for like any other.
+        let kept = study.evaluated_on();
+        if let Some(e) = study.evaluation.as_ref().filter(|_| answer.decision.allow && kept != name)
+        {
+            let next = if asked.paid { RdpCurve::zero() } else { e.noise.cost()? };
+            answer.decision = self.decide(&policies, &asked, approver, (kept, next)).await?.0;
+        }
+        Ok(Some(answer))
+    }
+
+    /// Asks for one data set, after `next` is spent on it; and gives epsilon of the study and of the month then.
+    async fn decide(
+        self,
+        policies: &SitePolicies,
+        asked: &Asked<'_>,
+        steward: Option<&str>,
+        (name, next): (&str, RdpCurve),
+    ) -> Result<(SiteDecision, [Epsilon; 2]), PolicyRefusal> {
+        let Some(dataset) = self.config.dataset(name) else {
+            let why = format!("this site offers no data set `{name}`");
+            return Err(PolicyRefusal::Denied(why));
+        };
+        let spent = self.ledger.spent(name, Some(&asked.study.id)).await?;
         let month = spent_since(&self.ledger.entries().await?, name, month_of(asked.now))?;
         let epsilon = |spent: &RdpCurve| spent.compose(&next).epsilon(dataset.delta);
         let (epsilon_study, epsilon_month) = (epsilon(&spent)?, epsilon(&month)?);
         let decision = policies.decide(&SiteRequest {
             coordinator: asked.coordinator,
-            study,
+            study: asked.study,
+            dataset: name,
             study_sha256: asked.study_sha256,
             round: asked.round,
             now: asked.now,
-            steward: steward.as_deref(),
+            steward,
             epsilon_study: epsilon_study.value(),
             epsilon_month: epsilon_month.value(),
         });
-        Ok(Some(Answer { decision, steward, epsilon_study, epsilon_month }))
+        Ok((decision, [epsilon_study, epsilon_month]))
     }
 
     /// Asks, and keeps a refusal in the journal.

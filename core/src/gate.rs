@@ -8,7 +8,7 @@ pub mod patience;
 
 use crate::{
     evaluation::{
-        Evaluation, Perturbation, Watched,
+        Evaluation, Perturbation, Target, Watched,
         figures::{By, Estimate, Grouped, Kind, Metric, Missing, Pool},
     },
     id::SiteId,
@@ -52,10 +52,10 @@ pub struct Evaluated<'a> {
 }
 
 impl<'a> Evaluated<'a> {
-    /// Nothing counted yet, for a model of so many classes.
+    /// Nothing counted yet, for a model that says this.
     #[must_use]
-    pub fn new(settings: &'a Evaluation, classes: u32) -> Self {
-        Self { settings, all: Pool::new(settings, classes), by_site: Vec::new() }
+    pub fn new(settings: &'a Evaluation, target: impl Into<Target>) -> Self {
+        Self { settings, all: Pool::new(settings, target), by_site: Vec::new() }
     }
 
     /// Adds what a site counted.
@@ -65,10 +65,10 @@ impl<'a> Evaluated<'a> {
     pub fn add(
         &mut self,
         site: SiteId,
-        classes: u32,
+        target: impl Into<Target>,
         counts: &[i64],
     ) -> Result<(), crate::evaluation::cells::CountsError> {
-        let mut alone = Pool::new(self.settings, classes);
+        let mut alone = Pool::new(self.settings, target);
         alone.add(counts)?;
         self.all.add(counts)?;
         self.by_site.push((site, alone));
@@ -436,17 +436,19 @@ fn left_out(grouped: &Grouped) -> String {
 }
 
 impl Figure {
-    /// Everything that can be looked at where candidates are evaluated so, for a model of so many classes.
+    /// Everything that can be looked at where candidates are evaluated so, for a model that says this.
     #[must_use]
-    pub fn every(e: &Evaluation, classes: u32) -> Vec<Self> {
+    pub fn every(e: &Evaluation, target: impl Into<Target>) -> Vec<Self> {
+        let target = target.into();
+        let several = !target.is_number() && target.outputs() != 2;
         let of = |kind: Kind| {
-            let fits = move |m: &Metric| m.kind() == kind && (classes == 2 || !m.is_binary_only());
+            let fits = move |m: &Metric| m.kind() == kind && m.is_for(target);
             Metric::ALL.into_iter().filter(fits)
         };
         let mut every: Vec<Self> = of(Kind::Records).map(Self::Overall).collect();
         for by in By::every(e.attributes.len()) {
             every.extend(of(Kind::Groups).map(|m| Self::Between(m, by)));
-            let by_group = of(Kind::Records).filter(|m| classes == 2 || m.is_by_group());
+            let by_group = of(Kind::Records).filter(|m| !several || m.is_by_group());
             every.extend(by_group.map(|m| Self::EachGroup(m, by)));
         }
         every.extend((0..e.perturbations.len()).map(Self::Drop));

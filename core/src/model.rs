@@ -61,7 +61,7 @@ impl Tokens {
 /// A declared model with all its sizes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSpec {
-    /// Multinomial logistic regression.
+    /// Multinomial logistic regression; with one output, linear regression.
     Logistic {
         /// Inputs per record.
         features: u32,
@@ -215,7 +215,8 @@ impl ModelSpec {
         }
     }
 
-    /// Classes that the model tells apart, one logit each.
+    /// Classes that the model tells apart, one logit each. A model with one says a number: -1 is the least that its label can
+    /// be, 1 the most.
     #[must_use]
     pub const fn classes(&self) -> u32 {
         match *self {

@@ -9,7 +9,7 @@ use crate::{
         ftrl,
         rdp::{AccountantError, RdpCurve},
     },
-    evaluation::{self, Evaluation},
+    evaluation::{self, Evaluation, HeldOut, Target},
     gate::{
         self,
         patience::{Patience, Progress},
@@ -217,12 +217,37 @@ pub enum Missing {
 }
 
 /// The column to predict.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Label {
     /// The column's name in the CSV header.
     pub column: String,
-    /// Its values, in class order; for two classes the second is the positive one.
-    pub classes: Vec<String>,
+    /// What it holds.
+    pub values: LabelValues,
+}
+
+/// What the column to predict holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LabelValues {
+    /// One of these, in class order; for two classes the second is the positive one.
+    Classes(Vec<String>),
+    /// A number, cut at its bounds, which are public knowledge.
+    Number {
+        /// The least.
+        min: f64,
+        /// The most.
+        max: f64,
+    },
+}
+
+impl Label {
+    /// Its classes; none where it is a number.
+    #[must_use]
+    pub fn classes(&self) -> &[String] {
+        match &self.values {
+            LabelValues::Classes(classes) => classes,
+            LabelValues::Number { .. } => &[],
+        }
+    }
 }
 
 /// What is learned.
@@ -230,6 +255,8 @@ pub struct Label {
 pub enum Model {
     /// Multinomial logistic regression.
     Logistic,
+    /// Linear regression, for a label that is a number.
+    Linear,
     /// A multi-layer perceptron with ReLU.
     Mlp {
         /// Widths of the hidden layers, from the input.
@@ -521,9 +548,11 @@ impl Study {
     /// The model with its sizes filled in from the data.
     #[must_use]
     pub fn model_spec(&self) -> ModelSpec {
-        let classes = u32::try_from(self.data.label.classes.len()).unwrap_or(u32::MAX);
+        let classes = self.target().outputs();
         match &self.model {
-            Model::Logistic => ModelSpec::Logistic { features: self.inputs(), classes },
+            Model::Logistic | Model::Linear => {
+                ModelSpec::Logistic { features: self.inputs(), classes }
+            }
             Model::Mlp { hidden } => {
                 ModelSpec::Mlp { features: self.inputs(), hidden: hidden.clone(), classes }
             }
@@ -745,10 +774,24 @@ impl Study {
         }
     }
 
-    /// How many classes the label has.
+    /// What the model says of a record.
     #[must_use]
-    pub fn classes(&self) -> u32 {
-        u32::try_from(self.data.label.classes.len()).unwrap_or(u32::MAX)
+    pub fn target(&self) -> Target {
+        match &self.data.label.values {
+            LabelValues::Classes(classes) => {
+                Target::Classes(u32::try_from(classes.len()).unwrap_or(u32::MAX))
+            }
+            LabelValues::Number { min, max } => Target::Number { width: max - min },
+        }
+    }
+
+    /// The data set that candidates are evaluated on: another one where the study names one, and otherwise its own.
+    #[must_use]
+    pub fn evaluated_on(&self) -> &str {
+        match self.evaluation.as_ref().map(|e| &e.held_out) {
+            Some(HeldOut::Dataset(name)) => name,
+            _ => &self.data.dataset,
+        }
     }
 
     /// Whether a study that has come so far ends with a round that gave a model.
@@ -775,12 +818,20 @@ impl Study {
 
     fn check_evaluation(&self, p: &mut Problems) {
         let protected = self.privacy.mechanism != Mechanism::None;
-        let (e, classes) = (self.evaluation.as_ref(), self.classes());
-        p.0.extend(e.map_or_else(Vec::new, |e| evaluation::check::settings(e, classes, protected)));
-        p.0.extend(evaluation::check::gates(&self.gates, e, classes));
+        let (e, target) = (self.evaluation.as_ref(), self.target());
+        p.0.extend(e.map_or_else(Vec::new, |e| evaluation::check::settings(e, target, protected)));
+        p.0.extend(evaluation::check::gates(&self.gates, e, target));
         if let Some(patience) = &self.patience {
             let gates = (&self.gates[..], self.rounds.count);
-            p.0.extend(evaluation::check::patience(patience, gates, e, classes));
+            p.0.extend(evaluation::check::patience(patience, gates, e, target));
+        }
+        if let Some(HeldOut::Dataset(name)) = e.map(|e| &e.held_out) {
+            p.when(
+                *name == self.data.dataset,
+                "evaluation.dataset",
+                &format!("`{name}` would be trained on and evaluated on"),
+                || "name another data set, or hold a part of this one out: `holdout: 0.2`".into(),
+            );
         }
         p.0.extend(evaluation::check::beyond_reach(self));
     }
@@ -858,16 +909,45 @@ impl Study {
                 }
             }
         }
-        let classes: std::collections::BTreeSet<_> = data.label.classes.iter().collect();
-        p.when(
-            classes.len() < 2 || classes.len() != data.label.classes.len(),
-            "data.label.classes",
-            "a label needs at least two different classes",
-            || "list every class once; for two classes the second is the positive one".into(),
-        );
+        match &data.label.values {
+            LabelValues::Classes(listed) => {
+                let classes: std::collections::BTreeSet<_> = listed.iter().collect();
+                p.when(
+                    classes.len() < 2 || classes.len() != listed.len(),
+                    "data.label.classes",
+                    "a label needs at least two different classes",
+                    || {
+                        "list every class once; for two classes the second is the positive one"
+                            .into()
+                    },
+                );
+            }
+            LabelValues::Number { min, max } => p.when(
+                !((max - min).is_finite() && min < max),
+                "data.label",
+                &format!("the label has bounds {min} to {max}"),
+                || "give a finite `min` below `max`: labels beyond them are cut there".into(),
+            ),
+        }
     }
 
     fn check_model(&self, p: &mut Problems) {
+        let number = matches!(self.data.label.values, LabelValues::Number { .. });
+        p.when(
+            number && self.model == Model::Logistic,
+            "model",
+            "logistic regression tells classes apart, and the label is a number",
+            || "use `kind: linear`, or an MLP, a CNN or a transformer".into(),
+        );
+        p.when(
+            !number && self.model == Model::Linear,
+            "model",
+            "linear regression says a number, and the label has classes",
+            || {
+                "use `kind: logistic`, or give the label `min` and `max` in place of `classes`"
+                    .into()
+            },
+        );
         match &self.model {
             Model::Mlp { hidden } => p.when(
                 hidden.is_empty() || hidden.contains(&0),
@@ -914,7 +994,9 @@ impl Study {
                     || "give the number of different codes".into(),
                 );
             }
-            Model::Logistic | Model::Transformer { tokens: TokenKind::Columns, .. } => {}
+            Model::Logistic
+            | Model::Linear
+            | Model::Transformer { tokens: TokenKind::Columns, .. } => {}
         }
         if let Err(e) = self.manifest() {
             p.when(true, "model", &e.to_string(), || "choose smaller or fitting layers".into());

@@ -37,6 +37,8 @@ pub struct SiteRequest<'a> {
     pub coordinator: &'a SpiffeId,
     /// For which study.
     pub study: &'a Study,
+    /// For which of its data sets: the one that it trains on, or one that is kept for evaluation.
+    pub dataset: &'a str,
     /// SHA-256 of the study's file.
     pub study_sha256: Digest,
     /// Which round, from 1.
@@ -131,7 +133,7 @@ impl SitePolicies {
         ];
         let coordinator = Entity::new(principal.clone(), named(attributes), HashSet::new())?;
         let resource = uid("Study", study.id.as_str())?;
-        let attributes = named(facts(study, &asked.study_sha256));
+        let attributes = named(facts(asked));
         let entities = [coordinator, Entity::new(resource.clone(), attributes, HashSet::new())?];
         let entities = Entities::from_entities(entities, Some(&self.schema))?;
         let action = uid("Action", "study.run")?;
@@ -180,15 +182,16 @@ impl SitePolicies {
 }
 
 /// What a study's file says, as far as policies may speak of it.
-fn facts(study: &Study, sha256: &Digest) -> Vec<(&'static str, RestrictedExpression)> {
+fn facts(asked: &SiteRequest<'_>) -> Vec<(&'static str, RestrictedExpression)> {
+    let study = asked.study;
     let columns = study.data.features.iter().map(|f| f.name.as_str());
     let columns = columns.chain([study.data.label.column.as_str()]);
     // What is looked at beside the model's inputs is used no less.
     let beside = study.evaluation.iter().flat_map(Evaluation::columns);
     let columns = columns.chain(beside).map(text);
     let mut facts = vec![
-        ("sha256", text(&sha256.to_string())),
-        ("dataset", text(&study.data.dataset)),
+        ("sha256", text(&asked.study_sha256.to_string())),
+        ("dataset", text(asked.dataset)),
         ("columns", RestrictedExpression::new_set(columns)),
         ("purpose", text(&study.purpose)),
         ("model", text(model(&study.model))),
@@ -212,6 +215,7 @@ fn facts(study: &Study, sha256: &Digest) -> Vec<(&'static str, RestrictedExpress
 const fn model(model: &Model) -> &'static str {
     match model {
         Model::Logistic => "logistic",
+        Model::Linear => "linear",
         Model::Mlp { .. } => "mlp",
         Model::Cnn { .. } => "cnn",
         Model::Transformer { .. } => "transformer",
@@ -249,10 +253,10 @@ fn uid(kind: &str, id: &str) -> Result<EntityUid, Box<dyn std::error::Error + Se
 mod tests {
     use super::*;
     use falaj_core::dp::{Batches, Poisson};
-    use falaj_core::evaluation::{Attribute, Groups, Noise, Watched};
+    use falaj_core::evaluation::{Attribute, Groups, HeldOut, Noise, Watched};
     use falaj_core::study::{
         Algorithm, Bounds, Cohort, Consent, Data, Feature, FeatureKind, Governance, Label,
-        Mechanism, Missing, Optimizer, Privacy, Rounds, Sealing, Training, Weights,
+        LabelValues, Mechanism, Missing, Optimizer, Privacy, Rounds, Sealing, Training, Weights,
     };
     use serde::Deserialize;
 
@@ -286,7 +290,10 @@ mod tests {
             data: Data {
                 dataset: "wdbc".into(),
                 features: vec![Feature { name: "radius".into(), kind }],
-                label: Label { column: "diagnosis".into(), classes: vec!["b".into(), "m".into()] },
+                label: Label {
+                    column: "diagnosis".into(),
+                    values: LabelValues::Classes(vec!["b".into(), "m".into()]),
+                },
             },
             model: Model::Logistic,
             training: Training {
@@ -333,6 +340,7 @@ mod tests {
         let mut asked = SiteRequest {
             coordinator: &coordinator,
             study: &study,
+            dataset: &study.data.dataset,
             study_sha256: Digest::of(b"the file"),
             round: 1,
             now: Timestamp::parse("2026-11-25T21:30:00.000Z").expect("a time"),
@@ -363,6 +371,7 @@ mod tests {
             let said = policies.decide(&SiteRequest {
                 coordinator: coordinator.as_ref().unwrap_or(&onshore),
                 study: &changed,
+                dataset: &changed.data.dataset,
                 study_sha256: Digest::of(b"the file"),
                 round: 1,
                 now: Timestamp::from_millis(0),
@@ -411,7 +420,7 @@ mod tests {
         let coordinator = "spiffe://t/ae-on/ae-az/coordinator/main".parse().expect("an id");
         let mut evaluated = study();
         evaluated.evaluation = Some(Evaluation {
-            holdout: 0.2,
+            held_out: HeldOut::Part(0.2),
             every: 1,
             noise: Noise::Laplace { epsilon: 0.2 },
             bins: 10,
@@ -434,6 +443,7 @@ mod tests {
             let asked = SiteRequest {
                 coordinator: &coordinator,
                 study: &evaluated,
+                dataset: &evaluated.data.dataset,
                 study_sha256: Digest::of(b"the file"),
                 round: 1,
                 now: Timestamp::parse("2026-11-25T21:30:00.000Z").expect("a time"),

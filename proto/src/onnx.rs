@@ -8,8 +8,9 @@
 //! - a categorical column's number is the place of its value in the study's list, from 0;
 //! - a missing cell is NaN.
 //!
-//! It gives `logits` and `probabilities`, `[batch, classes]`. A record that the study's schema refuses (a cell is missing that may
-//! not be, a category is none of the study's) gets NaN, never a guess; the others beside it are not affected.
+//! It gives `logits` and `probabilities`, `[batch, classes]`; or, where the label is a number, `prediction`, `[batch, 1]`, in the
+//! label's own unit. A record that the study's schema refuses (a cell is missing that may not be, a category is none of the
+//! study's) gets NaN, never a guess; the others beside it are not affected.
 //!
 //! Every tensor of the model is in the file under its own name, bit by bit as it was trained, and the metadata say which model
 //! that is: `falaj.*`, of which [`About`] has what is not in the study.
@@ -17,16 +18,19 @@
 mod graph;
 mod inputs;
 mod ir;
+mod outputs;
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
 use falaj_core::{
+    evaluation::Target,
     id::Digest,
     manifest::{Manifest, ManifestError, TensorSpec},
-    study::Study,
+    study::{LabelValues, Study},
 };
 use graph::{Graph, length};
+use outputs::Raw;
 use prost::Message as _;
 use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 use serde_json::json;
@@ -124,15 +128,10 @@ pub fn export(file: &Bytes, about: &About<'_>) -> Result<Vec<u8>, OnnxError> {
     }
     let read = inputs::read(&mut graph, study)?;
     let raw = graph::forward(&mut graph, &spec, &spec.layers()?, &read.inputs);
-    let nothing = graph.scalar(f32::NAN);
-    let logits = "logits".to_owned();
-    let logits = graph.named(logits, "Where", &[&read.sound, &raw, &nothing], Vec::new());
-    let last = vec![ir::Attribute::int("axis", -1)];
-    let probabilities = graph.named("probabilities".into(), "Softmax", &[&logits], last);
+    let output = outputs::say(&mut graph, study, Raw { outputs: &raw, sound: &read.sound })?;
 
-    let (columns, classes) = (length(study.data.features.len()), i64::from(spec.classes()));
+    let columns = length(study.data.features.len());
     let features = "a number for each of `falaj.columns`; NaN where one is missing";
-    let by_class = "for each of `falaj.classes`; NaN for a record that the study's schema refuses";
     let model = ir::Model {
         ir_version: ir::IR_VERSION,
         producer_name: "falaj".into(),
@@ -145,7 +144,7 @@ pub fn export(file: &Bytes, about: &About<'_>) -> Result<Vec<u8>, OnnxError> {
             node: graph.nodes,
             initializer: graph.tensors,
             input: vec![value(inputs::FEATURES.into(), columns, features)],
-            output: vec![value(logits, classes, by_class), value(probabilities, classes, by_class)],
+            output,
         }),
     };
     match model.encoded_len() {
@@ -214,7 +213,11 @@ fn fits(spec: &TensorSpec, tensor: &TensorView<'_>) -> Result<(), OnnxError> {
 /// What a file says of itself, always in the same order.
 fn metadata(about: &About<'_>, manifest: &Manifest, file: &Bytes) -> Vec<ir::Property> {
     let study = about.study;
-    let threshold = study.evaluation.as_ref().filter(|_| study.classes() == 2);
+    let threshold = study.evaluation.as_ref().filter(|_| study.target() == Target::Classes(2));
+    let (classes, bounds) = match &study.data.label.values {
+        LabelValues::Classes(classes) => (Some(json!(classes)), None),
+        LabelValues::Number { min, max } => (None, Some(json!({ "max": max, "min": min }))),
+    };
     let facts = [
         ("study", Some(study.id.as_str().to_owned())),
         ("study_sha256", Some(about.study_sha256.to_string())),
@@ -224,7 +227,8 @@ fn metadata(about: &About<'_>, manifest: &Manifest, file: &Bytes) -> Vec<ir::Pro
         ("manifest_sha256", Some(manifest.digest().to_string())),
         ("safetensors_sha256", Some(Digest::of(file).to_string())),
         ("label", Some(study.data.label.column.clone())),
-        ("classes", Some(json!(study.data.label.classes).to_string())),
+        ("classes", classes.map(|classes| classes.to_string())),
+        ("bounds", bounds.map(|bounds| bounds.to_string())),
         ("threshold", threshold.map(|e| e.threshold.to_string())),
         ("columns", Some(inputs::described(study).to_string())),
     ];

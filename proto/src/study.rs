@@ -15,8 +15,8 @@ use falaj_core::{
     robust::Rule,
     study::{
         Algorithm, Bounds, Cohort, Consent, Data, Feature, FeatureKind, Governance, Label,
-        Mechanism, Missing, Model, Optimizer, Privacy, Problem, Protects, Retention, Rounds,
-        Sealing, Study, TokenKind, Training, Weights, WitnessQuorum,
+        LabelValues, Mechanism, Missing, Model, Optimizer, Privacy, Problem, Protects, Retention,
+        Rounds, Sealing, Study, TokenKind, Training, Weights, WitnessQuorum,
     },
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -149,7 +149,9 @@ struct DataYaml {
 #[serde(deny_unknown_fields)]
 struct LabelYaml {
     column: Spanned<String>,
-    classes: Spanned<Vec<String>>,
+    classes: Option<Spanned<Vec<String>>>,
+    min: Option<f64>,
+    max: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -201,6 +203,7 @@ enum TokensYaml {
 #[serde(rename_all = "snake_case")]
 enum ModelKind {
     Logistic,
+    Linear,
     Mlp,
     Cnn,
     Transformer,
@@ -577,23 +580,36 @@ impl Reader<'_> {
 
     fn data(&mut self, y: &DataYaml) -> Data {
         self.note("data.dataset", &y.dataset);
-        self.note("data.label", &y.label);
-        self.note("data.label.column", &y.label.value.column);
-        self.note("data.label.classes", &y.label.value.classes);
+        let label = self.label(&y.label);
         self.note("data.features", &y.features);
         let mut features = Vec::with_capacity(y.features.value.len());
         for (i, f) in y.features.value.iter().enumerate() {
             self.note(&format!("data.features[{i}]"), f);
             features.push(self.feature(f));
         }
-        Data {
-            dataset: y.dataset.value.clone(),
-            features,
-            label: Label {
-                column: y.label.value.column.value.clone(),
-                classes: y.label.value.classes.value.clone(),
-            },
-        }
+        Data { dataset: y.dataset.value.clone(), features, label }
+    }
+
+    fn label(&mut self, spanned: &Spanned<LabelYaml>) -> Label {
+        let y = &spanned.value;
+        self.note("data.label", spanned);
+        self.note("data.label.column", &y.column);
+        let values = match (&y.classes, y.min, y.max) {
+            (Some(classes), None, None) => {
+                self.note("data.label.classes", classes);
+                LabelValues::Classes(classes.value.clone())
+            }
+            (None, Some(min), Some(max)) => LabelValues::Number { min, max },
+            _ => {
+                self.wrong(
+                    spanned.referenced,
+                    format!("it is not clear what `{}` holds", y.column.value),
+                    "give `classes`, or `min` and `max` of a number, and only one of the two",
+                );
+                LabelValues::Classes(Vec::new())
+            }
+        };
+        Label { column: y.column.value.clone(), values }
     }
 
     fn feature(&mut self, spanned: &Spanned<FeatureYaml>) -> Feature {
@@ -631,12 +647,16 @@ impl Reader<'_> {
             self.note("model.hidden", hidden);
         }
         match y.kind.value {
-            ModelKind::Logistic => {
-                let because = "`kind: logistic`, which has no layers";
+            kind @ (ModelKind::Logistic | ModelKind::Linear) => {
+                let (model, because) = if kind == ModelKind::Logistic {
+                    (Model::Logistic, "`kind: logistic`, which has no layers")
+                } else {
+                    (Model::Linear, "`kind: linear`, which has no layers")
+                };
                 self.unwanted("model.hidden", y.hidden.as_ref(), because);
                 self.no_image(y, because);
                 self.no_tokens(y, because);
-                Model::Logistic
+                model
             }
             ModelKind::Mlp => {
                 let because = "`kind: mlp`, whose layers are all linear";
@@ -1095,6 +1115,7 @@ fn range_of(study: &Study, rotated: bool) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use falaj_core::{evaluation::Target, model::ModelSpec};
 
     const STUDY: &str = "study: s
 purpose: To be read.
@@ -1164,5 +1185,32 @@ rounds: { count: 1 }
         let errors = ruled(two).expect_err("contradicts itself").0;
         assert_eq!(errors.len(), 2, "{errors:?}");
         assert!(errors.iter().all(|e| e.line == 12 && e.column > 13), "{errors:?}");
+    }
+
+    #[test]
+    fn a_label_has_classes_or_is_a_number_and_the_model_has_to_suit_it() {
+        let of = |label: &str, kind: &str| {
+            let text = STUDY.replace("{ column: y, classes: [a, b] }", label);
+            parse(&text.replace("kind: logistic", &format!("kind: {kind}")), "s.yaml")
+        };
+        let number = of("{ column: y, min: 25, max: 346 }", "linear").expect("a study");
+        assert_eq!(number.target(), Target::Number { width: 321.0 });
+        assert_eq!(number.model_spec(), ModelSpec::Logistic { features: 1, classes: 1 });
+        let classes = of("{ column: y, classes: [a, b] }", "logistic").expect("a study");
+        assert_eq!(classes.target(), Target::Classes(2));
+        for label in
+            ["{ column: y }", "{ column: y, min: 0 }", "{ column: y, classes: [a, b], max: 1 }"]
+        {
+            let errors = of(label, "linear").expect_err("refused").0;
+            assert!(errors[0].what.contains("not clear what `y` holds"), "{errors:?}");
+        }
+        for (label, kind, said) in [
+            ("{ column: y, min: 5, max: 5 }", "linear", "the label has bounds 5 to 5"),
+            ("{ column: y, min: 0, max: 9 }", "logistic", "logistic regression tells classes"),
+            ("{ column: y, classes: [a, b] }", "linear", "linear regression says a number"),
+        ] {
+            let found = of(label, kind).expect_err("refused").0;
+            assert!(found.len() == 1 && found[0].what.contains(said), "{found:?}");
+        }
     }
 }

@@ -3,7 +3,7 @@
     run.py MODEL COLUMNS
 
 COLUMNS is JSON: a list of records, each a list of numbers; null is a missing one. One document of JSON comes back: the metadata,
-the shapes of inputs and outputs, and what the model gives (null where it is no number).
+the shapes of inputs and outputs, and what the model gives by the name of each output (null where it is no number).
 """
 
 import json
@@ -29,16 +29,16 @@ def main():
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     features = numpy.array(records, dtype=numpy.float32)
-    logits, probabilities = session.run(["logits", "probabilities"], {"features": features})
-    empty = session.run(["logits"], {"features": features[:0]})[0]
+    outputs = [value.name for value in session.get_outputs()]
+    given = dict(zip(outputs, session.run(outputs, {"features": features}), strict=True))
+    empty = session.run(outputs[:1], {"features": features[:0]})[0]
     answer = {
         "metadata": session.get_modelmeta().custom_metadata_map,
         "version": session.get_modelmeta().version,
         "inputs": {value.name: value.shape for value in session.get_inputs()},
         "outputs": {value.name: value.shape for value in session.get_outputs()},
-        "logits": numbers(logits),
-        "probabilities": numbers(probabilities),
-        "logits_of_nobody": list(empty.shape),
+        "given": {name: numbers(rows) for name, rows in given.items()},
+        "of_nobody": list(empty.shape),
     }
     print(json.dumps(answer, allow_nan=False))
 

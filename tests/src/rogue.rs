@@ -348,7 +348,7 @@ impl Rogue {
     pub fn counts(&self, tasked: &Tasked) -> Result<Counts> {
         let study = falaj_proto::study::parse(std::str::from_utf8(&tasked.study)?, "study.yaml")?;
         let e = study.evaluation.as_ref().context("the study has no evaluation")?;
-        let layout = e.layout(study.classes());
+        let layout = e.layout(study.target());
         let mut tally = Tally::new(layout.clone());
         for i in 0..400_u32 {
             let (class, p) = ((i % 2) as usize, f64::from(i % 100) / 100.0);

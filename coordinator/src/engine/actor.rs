@@ -1078,7 +1078,8 @@ impl Actor {
     /// Whether the study itself has a seat for a site that offers these data sets.
     fn may_sit(&self, site: &SiteId, datasets: &[String]) -> bool {
         let study = &self.meta.study;
-        study.cohort.admits(site) && datasets.contains(&study.data.dataset)
+        let has = |name: &str| datasets.iter().any(|d| d == name);
+        study.cohort.admits(site) && has(&study.data.dataset) && has(study.evaluated_on())
     }
 
     async fn seat(&mut self, site: SiteId) {

@@ -89,7 +89,7 @@ pub(super) fn check(
     let Some(e) = &meta.study.evaluation else {
         return Err(Code::Malformed.because("the study has no evaluation"));
     };
-    e.layout(meta.study.classes())
+    e.layout(meta.study.target())
         .check(&counts)
         .map_err(|e| Code::ValueOutOfRange.because(format!("the counts are not taken: {e}")))?;
     Ok(Told { header, header_sha256: Digest::of(&signed.header) })
@@ -126,8 +126,8 @@ pub(crate) async fn kept<'a>(
 ) -> Result<Kept<'a>, CommitError> {
     let failed =
         |what: String| CommitError::Failed(format!("the evaluation cannot be read: {what}"));
-    let classes = meta.study.classes();
-    let mut kept = Kept { evaluated: Evaluated::new(e, classes), candidate: None, epsilon: None };
+    let target = meta.study.target();
+    let mut kept = Kept { evaluated: Evaluated::new(e, target), candidate: None, epsilon: None };
     let rows = store.exchanges(round, attempt).await;
     let mut rows = rows.map_err(|e| failed(e.to_string()))?;
     rows.retain(|r| r.phase == Phase::Evaluation.as_str());
@@ -142,7 +142,7 @@ pub(crate) async fn kept<'a>(
         let epsilon = header.epsilon.parse::<f64>().unwrap_or(f64::INFINITY);
         kept.epsilon = Some(kept.epsilon.map_or(epsilon, |most| most.max(epsilon)));
         kept.candidate = Some(header.candidate);
-        let added = kept.evaluated.add(row.site, classes, &counts);
+        let added = kept.evaluated.add(row.site, target, &counts);
         added.map_err(|e| failed(e.to_string()))?;
     }
     Ok(kept)

@@ -106,7 +106,7 @@ async fn of_round(
     let Some(candidate) = kept.candidate else { return Ok(None) };
     let evaluated = kept.evaluated;
     let mut figures = Vec::new();
-    for figure in gate::Figure::every(e, study.classes()) {
+    for figure in gate::Figure::every(e, study.target()) {
         if matches!(figure, gate::Figure::EachSite(_)) && !asked.sites {
             continue;
         }

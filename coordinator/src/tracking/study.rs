@@ -286,7 +286,7 @@ impl Teller<'_> {
         if kept.candidate.is_none() {
             return Ok(of_sites);
         }
-        for figure in Figure::every(e, meta.study.classes()) {
+        for figure in Figure::every(e, meta.study.target()) {
             for found in figure.of(&kept.evaluated) {
                 let Ok(estimate) = found.found else { continue };
                 let (value, low, high) = (estimate.value, estimate.low, estimate.high);

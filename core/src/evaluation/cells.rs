@@ -13,8 +13,21 @@
 //! | log loss, squared error | group | at most [`LOG_LOSS_MAX`], at most 1 or 2; in units of 2^-32 |
 //! | changed | perturbation × lost or gained | at most one for each perturbation |
 //! | columns | watched column × what its values are put together to | one to a cell of each column |
+//!
+//! Where the label is a number, it is known by its place between its bounds, 0 at the least and 1 at the most; what the model
+//! says is cut there too. With `e` the distance of the two places, and `t` twice the label's place less one:
+//!
+//! | block | cells | what one record adds |
+//! |---|---|---|
+//! | records | group | one to one cell |
+//! | absolute errors, squares and fourth powers of them | group | `e`, `e²`, `e⁴`: at most 1; in units of 2^-32 |
+//! | powers of the label | power × group | `t`, `t²`, `t³`, `t⁴` to a cell of each power: at most 1 and at least -1; in units of 2^-32 |
+//! | columns | as above | as above |
+//!
+//! Each sum is made of whole units, to which one record's share is rounded: what is at most 1 is at most 2^32 of them, so that no
+//! sensitivity grows by rounding.
 
-use super::{Evaluation, Noise};
+use super::{Evaluation, Noise, Target};
 use std::ops::Range;
 
 /// A record's log loss is cut here, in nats: a model that gives a class a chance below a millionth could lose any amount.
@@ -47,15 +60,32 @@ pub enum Block {
     Changed,
     /// By watched column and what its values are put together to.
     Columns,
+    /// Records by group, where the label is a number.
+    Records,
+    /// Sum of absolute errors by group.
+    AbsoluteErrors,
+    /// Sum of their squares by group.
+    SquaredErrors,
+    /// Sum of their fourth powers by group: how far the sum of squares could be another.
+    FourthPowers,
+    /// Sums of the label's first four powers, by power and group.
+    Powers,
 }
+
+/// Powers of a label that are summed.
+const POWERS: usize = 4;
 
 impl Block {
     /// How much of what an evaluation costs is spent on the block, against the others.
     const fn weight(self) -> f64 {
         match self {
-            Self::Scores | Self::Confusion => 4.0,
-            Self::OneVsRest | Self::Changed | Self::Columns => 2.0,
-            Self::Confidence | Self::LogLoss | Self::SquaredError => 1.0,
+            Self::Scores | Self::Confusion | Self::SquaredErrors | Self::Powers => 4.0,
+            Self::OneVsRest | Self::Changed | Self::Columns | Self::AbsoluteErrors => 2.0,
+            Self::Confidence
+            | Self::LogLoss
+            | Self::SquaredError
+            | Self::Records
+            | Self::FourthPowers => 1.0,
         }
     }
 }
@@ -63,6 +93,7 @@ impl Block {
 /// The cells of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
+    pub(super) target: Target,
     pub(super) classes: usize,
     pub(super) groups: usize,
     pub(super) bins: usize,
@@ -154,7 +185,7 @@ pub(super) const fn float(n: usize) -> f64 {
 }
 
 impl Layout {
-    pub(super) fn new(e: &Evaluation, classes: u32) -> Self {
+    pub(super) fn new(e: &Evaluation, target: Target) -> Self {
         let bins = e.bins as usize;
         #[expect(
             clippy::cast_possible_truncation,
@@ -163,7 +194,8 @@ impl Layout {
         )]
         let positive_from = (e.threshold * float(bins)).round().max(0.0) as usize;
         Self {
-            classes: classes as usize,
+            target,
+            classes: target.outputs() as usize,
             groups: e.groups(),
             bins,
             perturbations: e.perturbations.len(),
@@ -179,11 +211,36 @@ impl Layout {
         self.classes == 2
     }
 
+    /// Whether the label is a number.
+    #[must_use]
+    pub const fn is_number(&self) -> bool {
+        self.target.is_number()
+    }
+
+    /// The block in which each record is once.
+    pub(super) const fn main(&self) -> Block {
+        if self.is_number() {
+            Block::Records
+        } else if self.is_binary() {
+            Block::Scores
+        } else {
+            Block::Confusion
+        }
+    }
+
     /// The blocks, and where each lies in the list.
     #[must_use]
     pub fn blocks(&self) -> Vec<(Block, Range<usize>)> {
         let (k, b, g) = (self.classes, self.bins, self.groups);
-        let mut sizes = if self.is_binary() {
+        let mut sizes = if self.is_number() {
+            vec![
+                (Block::Records, g),
+                (Block::AbsoluteErrors, g),
+                (Block::SquaredErrors, g),
+                (Block::FourthPowers, g),
+                (Block::Powers, POWERS * g),
+            ]
+        } else if self.is_binary() {
             vec![(Block::Scores, g * 2 * b)]
         } else {
             vec![
@@ -192,7 +249,9 @@ impl Layout {
                 (Block::OneVsRest, k * 2 * b),
             ]
         };
-        sizes.extend([(Block::LogLoss, g), (Block::SquaredError, g)]);
+        if !self.is_number() {
+            sizes.extend([(Block::LogLoss, g), (Block::SquaredError, g)]);
+        }
         if self.perturbations > 0 {
             sizes.push((Block::Changed, 2 * self.perturbations));
         }
@@ -226,6 +285,12 @@ impl Layout {
         start..start + self.columns[number]
     }
 
+    /// Where the sums of a power of the label lie, from the first.
+    pub(super) fn power(&self, power: usize) -> Range<usize> {
+        let start = self.range(Block::Powers).start + (power - 1) * self.groups;
+        start..start + self.groups
+    }
+
     /// How far one record can move a block, as the sum of the cells' changes (L1) and as the root of the sum of their squares
     /// (L2).
     #[must_use]
@@ -234,7 +299,9 @@ impl Layout {
         let alone = |most: f64| (most, most);
         let ones = |cells: usize| (float(cells), float(cells).sqrt());
         match block {
-            Block::Scores | Block::Confusion | Block::Confidence => alone(1.0),
+            Block::Scores | Block::Confusion | Block::Confidence | Block::Records => alone(1.0),
+            Block::AbsoluteErrors | Block::SquaredErrors | Block::FourthPowers => alone(unit),
+            Block::Powers => (float(POWERS) * unit, float(POWERS).sqrt() * unit),
             Block::OneVsRest => ones(self.classes),
             Block::LogLoss => alone(LOG_LOSS_MAX * unit),
             Block::SquaredError => alone(if self.is_binary() { unit } else { 2.0 * unit }),
@@ -280,6 +347,9 @@ impl Layout {
     /// The class that is said at these probabilities, one for each class.
     #[must_use]
     pub fn said(&self, probabilities: &[f64]) -> usize {
+        if self.is_number() {
+            return 0;
+        }
         if self.is_binary() {
             return usize::from(self.bin(probabilities[1]) >= self.positive_from);
         }
@@ -299,8 +369,11 @@ impl Layout {
         let chance = REFUSAL_CHANCE / float(expected.max(1));
         for (block, range, scale) in self.scales() {
             let least = -scale.tail(1, chance);
+            // Odd powers of a label may be below zero.
+            let signed =
+                |at: usize| block == Block::Powers && (at / self.groups.max(1)).is_multiple_of(2);
             for (at, &count) in counts[range].iter().enumerate() {
-                if as_f64(count) < least {
+                if as_f64(count) < least && !signed(at) {
                     return Err(CountsError::Negative { block, at, count });
                 }
             }
@@ -309,7 +382,7 @@ impl Layout {
         let of = |block: Block, range: Range<usize>| {
             (sum(range.clone()), self.scale(block).tail(range.len(), chance))
         };
-        let main = if self.is_binary() { Block::Scores } else { Block::Confusion };
+        let main = self.main();
         let (records, slack) = of(main, self.range(main));
         // All other blocks are held against these records, so that this bounds every count.
         if records > float(RECORDS_MAX) + slack {
@@ -323,7 +396,9 @@ impl Layout {
             let what = format!("{what} are {value}, records {records}");
             Err(CountsError::Sum { what })
         };
-        if !self.is_binary() {
+        if self.is_number() {
+            self.check_numbers(records + slack, of)?;
+        } else if !self.is_binary() {
             differ("confidences", of(Block::Confidence, self.range(Block::Confidence)))?;
             let each = self.range(Block::OneVsRest);
             for class in 0..self.classes {
@@ -346,10 +421,48 @@ impl Layout {
         for (block, what) in
             [(Block::LogLoss, "the log loss"), (Block::SquaredError, "the squared error")]
         {
-            most(block, self.sensitivity(block).0, self.range(block), what)?;
+            if !self.is_number() {
+                most(block, self.sensitivity(block).0, self.range(block), what)?;
+            }
         }
         for cell in self.range(Block::Changed) {
             most(Block::Changed, 1.0, cell..cell + 1, "a perturbation's count")?;
+        }
+        Ok(())
+    }
+
+    /// Whether sums over a label that is a number can be those of so many `records` at most; `of` has a sum and how far noise may
+    /// have moved it.
+    fn check_numbers(
+        &self,
+        records: f64,
+        of: impl Fn(Block, Range<usize>) -> (f64, f64),
+    ) -> Result<(), CountsError> {
+        let all =
+            ("what the records can make".to_owned(), records * 2_f64.powi(LOSS_BITS.cast_signed()));
+        let no_more = |what: String, (sum, tail): (f64, f64), than: &(String, f64)| {
+            if sum <= than.1 + tail {
+                return Ok((what, sum + tail));
+            }
+            let what = format!("{what} are {sum:.0}, {} {:.0} at most", than.0, than.1);
+            Err(CountsError::Sum { what })
+        };
+        // What lies between 0 and 1 is no less than its square.
+        let errors = |block: Block| of(block, self.range(block));
+        let absolute = no_more("the absolute errors".into(), errors(Block::AbsoluteErrors), &all)?;
+        let squares = errors(Block::SquaredErrors);
+        let squares = no_more("the squared errors".into(), squares, &absolute)?;
+        no_more("the fourth powers of errors".into(), errors(Block::FourthPowers), &squares)?;
+        let power = |power: usize| of(Block::Powers, self.power(power));
+        let squares = no_more("the squares of the label".into(), power(2), &all)?;
+        no_more("the fourth powers of the label".into(), power(4), &squares)?;
+        // They may be below zero, so that each group's is held by itself: two could hide each other in a sum.
+        for (odd, than) in [(1, &all), (3, &squares)] {
+            for cell in self.power(odd) {
+                let (sum, tail) = of(Block::Powers, cell..cell + 1);
+                let what = format!("the label's powers of {odd} in a group, as lengths,");
+                no_more(what, (sum.abs(), tail), than)?;
+            }
         }
         Ok(())
     }
@@ -418,6 +531,24 @@ impl Tally {
         self.add(Block::SquaredError, group, fixed(squared));
     }
 
+    /// Counts a record whose label is a number: its group, the label's place between its bounds, and the place that the model says.
+    /// What is no number is as wrong as can be.
+    pub fn number(&mut self, group: usize, place: f64, said: f64) {
+        let place = place.clamp(0.0, 1.0);
+        let error = (place - said.clamp(0.0, 1.0)).abs();
+        let error = if error.is_nan() { 1.0 } else { error };
+        let label = 2.0 * place - 1.0;
+        self.add(Block::Records, group, 1);
+        self.add(Block::AbsoluteErrors, group, fixed(error));
+        self.add(Block::SquaredErrors, group, fixed(error.powi(2)));
+        self.add(Block::FourthPowers, group, fixed(error.powi(4)));
+        let mut power = 1.0;
+        for number in 0..POWERS {
+            power *= label;
+            self.add(Block::Powers, number * self.layout.groups + group, fixed(power));
+        }
+    }
+
     /// Counts what a perturbation made of a record: whether it was right before, and is.
     pub fn perturbed(&mut self, perturbation: usize, before: bool, after: bool) {
         match (before, after) {
@@ -450,11 +581,11 @@ fn fixed(loss: f64) -> i64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::evaluation::{Attribute, Groups, Perturbation};
+    use crate::evaluation::{Attribute, Groups, HeldOut, Perturbation};
 
     pub(crate) fn settings() -> Evaluation {
         Evaluation {
-            holdout: 0.2,
+            held_out: HeldOut::Part(0.2),
             every: 1,
             noise: Noise::Laplace { epsilon: 1.0 },
             bins: 20,
@@ -501,11 +632,87 @@ pub(crate) mod tests {
         }
     }
 
+    const NUMBER: Target = Target::Number { width: 80.0 };
+
+    /// A study of a label that is a number.
+    fn of_numbers(noise: Noise) -> Layout {
+        Evaluation { noise, perturbations: Vec::new(), ..settings() }.layout(NUMBER)
+    }
+
+    #[test]
+    fn one_record_of_a_number_moves_each_block_by_no_more_than_its_sensitivity() {
+        let layout = of_numbers(Noise::None);
+        let places = [-3.0, 0.0, 1e-12, 0.1, 1.0 / 3.0, 0.5, 0.999_999_999_9, 1.0, 7.0];
+        for (place, said) in places.iter().flat_map(|p| places.iter().map(move |q| (*p, *q))) {
+            let mut tally = Tally::new(layout.clone());
+            tally.number(1, place, said);
+            let counts = tally.into_counts();
+            for (block, range) in layout.blocks() {
+                let (l1, l2) = layout.sensitivity(block);
+                let cells = counts[range].iter().map(|c| as_f64(*c));
+                let sum: f64 = cells.clone().map(f64::abs).sum();
+                let norm = cells.map(|c| c * c).sum::<f64>().sqrt();
+                assert!(sum <= l1 && norm <= l2 * (1.0 + 1e-12), "{block:?}: {sum} {norm}");
+            }
+            assert_eq!(layout.check(&counts), Ok(()), "{place} {said}");
+        }
+        // Whatever else a model says is as wrong as can be.
+        let mut tally = Tally::new(layout.clone());
+        tally.number(0, 0.5, f64::NAN);
+        tally.number(0, 0.0, f64::INFINITY);
+        let errors = layout.range(Block::AbsoluteErrors).start;
+        assert_eq!(tally.into_counts()[errors], 2 << LOSS_BITS);
+    }
+
+    #[test]
+    fn sums_over_numbers_that_cannot_be_are_refused_by_name_and_honest_ones_are_not() {
+        let layout = of_numbers(Noise::None);
+        let mut tally = Tally::new(layout.clone());
+        (0..100).for_each(|i| tally.number(i % 3, float(i) / 400.0, float(i % 7) / 7.0));
+        let counts = tally.into_counts();
+        assert_eq!(layout.check(&counts), Ok(()));
+        // Most labels are in the lower half: sums of odd powers are below zero.
+        assert!(counts[layout.power(1).start] < 0);
+        let broken = |at: usize, by: i64| {
+            let mut counts = counts.clone();
+            counts[at] += by;
+            layout.check(&counts).unwrap_err().to_string()
+        };
+        let start = |block| layout.range(block).start;
+        let much = 1 << 45;
+        assert!(broken(start(Block::Records), -1_000).starts_with("the Records count 0 is -9"));
+        assert!(broken(start(Block::AbsoluteErrors), -much).contains("below zero"));
+        for (at, said) in [
+            (start(Block::AbsoluteErrors), "the absolute errors are"),
+            (start(Block::SquaredErrors), "the squared errors are"),
+            (start(Block::FourthPowers), "the fourth powers of errors are"),
+            (layout.power(1).start, "the label's powers of 1 in a group, as lengths, are"),
+            (layout.power(2).start, "the squares of the label are"),
+            (layout.power(3).start, "the label's powers of 3 in a group, as lengths, are"),
+            (layout.power(4).start, "the fourth powers of the label are"),
+        ] {
+            let found = broken(at, much);
+            assert!(found.contains(said), "{found}, not {said}");
+        }
+        for odd in [1, 3] {
+            assert!(broken(layout.power(odd).start, -much).contains("the label's powers of"));
+            // Two groups that hide each other in the sum of both.
+            let mut hidden = counts.clone();
+            hidden[layout.power(odd).start] += much;
+            hidden[layout.power(odd).start + 1] -= much;
+            let found = layout.check(&hidden).unwrap_err().to_string();
+            assert!(found.contains(&format!("the label's powers of {odd} in a group")), "{found}");
+        }
+        // More than any site counts: it would be most of what all sites together say.
+        let many = broken(start(Block::Records), 1 << 40);
+        assert!(many.contains("records, and a site counts 67108864 at most"), "{many}");
+    }
+
     #[test]
     fn the_blocks_together_cost_what_the_study_says() {
-        for classes in [2, 5] {
+        for target in [Target::Classes(2), Target::Classes(5), NUMBER] {
             let cost = |noise| {
-                let layout = Evaluation { noise, ..settings() }.layout(classes);
+                let layout = Evaluation { noise, ..settings() }.layout(target);
                 let each = layout.scales().into_iter().map(|(block, _, scale)| match scale {
                     Scale::Laplace(b) => layout.sensitivity(block).0 / b,
                     Scale::Gaussian(s) => (layout.sensitivity(block).1 / s).powi(2) / 2.0,

@@ -1,9 +1,9 @@
 //! What is wrong with how a study is to be evaluated, and with its gates.
 
 use super::{
-    ATTRIBUTES_MAX, Attribute, BINS_MAX, Evaluation, GROUPS_MAX, Groups, Noise, PERTURBATIONS_MAX,
-    Perturbation, WATCHED_MAX,
-    cells::{CELLS_MAX, LOG_LOSS_MAX, float},
+    ATTRIBUTES_MAX, Attribute, BINS_MAX, Evaluation, GROUPS_MAX, Groups, HeldOut, Noise,
+    PERTURBATIONS_MAX, Perturbation, Target, WATCHED_MAX,
+    cells::{CELLS_MAX, float},
     figures::{Kind, Metric},
 };
 use crate::{
@@ -29,17 +29,25 @@ impl Found {
     }
 }
 
-/// Everything that is wrong with an evaluation of a model of so many classes. `protected` says whether the study
+/// Everything that is wrong with an evaluation of a model that says this. `protected` says whether the study
 /// protects records.
 #[must_use]
-pub fn settings(e: &Evaluation, classes: u32, protected: bool) -> Vec<Problem> {
-    let mut p = Found(Vec::new());
-    p.when(
-        !(e.holdout > 0.0 && e.holdout <= 0.9),
-        "evaluation.holdout",
-        format!("{} of the records cannot be held out", e.holdout),
-        "give a part above 0 and at most 0.9, for example 0.2",
-    );
+pub fn settings(e: &Evaluation, target: impl Into<Target>, protected: bool) -> Vec<Problem> {
+    let (target, mut p) = (target.into(), Found(Vec::new()));
+    match &e.held_out {
+        HeldOut::Part(part) => p.when(
+            !(*part > 0.0 && *part <= 0.9),
+            "evaluation.holdout",
+            format!("{part} of the records cannot be held out"),
+            "give a part above 0 and at most 0.9, for example 0.2",
+        ),
+        HeldOut::Dataset(name) => p.when(
+            name.is_empty(),
+            "evaluation.dataset",
+            "no data set is named",
+            "name the data set as the sites' configurations bind it",
+        ),
+    }
     p.when(e.every == 0, "evaluation.every", "no round would be evaluated", "give 1 or more");
     let positive = |v: f64| v.is_finite() && v > 0.0;
     match e.noise {
@@ -62,7 +70,9 @@ pub fn settings(e: &Evaluation, classes: u32, protected: bool) -> Vec<Problem> {
             "say `noise: laplace` or `noise: gaussian`; `none` is for `mechanism: none`, where a policy permits it",
         ),
     }
-    bins(e, classes, &mut p);
+    if !target.is_number() {
+        bins(e, target.outputs(), &mut p);
+    }
     attributes(e, &mut p);
     p.when(
         e.group_min == 0,
@@ -76,10 +86,10 @@ pub fn settings(e: &Evaluation, classes: u32, protected: bool) -> Vec<Problem> {
         format!("{} is no confidence", e.confidence),
         "give 0.5 to 0.9999, usually 0.95",
     );
-    perturbations(e, &mut p);
+    perturbations(e, target, &mut p);
     drift(e, &mut p);
     if p.0.is_empty() {
-        let cells = e.layout(classes).cells();
+        let cells = e.layout(target).cells();
         p.when(
             cells > CELLS_MAX,
             "evaluation",
@@ -163,7 +173,13 @@ fn groups(attribute: &Attribute, at: &str, p: &mut Found) {
     );
 }
 
-fn perturbations(e: &Evaluation, p: &mut Found) {
+fn perturbations(e: &Evaluation, target: Target, p: &mut Found) {
+    p.when(
+        target.is_number() && !e.perturbations.is_empty(),
+        "evaluation.robustness",
+        "what a perturbation costs is counted in records whose class is no more found, and the label is a number",
+        "remove `robustness`",
+    );
     p.when(
         e.perturbations.len() > PERTURBATIONS_MAX,
         "evaluation.robustness",
@@ -232,10 +248,14 @@ fn drift(e: &Evaluation, p: &mut Found) {
     }
 }
 
-/// Everything that is wrong with gates, beside an evaluation of a model of so many classes or none.
+/// Everything that is wrong with gates on a model that says this, beside an evaluation or none.
 #[must_use]
-pub fn gates(gates: &[Declared], e: Option<&Evaluation>, classes: u32) -> Vec<Problem> {
-    let mut p = Found(Vec::new());
+pub fn gates(
+    gates: &[Declared],
+    e: Option<&Evaluation>,
+    target: impl Into<Target>,
+) -> Vec<Problem> {
+    let (target, mut p) = (target.into(), Found(Vec::new()));
     p.when(
         gates.len() > GATES_MAX,
         "gates",
@@ -244,7 +264,18 @@ pub fn gates(gates: &[Declared], e: Option<&Evaluation>, classes: u32) -> Vec<Pr
     );
     for (i, gate) in gates.iter().enumerate() {
         let at = format!("gates[{i}]");
-        let (least, most) = range(gate.figure, classes);
+        let metric = match gate.figure {
+            Figure::Overall(m)
+            | Figure::EachGroup(m, _)
+            | Figure::EachSite(m)
+            | Figure::Between(m, _) => Some(m),
+            Figure::Drop(_) => Some(Metric::AccuracyDrop),
+            _ => None,
+        };
+        if metric.is_some_and(|metric| !suits(metric, target, &at, &mut p)) {
+            continue;
+        }
+        let (least, most) = range(gate.figure, target);
         p.when(
             e.is_none() && gate.figure.is_evaluated(),
             &at,
@@ -268,6 +299,7 @@ pub fn gates(gates: &[Declared], e: Option<&Evaluation>, classes: u32) -> Vec<Pr
         | Figure::EachSite(m)
         | Figure::Between(m, _) = gate.figure
         {
+            let Target::Classes(classes) = target else { continue };
             p.when(
                 m.is_binary_only() && classes != 2,
                 &at,
@@ -285,15 +317,36 @@ pub fn gates(gates: &[Declared], e: Option<&Evaluation>, classes: u32) -> Vec<Pr
     p.0
 }
 
+/// Whether a metric is for a label such as the study's: a number, or classes.
+fn suits(metric: Metric, target: Target, at: &str, p: &mut Found) -> bool {
+    if metric.is_of_numbers() == target.is_number() {
+        return true;
+    }
+    let (is, other, mend) = if target.is_number() {
+        let mend =
+            "take `mae`, `rmse` or `r2`; between groups `mae_difference` or `worst_group_mae`";
+        ("has classes", "is a number", mend)
+    } else {
+        (
+            "is a number",
+            "has classes",
+            "take a metric of classes, for example `accuracy` or `roc_auc`",
+        )
+    };
+    let name = metric.as_str();
+    p.when(true, at, format!("`{name}` is for a label that {is}, and this one {other}"), mend);
+    false
+}
+
 /// Everything that is wrong with a study's patience, beside its other gates and the number of its rounds.
 #[must_use]
 pub fn patience(
     patience: &Patience,
     (gates, rounds): (&[Declared], u32),
     e: Option<&Evaluation>,
-    classes: u32,
+    target: impl Into<Target>,
 ) -> Vec<Problem> {
-    let mut p = Found(Vec::new());
+    let (target, mut p) = (target.into(), Found(Vec::new()));
     let Patience { figure, improve_by, rounds: wait } = *patience;
     let (at, name) = ("patience", figure.name(e));
     let compares = patience.compares();
@@ -303,14 +356,17 @@ pub fn patience(
         format!("by `{name}` no model is better than another"),
         "take a figure of the whole model, for example `roc_auc`, `brier` or `worst_group_recall`",
     );
-    if let Some((metric, _)) = compares {
+    if let Some((metric, _)) = compares
+        && suits(metric, target, at, &mut p)
+    {
+        let classes = target.outputs();
         p.when(
             metric.is_binary_only() && classes != 2,
             at,
             format!("`{}` is for two classes, and the label has {classes}", metric.as_str()),
             "take a metric that has a meaning for more, for example `accuracy`",
         );
-        let (least, most) = range(figure, classes);
+        let (least, most) = range(figure, target);
         p.when(
             !(improve_by >= 0.0 && improve_by < most - least),
             at,
@@ -383,14 +439,14 @@ pub fn beyond_reach(study: &Study) -> Vec<Problem> {
 }
 
 /// Between which values a figure lies.
-fn range(figure: Figure, classes: u32) -> (f64, f64) {
+fn range(figure: Figure, target: Target) -> (f64, f64) {
     match figure {
         Figure::Overall(m)
         | Figure::EachGroup(m, _)
         | Figure::EachSite(m)
-        | Figure::Between(m, _) => (m.least(), m.most(classes).min(LOG_LOSS_MAX)),
-        Figure::Column(m, _) => (m.least(), m.most(classes)),
-        Figure::Drop(_) => (Metric::AccuracyDrop.least(), Metric::AccuracyDrop.most(classes)),
+        | Figure::Between(m, _)
+        | Figure::Column(m, _) => (m.least(), m.most(target)),
+        Figure::Drop(_) => (Metric::AccuracyDrop.least(), Metric::AccuracyDrop.most(target)),
         Figure::Sites => (0.0, float(crate::study::SITES_MAX as usize)),
         Figure::Epsilon | Figure::Examples => (0.0, f64::MAX),
         Figure::EachUpdate(standing) => standing.range(),
@@ -423,7 +479,7 @@ mod tests {
     fn what_cannot_be_is_named_and_what_can_be_is_not() {
         assert!(of(|_| {}).is_empty());
         let cases: [(Change<'_>, &str); 10] = [
-            (&|e| e.holdout = 1.0, "evaluation.holdout: 1 of the records"),
+            (&|e| e.held_out = HeldOut::Part(1.0), "evaluation.holdout: 1 of the records"),
             (&|e| e.every = 0, "evaluation.every: no round"),
             (&|e| e.noise = Noise::None, "evaluation.noise: the counts of held-out records"),
             (&|e| e.noise = Noise::Gaussian { rho: 0.0 }, "evaluation.rho: 0 is no rho"),
@@ -493,7 +549,43 @@ mod tests {
         assert_eq!(said(each, Bound::AtLeast(0.7), Some(&e), 2), "");
         assert!(said(each, Bound::AtLeast(0.7), Some(&e), 5).contains("not counted by group"));
         assert_eq!(said(Figure::Sites, Bound::AtLeast(3.0), None, 2), "");
+        let mae = Figure::Overall(Metric::Mae);
+        assert!(
+            said(mae, Bound::AtMost(0.5), Some(&e), 2).contains("for a label that is a number")
+        );
         assert!(said(Figure::Epsilon, Bound::AtMost(f64::NAN), None, 2).contains("is no bound"));
+    }
+
+    #[test]
+    fn a_number_has_metrics_of_its_own_and_no_perturbations() {
+        let target = Target::Number { width: 80.0 };
+        // Bins and thresholds are of scores.
+        let e = Evaluation { perturbations: Vec::new(), threshold: 0.123, ..sound() };
+        assert!(settings(&e, target, true).is_empty());
+        let found = settings(&sound(), target, true);
+        assert!(found.len() == 1 && found[0].at == "evaluation.robustness", "{found:?}");
+        let said = |figure, bound| {
+            let (when, on_failure) = (When::End, OnFailure::Stop);
+            let found = gates(&[Declared { figure, bound, when, on_failure }], Some(&e), target);
+            found.first().map(|p| p.what.clone()).unwrap_or_default()
+        };
+        let by = By::attribute(0);
+        for (figure, bound) in [
+            (Figure::Overall(Metric::Mae), Bound::AtMost(20.0)),
+            (Figure::EachSite(Metric::Rmse), Bound::AtMost(30.0)),
+            (Figure::EachGroup(Metric::R2, by), Bound::AtLeast(-0.1)),
+            (Figure::Between(Metric::MaeDifference, by), Bound::AtMost(5.0)),
+        ] {
+            assert_eq!(said(figure, bound), "", "{figure:?}");
+        }
+        for metric in [Metric::Accuracy, Metric::RocAuc, Metric::LogLoss] {
+            let found = said(Figure::Overall(metric), Bound::AtLeast(0.5));
+            assert!(found.contains("is for a label that has classes"), "{found}");
+        }
+        let found = said(Figure::Overall(Metric::Mae), Bound::AtMost(80.0));
+        assert_eq!(found, "`mae` always is at most 80");
+        let found = said(Figure::Overall(Metric::R2), Bound::AtLeast(1.1));
+        assert_eq!(found, "`r2` never is at least 1.1");
     }
 
     #[test]
@@ -538,6 +630,33 @@ mod tests {
             ),
         ] {
             assert_eq!(said(figure, improve_by, wait, e), what);
+        }
+        // A number has an error of its own unit to become better by, and no area under a curve.
+        let number = Target::Number { width: 80.0 };
+        let said = |metric, improve_by, target| {
+            let figure = Figure::Overall(metric);
+            let asked = Patience { figure, improve_by, rounds: 3 };
+            let found = patience(&asked, (&[], 10), Some(&e), target);
+            found.iter().map(|p| p.what.clone()).collect::<Vec<_>>().join("; ")
+        };
+        for (metric, improve_by, target, what) in [
+            (Metric::Mae, 20.0, number, ""),
+            (Metric::R2, 0.01, number, ""),
+            (Metric::Rmse, 80.0, number, "`rmse` never is better by 80"),
+            (
+                Metric::RocAuc,
+                0.01,
+                number,
+                "`roc_auc` is for a label that has classes, and this one is a number",
+            ),
+            (
+                Metric::Mae,
+                0.01,
+                Target::Classes(2),
+                "`mae` is for a label that is a number, and this one has classes",
+            ),
+        ] {
+            assert_eq!(said(metric, improve_by, target), what);
         }
         let last = Declared {
             figure: auc,

@@ -11,7 +11,7 @@
 //! judged is as sharp as that of a single rate. The other bound holds for all groups at once (Bonferroni).
 //!
 //! **Scores** are known by their bin: every figure takes a record's score to be its bin's middle. Log loss and squared
-//! error are summed at the sites from the scores themselves.
+//! error are summed at the sites from the scores themselves; so are the errors of a number.
 //!
 //! What cannot be told from the noise is not guessed: the figure is [`Missing`], and a gate on it fails.
 
@@ -21,6 +21,7 @@ mod drift;
 mod groups;
 mod losses;
 mod metric;
+mod numbers;
 mod rate;
 mod rates;
 
@@ -28,7 +29,7 @@ pub use groups::{By, Group, Grouped};
 pub use metric::{Better, Kind, Metric};
 
 use super::{
-    Evaluation,
+    Evaluation, Target,
     cells::{Block, CountsError, Layout, Scale, as_f64, float},
 };
 use crate::dp::rdp::log_erfc;
@@ -81,10 +82,10 @@ pub struct Pool<'a> {
 }
 
 impl<'a> Pool<'a> {
-    /// Nothing yet, for a model of so many classes.
+    /// Nothing yet, for a model that says this.
     #[must_use]
-    pub fn new(e: &'a Evaluation, classes: u32) -> Self {
-        let layout = e.layout(classes);
+    pub fn new(e: &'a Evaluation, target: impl Into<Target>) -> Self {
+        let layout = e.layout(target);
         let counts = vec![0; layout.cells()];
         Self { e, layout, counts, sites: 0, sampling: true }
     }
@@ -123,7 +124,7 @@ impl<'a> Pool<'a> {
     }
 
     const fn main(&self) -> Block {
-        if self.layout.is_binary() { Block::Scores } else { Block::Confusion }
+        self.layout.main()
     }
 
     /// The variance of one cell's noise.
@@ -155,13 +156,8 @@ impl<'a> Pool<'a> {
         if self.sampling { much } else { 0.0 }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a study has few classes")]
-    const fn classes(&self) -> u32 {
-        self.layout.classes as u32
-    }
-
     fn estimate(&self, metric: Metric, rate: Rate) -> Estimate {
-        let (least, most) = (metric.least(), metric.most(self.classes()));
+        let (least, most) = (metric.least(), metric.most(self.layout.target));
         let (low, high) = rate.ends(self.z(self.tail()));
         let value = rate.value.clamp(least, most);
         // Noise can put a part beyond its whole, and with it its interval beyond what there can be.
@@ -202,7 +198,7 @@ impl<'a> Pool<'a> {
         if self.sites == 0 {
             return Err(Missing::Nothing);
         }
-        if metric.kind() != Kind::Records || metric.is_binary_only() && !self.layout.is_binary() {
+        if metric.kind() != Kind::Records || !metric.is_for(self.layout.target) {
             return Err(Missing::Undefined);
         }
         match metric {

@@ -5,7 +5,7 @@
 //! makes of the sum: accuracy, areas under curves, calibration and fairness, each with an interval. `crate::gate` judges by
 //! those.
 //!
-//! Nothing here knows a record's row: a site hands in a probability, a class and a group, and gets counts.
+//! Nothing here knows a record's row: a site hands in what is so and what the model says, and a group, and gets counts.
 
 pub mod answer;
 pub mod cells;
@@ -32,8 +32,8 @@ pub const WATCHED_MAX: usize = 32;
 /// How a study's candidates are evaluated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// The part of each site's records that is held out: evaluated on, and never trained on.
-    pub holdout: f64,
+    /// On which records.
+    pub held_out: HeldOut,
     /// Every so many rounds, and in the last one.
     pub every: u32,
     /// What makes the counts fit to leave a site.
@@ -54,6 +54,50 @@ pub struct Evaluation {
     pub perturbations: Vec<Perturbation>,
     /// Columns whose distribution is held against a reference.
     pub drift: Vec<Watched>,
+}
+
+/// Which records candidates are evaluated on. They are never trained on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HeldOut {
+    /// This part of each site's records.
+    Part(f64),
+    /// All records of the data set that sites have bound to this name, beside the one that is trained on.
+    Dataset(String),
+}
+
+/// What a model says of a record.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// How probable each of so many classes is.
+    Classes(u32),
+    /// A number.
+    Number {
+        /// How far the bounds of the label are apart, in its own unit.
+        width: f64,
+    },
+}
+
+impl Target {
+    /// How many outputs a model of it has.
+    #[must_use]
+    pub const fn outputs(self) -> u32 {
+        match self {
+            Self::Classes(classes) => classes,
+            Self::Number { .. } => 1,
+        }
+    }
+
+    /// Whether it is a number.
+    #[must_use]
+    pub const fn is_number(self) -> bool {
+        matches!(self, Self::Number { .. })
+    }
+}
+
+impl From<u32> for Target {
+    fn from(classes: u32) -> Self {
+        Self::Classes(classes)
+    }
 }
 
 /// A column whose distribution is watched.
@@ -253,10 +297,10 @@ impl Evaluation {
         }
     }
 
-    /// What a site counts for a model of so many classes.
+    /// What a site counts about a model that says this.
     #[must_use]
-    pub fn layout(&self, classes: u32) -> Layout {
-        Layout::new(self, classes)
+    pub fn layout(&self, target: impl Into<Target>) -> Layout {
+        Layout::new(self, target.into())
     }
 
     /// Every column that is looked at beside those that the model sees: protected attributes, then watched ones.

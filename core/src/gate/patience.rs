@@ -160,7 +160,7 @@ mod tests {
     use super::*;
     use crate::{
         evaluation::{
-            Noise,
+            Noise, Target,
             cells::{Tally, tests::settings},
             figures::By,
         },
@@ -276,6 +276,57 @@ mod tests {
         let all = run(patience(Figure::Overall(Metric::Brier), 0.01), &[300, 360, 340].map(Some));
         assert_eq!(rounds(&all), [(1, 0), (2, 0), (2, 1)]);
         assert!(all[2].line.contains(", at most 0."), "{}", all[2].line);
+    }
+
+    #[test]
+    fn fewer_units_off_is_better_by_the_upper_end_and_more_explained_by_the_lower_one() {
+        let e = Evaluation { noise: Noise::None, perturbations: Vec::new(), ..settings() };
+        let target = Target::Number { width: 80.0 };
+        let site: SiteId = "spiffe://t/ae-on/ae-az/site/h-1".parse().expect("valid");
+        let run = |metric, improve_by| {
+            let p = patience(Figure::Overall(metric), improve_by);
+            let (mut before, mut all) = (Progress::default(), Vec::new());
+            // Models that are off by these parts of 80 on average, half of the records by a third of what the others are.
+            for (round, off) in (1_u32..).zip([0.2, 0.1, 0.099, 0.15, 0.05]) {
+                let mut tally = Tally::new(e.layout(target));
+                for i in 0..400 {
+                    let place = f64::from(i % 5) / 5.0;
+                    tally.number(0, place, place + off * (0.5 + f64::from(i % 2)));
+                }
+                let mut evaluated = Evaluated::new(&e, target);
+                evaluated.add(site.clone(), target, &tally.into_counts()).expect("counts");
+                let facts = Facts { evaluated: Some(evaluated), ..Facts::of([].iter(), true, 0) };
+                let model = Digest::of(&round.to_be_bytes());
+                let weighed = p.weigh(&before, &facts, (round, model)).expect("evaluated");
+                before = weighed.progress.clone();
+                all.push(weighed);
+            }
+            all
+        };
+        for (metric, improve_by, bound) in [
+            (Metric::Mae, 1.0, "], at most "),
+            (Metric::Rmse, 1.0, "], at most "),
+            (Metric::R2, 0.01, "], at least "),
+        ] {
+            let all = run(metric, improve_by);
+            assert_eq!(rounds(&all), [(1, 0), (2, 0), (2, 1), (2, 2), (5, 0)], "{metric:?}");
+            assert!(all[1].line.contains(bound), "{}", all[1].line);
+        }
+        // In the label's own unit, and by the worse end.
+        let mae = run(Metric::Mae, 1.0);
+        let end = mae[4].progress.best.as_ref().expect("there is one").end;
+        assert!(end > 4.0 && end < 4.5, "{end}");
+    }
+
+    #[test]
+    fn every_metric_says_in_which_direction_it_is_better_but_those_that_judge_no_model() {
+        for metric in Metric::ALL {
+            let says_nothing = matches!(
+                metric,
+                Metric::SelectionRate | Metric::Psi | Metric::Ks | Metric::JensenShannon
+            );
+            assert_eq!(metric.better().is_none(), says_nothing, "{metric:?}");
+        }
     }
 
     #[test]

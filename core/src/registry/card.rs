@@ -75,7 +75,7 @@ fn parts(of: &Provenance) -> Vec<Part> {
             vec![
                 ("Purpose", said(&about.purpose)),
                 ("Predicts", about.label.clone()),
-                ("Classes", about.classes.join(", ")),
+                ("Classes", said(&about.classes.join(", "))),
                 ("Sees", about.features.join(", ")),
                 ("Data set", about.dataset.clone()),
             ],

@@ -197,7 +197,7 @@ impl About {
             dataset: study.data.dataset.clone(),
             features: study.data.features.iter().map(|feature| feature.name.clone()).collect(),
             label: study.data.label.column.clone(),
-            classes: study.data.label.classes.clone(),
+            classes: study.data.label.classes().to_vec(),
             architecture: architecture(&study.model).to_owned(),
             mechanism: study.privacy.mechanism.as_str().to_owned(),
             delta: format!("{:e}", study.privacy.delta),
@@ -215,6 +215,7 @@ impl About {
 const fn architecture(model: &Model) -> &'static str {
     match model {
         Model::Logistic => "logistic",
+        Model::Linear => "linear",
         Model::Mlp { .. } => "mlp",
         Model::Cnn { .. } => "cnn",
         Model::Transformer { .. } => "transformer",

@@ -425,7 +425,8 @@ mod tests {
         dp::{Batches, Poisson},
         study::{
             Algorithm, Bounds, Cohort, Consent, Data, Feature, FeatureKind, Governance, Label,
-            Mechanism, Missing, Model, Optimizer, Privacy, Rounds, Sealing, Training, Weights,
+            LabelValues, Mechanism, Missing, Model, Optimizer, Privacy, Rounds, Sealing, Training,
+            Weights,
         },
     };
 
@@ -444,7 +445,10 @@ mod tests {
             data: Data {
                 dataset: "d".into(),
                 features: vec![Feature { name: "x".into(), kind }],
-                label: Label { column: "y".into(), classes: vec!["a".into(), "b".into()] },
+                label: Label {
+                    column: "y".into(),
+                    values: LabelValues::Classes(vec!["a".into(), "b".into()]),
+                },
             },
             model: Model::Logistic,
             training: Training {

@@ -44,6 +44,18 @@ const fn single(value: f64) -> f32 {
     value as f32
 }
 
+/// A column's bounds as a graph has them.
+///
+/// # Errors
+/// [`OnnxError::Bounds`] when they are one number to it.
+pub(super) fn bounds_in_f32(column: &str, (min, max): (f64, f64)) -> Result<(f32, f32), OnnxError> {
+    let (low, high) = (single(min), single(max));
+    if low >= high || !(high - low).is_finite() {
+        return Err(OnnxError::Bounds { column: column.to_owned(), min, max });
+    }
+    Ok((low, high))
+}
+
 /// A category's number; there are far fewer than an f32 can tell apart.
 #[expect(clippy::cast_precision_loss, reason = "a study of 1 MiB has fewer values than 2^24")]
 const fn code(at: usize) -> f32 {
@@ -67,10 +79,7 @@ impl Plan {
                 }
                 (FeatureKind::Numeric { missing, .. }, between) => {
                     let (min, max) = between.unwrap_or((-1.0, 1.0));
-                    let (low, high) = (single(min), single(max));
-                    if low >= high || !(high - low).is_finite() {
-                        return Err(OnnxError::Bounds { column: feature.name.clone(), min, max });
-                    }
+                    let (low, high) = bounds_in_f32(&feature.name, (min, max))?;
                     let middle = single(f64::midpoint(min, max));
                     let none = if *missing == Missing::Keep { middle } else { f32::NAN };
                     plan.add((column, none), (low, high), None);

@@ -14,12 +14,16 @@ use std::collections::BTreeSet;
 
 const STUDY_SHA256: Digest = Digest([7; 32]);
 
-/// A study of so many numeric columns.
-fn study(columns: usize, (min, max): (f64, f64), model: &str) -> Study {
+/// A study of so many numeric columns, and three classes.
+fn study(columns: usize, bounds: (f64, f64), model: &str) -> Study {
+    of_label("classes: [low, high, other]", columns, bounds, model)
+}
+
+fn of_label(label: &str, columns: usize, (min, max): (f64, f64), model: &str) -> Study {
     let column = |i| format!("    - {{ name: c{i}, min: {min:?}, max: {max:?} }}\n");
     let columns: String = (0..columns).map(column).collect();
     let text = format!(
-        "study: heart\npurpose: test\ndata:\n  dataset: d\n  label: {{ column: y, classes: [low, high, other] }}\n  features:\n{columns}model: {model}\n\
+        "study: heart\npurpose: test\ndata:\n  dataset: d\n  label: {{ column: y, {label} }}\n  features:\n{columns}model: {model}\n\
          training: {{ local_steps: 1, sample_rate: 0.1, learning_rate: 0.5 }}\n\
          privacy: {{ mechanism: dp_sgd, noise_multiplier: 1.0, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 900.0 }}\n\
          cohort: {{ places: [\"ae-on/*\"], min_sites: 2 }}\nrounds: {{ count: 2 }}\n"
@@ -32,6 +36,8 @@ fn models() -> Vec<Study> {
     vec![
         study(6, (0.0, 9.0), "{ kind: logistic }"),
         study(6, (0.0, 9.0), "{ kind: mlp, hidden: [9, 5] }"),
+        of_label("min: 20.0, max: 350.0", 6, (0.0, 9.0), "{ kind: linear }"),
+        of_label("min: 20.0, max: 350.0", 6, (0.0, 9.0), "{ kind: mlp, hidden: 4 }"),
         study(
             81,
             (0.0, 255.0),
@@ -142,6 +148,24 @@ fn a_file_says_which_model_it_holds_and_what_its_columns_are() {
     let batch = || ir::Extent::Param("batch".into());
     assert_eq!(dims(&graph.input[0]), [batch(), ir::Extent::Value(3)], "columns, not inputs");
     assert_eq!(dims(&graph.output[1]), [batch(), ir::Extent::Value(3)]);
+}
+
+#[test]
+fn a_number_is_given_as_one_and_not_as_a_class() {
+    let model = exported(&of_label("min: 20.0, max: 350.0", 3, (0.0, 9.0), "{ kind: linear }"));
+    let fact = |key: &str| model.metadata_props.iter().find(|p| p.key == key);
+    assert_eq!(fact("falaj.label").map(|p| &*p.value), Some("y"));
+    assert_eq!(fact("falaj.bounds").map(|p| &*p.value), Some(r#"{"max":350.0,"min":20.0}"#));
+    assert_eq!(fact("falaj.classes"), None);
+    let graph = model.graph.as_ref().expect("a graph");
+    assert!(graph.output.iter().map(|v| &*v.name).eq(["prediction"]));
+    assert!(graph.node.iter().all(|node| node.op_type != "Softmax"));
+
+    let study = of_label("min: 1.0e9, max: 1.000000001e9", 3, (0.0, 9.0), "{ kind: linear }");
+    let params = params(&study);
+    let file = file(&study.manifest().expect("a manifest"), &params);
+    let error = export(&file, &about(&study, &params)).expect_err("refused").to_string();
+    assert!(error.contains("column `y` goes from 1000000000 to 1000000001"), "{error}");
 }
 
 #[test]

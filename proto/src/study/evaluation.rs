@@ -3,7 +3,7 @@
 use super::{OneOrMoreNames, Reader};
 use falaj_core::{
     evaluation::{
-        Attribute, Evaluation, Groups, Noise, Perturbation, Watched,
+        Attribute, Evaluation, Groups, HeldOut, Noise, Perturbation, Watched,
         figures::{By, Kind, Metric},
     },
     gate::{Bound, Declared, Figure, OnFailure, When, patience::Patience},
@@ -26,7 +26,8 @@ const STEPS_DEFAULT: u32 = 10;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EvaluationYaml {
-    holdout: Spanned<f64>,
+    holdout: Option<Spanned<f64>>,
+    dataset: Option<Spanned<String>>,
     every: Option<Spanned<u32>>,
     noise: Option<Spanned<NoiseYaml>>,
     epsilon: Option<Spanned<f64>>,
@@ -158,9 +159,10 @@ impl Reader<'_> {
         let calibration_bins =
             take("calibration_bins", y.calibration_bins.as_ref(), CALIBRATION_BINS_DEFAULT);
         let group_min = take("group_min", y.group_min.as_ref(), GROUP_MIN_DEFAULT);
+        let held_out = self.held_out(here, y);
         let (path, confidence) = ("evaluation.confidence", y.confidence.as_ref());
         Some(Evaluation {
-            holdout: self.take("evaluation.holdout", &y.holdout),
+            held_out,
             every,
             noise,
             bins,
@@ -172,6 +174,21 @@ impl Reader<'_> {
             perturbations: self.perturbations(y.robustness.as_ref()),
             drift: self.drift(y.drift.as_ref()),
         })
+    }
+
+    fn held_out(&mut self, here: Location, y: &EvaluationYaml) -> HeldOut {
+        match (&y.holdout, &y.dataset) {
+            (Some(part), None) => HeldOut::Part(self.take("evaluation.holdout", part)),
+            (None, Some(name)) => {
+                self.note("evaluation.dataset", name);
+                HeldOut::Dataset(name.value.clone())
+            }
+            _ => {
+                let mend = "give `holdout`, the part of each site's records, or `dataset`, one that is kept for it; and only one of the two";
+                self.wrong(here, "it is not clear which records are evaluated on", mend);
+                HeldOut::Part(0.2)
+            }
+        }
     }
 
     fn attributes(&mut self, y: Option<&Spanned<Vec<Spanned<AttributeYaml>>>>) -> Vec<Attribute> {

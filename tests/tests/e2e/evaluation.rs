@@ -3,10 +3,10 @@
 use crate::masked::masked;
 use anyhow::{Context as _, Result, ensure};
 use falaj_tests::federation::{
-    Federation, Process, SiteSpec, study_yaml, text, wait_for, wisconsin,
+    Federation, Process, SiteSpec, repository, study_yaml, text, wait_for, wisconsin,
 };
 use serde_json::Value;
-use std::fs;
+use std::{fs, path::PathBuf};
 
 /// A study of two hospitals whose records are held out by threes.
 pub(crate) fn evaluated(name: &str, rounds: u32, every: u32, gates: &str) -> String {
@@ -355,6 +355,218 @@ fn a_site_whose_budget_is_spent_does_not_evaluate_and_the_others_are_judged_alon
     Ok(())
 }
 
+/// How far diabetes has gone on a year later, learned as a number at two hospitals.
+fn progression(gates: &str) -> String {
+    let bounds = [
+        ("age", 18, 90),
+        ("bmi", 15, 45),
+        ("bp", 50, 150),
+        ("s1", 80, 320),
+        ("s2", 30, 250),
+        ("s3", 20, 100),
+        ("s4", 1, 10),
+        ("s5", 3, 7),
+        ("s6", 50, 130),
+    ];
+    let feature = |(name, min, max): (&str, u32, u32)| {
+        format!("    - {{ name: {name}, min: {min}.0, max: {max}.0 }}\n")
+    };
+    let features: String = bounds.into_iter().map(feature).collect();
+    format!(
+        "study: progression\npurpose: end-to-end test\ndata:\n  dataset: diabetes\n  label: {{ column: progression, min: 20.0, max: 350.0 }}\n  features:\n{features}    - {{ name: sex, values: [\"1\", \"2\"] }}\n\
+         model: {{ kind: linear }}\n\
+         training: {{ local_steps: 20, sample_rate: 0.3, learning_rate: 0.3 }}\n\
+         privacy: {{ mechanism: dp_sgd, noise_multiplier: 1.0, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 900.0 }}\n\
+         sealing: {{ bits: 16, range: 8.0 }}\n\
+         cohort: {{ places: [\"ae-on/*\"], min_sites: 2 }}\n\
+         rounds: {{ count: 4, deadline_s: 60, grace_s: 2 }}\n\
+         evaluation:\n  holdout: 0.3\n  every: 4\n  epsilon: 40.0\n  group_min: 20\n  groups: [{{ column: sex, values: [\"1\", \"2\"] }}]\n  drift: [{{ column: age, edges: [40.0, 55.0], reference: [0.33, 0.37, 0.3] }}]\ngates:\n{gates}"
+    )
+}
+
+/// A site of each half of the diabetes records.
+fn start_clinics(federation: &Federation) -> Result<Vec<Process>> {
+    let whole = fs::read_to_string(repository().join("tests/data/diabetes.csv"))?;
+    let (header, rows) = whole.split_once('\n').context("the data set has a header")?;
+    let mut agents = Vec::new();
+    for part in 0..2 {
+        let own = rows.lines().skip(part).step_by(2);
+        let csv = own.fold(format!("{header}\n"), |csv, row| csv + row + "\n");
+        let site = SiteSpec::new(&format!("clinic-{part}"), "ae-on/ae-az");
+        let config = federation.prepare_site(&site, &csv)?;
+        let text = fs::read_to_string(&config)?;
+        fs::write(&config, text.replace("name = \"wdbc\"", "name = \"diabetes\""))?;
+        agents.push(federation.start_agent(&site)?);
+    }
+    Ok(agents)
+}
+
+#[test]
+fn a_model_that_says_a_number_is_trained_evaluated_and_judged() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = start_clinics(&federation)?;
+    // A model that says the mean of all records is off by 66, and explains nothing.
+    let gates = "  - { metric: mae, at_most: 75 }\n  - { metric: rmse, at_most: 95 }\n  - { metric: r2, at_least: -0.1 }\n  - { metric: mae, each_group: sex, at_most: 110 }\n  - { metric: worst_group_mae, by: sex, at_most: 110 }\n  - { metric: mae_difference, by: sex, at_most: 80 }\n  - { metric: mae, each_site: true, at_most: 110 }\n  - { metric: ks, of: age, at_most: 0.9 }\n";
+    federation.submit(&progression(gates))?;
+    federation.finishes("progression")?;
+    ensure!(federation.entries("evaluation.accepted")?.len() == 2);
+    let published = federation.entries("model.published")?;
+    let gates = lines(published.last().context("a model")?, "gates");
+    // Two groups and two sites are judged each for itself.
+    ensure!(gates.len() == 10 && gates.iter().all(|g| g.starts_with("pass: ")), "{gates:?}");
+    ensure!(gates[0].starts_with("pass: mae: ") && gates[2].starts_with("pass: r2: "), "{gates:?}");
+    let shown = federation.falaj_json(&["study", "figures", "progression"])?;
+    let figures = shown["figures"].as_array().context("figures")?;
+    let find = |name: &str| figures.iter().find(|f| f["figure"] == name);
+    let mae = find("mae").with_context(|| format!("{shown}"))?;
+    let ends = [&mae["low"], &mae["value"], &mae["high"]].map(Value::as_f64);
+    // In the label's own unit.
+    ensure!(ends.is_sorted() && ends[0].is_some_and(|low| low > 5.0), "{mae}");
+    ensure!(find("accuracy").is_none() && find("roc_auc").is_none(), "{shown}");
+    federation.verified()?;
+    Ok(())
+}
+
+/// No error is less by more than the bounds are apart: the first model is the best, and the second the last.
+#[test]
+fn a_study_of_a_number_ends_by_patience_with_the_model_that_is_least_off() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = start_clinics(&federation)?;
+    let yaml = progression("  - { metric: mae, improve_by: 329.0, patience: 1 }\n");
+    federation.submit(&yaml.replace("every: 4", "every: 1"))?;
+    let study = federation.study_reaches("progression", &["finished", "failed"])?;
+    let why =
+        "mae was not better by 329 in 1 evaluated rounds; the best model by mae is that of round 1";
+    ensure!(study["state"] == "finished" && study["reason"] == why, "{study}");
+    let published = federation.entries("model.published")?;
+    let lines: Vec<&str> =
+        published.iter().filter_map(|entry| entry["entry"]["patience"].as_str()).collect();
+    ensure!(
+        lines.len() == 2
+            && lines[0].starts_with("better: mae: ")
+            && lines[1].starts_with("no better: mae: ")
+            && lines[1].contains("], at most "),
+        "{lines:?}"
+    );
+    let back = federation.entries("model.rolled_back")?;
+    let best = &published[0]["entry"]["model_sha256"];
+    ensure!(back.len() == 1 && back[0]["entry"]["model_sha256"] == *best, "{back:?}");
+    federation.verified()?;
+    Ok(())
+}
+
+#[test]
+fn what_is_for_classes_is_refused_where_the_label_is_a_number() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let path = federation.dir().join("broken.yaml");
+    let good = progression("  - { metric: mae, at_most: 75 }\n");
+    let robustness = "  robustness: [{ kind: salt, rate: 0.1 }]\ngates:";
+    for (was, is, said) in [
+        (
+            "metric: mae, at_most",
+            "metric: accuracy, at_least",
+            "`accuracy` is for a label that has classes",
+        ),
+        ("at_most: 75", "at_most: 330", "`mae` always is at most 330"),
+        ("kind: linear", "kind: logistic", "logistic regression tells classes apart"),
+        ("min: 20.0, max: 350.0 }", "min: 20.0 }", "it is not clear what `progression` holds"),
+        ("gates:", robustness, "what a perturbation costs is counted in records whose class"),
+    ] {
+        ensure!(good.contains(was), "{was}");
+        fs::write(&path, good.replacen(was, is, 1))?;
+        let out = federation.falaj(&["study", "submit", &path.display().to_string()])?;
+        let told = text(&out);
+        ensure!(!out.status.success() && told.contains(said), "{is}: {told}");
+    }
+    Ok(())
+}
+
+/// A site whose configuration binds a second data set, at `path`, to the name `later`.
+fn keeps_later(federation: &Federation, site: &SiteSpec, path: &str) -> Result<PathBuf> {
+    let parts = wisconsin(2)?;
+    let config = federation.prepare_site(site, &parts[0])?;
+    let folder = config.parent().context("a folder")?.join("later");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("records.csv"), &parts[1])?;
+    let text = fs::read_to_string(&config)?;
+    let later = format!(
+        "[[dataset]]\nname = \"later\"\npath = \"{path}\"\nepsilon_limit = 100.0\ndelta = 1e-5\n[train]"
+    );
+    fs::write(&config, text.replacen("[train]", &later, 1))?;
+    Ok(config)
+}
+
+/// All of its records are evaluated on, it alone pays for that, and what is trained on is kept apart from it.
+#[test]
+fn a_data_set_can_be_kept_for_evaluation_alone() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let (keeps, mixes) =
+        (SiteSpec::new("hospital-1", "ae-on/ae-az"), SiteSpec::new("hospital-2", "ae-on/ae-du"));
+    let config = keeps_later(&federation, &keeps, "later")?;
+    // The folder that it trains on, by another way.
+    keeps_later(&federation, &mixes, "later/../data")?;
+    // Its own policy lets the one data set be used, and not the other.
+    let forbids = SiteSpec::new("hospital-3", "ae-on/ae-az");
+    let policy = keeps_later(&federation, &forbids, "later")?.with_file_name("site.cedar");
+    let rule = "permit (principal, action, resource) when { resource.dataset == \"wdbc\" };";
+    fs::write(policy, rule)?;
+    let sites = [&keeps, &mixes, &forbids];
+    let _agents =
+        sites.map(|site| federation.start_agent(site)).into_iter().collect::<Result<Vec<_>>>()?;
+    wait_for("three sites to be there", || {
+        Ok(federation.metrics()?.contains("falaj_sites_connected 3\n").then_some(()))
+    })?;
+    let gates = "  - { metric: roc_auc, at_least: 0.01 }\n";
+    let yaml = evaluated("kept", 2, 1, gates).replace("holdout: 0.3", "dataset: later");
+    federation.submit(&yaml.replace("min_sites: 2", "min_sites: 1"))?;
+    federation.finishes("kept")?;
+    let declined = federation.entries("site.declined")?;
+    ensure!(
+        !declined.is_empty() && !declined.iter().any(|d| d.to_string().contains("/hospital-1")),
+        "{declined:?}"
+    );
+    for (site, said) in [
+        ("hospital-2", "have a file in common"),
+        ("hospital-3", "no rule of the site's policy permits this study"),
+    ] {
+        let log = federation.dir().join(format!("sites/{site}/log.txt"));
+        wait_for(&format!("{site} to refuse"), || {
+            Ok(fs::read_to_string(&log)?.contains(said).then_some(()))
+        })?;
+    }
+    let counted = federation.entries("evaluation.accepted")?;
+    ensure!(counted.len() == 2, "{counted:?}");
+    let words = ["budget", "export", "--config", config.to_str().context("UTF-8")?];
+    let ledger = falaj_tests::federation::run("falaj-agent", &words)?;
+    let paid = ledger.lines().filter(|l| l.contains("\"evaluation of round"));
+    let paid: Vec<&str> = paid.collect();
+    ensure!(paid.len() == 2 && paid.iter().all(|l| l.contains("\"later\"")), "{ledger}");
+    let trained = ledger.lines().find(|l| l.contains("\"round 2\""));
+    ensure!(trained.is_some_and(|l| l.contains("\"wdbc\"")), "{ledger}");
+    let shown = federation.falaj_json(&["study", "figures", "kept"])?;
+    let auc = shown["figures"].as_array().and_then(|f| f.iter().find(|f| f["figure"] == "roc_auc"));
+    ensure!(auc.is_some_and(|f| f["value"].is_f64()), "{shown}");
+    federation.verified()?;
+
+    let path = federation.dir().join("broken.yaml");
+    for (is, said) in [
+        ("dataset: wdbc", "`wdbc` would be trained on and evaluated on"),
+        ("group_min: 20", "it is not clear which records are evaluated on"),
+        ("dataset: later\n  holdout: 0.2", "it is not clear which records are evaluated on"),
+    ] {
+        let again = evaluated("again", 1, 1, gates).replace("  group_min: 20\n", "");
+        fs::write(&path, again.replace("holdout: 0.3", is))?;
+        let out = federation.falaj(&["study", "submit", &path.display().to_string()])?;
+        let told = text(&out);
+        ensure!(!out.status.success() && told.contains(said), "{is}: {told}");
+    }
+    Ok(())
+}
+
 /// Under masks a candidate is evaluated as elsewhere.
 #[test]
 fn a_masked_candidate_is_evaluated_too() -> Result<()> {
@@ -414,6 +626,10 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
             "{ metric: psi, of: income, at_most: 0.2 }",
             "no column `income` is watched; the study watches mean_radius",
         ),
+        (
+            "{ metric: mae, at_most: 9 }",
+            "`mae` is for a label that is a number, and this one has classes",
+        ),
         ("{ metric: ks, at_most: 0.2 }", "it is not clear whose `ks` is meant; give `of: COLUMN`"),
         (
             "{ metric: update_cosine, at_least: 0.2 }",
@@ -445,6 +661,10 @@ fn patience_that_makes_no_sense_is_refused_with_its_line() -> Result<()> {
         (
             "{ metric: roc_auc, improve_by: -0.01, patience: 2 }",
             "`roc_auc` never is better by -0.01; give `improve_by` from 0 to below 1",
+        ),
+        (
+            "{ metric: mae, improve_by: 0.01, patience: 2 }",
+            "`mae` is for a label that is a number, and this one has classes",
         ),
         ("{ metric: roc_auc, improve_by: 0.01, patience: 0 }", "no round would be waited for"),
         (

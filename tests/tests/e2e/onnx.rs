@@ -3,7 +3,13 @@
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use falaj_core::{aggregate::params_to_bytes, id::Digest, registry::safetensors, study::Study};
+use falaj_core::{
+    aggregate::params_to_bytes,
+    evaluation::Target,
+    id::Digest,
+    registry::safetensors,
+    study::{LabelValues, Study},
+};
 use falaj_proto::{
     onnx::{About, export},
     study,
@@ -72,7 +78,7 @@ fn inside(study: &Path, model: &Path, records: &Path) -> Result<Option<Vec<Vec<f
 }
 
 fn rows(answer: &Value, name: &str) -> Result<Vec<Vec<Option<f64>>>> {
-    Ok(serde_json::from_value(answer[name].clone())?)
+    Ok(serde_json::from_value(answer["given"][name].clone())?)
 }
 
 /// That both made the same of records, and probabilities of it.
@@ -98,6 +104,22 @@ fn agree(ours: &[Vec<f64>], answer: &Value) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// That both said the same number of records, in the label's own unit; gives how many were cut at a bound.
+fn agree_on_a_number(ours: &[Vec<f64>], answer: &Value, (min, max): (f64, f64)) -> Result<usize> {
+    let theirs = rows(answer, "prediction")?;
+    ensure!(ours.len() == theirs.len(), "{} and {}", ours.len(), theirs.len());
+    let (most, mut cut) = (min.abs().max(max.abs()).max(1.0), 0);
+    for (row, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+        let ([ours], [Some(theirs)]) = (&ours[..], &theirs[..]) else {
+            anyhow::bail!("record {row}: {ours:?} and {theirs:?}, not one number each");
+        };
+        ensure!((ours - theirs).abs() <= TOLERANCE * most, "record {row}: {ours} and {theirs}");
+        ensure!((min..=max).contains(theirs), "record {row}: {theirs} lies beyond the bounds");
+        cut += usize::from(*theirs <= min || *theirs >= max);
+    }
+    Ok(cut)
 }
 
 /// Whether both are numbers, and the same: a runtime may add in another order where there are more records.
@@ -134,8 +156,13 @@ impl Dice {
 
 /// A study's text: so many columns between bounds, or others in their place.
 fn declared(columns: &str, model: &str) -> String {
+    of_label("classes: [a, b, c]", columns, model)
+}
+
+/// The same of another label.
+fn of_label(label: &str, columns: &str, model: &str) -> String {
     format!(
-        "study: tried\npurpose: test\ndata:\n  dataset: d\n  label: {{ column: y, classes: [a, b, c] }}\n  features:\n{columns}model: {model}\n\
+        "study: tried\npurpose: test\ndata:\n  dataset: d\n  label: {{ column: y, {label} }}\n  features:\n{columns}model: {model}\n\
          training: {{ local_steps: 1, sample_rate: 0.1, learning_rate: 0.5 }}\n\
          privacy: {{ mechanism: dp_sgd, noise_multiplier: 1.0, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 900.0 }}\n\
          cohort: {{ places: [\"ae-on/*\"], min_sites: 2 }}\nrounds: {{ count: 2 }}\n"
@@ -223,7 +250,11 @@ impl Tried {
             let cells: Vec<_> =
                 (0..columns.len()).map(|at| cell(&mut dice, &study, at, whole)).collect();
             let words: Vec<&str> = cells.iter().map(|(word, _)| word.as_str()).collect();
-            writeln!(csv, "{},{}", words.join(","), ["a", "b", "c"][dice.below(3)])?;
+            let label = match &study.data.label.values {
+                LabelValues::Classes(classes) => classes[dice.below(classes.len())].clone(),
+                LabelValues::Number { min, .. } => min.to_string(),
+            };
+            writeln!(csv, "{},{label}", words.join(","))?;
             records.push(cells.into_iter().map(|(_, number)| number).collect());
         }
         fs::write(dir.path().join("records.csv"), csv)?;
@@ -238,19 +269,27 @@ impl Tried {
     fn holds(&self, python: &Path) -> Result<Value> {
         let model = self.path("model.onnx");
         let answer = outside(python, &model, &self.records)?;
-        let classes = u64::from(self.study.classes());
-        let columns = self.study.data.features.len();
+        let (target, columns) = (self.study.target(), self.study.data.features.len());
         ensure!(answer["inputs"] == json!({ "features": ["batch", columns] }), "{answer}");
-        let shape = json!(["batch", classes]);
-        let shapes = json!({ "logits": shape, "probabilities": shape });
+        let shape = json!(["batch", target.outputs()]);
+        let shapes = match target {
+            Target::Classes(_) => json!({ "logits": shape, "probabilities": shape }),
+            Target::Number { .. } => json!({ "prediction": shape }),
+        };
         ensure!(answer["outputs"] == shapes, "{}", answer["outputs"]);
-        ensure!(answer["logits_of_nobody"] == json!([0, classes]), "{answer}");
+        ensure!(answer["of_nobody"] == json!([0, target.outputs()]), "{answer}");
         let files = ["study.yaml", "model.safetensors", "records.csv"].map(|name| self.path(name));
         if let Some(ours) = inside(&files[0], &files[1], &files[2])? {
             // A model that says the same of everybody would agree with anything.
             let first = &ours[0];
             ensure!(ours.iter().filter(|row| *row != first).count() > RECORDS / 2, "{ours:?}");
-            agree(&ours, &answer)?;
+            match self.study.data.label.values {
+                LabelValues::Classes(_) => agree(&ours, &answer)?,
+                LabelValues::Number { min, max } => {
+                    let cut = agree_on_a_number(&ours, &answer, (min, max))?;
+                    ensure!(cut < RECORDS / 2, "{cut} of {RECORDS} records are at a bound");
+                }
+            }
         }
         Ok(answer)
     }
@@ -275,6 +314,9 @@ fn a_runtime_agrees_about_models_of_tables() -> Result<()> {
 fn a_runtime_agrees_about_models_of_images_and_series() -> Result<()> {
     let image = "{ kind: cnn, image: [9, 9, 1], conv: [{ filters: 4, kernel: 3, pool: 2, norm: none }, { filters: 5, kernel: 2, stride: 2, norm: none }], hidden: 7 }";
     tried(&numeric(81, (0.0, 255.0)), image)?;
+    // A kernel of one place skips rows and columns alike.
+    let skips = "{ kind: cnn, image: [7, 9, 2], conv: [{ filters: 4, kernel: 1, stride: 2, norm: none }, { filters: 5, kernel: 2, norm: none }], hidden: 7 }";
+    tried(&numeric(126, (0.0, 1.0)), skips)?;
     let normed = "{ kind: cnn, image: [8, 7, 2], conv: [{ filters: 6, kernel: 2, pool: 2, norm: group, groups: 3 }, { filters: 4, kernel: 2, norm: group }], hidden: 7 }";
     tried(&numeric(112, (0.0, 1.0)), normed)?;
     let series = "{ kind: cnn, series: [20, 2], conv: [{ filters: 4, kernel: 3, pool: 2, norm: group, groups: 2 }, { filters: 6, kernel: 3, stride: 2, norm: none }], hidden: 7 }";
@@ -287,6 +329,59 @@ fn a_runtime_agrees_about_transformers_of_codes_and_steps() -> Result<()> {
     tried(&numeric(9, (0.0, 599.0)), &codes)?;
     let steps = format!("{{ kind: transformer, tokens: steps, channels: 4, {BLOCKS}");
     tried(&numeric(24, (-2.0, 2.0)), &steps)
+}
+
+/// One output is no logit: the graph says the label itself, between its bounds.
+#[test]
+fn a_runtime_agrees_about_models_of_a_number() -> Result<()> {
+    let tried = |label: &str, columns: &str, model: &str| -> Result<Tried> {
+        let tried = Tried::new(&of_label(label, columns, model))?;
+        if let Some(python) = outsiders() {
+            let answer = tried.holds(python).with_context(|| model.to_owned())?;
+            let facts = &answer["metadata"];
+            ensure!(facts["falaj.classes"].is_null() && facts["falaj.label"] == "y", "{facts}");
+            ensure!(facts["falaj.threshold"].is_null(), "{facts}");
+        }
+        Ok(tried)
+    };
+    let (label, seven) = ("min: -40.0, max: 321.5", numeric(7, (-3.0, 11.0)));
+    tried(label, &seven, "{ kind: mlp, hidden: [9, 5] }")?;
+    tried(label, MIXED, &format!("{{ kind: transformer, tokens: columns, {BLOCKS}"))?;
+    tried("min: 0.0, max: 1.0", &seven, "{ kind: linear }")?;
+    let mut tried = tried(label, &seven, "{ kind: linear }")?;
+    let Some(python) = outsiders() else { return Ok(()) };
+    let bounds =
+        &outside(python, &tried.path("model.onnx"), &tried.records)?["metadata"]["falaj.bounds"];
+    ensure!(*bounds == "{\"max\":321.5,\"min\":-40.0}", "{bounds}");
+    // A record that the schema refuses gets no number.
+    tried.records[3][2] = None;
+    let told = rows(&outside(python, &tried.path("model.onnx"), &tried.records)?, "prediction")?;
+    let missing: Vec<usize> = (0..told.len()).filter(|row| told[*row] == [None]).collect();
+    ensure!(missing == [3], "{missing:?}");
+    Ok(())
+}
+
+/// A model that says more than the most, or less than the least, is cut there, by the graph as at a site.
+#[test]
+fn a_number_beyond_its_bounds_is_cut_by_a_runtime_too() -> Result<()> {
+    let Some(python) = outsiders() else { return Ok(()) };
+    let text = of_label("min: 20.0, max: 350.0", &numeric(1, (0.0, 10.0)), "{ kind: linear }");
+    let dir = tempfile::tempdir()?;
+    let study = study::parse(&text, "study.yaml")?;
+    // Three times the input, between -1 and 1.
+    let (params, manifest) = (params_to_bytes(&[3.0, 0.0]), study.manifest()?);
+    let (study_sha256, model_sha256) = (Digest::of(text.as_bytes()), Digest::of(&params));
+    let mut file = safetensors::head(&study.id, &study_sha256, 1, &model_sha256, &manifest);
+    file.extend(params);
+    let about = About { study: &study, study_sha256, version: 1, round: 1, model_sha256 };
+    let model = dir.path().join("model.onnx");
+    fs::write(&model, export(&Bytes::from(file), &about)?)?;
+    let records = [0.0, 2.0, 5.0, 6.0, 10.0, 99.0].map(|x| vec![Some(x)]);
+    let told = rows(&outside(python, &model, &records)?, "prediction")?;
+    for (said, wanted) in told.iter().zip([20.0, 20.0, 185.0, 284.0, 350.0, 350.0]) {
+        ensure!(near(said, &[Some(wanted)]), "{told:?}, not {wanted}");
+    }
+    Ok(())
 }
 
 /// A record that a site would refuse to train on gets no answer, and those beside it the same as ever.

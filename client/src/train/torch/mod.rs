@@ -7,7 +7,11 @@ mod nets;
 mod tape;
 
 use super::{Chance, Outcome, Plan, TrainError, Trainer, batches::Turns, cuda, step::Descent};
-use crate::{config::TrainConfig, data::Batch, guard::LocalBatch};
+use crate::{
+    config::TrainConfig,
+    data::{Batch, aim},
+    guard::LocalBatch,
+};
 use falaj_core::{
     manifest::{Manifest, ManifestError, TensorSpec},
     model::{Layer, ModelSpec, Tokens},
@@ -117,12 +121,24 @@ impl Torch {
     ) -> Result<(Tensor, Tensor), TchError> {
         let mut values = Vec::with_capacity(rows.len() * batch.width);
         rows.iter().for_each(|&row| values.extend_from_slice(batch.row(row)));
-        let labels: Vec<i64> = rows.iter().map(|&row| i64::from(batch.labels[row])).collect();
+        let labels = rows.iter().map(|&row| batch.labels[row]);
+        let y = if model.classes() == 1 {
+            Tensor::f_from_slice(&labels.map(aim).collect::<Vec<f32>>())?.f_unsqueeze(1)?
+        } else {
+            Tensor::f_from_slice(&labels.map(i64::from).collect::<Vec<i64>>())?
+        };
         let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
         let x = Tensor::f_from_slice(&values)?.f_to_device(self.device)?;
-        let y = Tensor::f_from_slice(&labels)?.f_to_device(self.device)?;
-        Ok((nets::shaped(model, &x, count)?, y))
+        Ok((nets::shaped(model, &x, count)?, y.f_to_device(self.device)?))
     }
+}
+
+/// The sum of the records' losses: cross entropy, or half the squared error of a number.
+fn loss(model: &ModelSpec, outputs: &Tensor, y: &Tensor) -> Result<Tensor, TchError> {
+    if model.classes() == 1 {
+        return outputs.f_to_kind(Kind::Float)?.f_mse_loss(y, Reduction::Sum)?.f_mul_scalar(0.5);
+    }
+    outputs.f_cross_entropy_loss::<Tensor>(y, None, Reduction::Sum, -100, 0.0)
 }
 
 /// Sum over the batch of each record's gradient, clipped in L2 to `clip` when there is one, by parameter;
@@ -135,7 +151,7 @@ fn clipped_sum(
 ) -> Result<(Vec<Tensor>, Option<Tensor>), TchError> {
     let mut tape = Tape::new(net.layers, net.params, net.compute, Some(net.own_values));
     let logits = nets::forward(net.model, &mut tape, x)?;
-    let loss = logits.f_cross_entropy_loss::<Tensor>(y, None, Reduction::Sum, -100, 0.0)?;
+    let loss = loss(net.model, &logits, y)?;
     tape.clipped_sum(&loss, clip)
 }
 
@@ -154,7 +170,7 @@ fn micro_batched_sum(
         let mut tape = Tape::new(net.layers, &leaves, net.compute, None);
         let logits = nets::forward(net.model, &mut tape, &x.f_narrow(0, i, 1)?)?;
         let own = y.f_narrow(0, i, 1)?;
-        let loss = logits.f_cross_entropy_loss::<Tensor>(&own, None, Reduction::Sum, -100, 0.0)?;
+        let loss = loss(net.model, &logits, &own)?;
         let gradients = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
         no_grad(|| -> Result<(), TchError> {
             let mut squares = 0.0;
@@ -257,8 +273,7 @@ impl Trainer for Torch {
             let x = x.f_detach()?.f_set_requires_grad(true)?;
             let mut tape = Tape::new(&layers, &tensors, self.compute, None);
             let logits = nets::forward(model, &mut tape, &x)?.f_to_kind(Kind::Float)?;
-            let none: Option<Tensor> = None;
-            let loss = logits.f_cross_entropy_loss(&y, none, Reduction::Sum, -100, 0.0)?;
+            let loss = loss(model, &logits, &y)?;
             let gradients = Tensor::f_run_backward(&[&loss], &[&x], false, false)?;
             let values = pass.len() * records.width;
             flat(&gradients, &mut out[at..at + values])?;
@@ -436,11 +451,56 @@ mod tests {
     }
 
     #[test]
+    fn book_keeping_agrees_with_one_record_at_a_time_for_a_number() {
+        // Labels of 0 to 2 are all but at the least of the bounds.
+        agrees(&ModelSpec::Mlp { features: 6, hidden: vec![9, 5], classes: 1 }, 6, 3);
+        agrees(&ModelSpec::Logistic { features: 6, classes: 1 }, 6, 3);
+    }
+
+    #[test]
+    fn a_number_is_learned_as_the_plain_trainer_learns_it() {
+        use crate::train::{
+            linear::Linear,
+            step::tests::{SGD, plan},
+        };
+        use falaj_core::{
+            dp::{Batches, Poisson},
+            study::Training,
+        };
+        let model = ModelSpec::Logistic { features: 4, classes: 1 };
+        let mut batch = records(30, 4, 1);
+        batch.labels = (0..30).map(|i| i * (u32::MAX / 29)).collect();
+        let plan = plan(None, SGD);
+        let (local_steps, batches) = (5, Batches::Poisson(Poisson::ALL));
+        let training = Training { local_steps, batches, learning_rate: 0.1, ..plan.training };
+        let plan = Plan { model: model.clone(), training, ..plan };
+        let base = model.init([3; 32]).expect("a model");
+        let slopes = |t: &dyn Trainer| t.input_gradients(&batch, &model, &base).expect("slopes");
+        let update = |t: &dyn Trainer| {
+            let admitted = LocalBatch::for_this_site_only(batch.clone());
+            let outcome = t.run(&admitted, &plan, &base, &mut Chance::insecure(b"number"));
+            let mut params = vec![0.0; base.len()];
+            outcome.expect("trained").update.apply_locally(&mut params);
+            params
+        };
+        for (a, b) in [(slopes(&cpu()), slopes(&Linear)), (update(&cpu()), update(&Linear))] {
+            assert_eq!(a.len(), b.len());
+            assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-4), "{a:?} {b:?}");
+            assert!(a.iter().any(|a| a.abs() > 1e-2), "{a:?}");
+        }
+    }
+
+    #[test]
     fn book_keeping_agrees_with_one_record_at_a_time_for_a_cnn() {
         let conv = vec![layer(4, 3, 2, 0), Conv { stride: 2, ..layer(5, 2, 1, 0) }];
         let model =
             ModelSpec::Cnn { height: 9, width: 9, channels: 1, conv, hidden: 7, classes: 4 };
         agrees(&model, 81, 4);
+        // A kernel of one place skips rows as it skips columns.
+        let conv = vec![Conv { stride: 2, ..layer(4, 1, 1, 0) }, layer(5, 2, 1, 0)];
+        let model =
+            ModelSpec::Cnn { height: 7, width: 9, channels: 2, conv, hidden: 7, classes: 4 };
+        agrees(&model, 126, 4);
         // Few places and many channels: norms come from Gram matrices.
         let conv = vec![layer(24, 3, 1, 0)];
         let model =
@@ -450,7 +510,7 @@ mod tests {
 
     #[test]
     fn book_keeping_agrees_with_one_record_at_a_time_for_a_series_and_group_normalisation() {
-        let conv = vec![layer(4, 3, 2, 2), layer(6, 3, 1, 3)];
+        let conv = vec![layer(4, 3, 2, 2), Conv { stride: 2, ..layer(6, 3, 1, 3) }];
         let model =
             ModelSpec::Cnn { height: 1, width: 20, channels: 2, conv, hidden: 7, classes: 4 };
         agrees(&model, 40, 4);

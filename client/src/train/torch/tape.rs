@@ -93,9 +93,9 @@ impl<'a> Tape<'a> {
     /// A convolution; also tells its kernel, groups and pool.
     pub(super) fn conv(&mut self, x: &Tensor) -> Result<(Tensor, Conv), TchError> {
         let at = self.next()?;
-        let Layer::Conv { conv, rows, .. } = at.0 else { return Err(wrong("no convolution")) };
+        let Layer::Conv { conv, .. } = at.0 else { return Err(wrong("no convolution")) };
         let (w, b) = (self.cast(&self.params[at.1]), self.cast(&self.params[at.1 + 1]));
-        let stride = strides(conv, rows);
+        let stride = strides(conv);
         let y = self.cast(x).f_conv2d(&w, Some(&b), stride, [0, 0], [1, 1], 1)?;
         let y = y.f_to_kind(Kind::Float)?;
         Ok((self.keep(at, x, y), conv))
@@ -198,9 +198,9 @@ fn wrong(what: &str) -> TchError {
     TchError::Shape(what.to_owned())
 }
 
-fn strides(conv: Conv, rows: u32) -> [i64; 2] {
-    let stride = i64::from(conv.stride);
-    [if rows == 1 { 1 } else { stride }, stride]
+/// Down and across alike: a series is one row high, from which no step leads down.
+fn strides(conv: Conv) -> [i64; 2] {
+    [i64::from(conv.stride); 2]
 }
 
 /// What each place of a kernel sees: `[batch, channels · kernel, places]` of `[batch, channels, height, width]`.
@@ -263,7 +263,7 @@ impl Rule {
             }
             Layer::Conv { inputs, conv, rows } => {
                 let kernel = [i64::from(rows), i64::from(conv.kernel)];
-                let patches = patches(&seen.input, kernel, strides(conv, rows))?;
+                let patches = patches(&seen.input, kernel, strides(conv))?;
                 let (a, g) = (patches.f_transpose(1, 2)?, g.f_flatten(2, -1)?.f_transpose(1, 2)?);
                 let whole = i64::from(inputs) * kernel[0] * kernel[1] * i64::from(conv.filters);
                 // Patches lie column by column: one product over all records would copy them first.

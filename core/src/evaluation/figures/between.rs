@@ -12,8 +12,8 @@ impl Pool<'_> {
         self.z(self.tail() / float(many.max(1)))
     }
 
-    /// The largest difference within each of these lists, and the largest of those.
-    fn difference(&self, lists: &[Vec<Rate>]) -> Estimate {
+    /// The largest difference within each of these lists, and the largest of those; none is larger than `at_most`.
+    fn difference(&self, lists: &[Vec<Rate>], at_most: f64) -> Estimate {
         let many = lists.iter().map(Vec::len).sum();
         let (z, all) = (self.z(self.tail()), self.z_of(many));
         let mut found = Estimate { value: 0.0, low: 0.0, high: 0.0 };
@@ -31,7 +31,7 @@ impl Pool<'_> {
             let (most, _) = ends(rates, |r| r.ends(all).1);
             found.low = found.low.max(least - most);
         }
-        found.high = found.high.clamp(found.value, 1.0_f64.max(found.value));
+        found.high = found.high.clamp(found.value, at_most.max(found.value));
         found
     }
 
@@ -66,12 +66,22 @@ impl Pool<'_> {
         }
     }
 
+    /// The largest of these, of which none can be more than `most`.
+    fn largest(&self, rates: &[Rate], most: f64) -> Estimate {
+        let (z, all) = (self.z(self.tail()), self.z_of(rates.len()));
+        let (_, value) = ends(rates, |r| r.value);
+        let (_, low) = ends(rates, |r| r.ends(all).0);
+        let (_, high) = ends(rates, |r| r.ends(z).1);
+        let value = value.clamp(0.0, most);
+        Estimate { value, low: low.clamp(0.0, value), high: high.clamp(value, most) }
+    }
+
     /// A metric between groups.
     ///
     /// # Errors
     /// [`Missing`]: also when a group's part of it cannot be told from noise.
     pub fn between(&self, metric: Metric, by: By) -> Found<Estimate> {
-        if metric.is_binary_only() && !self.layout.is_binary() {
+        if !metric.is_for(self.layout.target) {
             return Err(Missing::Undefined);
         }
         let Grouped { groups, .. } = self.groups(by);
@@ -79,23 +89,28 @@ impl Pool<'_> {
             return Err(Missing::Groups(self.e.group_min));
         }
         let rates = |m: Metric| self.rates(m, &groups);
+        let most = metric.most(self.layout.target);
         let false_positives = || -> Found<Vec<Rate>> {
             groups.iter().map(|g| self.false_positives(&g.cells)).collect()
         };
         Ok(match metric {
             Metric::DemographicParityDifference => {
-                self.difference(&[rates(Metric::SelectionRate)?])
+                self.difference(&[rates(Metric::SelectionRate)?], most)
             }
             Metric::DemographicParityRatio => self.ratio(&[rates(Metric::SelectionRate)?])?,
-            Metric::EqualOpportunityDifference => self.difference(&[rates(Metric::Recall)?]),
+            Metric::EqualOpportunityDifference => self.difference(&[rates(Metric::Recall)?], most),
             Metric::EqualizedOddsDifference => {
-                self.difference(&[rates(Metric::Recall)?, false_positives()?])
+                self.difference(&[rates(Metric::Recall)?, false_positives()?], most)
             }
             Metric::EqualizedOddsRatio => {
                 self.ratio(&[rates(Metric::Recall)?, false_positives()?])?
             }
-            Metric::PredictiveParityDifference => self.difference(&[rates(Metric::Precision)?]),
-            Metric::AccuracyDifference => self.difference(&[rates(Metric::Accuracy)?]),
+            Metric::PredictiveParityDifference => {
+                self.difference(&[rates(Metric::Precision)?], most)
+            }
+            Metric::AccuracyDifference => self.difference(&[rates(Metric::Accuracy)?], most),
+            Metric::MaeDifference => self.difference(&[rates(Metric::Mae)?], most),
+            Metric::WorstGroupMae => self.largest(&rates(Metric::Mae)?, most),
             Metric::WorstGroupRecall => self.worst(&rates(Metric::Recall)?),
             Metric::WorstGroupAccuracy => self.worst(&rates(Metric::Accuracy)?),
             Metric::WorstGroupEce => {

@@ -89,7 +89,7 @@ impl Pool<'_> {
         }
         let z = self.z(self.tail());
         let steepest = self.if_sampled(z * steepest);
-        let most = metric.most(self.classes());
+        let most = metric.most(self.layout.target);
         Estimate {
             value: value.clamp(0.0, most),
             low: (value - over - z * (linear + over_spread).sqrt().hypot(steepest))

@@ -59,10 +59,10 @@ impl Pool<'_> {
                     all += p.max(0.0);
                 }
             }
-            return if all > 0.0 { sum / all } else { mean * metric.most(self.classes()) };
+            return if all > 0.0 { sum / all } else { mean * metric.most(self.layout.target) };
         }
         // The mean of squares of what lies between 0 and the most is at most that times the mean (Bhatia, Davis 2000).
-        mean * metric.most(self.classes())
+        mean * metric.most(self.layout.target)
     }
 
     /// The expected calibration error with its interval. Its value is that of the noised counts, which noise makes larger.

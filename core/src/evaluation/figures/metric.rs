@@ -1,7 +1,10 @@
 //! What is measured.
 
 use super::drift::PSI_MAX;
-use crate::evaluation::cells::LOG_LOSS_MAX;
+use crate::evaluation::{Target, cells::LOG_LOSS_MAX};
+
+/// Less than this a coefficient of determination is not said to be.
+const R2_LEAST: f64 = -1_000.0;
 
 /// What is measured. The definitions are those of scikit-learn and fairlearn, by these names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +35,12 @@ pub enum Metric {
     SelectionRate,
     /// The least recall of a class.
     WorstClassRecall,
+    /// Mean absolute error of a number, in its own unit.
+    Mae,
+    /// Root of the mean squared error of a number, in its own unit.
+    Rmse,
+    /// Coefficient of determination: the part of a number's variance that is no error; what is below -1,000 is said to be that.
+    R2,
     /// The largest difference of selection rates between groups.
     DemographicParityDifference,
     /// The smallest selection rate over the largest.
@@ -52,6 +61,10 @@ pub enum Metric {
     WorstGroupAccuracy,
     /// The largest expected calibration error of a group.
     WorstGroupEce,
+    /// The largest difference of mean absolute errors between groups.
+    MaeDifference,
+    /// The largest mean absolute error of a group.
+    WorstGroupMae,
     /// Accuracy that a perturbation costs.
     AccuracyDrop,
     /// Population stability index of a watched column against its reference: Jeffreys' divergence, in nats, of parts that are
@@ -98,7 +111,7 @@ impl Better {
 
 impl Metric {
     /// Every metric.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 32] = [
         Self::Accuracy,
         Self::BalancedAccuracy,
         Self::Precision,
@@ -112,6 +125,9 @@ impl Metric {
         Self::Ece,
         Self::SelectionRate,
         Self::WorstClassRecall,
+        Self::Mae,
+        Self::Rmse,
+        Self::R2,
         Self::DemographicParityDifference,
         Self::DemographicParityRatio,
         Self::EqualOpportunityDifference,
@@ -122,6 +138,8 @@ impl Metric {
         Self::WorstGroupRecall,
         Self::WorstGroupAccuracy,
         Self::WorstGroupEce,
+        Self::MaeDifference,
+        Self::WorstGroupMae,
         Self::AccuracyDrop,
         Self::Psi,
         Self::Ks,
@@ -145,6 +163,9 @@ impl Metric {
             Self::Ece => "ece",
             Self::SelectionRate => "selection_rate",
             Self::WorstClassRecall => "worst_class_recall",
+            Self::Mae => "mae",
+            Self::Rmse => "rmse",
+            Self::R2 => "r2",
             Self::DemographicParityDifference => "demographic_parity_difference",
             Self::DemographicParityRatio => "demographic_parity_ratio",
             Self::EqualOpportunityDifference => "equal_opportunity_difference",
@@ -155,6 +176,8 @@ impl Metric {
             Self::WorstGroupRecall => "worst_group_recall",
             Self::WorstGroupAccuracy => "worst_group_accuracy",
             Self::WorstGroupEce => "worst_group_ece",
+            Self::MaeDifference => "mae_difference",
+            Self::WorstGroupMae => "worst_group_mae",
             Self::AccuracyDrop => "accuracy_drop",
             Self::Psi => "psi",
             Self::Ks => "ks",
@@ -184,7 +207,10 @@ impl Metric {
             | Self::Brier
             | Self::Ece
             | Self::SelectionRate
-            | Self::WorstClassRecall => Kind::Records,
+            | Self::WorstClassRecall
+            | Self::Mae
+            | Self::Rmse
+            | Self::R2 => Kind::Records,
             Self::AccuracyDrop => Kind::Perturbation,
             Self::Psi | Self::Ks | Self::JensenShannon => Kind::Column,
             _ => Kind::Groups,
@@ -204,6 +230,7 @@ impl Metric {
             | Self::RocAuc
             | Self::PrAuc
             | Self::WorstClassRecall
+            | Self::R2
             | Self::DemographicParityRatio
             | Self::EqualizedOddsRatio
             | Self::WorstGroupRecall
@@ -211,12 +238,16 @@ impl Metric {
             Self::LogLoss
             | Self::Brier
             | Self::Ece
+            | Self::Mae
+            | Self::Rmse
             | Self::DemographicParityDifference
             | Self::EqualOpportunityDifference
             | Self::EqualizedOddsDifference
             | Self::PredictiveParityDifference
             | Self::AccuracyDifference
             | Self::WorstGroupEce
+            | Self::MaeDifference
+            | Self::WorstGroupMae
             | Self::AccuracyDrop => Some(Better::Lower),
             Self::SelectionRate | Self::Psi | Self::Ks | Self::JensenShannon => None,
         }
@@ -240,19 +271,41 @@ impl Metric {
         )
     }
 
+    /// Whether it is for labels that are numbers.
+    #[must_use]
+    pub const fn is_of_numbers(self) -> bool {
+        matches!(
+            self,
+            Self::Mae | Self::Rmse | Self::R2 | Self::MaeDifference | Self::WorstGroupMae
+        )
+    }
+
+    /// Whether it has a meaning for what a model says.
+    #[must_use]
+    pub const fn is_for(self, target: Target) -> bool {
+        match target {
+            Target::Number { .. } => self.is_of_numbers() || matches!(self.kind(), Kind::Column),
+            Target::Classes(classes) => {
+                !self.is_of_numbers() && (classes == 2 || !self.is_binary_only())
+            }
+        }
+    }
+
     /// Whether it is counted by group for more than two classes.
     #[must_use]
     pub const fn is_by_group(self) -> bool {
         !matches!(self, Self::RocAuc | Self::PrAuc | Self::Ece)
     }
 
-    /// The largest value that it can have for so many classes.
+    /// The largest value that it can have for what a model says.
     #[must_use]
-    pub const fn most(self, classes: u32) -> f64 {
-        match self {
-            Self::LogLoss => LOG_LOSS_MAX,
-            Self::Psi => PSI_MAX,
-            Self::Brier if classes > 2 => 2.0,
+    pub const fn most(self, target: Target) -> f64 {
+        match (self, target) {
+            (Self::LogLoss, _) => LOG_LOSS_MAX,
+            (Self::Psi, _) => PSI_MAX,
+            (Self::R2, _) => 1.0,
+            (_, Target::Number { width }) if self.is_of_numbers() => width,
+            (Self::Brier, Target::Classes(classes)) if classes > 2 => 2.0,
             _ => 1.0,
         }
     }
@@ -260,6 +313,10 @@ impl Metric {
     /// The smallest value that it can have.
     #[must_use]
     pub const fn least(self) -> f64 {
-        if matches!(self, Self::AccuracyDrop) { -1.0 } else { 0.0 }
+        match self {
+            Self::AccuracyDrop => -1.0,
+            Self::R2 => R2_LEAST,
+            _ => 0.0,
+        }
     }
 }

@@ -22,6 +22,10 @@ enum Form {
     Harmonic(Ratio),
     /// The mean of two that have no count in common.
     Mean(Ratio, Ratio),
+    /// The root of a mean.
+    Root(Ratio),
+    /// One less a ratio.
+    Rest(Ratio),
     Delta {
         variance: f64,
         steepest: f64,
@@ -86,6 +90,16 @@ impl Rate {
         Self { value: f64::midpoint(a.value(), b.value()), form: Form::Mean(a, b) }
     }
 
+    /// The root of a mean.
+    pub(super) fn root(mean: Ratio) -> Self {
+        Self { value: mean.value().max(0.0).sqrt(), form: Form::Root(mean) }
+    }
+
+    /// One less a ratio.
+    pub(super) fn rest(ratio: Ratio) -> Self {
+        Self { value: 1.0 - ratio.value(), form: Form::Rest(ratio) }
+    }
+
     /// Its variance by the delta method, and how much one record moves it at most; nothing where records are not a sample.
     pub(super) const fn delta(value: f64, variance: f64, steepest: f64) -> Self {
         Self { value, form: Form::Delta { variance, steepest } }
@@ -95,7 +109,9 @@ impl Rate {
     pub(super) const fn slopes(self) -> (f64, f64) {
         match self.form {
             Form::Delta { variance, steepest } => (variance, steepest),
-            Form::Part(_) | Form::Harmonic(_) | Form::Mean(..) => (f64::INFINITY, 0.0),
+            Form::Part(_) | Form::Harmonic(_) | Form::Mean(..) | Form::Root(_) | Form::Rest(_) => {
+                (f64::INFINITY, 0.0)
+            }
         }
     }
 
@@ -111,6 +127,14 @@ impl Rate {
                 // Each end from those of both (Newcombe 1998, method 10; Zou and Donner 2008).
                 let ((a_down, a_up), (b_down, b_up)) = (a.reach(z), b.reach(z));
                 (self.value - a_down.hypot(b_down) / 2.0, self.value + a_up.hypot(b_up) / 2.0)
+            }
+            Form::Root(mean) => {
+                let (low, high) = mean.ends(z);
+                (low.max(0.0).sqrt(), high.max(0.0).sqrt())
+            }
+            Form::Rest(ratio) => {
+                let (low, high) = ratio.ends(z);
+                (1.0 - high, 1.0 - low)
             }
             Form::Delta { variance, steepest } => {
                 let reach = z * variance.sqrt().hypot(z * steepest);

@@ -178,7 +178,9 @@ impl Pool<'_> {
     }
 
     pub(super) fn rate(&self, metric: Metric, cells: &[usize]) -> Found<Rate> {
-        if self.layout.is_binary() {
+        if self.layout.is_number() {
+            self.of_numbers(metric, cells)
+        } else if self.layout.is_binary() {
             self.binary(metric, cells)
         } else {
             self.several(metric, cells)
