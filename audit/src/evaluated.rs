@@ -5,13 +5,13 @@
 
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
-    audit::{Entry, Kind, bundle, within_bounds},
+    audit::{Entry, Kind, approvals::Promotion, bundle, within_bounds},
     canon::{Canon, CanonError},
     evaluation::{
         Evaluation,
         answer::{CONTEXT, EvaluationHeader, from_bytes},
     },
-    gate::{Declared, Evaluated, Facts, Gate, Judged, judge},
+    gate::{Declared, Evaluated, Facts, Gate, Judged, When, judge, judge_promotion},
     id::{Digest, RoundId, SiteId},
     note,
     study::Study,
@@ -36,6 +36,15 @@ impl Gating {
             rounds: study.rounds.count,
         }
     }
+}
+
+/// What is known of a round that was judged.
+struct Round {
+    counted: Counted,
+    /// The candidate that sites were asked about.
+    candidate: Digest,
+    /// What each of them counted.
+    taken: BTreeMap<SiteId, Digest>,
 }
 
 /// What is known of a round's updates.
@@ -67,6 +76,10 @@ pub(crate) struct Evaluations {
     /// By round and try, what each site counted.
     accepted: BTreeMap<(RoundId, u32), BTreeMap<SiteId, Digest>>,
     gatings: BTreeMap<String, Gating>,
+    /// Rounds that gave models which gates are asked about when they are promoted.
+    gave: BTreeMap<RoundId, Round>,
+    /// By study and number, the round whose model a version is.
+    versions: BTreeMap<(String, u32), u32>,
     /// Verdicts whose figures were made again.
     pub(crate) judged: u64,
 }
@@ -159,7 +172,7 @@ impl Evaluations {
 
     /// A candidate was judged: the gates' figures follow from what was counted, and a model was published only if all of them
     /// passed.
-    pub(crate) fn verdict(&mut self, entry: &Entry, counted: &Counted) -> Result<(), String> {
+    pub(crate) fn verdict(&mut self, entry: &Entry, counted: Counted) -> Result<(), String> {
         let body = entry.body();
         let text = |e: CanonError| e.to_string();
         let round = entry.round().map_err(text)?;
@@ -169,30 +182,9 @@ impl Evaluations {
         }
         let attempt: u32 = body.int("attempt").map_err(text)?;
         let taken = self.accepted.remove(&(round.clone(), attempt)).unwrap_or_default();
-        let due = gating.evaluation.as_ref().filter(|e| e.is_due(round.number, gating.rounds));
         let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
-        let mut evaluated = due.map(|e| Evaluated::new(e, gating.classes));
-        let mut epsilon = counted.epsilon;
-        for (site, digest) in &taken {
-            let signed = self.signed.get(digest).ok_or("invariant: it was there")?;
-            if signed.header.candidate != candidate {
-                return Err(format!("{site} has counted about another candidate"));
-            }
-            let spent = signed.header.epsilon.parse::<f64>().map_err(|e| e.to_string())?;
-            epsilon = Some(epsilon.map_or(spent, |most| most.max(spent)));
-            let all = evaluated.as_mut().ok_or("its study is not evaluated in this round")?;
-            let added = all.add(site.clone(), gating.classes, &signed.counts);
-            added.map_err(|e| format!("the counts of {site} cannot be: {e}"))?;
-        }
-        let facts = Facts {
-            sites: counted.sites,
-            examples: counted.examples,
-            finite: true,
-            witnesses: 0,
-            epsilon,
-            is_last: round.number == gating.rounds,
-            evaluated,
-        };
+        let judged = Round { counted, candidate, taken };
+        let facts = facts(gating, &self.signed, round.number, &judged)?;
         let gates: Vec<Gate> = gating.gates.iter().cloned().map(Gate::Declared).collect();
         let verdict = judge(&facts, &gates);
         if entry.kind == Kind::ModelPublished && !verdict.pass {
@@ -202,17 +194,115 @@ impl Evaluations {
             ));
         }
         let ours: Vec<String> = verdict.judged.iter().map(Judged::line).collect();
-        let sites: Vec<String> = taken.keys().map(ToString::to_string).collect();
-        for (member, ours) in [("gates", &ours), ("evaluated_by", &sites)] {
-            if let Some((ours, theirs)) = differ(entry, member, ours)? {
-                return Err(format!(
-                    "`{member}` of round {round} says `{theirs}`, and by what the sites signed it is `{ours}`"
-                ));
-            }
+        let sites: Vec<String> = judged.taken.keys().map(ToString::to_string).collect();
+        same(entry, &format!("round {round}"), &ours, &sites)?;
+        let later = gating.gates.iter().any(|gate| gate.when == When::Promotion);
+        if entry.kind == Kind::ModelPublished && later {
+            self.gave.insert(round, judged);
         }
         self.judged += u64::from(!ours.is_empty());
         Ok(())
     }
+
+    /// A round's model became a version.
+    pub(crate) fn made(&mut self, entry: &Entry) -> Result<(), String> {
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        let number = entry.body().int("version").map_err(text)?;
+        self.versions.insert((round.study.to_string(), number), round.number);
+        Ok(())
+    }
+
+    /// A version was promoted, or was kept from it by gates: what they say follows from what was counted in the round whose model
+    /// it is, and it went on only if it passed every one of them.
+    pub(crate) fn promotion(&mut self, entry: &Entry) -> Result<(), String> {
+        let body = entry.body();
+        let kept_from = entry.kind != Kind::VersionPromoted;
+        let says = |member| body.member(member).is_some();
+        let promotes = body.find_text("action") == Some("version.promote");
+        if kept_from && !(promotes && (says("gates") || says("gates_sha256"))) {
+            return Ok(());
+        }
+        let text = |e: CanonError| e.to_string();
+        let study = body.text("study").map_err(text)?;
+        // Of a study in an earlier shard nothing is known here.
+        let Some(gating) = self.gatings.get(study) else { return Ok(()) };
+        let Promotion { version, stage } =
+            Promotion::read(entry).map_err(text)?.ok_or("it names no version")?;
+        if !kept_from && !gating.gates.iter().any(|gate| gate.is_asked_of(stage)) {
+            return same(entry, &format!("version {version}"), &[], &[]);
+        }
+        let number = self.versions.get(&(study.to_owned(), version)).copied();
+        let number = number.ok_or_else(|| format!("study `{study}` has no version {version}"))?;
+        let id = RoundId { study: body.parsed("study").map_err(text)?, number };
+        let round = self.gave.get(&id);
+        let round = round.ok_or_else(|| format!("round {id} gave no model"))?;
+        let facts = facts(gating, &self.signed, number, round)?;
+        let verdict = judge_promotion(&facts, &gating.gates, stage);
+        let ours: Vec<String> = verdict.judged.iter().map(Judged::line).collect();
+        let sites: Vec<String> = round.taken.keys().map(ToString::to_string).collect();
+        match (kept_from, verdict.pass) {
+            (false, false) => {
+                return Err(format!(
+                    "version {version} goes on to `{stage}`, and fails a gate of its study that is asked then: {}",
+                    verdict.reasons.join("; ")
+                ));
+            }
+            (true, true) => {
+                return Err(format!(
+                    "it keeps version {version} from `{stage}` by gates of its study, and it passes every one that is asked then"
+                ));
+            }
+            _ => {}
+        }
+        same(entry, &format!("version {version}"), &ours, &sites)?;
+        self.judged += 1;
+        Ok(())
+    }
+}
+
+/// What gates know of a round's candidate, by what sites have signed.
+fn facts<'a>(
+    gating: &'a Gating,
+    signed: &BTreeMap<Digest, Signed>,
+    number: u32,
+    Round { counted, candidate, taken }: &Round,
+) -> Result<Facts<'a>, String> {
+    let due = gating.evaluation.as_ref().filter(|e| e.is_due(number, gating.rounds));
+    let mut evaluated = due.map(|e| Evaluated::new(e, gating.classes));
+    let mut epsilon = counted.epsilon;
+    for (site, digest) in taken {
+        let signed = signed.get(digest).ok_or("invariant: it was there")?;
+        if signed.header.candidate != *candidate {
+            return Err(format!("{site} has counted about another candidate"));
+        }
+        let spent = signed.header.epsilon.parse::<f64>().map_err(|e| e.to_string())?;
+        epsilon = Some(epsilon.map_or(spent, |most| most.max(spent)));
+        let all = evaluated.as_mut().ok_or("its study is not evaluated in this round")?;
+        let added = all.add(site.clone(), gating.classes, &signed.counts);
+        added.map_err(|e| format!("the counts of {site} cannot be: {e}"))?;
+    }
+    Ok(Facts {
+        sites: counted.sites,
+        examples: counted.examples,
+        finite: true,
+        witnesses: 0,
+        epsilon,
+        is_last: number == gating.rounds,
+        evaluated,
+    })
+}
+
+/// Holds what an entry says of gates, and of who has counted, against ours.
+fn same(entry: &Entry, of: &str, gates: &[String], sites: &[String]) -> Result<(), String> {
+    for (member, ours) in [("gates", gates), ("evaluated_by", sites)] {
+        if let Some((ours, theirs)) = differ(entry, member, ours)? {
+            return Err(format!(
+                "`{member}` of {of} says `{theirs}`, and by what the sites signed it is `{ours}`"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Where a list in an entry differs from ours, if it does: what is ours, and what is theirs.

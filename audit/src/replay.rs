@@ -300,7 +300,7 @@ impl Replay {
                     ));
                 }
                 self.check_witnesses(entry, &round, open.last)?;
-                self.evaluations.verdict(entry, &open.counted())?;
+                self.evaluations.verdict(entry, open.counted())?;
                 self.check_rule(entry, &round)?;
                 let mut counted: Vec<Digest> = open.accepted.into_values().collect();
                 counted.sort_unstable();
@@ -315,9 +315,11 @@ impl Replay {
             }
             Kind::ModelRolledBack => self.rolled_back(&round()?, digest("model_sha256")?)?,
             Kind::EvaluationAccepted => self.evaluations.accepted(entry)?,
+            Kind::VersionMade => self.evaluations.made(entry)?,
+            Kind::VersionPromoted | Kind::AdminRead => self.evaluations.promotion(entry)?,
             Kind::ModelRejected => {
                 if let Some(open) = self.open.remove(&round()?) {
-                    self.evaluations.verdict(entry, &open.counted())?;
+                    self.evaluations.verdict(entry, open.counted())?;
                 }
             }
             Kind::RoundFailed => {

@@ -10,6 +10,7 @@ use crate::{
         figures::{By, Estimate, Grouped, Kind, Metric, Missing, Pool},
     },
     id::SiteId,
+    registry::version::Stage,
     round::UpdateRef,
     study::WitnessQuorum,
 };
@@ -167,6 +168,9 @@ pub enum When {
     EachRound,
     /// Of the last round's alone.
     End,
+    /// In no round, but of a version each time that it is to go on to `staging` or `production`. What it fails stays where it
+    /// stands.
+    Promotion,
 }
 
 /// What becomes of a study whose gate fails.
@@ -288,6 +292,19 @@ impl Verdict {
         let (judged, asked) = (Vec::new(), Vec::new());
         Self { pass, reasons, judged, asked, on_failure: OnFailure::Reject }
     }
+
+    /// What a declared gate says.
+    fn ask(&mut self, declared: &Declared, facts: &Facts<'_>) {
+        let judged = declared.judge(facts);
+        let before = self.reasons.len();
+        self.reasons.extend(judged.iter().filter(|j| !j.pass).map(ToString::to_string));
+        let passed = self.reasons.len() == before;
+        if !passed {
+            self.on_failure = self.on_failure.max(declared.on_failure);
+        }
+        self.judged.extend(judged);
+        self.asked.push((declared.figure.metric(), passed));
+    }
 }
 
 /// Judges a candidate by every gate.
@@ -295,7 +312,7 @@ impl Verdict {
 pub fn judge(facts: &Facts<'_>, gates: &[Gate]) -> Verdict {
     let mut verdict = Verdict::of(Vec::new());
     for gate in gates {
-        let before = (verdict.reasons.len(), verdict.judged.len());
+        let before = verdict.reasons.len();
         match gate {
             Gate::Participation { min_sites } if facts.sites < *min_sites => verdict
                 .reasons
@@ -310,20 +327,26 @@ pub fn judge(facts: &Facts<'_>, gates: &[Gate]) -> Verdict {
                 ));
             }
             Gate::Declared(declared) => {
-                let judged = declared.judge(facts);
-                let failed = judged.iter().filter(|j| !j.pass);
-                verdict.reasons.extend(failed.map(ToString::to_string));
-                if verdict.reasons.len() > before.0 {
-                    verdict.on_failure = verdict.on_failure.max(declared.on_failure);
+                if declared.is_asked(facts.is_last, facts.evaluated.is_some()) {
+                    verdict.ask(declared, facts);
                 }
-                verdict.judged.extend(judged);
+                continue;
             }
             _ => {}
         }
-        // A declared gate that is not due is not asked.
-        if !matches!(gate, Gate::Declared(_)) || verdict.judged.len() > before.1 {
-            verdict.asked.push((gate.metric(), verdict.reasons.len() == before.0));
-        }
+        verdict.asked.push((gate.metric(), verdict.reasons.len() == before));
+    }
+    verdict.pass = verdict.reasons.is_empty();
+    verdict
+}
+
+/// Judges a version that is to go on to a stage, by what is known of the round whose model it is: by the gates that are asked
+/// then, and by no others.
+#[must_use]
+pub fn judge_promotion(facts: &Facts<'_>, gates: &[Declared], to: Stage) -> Verdict {
+    let mut verdict = Verdict::of(Vec::new());
+    for gate in gates.iter().filter(|gate| gate.is_asked_of(to)) {
+        verdict.ask(gate, facts);
     }
     verdict.pass = verdict.reasons.is_empty();
     verdict
@@ -341,7 +364,14 @@ impl Declared {
         match self.when {
             When::End => is_last,
             When::EachRound => is_last || evaluated || !self.figure.is_evaluated(),
+            When::Promotion => false,
         }
+    }
+
+    /// Whether it is asked when a version goes on to this stage. What is only put away is asked nothing.
+    #[must_use]
+    pub const fn is_asked_of(&self, to: Stage) -> bool {
+        matches!((self.when, to), (When::Promotion, Stage::Staging | Stage::Production))
     }
 
     /// What it says of a figure.
@@ -351,10 +381,8 @@ impl Declared {
         Judged { figure, found, bound: self.bound.to_string(), pass }
     }
 
+    /// What it says of a candidate, whether or not it is due.
     fn judge(&self, facts: &Facts<'_>) -> Vec<Judged> {
-        if !self.is_asked(facts.is_last, facts.evaluated.is_some()) {
-            return Vec::new();
-        }
         let one = |figure, found| vec![self.on(Found { figure, found })];
         #[expect(clippy::cast_precision_loss, reason = "examples are below 2^53")]
         let counted = match self.figure {
@@ -622,6 +650,35 @@ mod tests {
         assert!(judge(&between, &gates(roc_auc, When::EachRound)).pass);
         let not_due = judge(&between, &gates(roc_auc, When::End));
         assert!(not_due.pass && not_due.asked.is_empty(), "{not_due:?}");
+    }
+
+    #[test]
+    fn a_version_is_asked_what_a_round_is_not_and_only_on_its_way_to_where_it_serves() {
+        let e = Evaluation { noise: Noise::None, ..settings() };
+        let evaluated = Facts { evaluated: Some(counted(&e)), ..facts() };
+        let accuracy = declared(Figure::Overall(Metric::Accuracy), Bound::AtLeast(0.74));
+        let asked = Declared { when: When::Promotion, ..accuracy.clone() };
+        let sites =
+            Declared { when: When::Promotion, ..declared(Figure::Sites, Bound::AtLeast(3.0)) };
+        let gates = [accuracy, asked, sites];
+        // In its round it would have failed by the one that is asked then.
+        let round =
+            judge(&evaluated, &gates[1..].iter().cloned().map(Gate::Declared).collect::<Vec<_>>());
+        assert!(round.pass && round.judged.is_empty() && round.asked.is_empty(), "{round:?}");
+        for to in [Stage::Staging, Stage::Production] {
+            let verdict = judge_promotion(&evaluated, &gates, to);
+            assert!(!verdict.pass);
+            assert_eq!(
+                verdict.reasons,
+                ["accuracy: 0.7500 [0.7173, 0.7801], at least 0.74 needed"]
+            );
+            assert_eq!(verdict.asked, [("accuracy", false), ("sites", true)]);
+        }
+        assert!(judge_promotion(&evaluated, &gates, Stage::Archived).judged.is_empty());
+        // A version of a round that was not evaluated has no figure, and does not pass by silence.
+        let silent = judge_promotion(&facts(), &gates, Stage::Staging);
+        assert_eq!(silent.reasons, ["accuracy: no site has sent counts, at least 0.74 needed"]);
+        assert!(judge_promotion(&facts(), &gates[2..], Stage::Staging).pass);
     }
 
     #[test]

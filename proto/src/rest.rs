@@ -523,6 +523,10 @@ pub struct Version {
     pub safetensors_sha256: String,
     /// How often the study's versions were changed: the `ETag`, and what `If-Match` is held against.
     pub revision: u64,
+    /// Where one version is shown, the study's gates that are asked when it goes on to staging or production, and what they say of
+    /// it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<LineageGate>,
 }
 
 /// Which round's model is to be a version.
@@ -683,6 +687,9 @@ pub struct LineageMove {
     /// The approvals that counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<String>,
+    /// Of a promotion, what the gates said that are asked then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<LineageGate>,
     /// The entry that says so.
     pub index: u64,
 }

@@ -1,6 +1,6 @@
 //! What sites have counted about a candidate: checked as it comes, made into figures when the candidate is judged.
 
-use super::{Meta, exchange};
+use super::{Meta, exchange, problem_of, unreadable};
 use crate::store::{Store, row::ExchangeRow, writer::CommitError};
 use bytes::Bytes;
 use ed25519_dalek::VerifyingKey;
@@ -10,9 +10,10 @@ use falaj_core::{
         Evaluation,
         answer::{AnswerError, EvaluationHeader, SignedCounts},
     },
-    gate::{Evaluated, Facts, Judged, OnFailure, Verdict},
+    gate::{self, Evaluated, Facts, Judged, OnFailure, Verdict},
     id::{Digest, RoundId, SiteId},
-    round::{Evaluating, Gated, Phase, Round},
+    registry::version::Stage,
+    round::{AnyRound, Evaluating, Gated, Phase, Round},
 };
 use falaj_proto::problem::{Code, Problem};
 
@@ -167,6 +168,60 @@ pub(super) async fn facts<'a>(
         facts.evaluated = Some(kept.evaluated);
     }
     Ok(facts)
+}
+
+/// What gates say of a version, and what an entry says of that.
+pub(crate) struct Asked {
+    pub(crate) verdict: Verdict,
+    pub(crate) said: Vec<(&'static str, Vec<String>)>,
+}
+
+/// Judges the model of a round that is to go on to a stage as a version, by what sites have signed in that round. Nothing that was
+/// there then is ever forgotten, so that it is the same each time, and whoever audits it finds the same.
+///
+/// # Errors
+/// When it cannot be read now.
+pub(crate) async fn promotion(
+    store: &Store,
+    meta: &Meta,
+    number: u32,
+    to: Stage,
+) -> Result<Asked, Problem> {
+    let study = &meta.study;
+    if !study.gates.iter().any(|gate| gate.is_asked_of(to)) {
+        return Ok(Asked { verdict: Verdict::of(Vec::new()), said: Vec::new() });
+    }
+    let rounds = store.rounds(&study.id).await.map_err(unreadable)?;
+    let gave = rounds.into_iter().find_map(|round| match round {
+        AnyRound::Promoted(round) if round.id.number == number => Some(round),
+        _ => None,
+    });
+    let round = gave.ok_or_else(|| {
+        Code::Internal.because(format!(
+            "the coordinator has no round {number} that gave the version's model, and its gates cannot be asked"
+        ))
+    })?;
+    let mut facts = Facts::of(round.stage.updates.values(), true, 0);
+    for (site, update) in &round.stage.updates {
+        let row = store.update(&round.id, &site.to_string(), &update.payload).await;
+        let row = row.map_err(unreadable)?.ok_or_else(|| {
+            Code::Internal.because(format!(
+                "the coordinator has no update {} of {site}, and cannot say what it cost",
+                update.payload
+            ))
+        })?;
+        let spent = row.epsilon.parse::<f64>().unwrap_or(f64::INFINITY);
+        facts.epsilon = Some(facts.epsilon.map_or(spent, |most| most.max(spent)));
+    }
+    if let Some(e) = study.evaluation.as_ref().filter(|_| round.spec.evaluates) {
+        let kept = kept(store, meta, e, (&round.id, round.spec.attempt)).await;
+        let kept = kept.map_err(|e| problem_of(&e))?;
+        facts.epsilon = facts.epsilon.into_iter().chain(kept.epsilon).reduce(f64::max);
+        facts.evaluated = Some(kept.evaluated);
+    }
+    let verdict = gate::judge_promotion(&facts, &study.gates, to);
+    let said = said(&facts, &verdict);
+    Ok(Asked { verdict, said })
 }
 
 /// What becomes of a candidate by a verdict, in one word.

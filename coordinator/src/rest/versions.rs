@@ -16,12 +16,13 @@ use axum::{
 };
 use falaj_core::{
     audit::objects::Object,
+    gate::Judged,
     id::{Place, SiteId, StudyId},
     registry::{
         card,
         dsse::Envelope,
         lineage::{Ancestry, Asked, Remedy, Source, Touched},
-        provenance::Provenance,
+        provenance::{GateSaid, Provenance},
         version::{Alias, Registry, Stage},
     },
     time::Timestamp,
@@ -57,6 +58,7 @@ fn shown(registry: &Registry, revision: u64, number: u32) -> Result<rest::Versio
         manifest_sha256: version.manifest.to_string(),
         safetensors_sha256: version.file.to_string(),
         revision,
+        gates: Vec::new(),
     })
 }
 
@@ -186,9 +188,14 @@ pub(super) async fn show(
     Extension(peer): Who,
     Path((id, version)): Path<(String, String)>,
 ) -> Answer<Response> {
-    let (_, registry, revision, number) =
+    let (handle, registry, revision, number) =
         app.version(&peer, Action::StudyRead, &id, &version).await?;
-    Ok(tagged(StatusCode::OK, shown(&registry, revision, number)?))
+    let mut version = shown(&registry, revision, number)?;
+    let gates = app.versions.gates(&handle, &registry, number).await?;
+    let round = version.round;
+    let read = |judged: &Judged| gate(GateSaid::of_line(round, &judged.line()));
+    version.gates = gates.iter().map(read).collect();
+    Ok(tagged(StatusCode::OK, version))
 }
 
 /// What is signed of a version: an in-toto statement with a SLSA provenance, in a DSSE envelope.
@@ -260,6 +267,18 @@ pub(super) async fn ancestry(
     Ok(Json(told(&app, shown(&registry, revision, number)?, ancestry)))
 }
 
+fn gate(said: GateSaid) -> rest::LineageGate {
+    rest::LineageGate {
+        round: said.round,
+        name: said.name,
+        scope: said.scope,
+        figure: said.figure,
+        interval: said.interval,
+        bound: said.bound,
+        pass: said.pass,
+    }
+}
+
 fn told(app: &App, version: rest::Version, of: Ancestry) -> rest::VersionLineage {
     let update = |u: &falaj_core::registry::provenance::UpdateCounted| rest::LineageUpdate {
         site: u.site.to_string(),
@@ -276,15 +295,7 @@ fn told(app: &App, version: rest::Version, of: Ancestry) -> rest::VersionLineage
         index: round.index,
         updates: round.updates.iter().map(update).collect(),
     });
-    let gates = of.gates.into_iter().map(|gate| rest::LineageGate {
-        round: gate.round,
-        name: gate.name,
-        scope: gate.scope,
-        figure: gate.figure,
-        interval: gate.interval,
-        bound: gate.bound,
-        pass: gate.pass,
-    });
+    let gates = of.gates.into_iter().map(gate);
     let evaluations = of.evaluations.iter().map(|evaluated| rest::LineageEvaluation {
         round: evaluated.round,
         site: evaluated.site.to_string(),
@@ -306,6 +317,7 @@ fn told(app: &App, version: rest::Version, of: Ancestry) -> rest::VersionLineage
         at: moved.ts,
         reason: moved.reason,
         approvals: moved.approvals,
+        gates: moved.gates.into_iter().map(gate).collect(),
         index: moved.index,
     });
     rest::VersionLineage {

@@ -7,7 +7,7 @@ use super::{
     figures::{Kind, Metric},
 };
 use crate::{
-    gate::{Bound, Declared, Figure},
+    gate::{Bound, Declared, Figure, OnFailure, When},
     study::Problem,
 };
 use std::collections::BTreeSet;
@@ -250,6 +250,12 @@ pub fn gates(gates: &[Declared], e: Option<&Evaluation>, classes: u32) -> Vec<Pr
             format!("`{}` needs records that are held out", gate.figure.name(None)),
             "add a section `evaluation`, for example with `holdout: 0.2`",
         );
+        p.when(
+            gate.when == When::Promotion && gate.on_failure != OnFailure::Reject,
+            &at,
+            format!("`on_failure: {}` of a gate that no round is asked", gate.on_failure.as_str()),
+            "remove `on_failure`: a version that fails a gate with `when: promotion` stays where it stands",
+        );
         let (Bound::AtLeast(bound) | Bound::AtMost(bound)) = gate.bound;
         p.when(!bound.is_finite(), &at, format!("{bound} is no bound"), "give a number");
         if let Some(says) = gate.bound.decides_nothing(least, most) {
@@ -307,10 +313,7 @@ pub fn fits(metric: Metric, kind: Kind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        evaluation::{Attribute, cells::tests::settings as sound, figures::By},
-        gate::{OnFailure, When},
-    };
+    use crate::evaluation::{Attribute, cells::tests::settings as sound, figures::By};
 
     fn of(change: impl FnOnce(&mut Evaluation)) -> Vec<String> {
         let mut e = sound();
@@ -395,5 +398,14 @@ mod tests {
         assert!(said(each, Bound::AtLeast(0.7), Some(&e), 5).contains("not counted by group"));
         assert_eq!(said(Figure::Sites, Bound::AtLeast(3.0), None, 2), "");
         assert!(said(Figure::Epsilon, Bound::AtMost(f64::NAN), None, 2).contains("is no bound"));
+        for (on_failure, count) in [(OnFailure::Reject, 0), (OnFailure::Stop, 1)] {
+            let at_promotion = Declared {
+                when: When::Promotion,
+                on_failure,
+                ..gate(Figure::Sites, Bound::AtLeast(3.0))
+            };
+            let found = gates(&[at_promotion], None, 2);
+            assert_eq!(found.len(), count, "{found:?}");
+        }
     }
 }

@@ -97,6 +97,8 @@ pub struct Moved {
     pub approvals: Vec<String>,
     /// What was signed of the version, if the entry says so.
     pub provenance: Option<Digest>,
+    /// What the gates said that are asked when a version is promoted.
+    pub gates: Vec<GateSaid>,
 }
 
 /// An approval of a version's promotion.
@@ -378,7 +380,7 @@ impl Lineage {
             pass: true,
         });
         let lines = body.member("gates").into_iter().flat_map(Node::items);
-        let declared = lines.filter_map(Node::as_text).map(|line| gate(number, line));
+        let declared = lines.filter_map(Node::as_text).map(|line| GateSaid::of_line(number, line));
         let gates = declared.chain(witnessed).collect();
         let made = Made {
             round,
@@ -432,6 +434,15 @@ impl Lineage {
                 reason: body.find_text("reason").unwrap_or_default().to_owned(),
                 approvals: entry.approvals()?.into_iter().map(str::to_owned).collect(),
                 provenance: body.find("provenance_sha256"),
+                // Nothing was asked of the version that left for it.
+                gates: if number == change.version {
+                    let round = change.next.version(number)?.round;
+                    let lines = body.member("gates").into_iter().flat_map(Node::items);
+                    let lines = lines.filter_map(Node::as_text);
+                    lines.map(|line| GateSaid::of_line(round, line)).collect()
+                } else {
+                    Vec::new()
+                },
             };
             run.versions.get_mut(&number).into_iter().for_each(|h| h.moves.push(moved.clone()));
         }
@@ -540,22 +551,27 @@ impl Lineage {
     }
 }
 
-/// A gate as an entry has it: `pass: auc: 0.7512 [0.7312, 0.7721], at least 0.72 needed`. What is spelled otherwise is all name.
-fn gate(round: u32, line: &str) -> GateSaid {
-    let (verdict, said) = line.split_once(": ").unwrap_or(("", line));
-    let (rest, bound) =
-        said.strip_suffix(" needed").and_then(|said| said.rsplit_once(", ")).unwrap_or((said, ""));
-    let (name, found) = rest.split_once(": ").unwrap_or((rest, ""));
-    let ranged = found.strip_suffix(']').and_then(|found| found.split_once(" ["));
-    let (figure, interval) = ranged.unwrap_or((found, ""));
-    GateSaid {
-        round,
-        name: name.to_owned(),
-        scope: String::new(),
-        figure: figure.to_owned(),
-        interval: interval.to_owned(),
-        bound: bound.to_owned(),
-        pass: verdict == "pass",
+impl GateSaid {
+    /// A gate as an entry has it: `pass: auc: 0.7512 [0.7312, 0.7721], at least 0.72 needed`. What is spelled otherwise is all name.
+    #[must_use]
+    pub fn of_line(round: u32, line: &str) -> Self {
+        let (verdict, said) = line.split_once(": ").unwrap_or(("", line));
+        let (rest, bound) = said
+            .strip_suffix(" needed")
+            .and_then(|said| said.rsplit_once(", "))
+            .unwrap_or((said, ""));
+        let (name, found) = rest.split_once(": ").unwrap_or((rest, ""));
+        let ranged = found.strip_suffix(']').and_then(|found| found.split_once(" ["));
+        let (figure, interval) = ranged.unwrap_or((found, ""));
+        Self {
+            round,
+            name: name.to_owned(),
+            scope: String::new(),
+            figure: figure.to_owned(),
+            interval: interval.to_owned(),
+            bound: bound.to_owned(),
+            pass: verdict == "pass",
+        }
     }
 }
 

@@ -111,6 +111,7 @@ enum WhenYaml {
     #[default]
     EachRound,
     End,
+    Promotion,
 }
 
 #[derive(Deserialize, Clone, Copy, Default)]
@@ -297,6 +298,7 @@ impl Reader<'_> {
             let when = match y.when {
                 WhenYaml::EachRound => When::EachRound,
                 WhenYaml::End => When::End,
+                WhenYaml::Promotion => When::Promotion,
             };
             let on_failure = match y.on_failure {
                 OnFailureYaml::Reject => OnFailure::Reject,
