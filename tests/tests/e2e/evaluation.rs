@@ -140,6 +140,59 @@ fn a_model_that_fails_a_gate_is_kept_out_and_the_study_can_end_by_it() -> Result
 }
 
 #[test]
+fn a_version_goes_on_only_if_it_passes_what_is_asked_then() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = federation.start_hospitals()?;
+    let gates = "  - { metric: roc_auc, at_least: 0.02 }\n  - { metric: roc_auc, at_least: 0.01, when: promotion }\n  - { metric: accuracy, each_site: true, at_least: 0.01, when: promotion }\n  - { metric: epsilon, at_most: 900, when: promotion }\n";
+    federation.submit(&evaluated("asked", 2, 1, gates))?;
+    federation.finishes("asked")?;
+    for entry in federation.entries("model.published")? {
+        let gates = lines(&entry, "gates");
+        ensure!(gates.len() == 1 && gates[0].contains("at least 0.02"), "{gates:?}");
+    }
+    let shown = federation.falaj_json(&["model", "show", "asked", "1"])?;
+    let gates = shown["gates"].as_array().context("gates")?;
+    ensure!(gates.len() == 4 && gates.iter().all(|gate| gate["pass"] == true), "{shown}");
+    federation.falaj_json(&["model", "promote", "asked", "1", "--to", "staging"])?;
+    let promoted = federation.entries("version.promoted")?;
+    let said = lines(&promoted[0], "gates");
+    ensure!(said.len() == 4 && said.iter().all(|line| line.starts_with("pass: ")), "{said:?}");
+    ensure!(said[0].starts_with("pass: roc_auc: ") && said[0].contains('['), "{said:?}");
+    ensure!(lines(&promoted[0], "evaluated_by").len() == 2, "{promoted:?}");
+    let lineage = federation.falaj(&["lineage", "--study", "asked", "--version", "1"])?;
+    ensure!(text(&lineage).contains("ASKED AT A PROMOTION"), "{}", text(&lineage));
+
+    // Another one has the same records, and is asked what no model is.
+    let gates = "  - { metric: accuracy, at_least: 0.9999, when: promotion }\n";
+    federation.submit(&evaluated("strict", 2, 2, gates))?;
+    federation.finishes("strict")?;
+    ensure!(federation.entries("model.published")?.len() == 4);
+    let made = federation.falaj_json(&["model", "make", "strict", "--round", "1"])?;
+    ensure!(made["version"] == 2, "{made}");
+    // The first round was not evaluated: what is missing fails.
+    for (version, why) in [("1", "["), ("2", "no site has sent counts")] {
+        let out = federation.falaj(&["model", "promote", "strict", version, "--to", "staging"])?;
+        let told = text(&out);
+        ensure!(!out.status.success() && told.contains("gate_failed"), "{told}");
+        ensure!(told.contains("accuracy: ") && told.contains(why), "{told}");
+        ensure!(told.contains("at least 0.9999 needed"), "{told}");
+        let shown = text(&federation.falaj(&["model", "show", "strict", version])?);
+        ensure!(shown.contains("candidate") && shown.contains("FAILS"), "{shown}");
+    }
+    let kept = federation.entries("admin.read")?;
+    let kept: Vec<_> =
+        kept.iter().map(|entry| lines(entry, "gates")).filter(|l| !l.is_empty()).collect();
+    ensure!(
+        kept.len() == 2 && kept.iter().all(|l| l[0].starts_with("fail: accuracy: ")),
+        "{kept:?}"
+    );
+    ensure!(federation.entries("version.promoted")?.len() == 1);
+    federation.verified()?;
+    Ok(())
+}
+
+#[test]
 fn a_study_goes_back_to_the_last_model_that_passed() -> Result<()> {
     let mut federation = Federation::new()?;
     let _coordinator = federation.start_coordinator()?;
@@ -240,6 +293,10 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
             "no perturbation `pgd` is listed; there are fgsm(0.05); missing(0.1)",
         ),
         ("{ metric: sites, by: mean_radius, at_least: 2 }", "`sites` has no groups"),
+        (
+            "{ metric: sites, at_least: 2, when: promotion, on_failure: stop }",
+            "`on_failure: stop` of a gate that no round is asked",
+        ),
         (
             "{ metric: psi, of: income, at_most: 0.2 }",
             "no column `income` is watched; the study watches mean_radius",
