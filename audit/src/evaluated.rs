@@ -16,6 +16,7 @@ use falaj_core::{
     note,
     study::Study,
 };
+use falaj_policies::Action;
 use std::collections::BTreeMap;
 
 /// How a study's candidates are judged.
@@ -213,14 +214,14 @@ impl Evaluations {
         Ok(())
     }
 
-    /// A version was promoted, or was kept from it by gates: what they say follows from what was counted in the round whose model
-    /// it is, and it went on only if it passed every one of them.
+    /// A version was promoted, or was kept from it, by gates or by policy: what gates say follows from what was counted in the round
+    /// whose model it is, and it went on only if it passed every one of them.
     pub(crate) fn promotion(&mut self, entry: &Entry) -> Result<(), String> {
         let body = entry.body();
-        let kept_from = entry.kind != Kind::VersionPromoted;
+        let promoted = entry.kind == Kind::VersionPromoted;
         let says = |member| body.member(member).is_some();
-        let promotes = body.find_text("action") == Some("version.promote");
-        if kept_from && !(promotes && (says("gates") || says("gates_sha256"))) {
+        let promotes = body.find_text("action") == Some(Action::VersionPromote.as_str());
+        if !promoted && !(promotes && (says("gates") || says("gates_sha256"))) {
             return Ok(());
         }
         let text = |e: CanonError| e.to_string();
@@ -229,7 +230,7 @@ impl Evaluations {
         let Some(gating) = self.gatings.get(study) else { return Ok(()) };
         let Promotion { version, stage } =
             Promotion::read(entry).map_err(text)?.ok_or("it names no version")?;
-        if !kept_from && !gating.gates.iter().any(|gate| gate.is_asked_of(stage)) {
+        if promoted && !gating.gates.iter().any(|gate| gate.is_asked_of(stage)) {
             return same(entry, &format!("version {version}"), &[], &[]);
         }
         let number = self.versions.get(&(study.to_owned(), version)).copied();
@@ -241,14 +242,15 @@ impl Evaluations {
         let verdict = judge_promotion(&facts, &gating.gates, stage);
         let ours: Vec<String> = verdict.judged.iter().map(Judged::line).collect();
         let sites: Vec<String> = round.taken.keys().map(ToString::to_string).collect();
-        match (kept_from, verdict.pass) {
-            (false, false) => {
+        match (entry.kind, verdict.pass) {
+            (Kind::VersionPromoted, false) => {
                 return Err(format!(
                     "version {version} goes on to `{stage}`, and fails a gate of its study that is asked then: {}",
                     verdict.reasons.join("; ")
                 ));
             }
-            (true, true) => {
+            // Who was told why it stays where it stands might have promoted it.
+            (Kind::AdminRead, true) => {
                 return Err(format!(
                     "it keeps version {version} from `{stage}` by gates of its study, and it passes every one that is asked then"
                 ));

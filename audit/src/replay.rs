@@ -338,6 +338,9 @@ impl Replay {
                     // What was refused before its header was read names none.
                     self.refused.extend(digest("payload_sha256"));
                 }
+                if entry.kind == Kind::AccessDenied {
+                    self.evaluations.promotion(entry)?;
+                }
             }
             Kind::ModelRead | Kind::LogExported => {
                 self.intents.insert(entry.seq, entry.kind);
