@@ -3,21 +3,26 @@
 //! The figures of every gate are made again from the signed counts in the bundle, and must be those that the log has: in the
 //! verifier as in the coordinator, by `falaj_core::gate`.
 
+use crate::revoked::UNDER_WAY_MS;
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
-    audit::{Entry, Kind, approvals::Promotion, bundle, within_bounds},
+    audit::{Entry, Kind, approvals::Promotion, bundle, person::Person, within_bounds},
     canon::{Canon, CanonError},
     evaluation::{
         Evaluation,
         answer::{CONTEXT, EvaluationHeader, from_bytes},
     },
-    gate::{Declared, Evaluated, Facts, Gate, Judged, When, judge, judge_promotion},
+    gate::{
+        Declared, Evaluated, Facts, Gate, Judged, OnFailure, Verdict, When, judge, judge_promotion,
+    },
     id::{Digest, RoundId, SiteId},
     note,
+    round::APPROVERS,
     study::Study,
+    time::Timestamp,
 };
 use falaj_policies::Action;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a study's candidates are judged.
 #[derive(Clone, Default)]
@@ -46,6 +51,13 @@ struct Round {
     candidate: Digest,
     /// What each of them counted.
     taken: BTreeMap<SiteId, Digest>,
+}
+
+/// A candidate that waits for people.
+struct Waits {
+    round: Round,
+    until: Timestamp,
+    approved: BTreeSet<Person>,
 }
 
 /// What is known of a round's updates.
@@ -77,6 +89,8 @@ pub(crate) struct Evaluations {
     /// By round and try, what each site counted.
     accepted: BTreeMap<(RoundId, u32), BTreeMap<SiteId, Digest>>,
     gatings: BTreeMap<String, Gating>,
+    /// Candidates that wait for people, by round and try.
+    held: BTreeMap<(RoundId, u32), Waits>,
     /// Rounds that gave models which gates are asked about when they are promoted.
     gave: BTreeMap<RoundId, Round>,
     /// By study and number, the round whose model a version is.
@@ -182,13 +196,26 @@ impl Evaluations {
             return Ok(());
         }
         let attempt: u32 = body.int("attempt").map_err(text)?;
-        let taken = self.accepted.remove(&(round.clone(), attempt)).unwrap_or_default();
         let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
-        let judged = Round { counted, candidate, taken };
-        let facts = facts(gating, &self.signed, round.number, &judged)?;
-        let gates: Vec<Gate> = gating.gates.iter().cloned().map(Gate::Declared).collect();
-        let verdict = judge(&facts, &gates);
-        if entry.kind == Kind::ModelPublished && !verdict.pass {
+        let place = (round.clone(), attempt);
+        let (judged, approved) = match self.held.remove(&place) {
+            Some(Waits { round: judged, .. }) if judged.candidate != candidate => {
+                return Err(format!(
+                    "{} of round {round} waited for people, and not {candidate}",
+                    judged.candidate
+                ));
+            }
+            // It failed gates, and was refused or forgotten.
+            Some(_) if entry.kind == Kind::ModelRejected => return Ok(()),
+            Some(waited) => (waited.round, waited.approved.len()),
+            None => {
+                let taken = self.accepted.remove(&place).unwrap_or_default();
+                (Round { counted, candidate, taken }, 0)
+            }
+        };
+        let verdict = verdict_on(gating, &self.signed, round.number, &judged)?;
+        let let_through = verdict.pass || asks(&verdict) && approved >= APPROVERS;
+        if entry.kind == Kind::ModelPublished && !let_through {
             return Err(format!(
                 "the model of round {round} fails a gate of its study: {}",
                 verdict.reasons.join("; ")
@@ -202,6 +229,67 @@ impl Evaluations {
             self.gave.insert(round, judged);
         }
         self.judged += u64::from(!ours.is_empty());
+        Ok(())
+    }
+
+    /// A candidate waits for people: gates that ask failed, and no other.
+    pub(crate) fn hold(&mut self, entry: &Entry, counted: Counted) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        let Some(gating) = self.gatings.get(round.study.as_str()) else { return Ok(()) };
+        let attempt: u32 = body.int("attempt").map_err(text)?;
+        let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
+        let until = body.text("until").ok().and_then(Timestamp::parse);
+        let until = until.ok_or("it does not say until when it waits")?;
+        let place = (round.clone(), attempt);
+        let taken = self.accepted.remove(&place).unwrap_or_default();
+        let judged = Round { counted, candidate, taken };
+        let verdict = verdict_on(gating, &self.signed, round.number, &judged)?;
+        if verdict.pass || !asks(&verdict) {
+            return Err(format!(
+                "the candidate of round {round} waits for people, and its study's gates do not ask them"
+            ));
+        }
+        let ours: Vec<String> = verdict.judged.iter().map(Judged::line).collect();
+        let sites: Vec<String> = judged.taken.keys().map(ToString::to_string).collect();
+        same(entry, &format!("round {round}"), &ours, &sites)?;
+        self.judged += 1;
+        self.held.insert(place, Waits { round: judged, until, approved: BTreeSet::new() });
+        Ok(())
+    }
+
+    /// Somebody approves or refuses a candidate that waits; `submitter` is whoever submitted its study.
+    pub(crate) fn decided(
+        &mut self,
+        entry: &Entry,
+        submitter: Option<Person>,
+    ) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        if !self.gatings.contains_key(round.study.as_str()) {
+            return Ok(());
+        }
+        let attempt: u32 = body.int("attempt").map_err(text)?;
+        let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
+        let waits = self.held.get_mut(&(round.clone(), attempt));
+        let waits = waits
+            .filter(|waits| waits.round.candidate == candidate)
+            .ok_or_else(|| format!("no candidate {candidate} of round {round} waits for people"))?;
+        let at = Timestamp::parse(&entry.ts).ok_or_else(|| format!("`{}` is no time", entry.ts))?;
+        if at > waits.until.plus_ms(UNDER_WAY_MS) {
+            return Err(format!("the candidate of round {round} waited until {}", waits.until));
+        }
+        if entry.kind == Kind::CandidateApproved {
+            let by = entry.actor_person().ok_or("it names nobody who approves")?;
+            if Some(by) == submitter {
+                return Err(format!(
+                    "whoever submitted the study approves the candidate of round {round}"
+                ));
+            }
+            waits.approved.insert(by);
+        }
         Ok(())
     }
 
@@ -261,6 +349,23 @@ impl Evaluations {
         self.judged += 1;
         Ok(())
     }
+}
+
+/// Whether gates that failed ask people, every one.
+fn asks(verdict: &Verdict) -> bool {
+    verdict.on_failure == OnFailure::Ask
+}
+
+/// What a study's gates say of a candidate.
+fn verdict_on(
+    gating: &Gating,
+    signed: &BTreeMap<Digest, Signed>,
+    number: u32,
+    round: &Round,
+) -> Result<Verdict, String> {
+    let facts = facts(gating, signed, number, round)?;
+    let gates: Vec<Gate> = gating.gates.iter().cloned().map(Gate::Declared).collect();
+    Ok(judge(&facts, &gates))
 }
 
 /// What gates know of a round's candidate, by what sites have signed.

@@ -314,9 +314,13 @@ impl Replay {
                 self.models += 1;
             }
             Kind::ModelRolledBack => self.rolled_back(&round()?, digest("model_sha256")?)?,
-            Kind::EvaluationAccepted => self.evaluations.accepted(entry)?,
-            Kind::VersionMade => self.evaluations.made(entry)?,
-            Kind::VersionPromoted | Kind::AdminRead => self.evaluations.promotion(entry)?,
+            Kind::EvaluationAccepted
+            | Kind::CandidateHeld
+            | Kind::CandidateApproved
+            | Kind::CandidateRefused
+            | Kind::VersionMade
+            | Kind::VersionPromoted
+            | Kind::AdminRead => self.evaluated(entry)?,
             Kind::ModelRejected => {
                 if let Some(open) = self.open.remove(&round()?) {
                     self.evaluations.verdict(entry, open.counted())?;
@@ -354,6 +358,26 @@ impl Replay {
             _ => {}
         }
         Ok(())
+    }
+
+    /// What was counted about candidates, what gates said of them, and who decided over them.
+    fn evaluated(&mut self, entry: &Entry) -> Result<(), String> {
+        let round = || entry.round().map_err(|e| e.to_string());
+        match entry.kind {
+            Kind::EvaluationAccepted => self.evaluations.accepted(entry),
+            Kind::CandidateHeld => {
+                let round = round()?;
+                let counted = self.open.get(&round).map(Open::counted);
+                let counted = counted.ok_or_else(|| format!("round {round} was not open"))?;
+                self.evaluations.hold(entry, counted)
+            }
+            Kind::CandidateApproved | Kind::CandidateRefused => {
+                let submitter = self.lineage.submitter(&round()?.study);
+                self.evaluations.decided(entry, submitter)
+            }
+            Kind::VersionMade => self.evaluations.made(entry),
+            _ => self.evaluations.promotion(entry),
+        }
     }
 
     /// A round opens on the study's newest model.

@@ -735,7 +735,7 @@ async fn fold(store: &Store, study: &StudyId, lineage: &mut Lineage) -> anyhow::
 }
 
 /// A reason, as it goes into the log.
-fn checked(reason: &str) -> Result<(), Problem> {
+pub(crate) fn checked(reason: &str) -> Result<(), Problem> {
     let chars = reason.chars().count();
     let fits = (1..=REASON_CHARS_MAX).contains(&chars) && !reason.chars().any(char::is_control);
     if fits {

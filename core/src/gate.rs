@@ -176,6 +176,9 @@ pub enum When {
 /// What becomes of a study whose gate fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OnFailure {
+    /// People decide whether the candidate becomes the study's model all the same. If a gate fails beside it that does not ask, they
+    /// are not asked.
+    Ask,
     /// The candidate is not taken, and the round is tried again as often as the study says.
     #[default]
     Reject,
@@ -187,12 +190,13 @@ pub enum OnFailure {
 
 impl OnFailure {
     /// Every answer.
-    pub const ALL: [Self; 3] = [Self::Reject, Self::RollBack, Self::Stop];
+    pub const ALL: [Self; 4] = [Self::Ask, Self::Reject, Self::RollBack, Self::Stop];
 
     /// The word that studies and the store use.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Ask => "ask",
             Self::Reject => "reject",
             Self::RollBack => "roll_back",
             Self::Stop => "stop",
@@ -296,14 +300,21 @@ impl Verdict {
     /// What a declared gate says.
     fn ask(&mut self, declared: &Declared, facts: &Facts<'_>) {
         let judged = declared.judge(facts);
-        let before = self.reasons.len();
-        self.reasons.extend(judged.iter().filter(|j| !j.pass).map(ToString::to_string));
-        let passed = self.reasons.len() == before;
-        if !passed {
-            self.on_failure = self.on_failure.max(declared.on_failure);
-        }
+        let failed: Vec<String> =
+            judged.iter().filter(|j| !j.pass).map(ToString::to_string).collect();
+        self.asked.push((declared.figure.metric(), failed.is_empty()));
+        self.fail(failed, declared.on_failure);
         self.judged.extend(judged);
-        self.asked.push((declared.figure.metric(), passed));
+    }
+
+    /// A gate failed for these reasons; it did not if there are none.
+    fn fail(&mut self, reasons: Vec<String>, on_failure: OnFailure) {
+        if reasons.is_empty() {
+            return;
+        }
+        let first = self.reasons.is_empty();
+        self.on_failure = if first { on_failure } else { self.on_failure.max(on_failure) };
+        self.reasons.extend(reasons);
     }
 }
 
@@ -312,19 +323,18 @@ impl Verdict {
 pub fn judge(facts: &Facts<'_>, gates: &[Gate]) -> Verdict {
     let mut verdict = Verdict::of(Vec::new());
     for gate in gates {
-        let before = verdict.reasons.len();
-        match gate {
-            Gate::Participation { min_sites } if facts.sites < *min_sites => verdict
-                .reasons
-                .push(format!("participation: {} sites, at least {min_sites} needed", facts.sites)),
-            Gate::Finite if !facts.finite => verdict
-                .reasons
-                .push("finite: the candidate has parameters that are not numbers".to_owned()),
+        let failed = match gate {
+            Gate::Participation { min_sites } if facts.sites < *min_sites => {
+                Some(format!("participation: {} sites, at least {min_sites} needed", facts.sites))
+            }
+            Gate::Finite if !facts.finite => {
+                Some("finite: the candidate has parameters that are not numbers".to_owned())
+            }
             Gate::Witnesses(WitnessQuorum { quorum, within_s }) if facts.witnesses < *quorum => {
-                verdict.reasons.push(format!(
+                Some(format!(
                     "witnesses: {} stood behind the round within {within_s} s, at least {quorum} needed",
                     facts.witnesses
-                ));
+                ))
             }
             Gate::Declared(declared) => {
                 if declared.is_asked(facts.is_last, facts.evaluated.is_some()) {
@@ -332,9 +342,11 @@ pub fn judge(facts: &Facts<'_>, gates: &[Gate]) -> Verdict {
                 }
                 continue;
             }
-            _ => {}
-        }
-        verdict.asked.push((gate.metric(), verdict.reasons.len() == before));
+            _ => None,
+        };
+        verdict.asked.push((gate.metric(), failed.is_none()));
+        // Of what nobody declares nobody is asked.
+        verdict.fail(failed.into_iter().collect(), OnFailure::Reject);
     }
     verdict.pass = verdict.reasons.is_empty();
     verdict
@@ -698,6 +710,15 @@ mod tests {
         assert_eq!(verdict.on_failure, OnFailure::RollBack);
         assert_eq!(verdict.reasons[0], "sites: 3, at least 4 needed");
         assert_eq!(verdict.judged.len(), 3);
+        // People are asked only where nothing else fails, and what nobody declares asks nobody.
+        let asks = gate(fails, OnFailure::Ask);
+        let of = |gates: &[Gate]| judge(&facts(), gates).on_failure;
+        assert_eq!(of(&[asks.clone(), gate(holds, OnFailure::Stop)]), OnFailure::Ask);
+        assert_eq!(of(&[asks.clone(), gate(fails, OnFailure::Reject)]), OnFailure::Reject);
+        assert_eq!(of(&[gate(fails, OnFailure::Reject), asks.clone()]), OnFailure::Reject);
+        let few = Gate::Participation { min_sites: 4 };
+        assert_eq!(of(&[few.clone(), asks.clone()]), OnFailure::Reject);
+        assert_eq!(of(&[asks, few]), OnFailure::Reject);
     }
 
     #[test]

@@ -556,6 +556,16 @@ pub struct ReasonRequest {
     pub reason: String,
 }
 
+/// Which candidate somebody decides over, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CandidateRequest {
+    /// SHA-256 of the candidate, so that nobody decides over another one than they have seen.
+    pub candidate_sha256: String,
+    /// One line. It stays in the log: nothing about a person.
+    pub reason: String,
+}
+
 /// Who is to have an alias.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -13,7 +13,7 @@ use falaj_core::{
     gate::{self, Evaluated, Facts, Judged, OnFailure, Verdict},
     id::{Digest, RoundId, SiteId},
     registry::version::Stage,
-    round::{AnyRound, Evaluating, Gated, Phase, Round},
+    round::{AnyRound, Evaluating, Phase, Round, RoundSpec},
 };
 use falaj_proto::problem::{Code, Problem};
 
@@ -156,12 +156,12 @@ pub(crate) async fn kept<'a>(
 pub(super) async fn facts<'a>(
     store: &Store,
     meta: &'a Meta,
-    round: &Round<Gated>,
+    (round, spec): (&RoundId, &RoundSpec),
     facts: Facts<'a>,
 ) -> Result<Facts<'a>, CommitError> {
-    let mut facts = Facts { is_last: round.id.number == meta.study.rounds.count, ..facts };
-    if let Some(e) = meta.study.evaluation.as_ref().filter(|_| round.spec.evaluates) {
-        let kept = kept(store, meta, e, (&round.id, round.spec.attempt)).await?;
+    let mut facts = Facts { is_last: round.number == meta.study.rounds.count, ..facts };
+    if let Some(e) = meta.study.evaluation.as_ref().filter(|_| spec.evaluates) {
+        let kept = kept(store, meta, e, (round, spec.attempt)).await?;
         // What an evaluation says includes what was spent before.
         let spent = facts.epsilon.into_iter().chain(kept.epsilon);
         facts.epsilon = spent.reduce(f64::max);
@@ -228,6 +228,7 @@ pub(crate) async fn promotion(
 pub(super) const fn word(verdict: &Verdict) -> &'static str {
     match verdict.on_failure {
         _ if verdict.pass => "published",
+        OnFailure::Ask => "held",
         OnFailure::Reject => "rejected",
         OnFailure::RollBack => "rolled_back",
         OnFailure::Stop => "stopped",

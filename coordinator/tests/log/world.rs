@@ -503,6 +503,12 @@ impl World {
                         let path = path.replace("{id}", STUDY).replace("{version}", version);
                         (path, asked.into())
                     }
+                    path if path.contains("/candidate/") => {
+                        let none = Digest([0; 32]);
+                        let asked =
+                            json!({ "candidate_sha256": none.to_string(), "reason": "fine" });
+                        (path.replace("{id}", STUDY), asked.to_string())
+                    }
                     "/api/v1/reinstatements" => (path.clone(), revocation(REVOKED)),
                     "/api/v1/log/mirror" => {
                         (format!("{path}?from=0&place=ae-on/ae-az"), String::new())

@@ -448,6 +448,9 @@ impl World {
                     accepted.insert(update.payload);
                 }
                 Record::Answered(..) => unreachable!("no round here is masked"),
+                Record::Held(..) | Record::Approved(_) | Record::Refused(_) => {
+                    unreachable!("no gate here asks people")
+                }
                 Record::Closed(updates) => {
                     if updates.len() != counted.len()
                         || !updates.iter().all(|u| accepted.contains(u))

@@ -117,6 +117,7 @@ enum WhenYaml {
 #[derive(Deserialize, Clone, Copy, Default)]
 #[serde(rename_all = "snake_case")]
 enum OnFailureYaml {
+    Ask,
     #[default]
     Reject,
     RollBack,
@@ -301,6 +302,7 @@ impl Reader<'_> {
                 WhenYaml::Promotion => When::Promotion,
             };
             let on_failure = match y.on_failure {
+                OnFailureYaml::Ask => OnFailure::Ask,
                 OnFailureYaml::Reject => OnFailure::Reject,
                 OnFailureYaml::RollBack => OnFailure::RollBack,
                 OnFailureYaml::Stop => OnFailure::Stop,
