@@ -2,7 +2,7 @@
 
 use crate::masked::masked;
 use anyhow::{Context as _, Result, ensure};
-use falaj_tests::federation::{Federation, SiteSpec, study_yaml, text, wisconsin};
+use falaj_tests::federation::{Federation, SiteSpec, run, study_yaml, text, wait_for, wisconsin};
 use serde_json::Value;
 use std::fs;
 
@@ -211,6 +211,103 @@ fn a_study_goes_back_to_the_last_model_that_passed() -> Result<()> {
     ensure!(back.len() == 1 && back[0]["entry"]["model_sha256"] == base(1), "{back:?}");
     ensure!(study["model_sha256"] == base(1), "{study}");
     federation.verified()?;
+    Ok(())
+}
+
+/// The candidate of a study that waits for people.
+fn held(federation: &Federation, study: &str) -> Result<String> {
+    wait_for("a candidate that waits for people", || {
+        let rounds = federation.falaj_json(&["study", "rounds", study])?;
+        let last = rounds["items"].as_array().and_then(|rounds| rounds.last().cloned());
+        if last.is_none_or(|last| last["stage"] != "held") {
+            return Ok(None);
+        }
+        let held = federation.entries("candidate.held")?;
+        let of_study = held.iter().rfind(|told| told["entry"]["study"] == study);
+        Ok(of_study.and_then(|told| told["entry"]["model_sha256"].as_str().map(str::to_owned)))
+    })
+}
+
+#[test]
+fn a_candidate_that_gates_ask_about_becomes_the_model_by_two_people_and_by_no_silence() -> Result<()>
+{
+    let mut federation = Federation::new()?;
+    let mut coordinator = federation.start_coordinator()?;
+    let ca = federation.ca().display().to_string();
+    for (name, group) in [("sara", "operator"), ("lina", "approver"), ("noor", "approver")] {
+        let asked = ["issue", &ca, "operator", name, "--place", "ae-on/ae-az", "--group", group];
+        run("falaj-certs", &asked)?;
+    }
+    let _agents = federation.start_hospitals()?;
+    let gates = "  - { metric: accuracy, at_least: 0.9999, on_failure: ask }\n  - { metric: sites, at_least: 2 }\n";
+    let once = |name: &str| {
+        evaluated(name, 1, 1, gates)
+            .replace("rounds: { count: 1,", "rounds: { count: 1, retries: 0,")
+    };
+    federation.submit(&once("asks"))?;
+    let candidate = held(&federation, "asks")?;
+    let told = &federation.entries("candidate.held")?[0];
+    let said = lines(told, "gates");
+    ensure!(said.len() == 2 && said[0].starts_with("fail: accuracy: "), "{told}");
+    ensure!(federation.metrics()?.contains("falaj_candidates_held 1\n"));
+    // It waits through a restart, and is nothing that anybody can have.
+    coordinator.kill()?;
+    coordinator = federation.start_coordinator()?;
+    ensure!(held(&federation, "asks")? == candidate);
+    ensure!(federation.entries("model.published")?.is_empty());
+    let decide = |by: &str, what: &str, study: &str, candidate: &str| {
+        let words = ["study", what, study, "--candidate", candidate, "--reason", "small round"];
+        Ok::<_, anyhow::Error>(text(&federation.falaj_as(by, &words)?))
+    };
+    let own = federation.falaj(&[
+        "study",
+        "approve",
+        "asks",
+        "--candidate",
+        &candidate,
+        "--reason",
+        "mine",
+    ])?;
+    ensure!(text(&own).contains("their own study"), "{}", text(&own));
+    let operator = decide("sara", "approve", "asks", &candidate)?;
+    ensure!(operator.contains("denied"), "{operator}");
+    let other = decide("lina", "approve", "asks", &"0".repeat(64))?;
+    ensure!(other.contains("conflict") && other.contains("waits for people"), "{other}");
+    let first = decide("lina", "approve", "asks", &candidate)?;
+    ensure!(first.contains("is approved"), "{first}");
+    let again = decide("lina", "approve", "asks", &candidate)?;
+    ensure!(again.contains("duplicate") && again.contains("another person"), "{again}");
+    ensure!(held(&federation, "asks")? == candidate);
+    let second = decide("noor", "approve", "asks", &candidate)?;
+    ensure!(second.contains("is approved"), "{second}");
+    federation.finishes("asks")?;
+    let published = federation.entries("model.published")?;
+    ensure!(published.len() == 1 && published[0]["entry"]["model_sha256"] == candidate.as_str());
+    ensure!(lines(&published[0], "gates") == said, "{published:?}");
+    ensure!(federation.entries("candidate.approved")?.len() == 2);
+    let version = federation.falaj_json(&["model", "show", "asks", "1"])?;
+    ensure!(version["model_sha256"] == candidate.as_str(), "{version}");
+
+    // One who says no is enough.
+    federation.submit(&once("asks-in-vain"))?;
+    let candidate = held(&federation, "asks-in-vain")?;
+    let refused = decide("sara", "refuse", "asks-in-vain", &candidate)?;
+    ensure!(refused.contains("is refused"), "{refused}");
+    let study = federation.study_reaches("asks-in-vain", &["finished", "failed"])?;
+    let why = study["reason"].as_str().unwrap_or_default();
+    ensure!(study["state"] == "failed" && why.contains("it was refused: small round"), "{study}");
+    ensure!(federation.entries("model.published")?.len() == 1);
+    let metrics = federation.metrics()?;
+    for line in [
+        "falaj_candidates_held 0\n",
+        "falaj_verdicts_total{outcome=\"held\"} 1\n",
+        "falaj_verdicts_total{outcome=\"published\"} 1\n",
+        "falaj_verdicts_total{outcome=\"rejected\"} 1\n",
+    ] {
+        ensure!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    federation.verified()?;
+    drop(coordinator);
     Ok(())
 }
 
