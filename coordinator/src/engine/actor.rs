@@ -891,6 +891,10 @@ impl Actor {
     async fn decided(&mut self, decided: Decided) -> Result<(), Problem> {
         // The mail may have waited, and whoever sent it may have been revoked meanwhile.
         decided.peer.identity()?;
+        // Nor is it let through with an update that does not count any more.
+        if let Err(Failed::Commit(e)) = self.leave().await {
+            return Err(problem_of(&e));
+        }
         let study = &self.meta.study.id;
         let held = match &self.round {
             Some((AnyRound::Held(r), _)) if r.stage.candidate == decided.candidate => r.clone(),
