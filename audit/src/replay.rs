@@ -319,13 +319,9 @@ impl Replay {
             | Kind::CandidateApproved
             | Kind::CandidateRefused
             | Kind::VersionMade
+            | Kind::ModelRejected
             | Kind::VersionPromoted
             | Kind::AdminRead => self.evaluated(entry)?,
-            Kind::ModelRejected => {
-                if let Some(open) = self.open.remove(&round()?) {
-                    self.evaluations.verdict(entry, open.counted())?;
-                }
-            }
             Kind::RoundFailed => {
                 self.open.remove(&round()?);
             }
@@ -375,6 +371,10 @@ impl Replay {
                 let submitter = self.lineage.submitter(&round()?.study);
                 self.evaluations.decided(entry, submitter)
             }
+            Kind::ModelRejected => match self.open.remove(&round()?) {
+                Some(open) => self.evaluations.verdict(entry, open.counted()),
+                None => Ok(()),
+            },
             Kind::VersionMade => self.evaluations.made(entry),
             _ => self.evaluations.promotion(entry),
         }
