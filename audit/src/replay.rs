@@ -134,7 +134,7 @@ impl Open {
     /// What gates know of its updates.
     fn counted(&self) -> Counting {
         Counting {
-            sites: u32::try_from(self.accepted.len()).unwrap_or(u32::MAX),
+            sites: self.accepted.keys().cloned().collect(),
             examples: self.examples,
             epsilon: self.epsilon,
         }
@@ -315,8 +315,12 @@ impl Replay {
             }
             Kind::ModelRolledBack => self.rolled_back(&round()?, digest("model_sha256")?)?,
             Kind::EvaluationAccepted => self.evaluations.accepted(entry)?,
-            Kind::VersionMade => self.evaluations.made(entry)?,
             Kind::VersionPromoted | Kind::AdminRead => self.evaluations.promotion(entry)?,
+            Kind::StudyFinished => self.evaluations.finished(entry)?,
+            Kind::VersionMade => {
+                self.evaluations.every_gate_was_asked(entry)?;
+                self.evaluations.made(entry)?;
+            }
             Kind::ModelRejected => {
                 if let Some(open) = self.open.remove(&round()?) {
                     self.evaluations.verdict(entry, open.counted())?;
@@ -360,6 +364,7 @@ impl Replay {
     fn opened(&mut self, entry: &Entry) -> Result<(), String> {
         let round = entry.round().map_err(|e| e.to_string())?;
         let base: Digest = entry.body().parsed("base_sha256").map_err(|e| e.to_string())?;
+        self.evaluations.opened(&round)?;
         let newest = self.newest.get(round.study.as_str());
         if newest != Some(&base) {
             return Err(format!(

@@ -6,7 +6,7 @@
 //! is data and leaves the round as it was. A round holds digests and counts, never a tensor.
 
 use crate::{
-    gate::{OnFailure, Verdict},
+    gate::{OnFailure, Verdict, patience::Progress},
     id::{Digest, RoundId, SiteId},
     time::Timestamp,
 };
@@ -37,6 +37,8 @@ pub struct RoundSpec {
     pub evaluates: bool,
     /// The last model that passed every gate after it had been evaluated; the study's first before there is one.
     pub good: Digest,
+    /// How far the study had come before it.
+    pub progress: Progress,
 }
 
 /// What one stage knows, plus what every stage shares.
@@ -185,6 +187,8 @@ pub struct Promoted {
     pub updates: BTreeMap<SiteId, UpdateRef>,
     /// The new model.
     pub model: Digest,
+    /// How far the study has come with it.
+    pub progress: Progress,
 }
 
 /// A gate kept the candidate out; the base model stays.
@@ -469,6 +473,15 @@ impl AnyRound {
             Self::Promoted(r) => &r.spec,
             Self::Rejected(r) => &r.spec,
             Self::Failed(r) => &r.spec,
+        }
+    }
+
+    /// How far the study has come, this round included once it has given a model.
+    #[must_use]
+    pub const fn progress(&self) -> &Progress {
+        match self {
+            Self::Promoted(r) => &r.stage.progress,
+            _ => &self.spec().progress,
         }
     }
 
@@ -1118,7 +1131,10 @@ impl Round<Gated> {
     fn judged(self, verdict: Verdict) -> Step {
         let candidate = self.stage.candidate;
         if verdict.pass {
-            let stage = Promoted { updates: self.stage.updates.clone(), model: candidate };
+            let before = || self.spec.progress.clone();
+            let progress = verdict.weighed.map_or_else(before, |weighed| weighed.progress);
+            let updates = self.stage.updates.clone();
+            let stage = Promoted { updates, model: candidate, progress };
             Step {
                 next: AnyRound::Promoted(self.into_stage(stage)),
                 records: vec![Record::Published(candidate)],
@@ -1139,6 +1155,7 @@ impl Round<Gated> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::patience::Weighed;
 
     fn site(n: u8) -> SiteId {
         format!("spiffe://t/ae-on/ae-az/site/h-{n}").parse().expect("valid")
@@ -1162,6 +1179,7 @@ mod tests {
             members: Vec::new(),
             evaluates: false,
             good: Digest::of(b"base"),
+            progress: Progress::default(),
         }
     }
     fn round() -> AnyRound {
@@ -1293,7 +1311,13 @@ mod tests {
         let pass = Verdict::of(vec![]);
         assert_eq!(run(gated.clone(), vec![(3, Event::Judged(pass))]).stage(), "promoted");
         let fail = Verdict::of(vec!["why".into()]);
-        assert_eq!(run(gated, vec![(3, Event::Judged(fail))]).stage(), "rejected");
+        assert_eq!(run(gated.clone(), vec![(3, Event::Judged(fail))]).stage(), "rejected");
+        // How far the study has come is known with the model, and not before.
+        let progress = Progress { best: None, without: 1 };
+        let weighed = Some(Weighed { progress: progress.clone(), line: "no better".into() });
+        let judged = Event::Judged(Verdict { weighed, ..Verdict::of(vec![]) });
+        assert_eq!(*gated.progress(), Progress::default());
+        assert_eq!(*run(gated, vec![(3, judged)]).progress(), progress);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use super::{
     Answer, Arrived, Engine, Mail, Meta, SignedReceipt, View,
-    combined::Combined,
+    combined::{self, Combined},
     evaluation,
     exchange::{self, Exchange},
     leaving::Leaving,
@@ -28,7 +28,7 @@ use falaj_core::{
     aggregate::Accumulator,
     audit::{Actor as Who, Draft, Kind},
     dp::Rotation,
-    gate::{self, Facts, Gate, OnFailure},
+    gate::{self, Facts, Gate, OnFailure, patience::Progress},
     id::{Digest, RoundId, SiteId},
     robust::Rule,
     round::{
@@ -288,6 +288,7 @@ impl Actor {
             Some((round, _)) => round.spec().good,
             None => base,
         };
+        let before = self.round.as_ref().map(|(round, _)| round.progress().clone());
         let spec = RoundSpec {
             base,
             min_sites: study.cohort.min_sites,
@@ -300,6 +301,7 @@ impl Actor {
             members: Vec::new(),
             evaluates: evaluation.is_some_and(|e| e.is_due(number, study.rounds.count)),
             good,
+            progress: before.unwrap_or_default(),
         };
         let planned = AnyRound::planned(RoundId { study: study.id.clone(), number }, spec);
         let before = self.round.replace((planned, 0));
@@ -797,11 +799,14 @@ impl Actor {
             let spent = round.stage.updates.keys().filter_map(|site| view.epsilon.get(site.name()));
             spent.copied().reduce(f64::max)
         };
+        facts.compared = combined::compared(&self.engine.parts().updates, &meta, &round).await?;
         let facts = evaluation::facts(&self.engine.parts().store, &meta, &round, facts).await?;
         let mut gates = vec![Gate::Participation { min_sites: round.spec.min_sites }, Gate::Finite];
         gates.extend(meta.study.governance.witnesses.map(Gate::Witnesses));
         gates.extend(meta.study.gates.iter().cloned().map(Gate::Declared));
-        let verdict = gate::judge(&facts, &gates);
+        let mut verdict = gate::judge(&facts, &gates);
+        verdict.weighed = evaluation::weighed(&meta, &round, &facts, &verdict);
+        let weighed = verdict.weighed.as_ref().map(|weighed| weighed.line.clone());
         let (study, number) = (round.id.study.clone(), round.id.number);
         let tried = (number, round.spec.attempt);
         let (pass, said) = (verdict.pass, evaluation::said(&facts, &verdict));
@@ -812,6 +817,10 @@ impl Actor {
         let named = |draft: Draft| {
             let lines = stood.iter().map(|(witness, entries)| format!("{entries} {witness}"));
             let draft = if stood.is_empty() { draft } else { draft.texts("witnesses", lines) };
+            let draft = match &weighed {
+                Some(line) => draft.text("patience", line),
+                None => draft,
+            };
             said.into_iter().fold(draft, |draft, (name, lines)| draft.texts(name, lines))
         };
         let committed = self.apply_with(event, &Who::default(), rows, named).await?;
@@ -897,8 +906,8 @@ impl Actor {
             }
         };
         let end = match &round {
-            AnyRound::Promoted(_) if number >= study.rounds.count => {
-                Some(("finished", Kind::StudyFinished, None))
+            AnyRound::Promoted(r) if study.ends_with(number, &r.stage.progress) => {
+                return self.finish(number, &r.stage.progress).await;
             }
             AnyRound::Promoted(r) => {
                 let model = r.stage.model;
@@ -934,29 +943,36 @@ impl Actor {
         let Some((state, kind, reason)) = end else {
             return self.open(number, attempt + 1, round.spec().base).await;
         };
-        self.end(state, kind, number, reason).await
+        self.end((state, kind), number, reason, None).await
     }
 
-    /// Ends the study.
+    /// Ends the study with the model that it has, or goes back to another in the same transaction.
     async fn end(
         &mut self,
-        state: &'static str,
-        kind: Kind,
+        (state, kind): (&'static str, Kind),
         number: u32,
         reason: Option<String>,
+        best: Option<Digest>,
     ) -> Result<(), Failed> {
         let study = self.meta.study.clone();
+        let newest = self.viewing.borrow().model;
+        let model = best.unwrap_or(newest);
         let mut draft = Draft::new(kind)
             .study(&study.id)
             .count("round", u64::from(number))
-            .digest("model_sha256", &self.viewing.borrow().model);
+            .digest("model_sha256", &model);
         if let Some(reason) = &reason {
             draft = draft.text("reason", reason);
         }
         let mut rows = vec![Change::StudyState(study.id.clone(), state, reason.clone())];
-        let mut entries = vec![draft];
+        let mut entries = Vec::new();
+        if model != newest {
+            let why = reason.as_deref().unwrap_or_default();
+            entries.push(self.rolled_back(number, &model, why));
+        }
+        entries.push(draft);
         if kind == Kind::StudyFinished {
-            self.make_version(&mut rows, &mut entries).await?;
+            self.make_version(model, &mut rows, &mut entries).await?;
         }
         self.commit(Commit { round: None, rows, entries }).await?;
         tracing::info!(study = %study.id, state, reason = reason.as_deref(), "study over");
@@ -970,21 +986,26 @@ impl Actor {
         self.viewing.send_modify(|v| {
             v.state = state;
             v.reason = reason;
+            v.model = model;
         });
         self.send_event(None, message);
         Ok(())
+    }
+
+    /// After a study's last round, or when its patience has run out: with the last model, or, where models were weighed, with
+    /// the best.
+    async fn finish(&mut self, number: u32, progress: &Progress) -> Result<(), Failed> {
+        let study = self.meta.study.clone();
+        let why = study.patience.map(|p| p.reason(progress, study.evaluation.as_ref()));
+        let best = progress.best.as_ref().map(|best| best.model);
+        self.end(("finished", Kind::StudyFinished), number, why, best).await
     }
 
     /// Goes on from the last model that passed every gate: with the next round, or, after the last one, not at all.
     async fn roll_back(&mut self, number: u32, good: Digest, why: String) -> Result<(), Failed> {
         let study = self.meta.study.clone();
         if self.viewing.borrow().model != good {
-            let round = RoundId { study: study.id.clone(), number };
-            let draft = Draft::new(Kind::ModelRolledBack)
-                .round(&round)
-                .digest("from_sha256", &self.viewing.borrow().model)
-                .digest("model_sha256", &good)
-                .text("reason", &why);
+            let draft = self.rolled_back(number, &good, &why);
             let published = clock::now();
             let model = ModelRow { study: study.id.clone(), number, sha256: good, published };
             let rows = vec![Change::Model(model)];
@@ -996,16 +1017,25 @@ impl Actor {
             return self.open(number + 1, 0, good).await;
         }
         let why = format!("a gate rolled it back in its last round, {number}: {why}");
-        self.end("finished", Kind::StudyFinished, number, Some(why)).await
+        self.end(("finished", Kind::StudyFinished), number, Some(why), None).await
     }
 
-    /// The last model of a study that has run all its rounds is a version.
+    /// That the study goes back to a model after a round.
+    fn rolled_back(&self, number: u32, model: &Digest, why: &str) -> Draft {
+        Draft::new(Kind::ModelRolledBack)
+            .round(&RoundId { study: self.meta.study.id.clone(), number })
+            .digest("from_sha256", &self.viewing.borrow().model)
+            .digest("model_sha256", model)
+            .text("reason", why)
+    }
+
+    /// The model that a study finishes with is a version.
     async fn make_version(
         &self,
+        model: Digest,
         rows: &mut Vec<Change>,
         entries: &mut Vec<Draft>,
     ) -> Result<(), Failed> {
-        let model = self.viewing.borrow().model;
         let models = self.engine.parts().store.models(&self.meta.study.id).await;
         let models =
             models.map_err(|e| CommitError::Failed(format!("the models cannot be read: {e}")))?;
