@@ -429,7 +429,7 @@ async fn show(
 }
 
 /// A study's file, as it was submitted. Its digest is the entity tag.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/file", params(("id" = String, Path)), responses((status = 200, body = String, content_type = "application/yaml", headers(("ETag" = String))), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/studies/{id}/file", params(("id" = String, Path)), responses((status = 200, body = Object, content_type = "application/yaml", headers(("ETag" = String))), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
 async fn study_file(
     State(app): Ctx,
     Extension(peer): Who,

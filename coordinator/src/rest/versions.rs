@@ -251,7 +251,7 @@ pub(super) async fn show(
 }
 
 /// What is signed of a version: an in-toto statement with a SLSA provenance, in a DSSE envelope.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/versions/{version}/provenance", params(("id" = String, Path), ("version" = String, Path)), responses((status = 200, body = String, content_type = "application/vnd.dsse.envelope.v1+json"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/studies/{id}/versions/{version}/provenance", params(("id" = String, Path), ("version" = String, Path)), responses((status = 200, body = Object, content_type = "application/vnd.dsse.envelope.v1+json"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
 pub(super) async fn provenance(
     State(app): Ctx,
     Extension(peer): Who,

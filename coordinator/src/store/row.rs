@@ -539,7 +539,11 @@ fn write_progress(progress: &Progress) -> Option<ProgressJson> {
 fn read_progress(json: Option<&ProgressJson>) -> Result<Progress, StoreError> {
     let Some(ProgressJson { without, best }) = json else { return Ok(Progress::default()) };
     let read = |best: &BestJson| {
-        Ok(Best { model: parsed(&best.model)?, round: best.round, end: parsed(&best.end)? })
+        Ok::<_, StoreError>(Best {
+            model: parsed(&best.model)?,
+            round: best.round,
+            end: parsed(&best.end)?,
+        })
     };
     Ok(Progress { best: best.as_ref().map(read).transpose()?, without: *without })
 }
