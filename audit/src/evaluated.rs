@@ -1,7 +1,9 @@
 //! What sites counted about candidates, and whether verdicts follow from it.
 //!
 //! The figures of every gate are made again from the signed counts in the bundle, and must be those that the log has: in the
-//! verifier as in the coordinator, by `falaj_core::gate`.
+//! verifier as in the coordinator, by `falaj_core::gate`. So is what patience makes of them: when a study ends by it, and with which
+//! model. Updates are not in a bundle: how they compare with each other is what the coordinator says, and gates are judged again
+//! by that.
 
 use crate::revoked::UNDER_WAY_MS;
 use ed25519_dalek::VerifyingKey;
@@ -13,10 +15,13 @@ use falaj_core::{
         answer::{CONTEXT, EvaluationHeader, from_bytes},
     },
     gate::{
-        Declared, Evaluated, Facts, Gate, Judged, OnFailure, Verdict, When, judge, judge_promotion,
+        Declared, Evaluated, Facts, Gate, Judged, Verdict, When, compare_updates, judge,
+        judge_promotion,
+        patience::{Patience, Progress},
     },
-    id::{Digest, RoundId, SiteId},
+    id::{Digest, RoundId, SiteId, StudyId},
     note,
+    robust::{Compared, Standing},
     round::APPROVERS,
     study::Study,
     time::Timestamp,
@@ -29,6 +34,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) struct Gating {
     evaluation: Option<Evaluation>,
     gates: Vec<Declared>,
+    patience: Option<Patience>,
     classes: u32,
     rounds: u32,
 }
@@ -38,9 +44,26 @@ impl Gating {
         Self {
             evaluation: study.evaluation.clone(),
             gates: study.gates.clone(),
+            patience: study.patience,
             classes: study.classes(),
             rounds: study.rounds.count,
         }
+    }
+
+    /// How the updates of a round, which are these sites', compare as an entry says, where a gate asks for it.
+    fn compared(
+        &self,
+        entry: &Entry,
+        round: u32,
+        sites: &[SiteId],
+    ) -> Result<Option<Compared>, String> {
+        let asked = compare_updates(&self.gates, round == self.rounds, self.is_due(round));
+        if asked { compared(entry, sites) } else { Ok(None) }
+    }
+
+    /// Whether a round is evaluated.
+    fn is_due(&self, round: u32) -> bool {
+        self.evaluation.as_ref().is_some_and(|e| e.is_due(round, self.rounds))
     }
 }
 
@@ -51,6 +74,8 @@ struct Round {
     candidate: Digest,
     /// What each of them counted.
     taken: BTreeMap<SiteId, Digest>,
+    /// How its updates compare, as the coordinator says, where gates ask for it.
+    compared: Option<Compared>,
 }
 
 /// A candidate that waits for people.
@@ -62,7 +87,8 @@ struct Waits {
 
 /// What is known of a round's updates.
 pub(crate) struct Counted {
-    pub(crate) sites: u32,
+    /// Whose they are, in the order of ids.
+    pub(crate) sites: Vec<SiteId>,
     pub(crate) examples: u64,
     /// The most epsilon that one of their headers states.
     pub(crate) epsilon: Option<f64>,
@@ -81,6 +107,43 @@ struct Signed {
     counts: Vec<i64>,
 }
 
+/// How far a study with patience has come.
+#[derive(Default)]
+struct Coming {
+    progress: Progress,
+    /// The last round that gave a model, while no other was judged after it.
+    given: Option<u32>,
+}
+
+impl Coming {
+    /// What an entry says of patience follows from the figures of the candidate that was judged; `given` is its round and itself,
+    /// if it became the model.
+    fn weigh(
+        &mut self,
+        patience: &Patience,
+        entry: &Entry,
+        given: Option<(u32, Digest)>,
+        facts: &Facts<'_>,
+    ) -> Result<(), String> {
+        let weighed = given.and_then(|given| patience.weigh(&self.progress, facts, given));
+        let ours = weighed.as_ref().map(|weighed| within_bounds(&weighed.line));
+        let theirs = entry.body().find_text("patience");
+        if ours.as_deref() != theirs {
+            let told = |text: Option<&str>| text.unwrap_or("nothing").to_owned();
+            return Err(format!(
+                "`patience` says `{}`, and by what the sites signed it is `{}`",
+                told(theirs),
+                told(ours.as_deref())
+            ));
+        }
+        self.given = given.map(|(number, _)| number);
+        if let Some(weighed) = weighed {
+            self.progress = weighed.progress;
+        }
+        Ok(())
+    }
+}
+
 /// What sites have counted.
 #[derive(Default)]
 pub(crate) struct Evaluations {
@@ -95,8 +158,12 @@ pub(crate) struct Evaluations {
     gave: BTreeMap<RoundId, Round>,
     /// By study and number, the round whose model a version is.
     versions: BTreeMap<(String, u32), u32>,
+    /// How far each study with patience has come.
+    coming: BTreeMap<String, Coming>,
     /// Verdicts whose figures were made again.
     pub(crate) judged: u64,
+    /// Verdicts by figures of updates, which are what the coordinator says.
+    pub(crate) compared: u64,
 }
 
 impl Evaluations {
@@ -147,6 +214,25 @@ impl Evaluations {
         let missing =
             |w: &Waiting| bundle::evaluation(&w.digest, if w.signed { "counts" } else { "sig" });
         self.waiting.as_ref().map(missing)
+    }
+
+    /// A version was made of a round's model: every gate of its study that rounds are asked was asked about that round. A study that was submitted in
+    /// another shard says nothing here.
+    pub(crate) fn every_gate_was_asked(&self, entry: &Entry) -> Result<(), String> {
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        let version: u32 = entry.body().int("version").map_err(text)?;
+        let Some(gating) = self.gatings.get(round.study.as_str()) else { return Ok(()) };
+        let is_last = round.number == gating.rounds;
+        let evaluated = gating.is_due(round.number);
+        let mut of_rounds = gating.gates.iter().filter(|gate| gate.when != When::Promotion);
+        of_rounds.find(|gate| !gate.is_asked(is_last, evaluated)).map_or(Ok(()), |gate| {
+            let gate = gate.figure.name(gating.evaluation.as_ref());
+            Err(format!(
+                "version {version} of study `{}` is the model of round {}, which was not judged by the study's gate on `{gate}`",
+                round.study, round.number
+            ))
+        })
     }
 
     /// A study was submitted.
@@ -206,15 +292,28 @@ impl Evaluations {
                 ));
             }
             // It failed gates, and was refused or forgotten.
-            Some(_) if entry.kind == Kind::ModelRejected => return Ok(()),
-            Some(waited) => (waited.round, waited.approved.len()),
+            Some(_) if entry.kind == Kind::ModelRejected => {
+                let coming = self.coming.get_mut(round.study.as_str());
+                coming.into_iter().for_each(|coming| coming.given = None);
+                return Ok(());
+            }
+            Some(Waits { round: judged, approved, .. }) => {
+                let compared = gating.compared(entry, round.number, &judged.counted.sites)?;
+                if compared != judged.compared {
+                    return Err(format!(
+                        "`compared` of round {round} is not what it was when people were asked"
+                    ));
+                }
+                (judged, approved.len())
+            }
             None => {
                 let taken = self.accepted.remove(&place).unwrap_or_default();
-                (Round { counted, candidate, taken }, 0)
+                let compared = gating.compared(entry, round.number, &counted.sites)?;
+                (Round { counted, candidate, taken, compared }, 0)
             }
         };
-        let verdict = verdict_on(gating, &self.signed, round.number, &judged)?;
-        let let_through = verdict.pass || asks(&verdict) && approved >= APPROVERS;
+        let (facts, verdict) = verdict_on(gating, &self.signed, round.number, &judged)?;
+        let let_through = verdict.pass || verdict.asks() && approved >= APPROVERS;
         if entry.kind == Kind::ModelPublished && !let_through {
             return Err(format!(
                 "the model of round {round} fails a gate of its study: {}",
@@ -223,12 +322,19 @@ impl Evaluations {
         }
         let ours: Vec<String> = verdict.judged.iter().map(Judged::line).collect();
         let sites: Vec<String> = judged.taken.keys().map(ToString::to_string).collect();
-        same(entry, &format!("round {round}"), &ours, &sites)?;
+        let lists = [("gates", &ours[..]), ("evaluated_by", &sites)];
+        same(entry, &format!("round {round}"), &lists)?;
+        if let Some(patience) = &gating.patience {
+            let given = (entry.kind == Kind::ModelPublished).then_some((round.number, candidate));
+            let coming = self.coming.entry(round.study.as_str().to_owned()).or_default();
+            coming.weigh(patience, entry, given, &facts)?;
+        }
+        self.judged += u64::from(!ours.is_empty());
+        self.compared += u64::from(by_updates(&facts, &verdict));
         let later = gating.gates.iter().any(|gate| gate.when == When::Promotion);
         if entry.kind == Kind::ModelPublished && later {
             self.gave.insert(round, judged);
         }
-        self.judged += u64::from(!ours.is_empty());
         Ok(())
     }
 
@@ -244,17 +350,20 @@ impl Evaluations {
         let until = until.ok_or("it does not say until when it waits")?;
         let place = (round.clone(), attempt);
         let taken = self.accepted.remove(&place).unwrap_or_default();
-        let judged = Round { counted, candidate, taken };
-        let verdict = verdict_on(gating, &self.signed, round.number, &judged)?;
-        if verdict.pass || !asks(&verdict) {
+        let compared = gating.compared(entry, round.number, &counted.sites)?;
+        let judged = Round { counted, candidate, taken, compared };
+        let (facts, verdict) = verdict_on(gating, &self.signed, round.number, &judged)?;
+        if !verdict.asks() {
             return Err(format!(
                 "the candidate of round {round} waits for people, and its study's gates do not ask them"
             ));
         }
         let ours: Vec<String> = verdict.judged.iter().map(Judged::line).collect();
         let sites: Vec<String> = judged.taken.keys().map(ToString::to_string).collect();
-        same(entry, &format!("round {round}"), &ours, &sites)?;
+        let lists = [("gates", &ours[..]), ("evaluated_by", &sites)];
+        same(entry, &format!("round {round}"), &lists)?;
         self.judged += 1;
+        self.compared += u64::from(by_updates(&facts, &verdict));
         self.held.insert(place, Waits { round: judged, until, approved: BTreeSet::new() });
         Ok(())
     }
@@ -319,7 +428,8 @@ impl Evaluations {
         let Promotion { version, stage } =
             Promotion::read(entry).map_err(text)?.ok_or("it names no version")?;
         if promoted && !gating.gates.iter().any(|gate| gate.is_asked_of(stage)) {
-            return same(entry, &format!("version {version}"), &[], &[]);
+            let nothing = ["gates", "compared", "evaluated_by"].map(|member| (member, &[][..]));
+            return same(entry, &format!("version {version}"), &nothing);
         }
         let number = self.versions.get(&(study.to_owned(), version)).copied();
         let number = number.ok_or_else(|| format!("study `{study}` has no version {version}"))?;
@@ -345,27 +455,84 @@ impl Evaluations {
             }
             _ => {}
         }
-        same(entry, &format!("version {version}"), &ours, &sites)?;
+        let compared = facts.compared.as_ref().filter(|_| by_updates(&facts, &verdict));
+        let compared = compared.map(Compared::lines).unwrap_or_default();
+        let lists = [("gates", &ours[..]), ("compared", &compared), ("evaluated_by", &sites)];
+        same(entry, &format!("version {version}"), &lists)?;
         self.judged += 1;
+        self.compared += u64::from(!compared.is_empty());
         Ok(())
+    }
+
+    /// A round opens, so that its study's patience has not run out.
+    pub(crate) fn opened(&self, round: &RoundId) -> Result<(), String> {
+        let study = round.study.as_str();
+        let patience = self.gatings.get(study).and_then(|gating| gating.patience);
+        let progress = self.coming.get(study).map(|coming| &coming.progress);
+        match patience.zip(progress) {
+            Some((patience, progress)) if patience.is_over(progress) => Err(format!(
+                "round {round} opens after {} rounds without a better model, by which its study was to end",
+                progress.without
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A study has finished: one with patience, and with a round that gave a model, when it was to, and with its best.
+    pub(crate) fn finished(&self, entry: &Entry) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let study: StudyId = body.parsed("study").map_err(text)?;
+        let Some(gating) = self.gatings.get(study.as_str()) else { return Ok(()) };
+        let coming = self.coming.get(study.as_str());
+        let Some((patience, Coming { progress, given: Some(round) })) =
+            gating.patience.as_ref().zip(coming)
+        else {
+            return Ok(());
+        };
+        if *round < gating.rounds && !patience.is_over(progress) {
+            return Err(format!(
+                "study {study} finishes with round {round} of {}, and its patience has not run out",
+                gating.rounds
+            ));
+        }
+        let model: Digest = body.parsed("model_sha256").map_err(text)?;
+        match &progress.best {
+            Some(best) if best.model != model => Err(format!(
+                "study {study} finishes with {model}, and its best model is {} of round {}",
+                best.model, best.round
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
-/// Whether gates that failed ask people, every one.
-fn asks(verdict: &Verdict) -> bool {
-    verdict.on_failure == OnFailure::Ask
+/// What an entry says of how the updates of these sites compare with each other.
+fn compared(entry: &Entry, sites: &[SiteId]) -> Result<Option<Compared>, String> {
+    let Some(list) = entry.body().member("compared") else { return Ok(None) };
+    let lines: Option<Vec<&str>> = list.items().map(|item| item.as_text()).collect();
+    let lines = lines.ok_or("`compared` is no list of texts")?;
+    let compared = Compared::parse(lines, sites.to_vec());
+    compared.map(Some).map_err(|e| format!("`compared` does not hold: {e}"))
 }
 
-/// What a study's gates say of a candidate.
-fn verdict_on(
-    gating: &Gating,
+/// Whether gates were judged by figures of updates.
+fn by_updates(facts: &Facts<'_>, verdict: &Verdict) -> bool {
+    let of_updates = |(metric, _): &(&str, bool)| Standing::find(metric).is_some();
+    facts.compared.is_some() && verdict.asked.iter().any(of_updates)
+}
+
+/// What a study's gates know, and say, of a candidate.
+fn verdict_on<'a>(
+    gating: &'a Gating,
     signed: &BTreeMap<Digest, Signed>,
     number: u32,
     round: &Round,
-) -> Result<Verdict, String> {
+) -> Result<(Facts<'a>, Verdict), String> {
     let facts = facts(gating, signed, number, round)?;
     let gates: Vec<Gate> = gating.gates.iter().cloned().map(Gate::Declared).collect();
-    Ok(judge(&facts, &gates))
+    let verdict = judge(&facts, &gates);
+    Ok((facts, verdict))
 }
 
 /// What gates know of a round's candidate, by what sites have signed.
@@ -373,7 +540,7 @@ fn facts<'a>(
     gating: &'a Gating,
     signed: &BTreeMap<Digest, Signed>,
     number: u32,
-    Round { counted, candidate, taken }: &Round,
+    Round { counted, candidate, taken, compared }: &Round,
 ) -> Result<Facts<'a>, String> {
     let due = gating.evaluation.as_ref().filter(|e| e.is_due(number, gating.rounds));
     let mut evaluated = due.map(|e| Evaluated::new(e, gating.classes));
@@ -390,19 +557,20 @@ fn facts<'a>(
         added.map_err(|e| format!("the counts of {site} cannot be: {e}"))?;
     }
     Ok(Facts {
-        sites: counted.sites,
+        sites: u32::try_from(counted.sites.len()).unwrap_or(u32::MAX),
         examples: counted.examples,
         finite: true,
         witnesses: 0,
         epsilon,
         is_last: number == gating.rounds,
         evaluated,
+        compared: compared.clone(),
     })
 }
 
-/// Holds what an entry says of gates, and of who has counted, against ours.
-fn same(entry: &Entry, of: &str, gates: &[String], sites: &[String]) -> Result<(), String> {
-    for (member, ours) in [("gates", gates), ("evaluated_by", sites)] {
+/// Holds lists in an entry against ours.
+fn same(entry: &Entry, of: &str, lists: &[(&str, &[String])]) -> Result<(), String> {
+    for (member, ours) in lists {
         if let Some((ours, theirs)) = differ(entry, member, ours)? {
             return Err(format!(
                 "`{member}` of {of} says `{theirs}`, and by what the sites signed it is `{ours}`"
@@ -436,4 +604,195 @@ fn differ(
     let at = |list: &[String], i: usize| list.get(i).cloned().unwrap_or_else(|| "nothing".into());
     let mut pairs = (0..ours.len().max(theirs.len())).map(|i| (at(&ours, i), at(&theirs, i)));
     Ok(pairs.find(|(a, b)| a != b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use falaj_core::{
+        audit::Draft,
+        evaluation::{Noise, cells::Tally, figures::Metric},
+        gate::{Bound, Figure, OnFailure, When},
+        robust::Standing,
+        time::Timestamp,
+    };
+
+    const FIRST: &str = "better: accuracy: ";
+
+    fn round(number: u32) -> RoundId {
+        RoundId { study: "s".parse().expect("valid"), number }
+    }
+
+    fn model(number: u32) -> Digest {
+        Digest::of(&number.to_be_bytes())
+    }
+
+    fn entry(draft: Draft) -> Entry {
+        Entry::parse(&draft.finish(0, Timestamp::from_millis(0), [0; 16])).expect("an entry")
+    }
+
+    /// A study of four rounds that ends after two without a better model.
+    fn patient() -> Evaluations {
+        let evaluation = Evaluation {
+            holdout: 0.2,
+            every: 1,
+            noise: Noise::None,
+            bins: 2,
+            calibration_bins: 2,
+            threshold: 0.5,
+            attributes: Vec::new(),
+            group_min: 1,
+            confidence: 0.95,
+            perturbations: Vec::new(),
+            drift: Vec::new(),
+        };
+        let figure = Figure::Overall(Metric::Accuracy);
+        let patience = Patience { figure, improve_by: 0.01, rounds: 2 };
+        let mut evaluations = Evaluations::default();
+        let gating = Gating {
+            evaluation: Some(evaluation),
+            patience: Some(patience),
+            classes: 2,
+            rounds: 4,
+            gates: Vec::new(),
+        };
+        evaluations.submitted("s", gating);
+        evaluations
+    }
+
+    /// A round's model is published, of which a site has counted that so many of 100 are right; `patience` says so.
+    fn published(
+        of: &mut Evaluations,
+        number: u32,
+        right: usize,
+        patience: &str,
+    ) -> Result<(), String> {
+        let settings = of.gatings["s"].evaluation.clone().expect("it is evaluated");
+        let mut tally = Tally::new(settings.layout(2));
+        for i in 0..100 {
+            let p = if (i < right) == (i % 2 == 1) { 0.8 } else { 0.2 };
+            tally.record(0, i % 2, &[1.0 - p, p]);
+        }
+        let counts = tally.into_counts();
+        let site: SiteId = "spiffe://t/ae-on/ae-az/site/h-1".parse().expect("valid");
+        let header = EvaluationHeader {
+            round: round(number),
+            attempt: 0,
+            site: site.clone(),
+            study_sha256: Digest::of(b"study"),
+            candidate: model(number),
+            counts: Digest::of(b"counts"),
+            cells: u32::try_from(counts.len()).expect("few"),
+            noise: "none".into(),
+            epsilon: "0".into(),
+            ledger: Digest::of(b"ledger"),
+        };
+        let digest = Digest::of(&[u8::try_from(number).expect("few")]);
+        of.signed.insert(digest, Signed { header, counts });
+        let taken = [(site.clone(), digest)].into();
+        of.accepted.insert((round(number), 0), taken);
+        let draft = Draft::new(Kind::ModelPublished)
+            .round(&round(number))
+            .count("attempt", 0)
+            .digest("model_sha256", &model(number))
+            .texts("evaluated_by", [site.to_string()])
+            .text("patience", patience);
+        let counted = Counted { sites: vec![site], examples: 100, epsilon: None };
+        of.verdict(&entry(draft), counted)
+    }
+
+    /// What it should have said, from the complaint about what it says.
+    fn due(number: u32, right: usize, of: &mut Evaluations) -> String {
+        let wrong = published(of, number, right, "something else").expect_err("it is another");
+        let (_, ours) = wrong.split_once("signed it is `").expect("it says so");
+        ours.trim_end_matches('`').to_owned()
+    }
+
+    fn finished(of: &Evaluations, number: u32, model: &Digest) -> Result<(), String> {
+        let study = round(number).study;
+        let draft = Draft::new(Kind::StudyFinished).study(&study).digest("model_sha256", model);
+        of.finished(&entry(draft.count("round", number.into())))
+    }
+
+    #[test]
+    fn a_study_ends_by_patience_when_it_was_to_and_with_its_best_model() {
+        let mut of = patient();
+        for (number, right) in [(1, 80), (2, 79)] {
+            let line = due(number, right, &mut of);
+            assert_eq!(line.starts_with(FIRST), number == 1, "{line}");
+            published(&mut of, number, right, &line).expect("it follows");
+        }
+        assert_eq!(of.opened(&round(3)), Ok(()));
+        let early = finished(&of, 2, &model(1)).expect_err("it may go on");
+        assert!(
+            early.contains("finishes with round 2 of 4, and its patience has not run out"),
+            "{early}"
+        );
+
+        let line = due(3, 80, &mut of);
+        assert!(line.ends_with(" needed to be better than round 1; 2 of 2 such rounds"), "{line}");
+        published(&mut of, 3, 80, &line).expect("it follows");
+        let late = of.opened(&round(4)).expect_err("it was to end");
+        assert!(late.starts_with("round 4 opens after 2 rounds without a better model"), "{late}");
+        let other = finished(&of, 3, &model(3)).expect_err("it is not the best");
+        assert!(other.contains(&format!("its best model is {} of round 1", model(1))), "{other}");
+        assert_eq!(finished(&of, 3, &model(1)), Ok(()));
+    }
+
+    const COMPARED: [&str; 3] =
+        ["1.000000e0 0.900000 h-0", "1.250000e0 0.812500 h-1", "9.000000e0 -0.500000 h-2"];
+    const GATES: [&str; 3] = [
+        "pass: update_norm_ratio at h-0: 0.8, at most 8 needed",
+        "pass: update_norm_ratio at h-1: 1, at most 8 needed",
+        "pass: update_norm_ratio at h-2: 7.2, at most 8 needed",
+    ];
+
+    /// What is wrong with a verdict on three updates, with these lines and this bound.
+    fn said(compared: &[&str], gates: &[&str], most: f64) -> String {
+        let site = |n: u32| format!("spiffe://t/ae-on/ae-az/site/h-{n}").parse().expect("valid");
+        let declared = Declared {
+            figure: Figure::EachUpdate(Standing::NormRatio),
+            bound: Bound::AtMost(most),
+            when: When::EachRound,
+            on_failure: OnFailure::Reject,
+        };
+        let gating = Gating { gates: vec![declared], classes: 2, rounds: 9, ..Gating::default() };
+        let mut evaluations = Evaluations::default();
+        evaluations.submitted("s", gating);
+        let round = RoundId { study: "s".parse().expect("valid"), number: 1 };
+        let draft = Draft::new(Kind::ModelPublished)
+            .round(&round)
+            .count("attempt", 0)
+            .digest("model_sha256", &Digest::of(b"a model"))
+            .texts("gates", gates.iter().map(|line| (*line).to_owned()));
+        let lines = compared.iter().map(|line| (*line).to_owned());
+        let draft = if compared.is_empty() { draft } else { draft.texts("compared", lines) };
+        let bytes = draft.finish(0, Timestamp::from_millis(0), [0; 16]);
+        let entry = Entry::parse(&bytes).expect("an entry");
+        let sites = (0..3).map(site).collect();
+        let counted = Counted { sites, examples: 30, epsilon: None };
+        evaluations.verdict(&entry, counted).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn gates_on_updates_are_judged_again_by_what_the_log_says_of_them() {
+        assert_eq!(said(&COMPARED, &GATES, 8.0), "");
+        let failed = said(&COMPARED, &GATES, 7.0);
+        assert!(
+            failed.contains("fails a gate of its study: update_norm_ratio at h-2: 7.2"),
+            "{failed}"
+        );
+        let other = [GATES[0], GATES[1], "pass: update_norm_ratio at h-2: 2, at most 8 needed"];
+        assert!(said(&COMPARED, &other, 8.0).contains("`gates` of round"));
+        let silent = said(&[], &GATES, 8.0);
+        assert!(silent.contains("nobody has compared the 3 updates"), "{silent}");
+        let fewer = said(&COMPARED[..2], &GATES, 8.0);
+        assert!(fewer.contains("figures of 2 updates, and 3 were counted"), "{fewer}");
+        let somebody = [COMPARED[0], COMPARED[1], "9.000000e0 -0.500000 h-3"];
+        let somebody = said(&somebody, &GATES, 8.0);
+        assert!(
+            somebody.contains("h-3` is no norm and cosine of the update of spiffe:"),
+            "{somebody}"
+        );
+    }
 }

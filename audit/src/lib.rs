@@ -168,6 +168,8 @@ pub struct Report {
     pub decisions: u64,
     /// Quotes of sites' TPMs that were checked again.
     pub quotes: u64,
+    /// Verdicts that gates on updates had a part in. The figures of those are the coordinator's word.
+    pub compared: u64,
     /// Who stands behind how much of the log, by cosignatures.
     pub witnesses: Vec<WitnessReport>,
     /// Checkpoints that an authority has stamped with the time.
@@ -448,6 +450,7 @@ impl<'a> Verifier<'a> {
             refusals: self.replay.refusals,
             decisions: self.replay.decisions.replayed,
             quotes: self.replay.quotes,
+            compared: self.replay.evaluations.compared,
             witnesses: self.witnesses,
             timestamps,
             report_timestamp,

@@ -213,6 +213,23 @@ fn stamped(what: &str, stamp: &StampReport) -> String {
     format!("time-stamp {what}, at {}: {} ({worth})", stamp.time, stamp.authority)
 }
 
+/// What authorities have stamped with the time.
+fn say_stamps(report: &Report) {
+    let stamps = &report.timestamps;
+    if let [first, .., last] = &stamps[..] {
+        println!("{}", stamped(&format!("the first {} entries", first.tree_size), first));
+        if stamps.len() > 2 {
+            println!("time-stamp {} more between them", stamps.len() - 2);
+        }
+        println!("{}", stamped(&format!("the first {} entries", last.tree_size), last));
+    } else if let [only] = &stamps[..] {
+        println!("{}", stamped(&format!("the first {} entries", only.tree_size), only));
+    }
+    if let Some(stamp) = &report.report_timestamp {
+        println!("{}", stamped("the report", stamp));
+    }
+}
+
 fn say(cli: &Cli, report: &Report) {
     if cli.json {
         println!("{}", serde_json::json!({ "verified": true, "report": report }));
@@ -258,25 +275,19 @@ fn say(cli: &Cli, report: &Report) {
         if report.quotes > 0 {
             println!("quotes     {} of sites' TPMs, each checked again", report.quotes);
         }
+        if report.compared > 0 {
+            println!(
+                "compared   updates in {} verdicts: gates judged again by figures of updates, which are the coordinator's word",
+                report.compared
+            );
+        }
         for w in &report.witnesses {
             println!(
                 "witness    {}: saw the first {} entries, at {}",
                 w.witness, w.tree_size, w.time
             );
         }
-        let stamps = &report.timestamps;
-        if let [first, .., last] = &stamps[..] {
-            println!("{}", stamped(&format!("the first {} entries", first.tree_size), first));
-            if stamps.len() > 2 {
-                println!("time-stamp {} more between them", stamps.len() - 2);
-            }
-            println!("{}", stamped(&format!("the first {} entries", last.tree_size), last));
-        } else if let [only] = &stamps[..] {
-            println!("{}", stamped(&format!("the first {} entries", only.tree_size), only));
-        }
-        if let Some(stamp) = &report.report_timestamp {
-            println!("{}", stamped("the report", stamp));
-        }
+        say_stamps(report);
         for e in &report.erased {
             println!("erased     {}: by entry {} of {}", e.person, e.index, e.origin);
         }

@@ -134,7 +134,7 @@ impl Open {
     /// What gates know of its updates.
     fn counted(&self) -> Counting {
         Counting {
-            sites: u32::try_from(self.accepted.len()).unwrap_or(u32::MAX),
+            sites: self.accepted.keys().cloned().collect(),
             examples: self.examples,
             epsilon: self.epsilon,
         }
@@ -321,6 +321,7 @@ impl Replay {
             | Kind::VersionMade
             | Kind::ModelRejected
             | Kind::VersionPromoted
+            | Kind::StudyFinished
             | Kind::AdminRead => self.evaluated(entry)?,
             Kind::RoundFailed => {
                 self.open.remove(&round()?);
@@ -375,7 +376,11 @@ impl Replay {
                 Some(open) => self.evaluations.verdict(entry, open.counted()),
                 None => Ok(()),
             },
-            Kind::VersionMade => self.evaluations.made(entry),
+            Kind::VersionMade => {
+                self.evaluations.every_gate_was_asked(entry)?;
+                self.evaluations.made(entry)
+            }
+            Kind::StudyFinished => self.evaluations.finished(entry),
             _ => self.evaluations.promotion(entry),
         }
     }
@@ -384,6 +389,7 @@ impl Replay {
     fn opened(&mut self, entry: &Entry) -> Result<(), String> {
         let round = entry.round().map_err(|e| e.to_string())?;
         let base: Digest = entry.body().parsed("base_sha256").map_err(|e| e.to_string())?;
+        self.evaluations.opened(&round)?;
         let newest = self.newest.get(round.study.as_str());
         if newest != Some(&base) {
             return Err(format!(

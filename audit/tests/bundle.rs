@@ -8,6 +8,8 @@ mod decided;
 mod enrolled;
 #[path = "bundle/fixture.rs"]
 mod fixture;
+#[path = "bundle/judged.rs"]
+mod judged;
 #[path = "bundle/ml_dsa.rs"]
 mod ml_dsa;
 #[path = "bundle/people.rs"]

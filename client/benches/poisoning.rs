@@ -14,7 +14,7 @@ use falaj_agent::{
     data::{self, Batch},
     guard::LocalBatch,
     noise::OpenDp,
-    train::{self, Chance, Plan, Trainer},
+    train::{self, Chance, Plan, TrainError, Trainer},
 };
 use falaj_core::{
     aggregate::{AggregateError, params_from_bytes, params_to_bytes},
@@ -234,10 +234,14 @@ fn federate(
     let mut params = split.base.clone();
     let mut seen = Seen::default();
     for round in 1..=ROUNDS {
-        let sent = records.iter().enumerate().map(|(site, records)| {
+        let sent = records.iter().enumerate().map(|(site, records)| -> Result<Option<Vec<u8>>> {
             let plan = Plan::of(study, u32::try_from(records.batch().rows())?);
             let plan = plan.of_round(u32::try_from(round)?, None);
-            let mut raw = trainer.run(records, &plan, &params, &mut Chance::fresh())?.update;
+            let mut raw = match trainer.run(records, &plan, &params, &mut Chance::fresh()) {
+                Ok(outcome) => outcome.update,
+                Err(TrainError::NotFinite(_)) => return Ok(None),
+                Err(e) => return Err(e.into()),
+            };
             if bad(site) {
                 let mut moved = params.clone();
                 raw.apply_locally(&mut moved);
@@ -246,9 +250,10 @@ fn federate(
             }
             let mechanism = Mechanism::None(Permit::by_policy("a benchmark's attack"));
             let paid = Reservation::from_ledger(1);
-            Ok(update_bytes(mechanism.seal(raw, paid, encoding, &manifest, &mut OpenDp)?))
+            Ok(Some(update_bytes(mechanism.seal(raw, paid, encoding, &manifest, &mut OpenDp)?)))
         });
-        let sent = sent.collect::<Result<Vec<Vec<u8>>>>()?;
+        // A model so far gone that nobody can learn from it is what the attack has made of it: sites decline, and it stays.
+        let Some(sent) = sent.collect::<Result<Option<Vec<Vec<u8>>>>>()? else { break };
         let read = |update: usize, at: u64, into: &mut [u8]| -> Result<(), AggregateError> {
             let at = usize::try_from(at).expect("within memory");
             into.copy_from_slice(&sent[update][at..at + into.len()]);

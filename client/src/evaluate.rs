@@ -6,6 +6,7 @@ use crate::{
 };
 use falaj_core::model::ModelSpec;
 use serde::Serialize;
+use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt as _, path::Path};
 
 /// What was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -31,11 +32,17 @@ pub fn evaluate(
     model: &ModelSpec,
     params: &[f32],
 ) -> Result<Scores, TrainError> {
-    let mut probabilities = trainer.logits(records, model, params)?;
+    Ok(scores(trainer.logits(records, model, params)?, &records.labels))
+}
+
+/// What a model's outputs for records of these classes come to.
+#[must_use]
+pub fn scores(logits: Vec<Vec<f32>>, labels: &[u32]) -> Scores {
+    let mut probabilities = logits;
     probabilities.iter_mut().for_each(|p| softmax(p));
     let classes = probabilities.first().map_or(0, Vec::len);
     let (mut right, mut loss) = (0, 0.0);
-    for (p, &label) in probabilities.iter().zip(&records.labels) {
+    for (p, &label) in probabilities.iter().zip(labels) {
         let best = (0..p.len()).max_by(|&a, &b| p[a].total_cmp(&p[b])).unwrap_or(0);
         right += usize::from(best == label as usize);
         loss -= f64::from(p[label as usize].max(1e-12)).ln();
@@ -43,7 +50,7 @@ pub fn evaluate(
     let against_rest = |class: usize| {
         let scored: Vec<(f32, bool)> = probabilities
             .iter()
-            .zip(&records.labels)
+            .zip(labels)
             .map(|(p, &label)| (p[class], label as usize == class))
             .collect();
         auc(scored)
@@ -58,9 +65,28 @@ pub fn evaluate(
         }
     };
     #[expect(clippy::cast_precision_loss, reason = "records are far below 2^53")]
-    let n = records.rows().max(1) as f64;
+    let n = labels.len().max(1) as f64;
     #[expect(clippy::cast_precision_loss, reason = "records are far below 2^53")]
-    Ok(Scores { records: records.rows(), accuracy: right as f64 / n, auc, log_loss: loss / n })
+    Scores { records: labels.len(), accuracy: right as f64 / n, auc, log_loss: loss / n }
+}
+
+/// Writes a model's outputs to a file that only its owner reads: a column for each class, a line for each record.
+///
+/// # Errors
+/// When there is such a file already, or it cannot be written.
+pub fn write_outputs(
+    path: &Path,
+    classes: &[String],
+    logits: &[Vec<f32>],
+) -> Result<(), csv::Error> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut writer = csv::Writer::from_writer(file);
+    writer.write_record(classes)?;
+    for row in logits {
+        writer.write_record(row.iter().map(f32::to_string))?;
+    }
+    writer.flush()?;
+    Ok(())
 }
 
 /// Area under the ROC curve by ranks, ties counted half (Hanley and `McNeil` 1982).

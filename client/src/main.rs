@@ -181,6 +181,10 @@ enum Command {
         /// A CSV file, or a folder of them.
         #[arg(long)]
         data: PathBuf,
+        /// Also write what the model says of each record to this file, as CSV: its logits, a column for each class. They tell of the
+        /// records: keep the file where those are.
+        #[arg(long, value_name = "FILE")]
+        outputs: Option<PathBuf>,
     },
     /// Attack a study's training steps and say whether its privacy claim withstood.
     ///
@@ -513,15 +517,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             let how = Alone { rounds, no_privacy };
             train_alone(&study, &config.config, &out, how, cli.json).await?;
         }
-        Command::Evaluate { study, model, data: path } => {
-            let (study, _) = read_study(&study)?;
-            let batch = data::load(&path, &study.data, &data::declared_bounds(&study.data))?;
-            let params = model_file::read(&model, &study.manifest()?)?;
-            let spec = study.model_spec();
-            let config = TrainConfig { device: "cpu".into(), ..Default::default() };
-            let trainer = train::choose(&config, &spec)?;
-            let scores = evaluate::evaluate(trainer.as_ref(), &batch, &spec, &params)?;
-            say(cli.json, &serde_json::to_value(scores)?);
+        Command::Evaluate { study, model, data, outputs } => {
+            evaluate_at_hand(&study, &model, &data, outputs.as_deref(), cli.json)?;
         }
         Command::Audit { study, trials, sabotage } => {
             return audited(&study, trials, sabotage.map(Into::into), cli.json);
@@ -538,6 +535,27 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn evaluate_at_hand(
+    study: &Path,
+    model: &Path,
+    records: &Path,
+    outputs: Option<&Path>,
+    json: bool,
+) -> Result<()> {
+    let (study, _) = read_study(study)?;
+    let batch = data::load(records, &study.data, &data::declared_bounds(&study.data))?;
+    let params = model_file::read(model, &study.manifest()?)?;
+    let spec = study.model_spec();
+    let config = TrainConfig { device: "cpu".into(), ..Default::default() };
+    let logits = train::choose(&config, &spec)?.logits(&batch, &spec, &params)?;
+    if let Some(path) = outputs {
+        evaluate::write_outputs(path, &study.data.label.classes, &logits)
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    say(json, &serde_json::to_value(evaluate::scores(logits, &batch.labels))?);
+    Ok(())
 }
 
 /// Enrols this site by a token, into the files that a configuration names or into a folder.

@@ -28,6 +28,7 @@ use crate::{
     },
     tiles,
     timestamps::{Authority, Timestamps},
+    tracking::{Mlflow, Tracking},
     trusted::{Door, Trusted},
     versions::Versions,
     witnesses::{self, Counted, Outside},
@@ -156,6 +157,7 @@ pub struct App {
     policy: PolicyEngine,
     writer: writer::Writer,
     outside: Vec<Outside>,
+    tracking: Option<Tracking>,
 }
 
 impl App {
@@ -221,6 +223,9 @@ impl App {
         // Whoever was revoked while nobody was here to be told is in no model that follows.
         trusted.withdraw_absent(&engine).await?;
         engine.begin();
+        let federation = identity.spiffe.trust_domain().to_owned();
+        let tracking =
+            spoken_to.mlflow.map(|mlflow| Tracking::new(engine.clone(), mlflow, federation));
         let roles = Arc::new(config.roles.clone());
         let oidc = Oidc::of(config.oidc.clone(), &engine, &trusted, &roles)?;
         let acceptor = |door| {
@@ -259,6 +264,7 @@ impl App {
             policy,
             writer,
             outside: spoken_to.witnesses,
+            tracking,
         })
     }
 
@@ -292,6 +298,7 @@ impl App {
             policy,
             writer,
             outside,
+            tracking,
         } = self;
         let (listeners, bound) = Listeners::bind(&config).await?;
         let signing = checkpointer.clone();
@@ -302,6 +309,9 @@ impl App {
         for witness in outside {
             let (store, writer) = (parts.store.clone(), writer.clone());
             tokio::spawn(witness.run(store, writer, metrics.clone(), shutdown.clone()));
+        }
+        if let Some(tracking) = tracking {
+            tokio::spawn(tracking.run(shutdown.clone()));
         }
         let [for_agents, for_operators] = acceptors;
         let most = config.limits.connections_max;
@@ -372,6 +382,7 @@ impl App {
 struct SpokenTo {
     authority: Option<Authority>,
     witnesses: Vec<Outside>,
+    mlflow: Option<Mlflow>,
     entries: Vec<Draft>,
 }
 
@@ -389,6 +400,7 @@ impl SpokenTo {
         Ok(Self {
             authority: authority.map(|one| Authority::load(one, Some(trusted))).transpose()?,
             witnesses: witnesses::load(&log.witnesses, trust_domain, Some(trusted))?,
+            mlflow: config.tracking.as_ref().map(|one| Mlflow::load(one, trusted)).transpose()?,
             entries: endpoints::permitted(config, policy, trusted, identity).await?,
         })
     }

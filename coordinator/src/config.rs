@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
     collections::BTreeMap,
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -57,9 +57,33 @@ pub struct Config {
     pub roles: RolesConfig,
     /// Operators who sign in at an identity provider. Off when absent.
     pub oidc: Option<OidcConfig>,
+    /// An MLflow server that is told of studies. None when absent.
+    pub tracking: Option<TrackingConfig>,
     /// What it takes at most.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// An MLflow server that is told of studies as they happen.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrackingConfig {
+    /// Where it is, without `/api`: `https://`, or `http://` at one of this machine's own addresses.
+    pub mlflow: String,
+    /// With `https://`: certificates of those who may vouch for it, PEM.
+    pub ca: Option<PathBuf>,
+    /// A file with the token that it wants (`Authorization: Bearer`), mode 0600.
+    pub token_file: Option<PathBuf>,
+    /// Where it lies: `ae-on/ae-az`. Policy decides over it before it is spoken to.
+    #[serde(deserialize_with = "place")]
+    pub place: Place,
+}
+
+/// Whether a URL names this machine, in an address that leads nowhere else.
+#[must_use]
+pub fn is_loopback(url: &reqwest::Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|at| at.is_loopback())
 }
 
 /// Giving certificates to sites: the first for a token, and each further one to whoever comes with the one before it.
@@ -723,6 +747,11 @@ impl Config {
                 provider.ca = base.join(&provider.ca);
             }
         }
+        if let Some(tracking) = &mut this.tracking {
+            for path in tracking.ca.iter_mut().chain(&mut tracking.token_file) {
+                *path = base.join(&*path);
+            }
+        }
         for ca in this.log.witnesses.iter_mut().filter_map(|w| w.ca.as_mut()) {
             *ca = base.join(&*ca);
         }
@@ -757,6 +786,22 @@ mod tests {
         assert_eq!(RolesConfig::default().of::<&str>(&[]), Roles::ALL);
         let wrong = toml::from_str::<RolesConfig>("groups = { x = [\"root\"] }");
         assert!(wrong.expect_err("no role").to_string().contains("`root` is no role"));
+    }
+
+    #[test]
+    fn plain_http_is_for_this_machine_alone() {
+        for (url, is_here) in [
+            ("http://127.0.0.1:5000", true),
+            ("http://127.9.9.9", true),
+            ("http://[::1]:5000", true),
+            ("http://localhost:5000", true),
+            ("http://10.0.0.1:5000", false),
+            ("http://localhost.example", false),
+            ("http://[::2]", false),
+            ("http://mlflow", false),
+        ] {
+            assert_eq!(is_loopback(&url.parse().expect("a URL")), is_here, "{url}");
+        }
     }
 
     #[test]

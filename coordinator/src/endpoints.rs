@@ -1,5 +1,5 @@
 //! What the coordinator itself speaks to, and where that is: its database, witnesses, an authority for time-stamps, identity
-//! providers. Each is declared with a place; before any of them is spoken to policy decides, over the place and over the addresses that the name
+//! providers, a server for tracking. Each is declared with a place; before any of them is spoken to policy decides, over the place and over the addresses that the name
 //! has now. All but the database are looked up again for each connection, and an address elsewhere is not connected to.
 
 use crate::{
@@ -60,6 +60,9 @@ fn configured(config: &Config) -> Result<Vec<Endpoint>> {
     for provider in config.oidc.iter().flat_map(|oidc| &oidc.providers) {
         let place = provider.server_place();
         all.push(url("identity-provider", "oidc.provider", &provider.issuer, place)?);
+    }
+    if let Some(tracking) = &config.tracking {
+        all.push(url("tracking", "tracking", &tracking.mlflow, &tracking.place)?);
     }
     Ok(all)
 }

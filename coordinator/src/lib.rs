@@ -36,6 +36,7 @@ pub mod shards;
 pub mod store;
 pub mod tiles;
 pub mod timestamps;
+pub mod tracking;
 pub mod trusted;
 pub mod versions;
 pub mod witnesses;

@@ -6,7 +6,8 @@ use tikv_jemalloc_ctl::{epoch, stats};
 
 /// Buffers of an upload come and go by the megabyte. The system's allocator hands each back to the kernel,
 /// which clears its pages again for the next one: a tenth of the time that an upload takes. This one keeps them for some
-/// seconds, and counts what it keeps.
+/// seconds, and counts what it keeps. It takes `malloc`'s place too, so that what SQLite and the cryptography allocate is
+/// counted, and does not lie about in the C library's arenas, of which every thread wants its own.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -19,7 +20,7 @@ pub struct Memory {
     pub active: u64,
     /// What the allocator has from the kernel: those pages, freed ones that go back within seconds, and its own notes.
     pub held: u64,
-    /// What is in RAM and in no file: the allocator's, stacks, and what libraries in C took elsewhere.
+    /// What is in RAM and in no file: the allocator's, stacks, and what files' pages became by being written to.
     pub anonymous: u64,
 }
 

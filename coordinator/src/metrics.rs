@@ -167,6 +167,7 @@ pub struct Metrics {
     quotes: Family<Outcome, Counter>,
     ends: Family<Ending, Gauge>,
     memory: Family<Having, Gauge>,
+    tracking_behind: Gauge,
 }
 
 impl Default for Metrics {
@@ -209,6 +210,7 @@ impl Default for Metrics {
             quotes: Family::default(),
             ends: Family::default(),
             memory: Family::default(),
+            tracking_behind: Gauge::default(),
         };
         let mut to = std::mem::take(&mut this.registered);
         this.register_rounds(&mut to);
@@ -339,6 +341,11 @@ impl Metrics {
             "witness_log_entries",
             "Entries in the newest checkpoint that an outside witness has cosigned",
             self.cosigned.clone(),
+        );
+        to.add(
+            "tracking_behind_entries",
+            "Entries since the first that MLflow has not been told of",
+            self.tracking_behind.clone(),
         );
     }
 
@@ -574,6 +581,11 @@ impl Metrics {
                 self.ends.remove(&labels);
             }
         }
+    }
+
+    /// MLflow has not been told of the newest so many entries.
+    pub fn tracking_behind(&self, entries: u64) {
+        self.tracking_behind.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
     /// The names that are registered, without prefix and suffix.

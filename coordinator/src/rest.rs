@@ -8,12 +8,15 @@ mod candidates;
 mod described;
 mod enrolment;
 mod figures;
+mod gates;
+mod lineage;
 mod log;
 mod mirror;
 mod people;
 mod revocations;
 mod shards;
 mod stamps;
+mod tags;
 mod versions;
 
 use crate::{
@@ -47,6 +50,8 @@ use axum::{
 };
 use falaj_core::{
     audit::{Draft, Kind, objects::Object},
+    evaluation::Evaluation,
+    gate::patience::{Patience, Progress},
     id::{Digest, Place, SpiffeId, StudyId},
     registry::safetensors,
     round::{APPROVERS, AnyRound, Held},
@@ -54,7 +59,7 @@ use falaj_core::{
 };
 use falaj_proto::{
     problem::{Code, Problem, ProblemJson},
-    rest::{Checkpoint, Model, Page, Round, Site, Status, Study, StudyEvent, Witness},
+    rest::{self, Checkpoint, Model, Page, Round, Site, Status, Study, StudyEvent, Witness},
     study::STUDY_BYTES_MAX,
 };
 use futures_util::StreamExt as _;
@@ -147,7 +152,9 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(show))
         .routes(routes!(stop))
         .routes(routes!(rounds))
+        .routes(routes!(study_file))
         .routes(routes!(figures::figures))
+        .routes(routes!(gates::gates))
         .routes(routes!(events))
         .routes(routes!(models))
         .routes(routes!(download))
@@ -181,13 +188,13 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(versions::provenance))
         .routes(routes!(versions::card))
         .routes(routes!(versions::file))
-        .routes(routes!(versions::ancestry))
+        .routes(routes!(lineage::ancestry))
         .routes(routes!(versions::promote))
         .routes(routes!(versions::reject))
         .routes(routes!(versions::revoke))
         .routes(routes!(versions::roll_back))
         .routes(routes!(versions::alias))
-        .routes(routes!(versions::lineage))
+        .routes(routes!(lineage::lineage))
         .split_for_parts();
     (router, described::described(api))
 }
@@ -202,6 +209,7 @@ pub fn router(app: Arc<App>) -> Router {
         })
         .layer(DefaultBodyLimit::max(STUDY_BYTES_MAX + 1))
         .layer(axum::middleware::map_response(described::as_problem))
+        .layer(axum::middleware::from_fn(tags::tagged))
         .with_state(app)
 }
 
@@ -332,6 +340,26 @@ fn shown(app: &App, handle: &Handle) -> Study {
         model_sha256: view.model.to_string(),
         epsilon_by_site: view.epsilon,
         bytes_by_site: view.bytes,
+        patience: meta.study.patience.map(|patience| {
+            let progress = view.round.as_ref().map(AnyRound::progress).cloned().unwrap_or_default();
+            waiting(&patience, progress, meta.study.evaluation.as_ref())
+        }),
+    }
+}
+
+/// How far a study is from its end by patience.
+fn waiting(patience: &Patience, progress: Progress, e: Option<&Evaluation>) -> rest::Patience {
+    let best = progress.best.map(|best| rest::BestModel {
+        round: best.round,
+        model_sha256: best.model.to_string(),
+        end: best.end,
+    });
+    rest::Patience {
+        figure: patience.figure.name(e),
+        improve_by: patience.improve_by,
+        rounds: patience.rounds,
+        without: progress.without,
+        best,
     }
 }
 
@@ -401,6 +429,22 @@ async fn show(
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     Ok(Json(shown(&app, &handle)))
+}
+
+/// A study's file, as it was submitted. Its digest is the entity tag.
+#[utoipa::path(get, path = "/api/v1/studies/{id}/file", params(("id" = String, Path)), responses((status = 200, body = Object, content_type = "application/yaml", headers(("ETag" = String))), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+async fn study_file(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Path(id): Path<String>,
+) -> Answer<Response> {
+    let handle = app.study(&peer, &id).await?;
+    app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
+    let headers = [
+        (header::CONTENT_TYPE, "application/yaml".to_owned()),
+        (header::ETAG, format!("\"{}\"", handle.meta.digest)),
+    ];
+    Ok((headers, handle.meta.yaml.clone()).into_response())
 }
 
 /// Stops a study.
@@ -541,7 +585,10 @@ async fn download(
     let parts = app.engine.parts();
     let rows = parts.store.models(&handle.meta.study.id).await.map_err(unreadable)?;
     let row = match round.as_str() {
-        "latest" => rows.last(),
+        "latest" => {
+            let newest = handle.view().model;
+            rows.iter().find(|m| m.sha256 == newest)
+        }
         number => rows.iter().find(|m| number.parse() == Ok(m.number)),
     };
     let Some(row) = row else {

@@ -264,19 +264,7 @@ impl Federation for Rpc {
             let most = format!("an answer has at most {MESSAGES_MAX} messages");
             return Err(Code::Malformed.because(most).into());
         }
-        let handle = self.engine.study(&round.study)?;
-        let mechanism = handle.meta.study.privacy.mechanism.as_str();
-        let resource = Resource::Study(&round.study, mechanism);
-        let decision =
-            self.engine.parts().policy.decide(site.spiffe(), Action::UpdateSend, &resource);
-        let answered = if decision.allow {
-            let (site, round) = (site.clone(), round.clone());
-            let peer = peer.clone();
-            let answer = Answer { site, peer, decision, round, attempt, phase, messages };
-            self.engine.answered(answer).await
-        } else {
-            Err(Code::Denied.because(&decision.reason))
-        };
+        let answered = self.take_answer(&peer, &site, &round, (attempt, phase, messages)).await;
         if let Err(problem) = &answered {
             if phase == Phase::Evaluation {
                 self.engine.parts().metrics.evaluation(problem.code.as_str());
@@ -499,6 +487,27 @@ impl Federation for Rpc {
 }
 
 impl Rpc {
+    /// Asks the policies about an answer, and has its round take it.
+    async fn take_answer(
+        &self,
+        peer: &Arc<Peer>,
+        site: &SiteId,
+        round: &RoundId,
+        (attempt, phase, messages): (u32, Phase, Vec<bytes::Bytes>),
+    ) -> Result<(), Problem> {
+        let handle = self.engine.study(&round.study)?;
+        let mechanism = handle.meta.study.privacy.mechanism.as_str();
+        let resource = Resource::Study(&round.study, mechanism);
+        let (policy, action) = (&self.engine.parts().policy, Action::UpdateSend);
+        let decision = policy.decide(site.spiffe(), action, &resource);
+        if !decision.allow {
+            return Err(Code::Denied.because(&decision.reason));
+        }
+        let (site, peer, round) = (site.clone(), peer.clone(), round.clone());
+        let answer = Answer { site, peer, decision, round, attempt, phase, messages };
+        self.engine.answered(answer).await
+    }
+
     async fn receive(
         &self,
         peer: &Arc<Peer>,

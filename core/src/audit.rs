@@ -22,6 +22,10 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, str::FromStr};
 
 /// Foreign text in an entry is cut to this many characters.
 const TEXT_CHARS_MAX: usize = 1_000;
+/// The member that verdicts are judged by again: as long as anything else can make room, its digest does not take its place.
+const JUDGED_BY: &str = "compared";
+/// A member that is no longer than this makes no room.
+const SHORT_BYTES: usize = 100;
 /// Members that every entry has, and that a draft cannot set.
 const RESERVED: [&str; 5] = ["v", "seq", "ts", "kind", "nonce"];
 
@@ -390,7 +394,7 @@ impl Draft {
     }
 
     /// The entry's bytes at its place in the log. Should a list have made it longer than an entry may be, the
-    /// longest member is replaced by its digest, so that an entry can always be written.
+    /// longest member is replaced by its digest, so that an entry can always be written. `compared` is the last of them.
     #[must_use]
     pub fn finish(mut self, seq: u64, ts: Timestamp, nonce: [u8; 16]) -> Vec<u8> {
         loop {
@@ -404,7 +408,10 @@ impl Draft {
             if bytes.len() <= ENTRY_BYTES_MAX {
                 return bytes;
             }
-            let longest = self.members.iter().max_by_key(|(_, v)| v.to_bytes().len());
+            let length = |(_, v): &(&String, &Canon)| v.to_bytes().len();
+            let others = self.members.iter().filter(|(k, _)| *k != JUDGED_BY);
+            let longest = others.filter(|member| length(member) > SHORT_BYTES).max_by_key(length);
+            let longest = longest.or_else(|| self.members.iter().max_by_key(length));
             let Some((key, value)) = longest.map(|(k, v)| (k.clone(), v.to_bytes())) else {
                 return bytes;
             };
@@ -761,6 +768,7 @@ pub mod bundle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::robust::OUTLIERS_MAX;
 
     #[test]
     fn an_entry_reads_back_as_it_was_written() {
@@ -794,6 +802,34 @@ mod tests {
         assert!(bytes.len() <= ENTRY_BYTES_MAX);
         let entry = Entry::parse(&bytes).expect("an entry");
         assert!(entry.body().text("updates_sha256").is_ok());
+    }
+
+    #[test]
+    fn what_verdicts_are_judged_by_is_the_last_to_make_room() {
+        let sites = || (0..OUTLIERS_MAX).map(|n| format!("{n:063}"));
+        let figures = sites().map(|name| format!("1.234567e-100 -0.123456 {name}"));
+        let gates = sites().map(|name| format!("fail: update_norm_ratio at {name}: 1"));
+        let many = vec![Digest::of(b"x"); OUTLIERS_MAX as usize];
+        let bytes = Draft::new(Kind::ModelRejected)
+            .digest("model_sha256", &many[0])
+            .text("reason", &"é".repeat(1 << 20))
+            .digests("updates", &many)
+            .texts("gates", gates)
+            .texts("evaluated_by", sites())
+            .texts("compared", figures)
+            .finish(0, Timestamp::from_millis(0), [0; 16]);
+        assert!(bytes.len() <= ENTRY_BYTES_MAX);
+        let entry = Entry::parse(&bytes).expect("an entry");
+        let kept = entry.body().member("compared").expect("it has room").items().count();
+        assert_eq!(kept, OUTLIERS_MAX as usize);
+        assert!(entry.body().text("gates_sha256").is_ok());
+        assert!(entry.body().text("model_sha256").is_ok());
+        // By itself it makes room all the same.
+        let endless = (0..2_000).map(|_| "x".repeat(100));
+        let alone = Draft::new(Kind::ModelRejected).texts("compared", endless);
+        let bytes = alone.finish(0, Timestamp::from_millis(0), [0; 16]);
+        let entry = Entry::parse(&bytes).expect("an entry");
+        assert!(entry.body().text("compared_sha256").is_ok());
     }
 
     #[test]

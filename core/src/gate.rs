@@ -4,6 +4,8 @@
 //! judged by the end of it that is worse: a gate asks what the candidate is at least, not what it may be by luck. A figure
 //! that is missing fails its gate: nothing passes by silence.
 
+pub mod patience;
+
 use crate::{
     evaluation::{
         Evaluation, Perturbation, Watched,
@@ -11,9 +13,11 @@ use crate::{
     },
     id::SiteId,
     registry::version::Stage,
+    robust::{Compared, Standing},
     round::UpdateRef,
     study::WitnessQuorum,
 };
+use patience::Weighed;
 use std::fmt;
 
 /// What is known of a candidate.
@@ -33,6 +37,8 @@ pub struct Facts<'a> {
     pub is_last: bool,
     /// What was counted, if the round is one that is evaluated.
     pub evaluated: Option<Evaluated<'a>>,
+    /// How the updates compare with each other, where a gate asks for it and they are seen.
+    pub compared: Option<Compared>,
 }
 
 /// What sites have counted about a candidate.
@@ -79,8 +85,8 @@ impl Facts<'_> {
         witnesses: u32,
     ) -> Self {
         let (sites, examples) = updates.fold((0, 0), |(n, w), u| (n + 1, w + u64::from(u.weight)));
-        let (epsilon, is_last, evaluated) = (None, true, None);
-        Self { sites, examples, finite, witnesses, epsilon, is_last, evaluated }
+        let (epsilon, is_last, evaluated, compared) = (None, true, None, None);
+        Self { sites, examples, finite, witnesses, epsilon, is_last, evaluated, compared }
     }
 }
 
@@ -118,6 +124,8 @@ pub enum Figure {
     Sites,
     /// Examples behind it.
     Examples,
+    /// How far the update of each site stands out from the others.
+    EachUpdate(Standing),
 }
 
 /// What a figure must be.
@@ -171,6 +179,18 @@ pub enum When {
     /// In no round, but of a version each time that it is to go on to `staging` or `production`. What it fails stays where it
     /// stands.
     Promotion,
+}
+
+impl When {
+    /// The word that studies use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::EachRound => "each_round",
+            Self::End => "end",
+            Self::Promotion => "promotion",
+        }
+    }
 }
 
 /// What becomes of a study whose gate fails.
@@ -262,14 +282,17 @@ impl Judged {
 
 impl fmt::Display for Judged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.figure)?;
-        match &self.found {
-            // Whole numbers and what has no interval are shown as they are.
-            Ok(e) if e.low.total_cmp(&e.high).is_eq() => write!(f, "{}", e.value)?,
-            Ok(e) => write!(f, "{:.4} [{:.4}, {:.4}]", e.value, e.low, e.high)?,
-            Err(why) => f.write_str(why)?,
-        }
-        write!(f, ", {} needed", self.bound)
+        write!(f, "{}: {}, {} needed", self.figure, told(&self.found), self.bound)
+    }
+}
+
+/// A figure with its interval, or why there is none.
+fn told(found: &Result<Estimate, String>) -> String {
+    match found {
+        // Whole numbers and what has no interval are shown as they are.
+        Ok(e) if e.low.total_cmp(&e.high).is_eq() => e.value.to_string(),
+        Ok(e) => format!("{:.4} [{:.4}, {:.4}]", e.value, e.low, e.high),
+        Err(why) => why.clone(),
     }
 }
 
@@ -286,6 +309,9 @@ pub struct Verdict {
     pub asked: Vec<(&'static str, bool)>,
     /// What becomes of the study if a gate failed: the furthest-reaching of those that did.
     pub on_failure: OnFailure,
+    /// How the candidate compares with the best before it, where every gate passed, or people may let it through, and the study has
+    /// patience.
+    pub weighed: Option<Weighed>,
 }
 
 impl Verdict {
@@ -294,7 +320,13 @@ impl Verdict {
     pub fn of(reasons: Vec<String>) -> Self {
         let pass = reasons.is_empty();
         let (judged, asked) = (Vec::new(), Vec::new());
-        Self { pass, reasons, judged, asked, on_failure: OnFailure::Reject }
+        Self { pass, reasons, judged, asked, on_failure: OnFailure::Reject, weighed: None }
+    }
+
+    /// Whether people decide over it: gates that ask failed, and no other.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        !self.pass && self.on_failure == OnFailure::Ask
     }
 
     /// What a declared gate says.
@@ -364,7 +396,16 @@ pub fn judge_promotion(facts: &Facts<'_>, gates: &[Declared], to: Stage) -> Verd
     verdict
 }
 
-/// A whole number as a figure without an interval.
+/// Whether gates ask how updates compare with each other: in a round that is a study's last, or is evaluated, or later, of the
+/// version that it may give.
+#[must_use]
+pub fn compare_updates(gates: &[Declared], is_last: bool, evaluated: bool) -> bool {
+    let of_updates = |gate: &Declared| matches!(gate.figure, Figure::EachUpdate(_));
+    let asks = |gate: &Declared| gate.when == When::Promotion || gate.is_asked(is_last, evaluated);
+    gates.iter().any(|gate| of_updates(gate) && asks(gate))
+}
+
+/// A number as a figure without an interval.
 fn exactly(value: f64) -> Estimate {
     Estimate { value, low: value, high: value }
 }
@@ -408,6 +449,17 @@ impl Declared {
         };
         if let Some((name, found)) = counted {
             return one(name.into(), found);
+        }
+        if let Figure::EachUpdate(standing) = self.figure {
+            let Some(compared) = &facts.compared else {
+                let why = format!("nobody has compared the {} updates", facts.sites);
+                return one(self.figure.name(None), Err(why));
+            };
+            let each = compared.each(standing).map(|(site, found)| Found {
+                figure: format!("{} at {}", standing.as_str(), site.name()),
+                found: found.map(exactly).map_err(str::to_owned),
+            });
+            return each.map(|found| self.on(found)).collect();
         }
         let Some(evaluated) = &facts.evaluated else {
             return one(self.figure.name(None), Err(Missing::Nothing.to_string()));
@@ -493,7 +545,7 @@ impl Figure {
                 });
                 each.collect()
             }
-            Self::Epsilon | Self::Sites | Self::Examples => Vec::new(),
+            Self::Epsilon | Self::Sites | Self::Examples | Self::EachUpdate(_) => Vec::new(),
         }
     }
 
@@ -522,6 +574,7 @@ impl Figure {
             Self::Epsilon => "epsilon".into(),
             Self::Sites => "sites".into(),
             Self::Examples => "examples".into(),
+            Self::EachUpdate(standing) => format!("{} at each site", standing.as_str()),
         }
     }
 
@@ -538,13 +591,14 @@ impl Figure {
             Self::Epsilon => "epsilon",
             Self::Sites => "sites",
             Self::Examples => "examples",
+            Self::EachUpdate(standing) => standing.as_str(),
         }
     }
 
     /// Whether it needs federated evaluation.
     #[must_use]
     pub const fn is_evaluated(self) -> bool {
-        !matches!(self, Self::Epsilon | Self::Sites | Self::Examples)
+        !matches!(self, Self::Epsilon | Self::Sites | Self::Examples | Self::EachUpdate(_))
     }
 }
 
@@ -555,10 +609,12 @@ mod tests {
         Noise,
         cells::{Tally, tests::settings},
     };
+    use crate::robust::Outlier;
 
     fn facts() -> Facts<'static> {
-        let (epsilon, is_last, evaluated) = (Some(1.5), true, None);
-        Facts { sites: 3, examples: 9, finite: true, witnesses: 2, epsilon, is_last, evaluated }
+        let (epsilon, is_last, evaluated, compared) = (Some(1.5), true, None, None);
+        let (sites, examples, finite, witnesses) = (3, 9, true, 2);
+        Facts { sites, examples, finite, witnesses, epsilon, is_last, evaluated, compared }
     }
 
     fn declared(figure: Figure, bound: Bound) -> Declared {
@@ -691,6 +747,48 @@ mod tests {
         let silent = judge_promotion(&facts(), &gates, Stage::Staging);
         assert_eq!(silent.reasons, ["accuracy: no site has sent counts, at least 0.74 needed"]);
         assert!(judge_promotion(&facts(), &gates[2..], Stage::Staging).pass);
+    }
+
+    #[test]
+    fn whoever_stands_out_is_named_and_updates_that_nobody_compared_fail() {
+        let outlier = |norm, cosine| Outlier { norm, cosine };
+        let figures = vec![
+            outlier(1.0, Some(0.8)),
+            outlier(10.0, Some(-0.75)),
+            outlier(1.25, Some(0.7)),
+            outlier(0.0, None),
+        ];
+        let compared = Compared::new((0..4).map(site).collect(), figures).expect("four");
+        let facts = Facts { sites: 4, compared: Some(compared), ..facts() };
+        let gates = [
+            declared(Figure::EachUpdate(Standing::NormRatio), Bound::AtMost(3.0)),
+            declared(Figure::EachUpdate(Standing::Cosine), Bound::AtLeast(-0.25)),
+        ];
+        let gates = gates.map(Gate::Declared);
+        let verdict = judge(&facts, &gates);
+        assert_eq!(
+            verdict.reasons,
+            [
+                "update_norm_ratio at h-1: 8.888889, at most 3 needed",
+                "update_cosine at h-1: -0.75, at least -0.25 needed",
+                "update_cosine at h-3: it, or the median, is zero and has no direction, at least -0.25 needed",
+            ]
+        );
+        assert_eq!(verdict.judged.len(), 8);
+        assert_eq!(verdict.asked, [("update_norm_ratio", false), ("update_cosine", false)]);
+        // They are asked in every round, whether it is evaluated or not.
+        let unseen = judge(&Facts { compared: None, is_last: false, ..facts }, &gates);
+        assert_eq!(
+            unseen.reasons[0],
+            "update_norm_ratio at each site: nobody has compared the 4 updates, at most 3 needed"
+        );
+        assert_eq!(unseen.reasons.len(), 2);
+        // Those that are asked of a version are compared in its round, for then.
+        let at = |when, figure| [Declared { when, ..declared(figure, Bound::AtMost(3.0)) }];
+        let norms = Figure::EachUpdate(Standing::NormRatio);
+        assert!(compare_updates(&at(When::Promotion, norms), false, false));
+        assert!(!compare_updates(&at(When::End, norms), false, true));
+        assert!(!compare_updates(&at(When::Promotion, Figure::Sites), true, true));
     }
 
     #[test]

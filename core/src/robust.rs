@@ -36,6 +36,7 @@
 //! good ones then, and whatever bound they give for the length of an error holds as it stands.
 
 mod columns;
+mod outliers;
 mod pairs;
 mod rows;
 
@@ -48,6 +49,10 @@ use crate::{
 use columns::Trim;
 use pairs::Gram;
 use rows::Rows;
+
+pub use outliers::{
+    Compared, NotCompared, OUTLIERS_MAX, OUTLIERS_MIN, Outlier, Standing, outliers,
+};
 
 /// What the blocks of all updates take together, unless there are so many that the shortest block of each takes more.
 pub const ROWS_BYTES: usize = 1 << 20;
@@ -359,42 +364,4 @@ fn weighted<E: From<AggregateError>>(
 const fn weight_bits(shape: &Shape, total: u64) -> u32 {
     let room = 62 - (shape.encoding.bits() as u32 - 1) - total.next_power_of_two().ilog2();
     if room < 30 { room } else { 30 }
-}
-
-/// How far an update stands out, for whoever judges.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Outlier {
-    /// Its length, L2.
-    pub norm: f64,
-    /// The cosine of its angle with the median of each coordinate, rounded down to the grid. `None` where either is
-    /// zero and has no direction.
-    pub cosine: Option<f64>,
-}
-
-/// Length and direction of each update, in one pass. What they are sums of is exact.
-///
-/// # Errors
-/// [`AggregateError::Empty`], [`RuleError::TooMany`], and whatever reading gives.
-pub fn outliers<E: From<AggregateError>>(
-    shape: Shape,
-    mut read: impl FnMut(usize, u64, &mut [u8]) -> Result<(), E>,
-) -> Result<Vec<Outlier>, E> {
-    if shape.updates == 0 {
-        return Err(AggregateError::Empty.into());
-    }
-    let (updates, most) = (shape.updates as u64, u64::from(SITES_MAX));
-    if updates > most {
-        return Err(
-            AggregateError::from(RuleError::TooMany { rule: "median", updates, most }).into()
-        );
-    }
-    let mut rows = Rows::new(&shape);
-    let (squares, products, centre) = rows.against_median(&mut read)?;
-    let length = |square: i128| pairs::as_f64(square).sqrt();
-    let figures = squares.iter().zip(&products).map(|(&square, &product)| Outlier {
-        norm: length(square) * shape.encoding.step(),
-        cosine: (square > 0 && centre > 0)
-            .then(|| (pairs::as_f64(product) / (length(square) * length(centre))).clamp(-1.0, 1.0)),
-    });
-    Ok(figures.collect())
 }

@@ -8,7 +8,10 @@
 
 use crate::{
     audit::person::Person,
-    gate::{OnFailure, Verdict},
+    gate::{
+        OnFailure, Verdict,
+        patience::{Progress, Weighed},
+    },
     id::{Digest, RoundId, SiteId},
     time::Timestamp,
 };
@@ -39,6 +42,8 @@ pub struct RoundSpec {
     pub evaluates: bool,
     /// The last model that passed every gate after it had been evaluated; the study's first before there is one.
     pub good: Digest,
+    /// How far the study had come before it.
+    pub progress: Progress,
 }
 
 /// What one stage knows, plus what every stage shares.
@@ -195,6 +200,8 @@ pub struct Held {
     pub until: Timestamp,
     /// Who has.
     pub approved: BTreeSet<Person>,
+    /// How far the study comes with it, if they let it through.
+    pub progress: Progress,
 }
 
 /// People who have to approve a candidate that gates ask about: different ones, and none of them whoever submitted the study.
@@ -209,6 +216,8 @@ pub struct Promoted {
     pub updates: BTreeMap<SiteId, UpdateRef>,
     /// The new model.
     pub model: Digest,
+    /// How far the study has come with it.
+    pub progress: Progress,
 }
 
 /// A gate kept the candidate out; the base model stays.
@@ -324,6 +333,8 @@ pub enum Event {
         reasons: Vec<String>,
         /// The witnesses that stand behind the round, as the log names them.
         witnesses: Vec<String>,
+        /// How the candidate compares with the best before it, where the study has patience.
+        weighed: Option<Weighed>,
     },
     /// Somebody approves the candidate.
     Approved {
@@ -526,6 +537,15 @@ impl AnyRound {
         }
     }
 
+    /// How far the study has come, this round included once it has given a model.
+    #[must_use]
+    pub const fn progress(&self) -> &Progress {
+        match self {
+            Self::Promoted(r) => &r.stage.progress,
+            _ => &self.spec().progress,
+        }
+    }
+
     /// The stage's name, as people and metrics see it.
     #[must_use]
     pub const fn stage(&self) -> &'static str {
@@ -705,8 +725,8 @@ pub fn step(round: &AnyRound, event: Event, now: Timestamp) -> Result<Step, Refu
             Ok(fail(r, FailReason::Aggregation(why)))
         }
         (AnyRound::Gated(r), Event::Judged(verdict)) => Ok(r.judged(verdict)),
-        (AnyRound::Gated(r), Event::Asked { reasons, witnesses }) => {
-            Ok(r.hold(reasons, witnesses, now))
+        (AnyRound::Gated(r), Event::Asked { reasons, witnesses, weighed }) => {
+            Ok(r.hold((reasons, witnesses), weighed, now))
         }
         (AnyRound::Held(r), event) => r.on(event, now),
         (round, Event::Update(site, update)) => Err(late_or_counted(&round, &site, &update)),
@@ -1179,18 +1199,31 @@ impl Round<Collecting> {
 }
 
 impl Round<Gated> {
-    fn hold(self, reasons: Vec<String>, witnesses: Vec<String>, now: Timestamp) -> Step {
+    fn hold(
+        self,
+        (reasons, witnesses): (Vec<String>, Vec<String>),
+        weighed: Option<Weighed>,
+        now: Timestamp,
+    ) -> Step {
+        let progress = self.progress(weighed);
         let (candidate, until) = (self.stage.candidate, now.plus_ms(HELD_MS));
         let record = Record::Held(candidate, reasons.clone(), until);
         let (updates, approved) = (self.stage.updates.clone(), BTreeSet::new());
-        let stage = Held { updates, candidate, reasons, witnesses, until, approved };
+        let stage = Held { updates, candidate, reasons, witnesses, until, approved, progress };
         quiet(AnyRound::Held(self.into_stage(stage)), vec![record])
+    }
+
+    /// How far the study comes with the candidate, which is as far as before where it was not weighed.
+    fn progress(&self, weighed: Option<Weighed>) -> Progress {
+        weighed.map_or_else(|| self.spec.progress.clone(), |weighed| weighed.progress)
     }
 
     fn judged(self, verdict: Verdict) -> Step {
         let candidate = self.stage.candidate;
         if verdict.pass {
-            let stage = Promoted { updates: self.stage.updates.clone(), model: candidate };
+            let progress = self.progress(verdict.weighed);
+            let updates = self.stage.updates.clone();
+            let stage = Promoted { updates, model: candidate, progress };
             Step {
                 next: AnyRound::Promoted(self.into_stage(stage)),
                 records: vec![Record::Published(candidate)],
@@ -1231,7 +1264,8 @@ impl Round<Held> {
                 if self.stage.approved.len() < APPROVERS {
                     return Ok(quiet(AnyRound::Held(self), vec![approved]));
                 }
-                let stage = Promoted { updates: self.stage.updates.clone(), model: candidate };
+                let (updates, progress) = (self.stage.updates.clone(), self.stage.progress.clone());
+                let stage = Promoted { updates, model: candidate, progress };
                 Ok(Step {
                     next: AnyRound::Promoted(self.into_stage(stage)),
                     records: vec![approved, Record::Published(candidate)],
@@ -1286,6 +1320,7 @@ mod tests {
             members: Vec::new(),
             evaluates: false,
             good: Digest::of(b"base"),
+            progress: Progress::default(),
         }
     }
     fn round() -> AnyRound {
@@ -1417,7 +1452,17 @@ mod tests {
         let pass = Verdict::of(vec![]);
         assert_eq!(run(gated.clone(), vec![(3, Event::Judged(pass))]).stage(), "promoted");
         let fail = Verdict::of(vec!["why".into()]);
-        assert_eq!(run(gated, vec![(3, Event::Judged(fail))]).stage(), "rejected");
+        assert_eq!(run(gated.clone(), vec![(3, Event::Judged(fail))]).stage(), "rejected");
+        // How far the study has come is known with the model, and not before.
+        let progress = Progress { best: None, without: 1 };
+        let weighed = Some(Weighed { progress: progress.clone(), line: "no better".into() });
+        let judged = Event::Judged(Verdict { weighed, ..Verdict::of(vec![]) });
+        assert_eq!(*gated.progress(), Progress::default());
+        assert_eq!(*run(gated, vec![(3, judged)]).progress(), progress);
+    }
+
+    fn weighed() -> Progress {
+        Progress { best: None, without: 1 }
     }
 
     /// A round whose candidate waits for people since 3.
@@ -1425,7 +1470,8 @@ mod tests {
         let updates = [1, 2, 3].map(|n| (1, Event::Update(site(n), update(n))));
         let candidate = (2, Event::Aggregated(Digest::of(b"new")));
         let (reasons, witnesses) = (vec!["recall is low".to_owned()], Vec::new());
-        let asked = (3, Event::Asked { reasons, witnesses });
+        let weighed = Some(Weighed { progress: weighed(), line: "no better".into() });
+        let asked = (3, Event::Asked { reasons, witnesses, weighed });
         run(collecting(), updates.into_iter().chain([candidate, asked]).collect())
     }
 
@@ -1453,6 +1499,8 @@ mod tests {
         assert_eq!(both.next.stage(), "promoted");
         assert_eq!(both.records, [Record::Approved(candidate), Record::Published(candidate)]);
         assert_eq!(both.effects, [Effect::Advance]);
+        // It is weighed once it is the model.
+        assert_eq!((one.progress(), both.next.progress()), (&Progress::default(), &weighed()));
         // Whoever is not heard any more does not count, and another does.
         let gone = run(one.clone(), vec![(5, approved(2, &[1]))]);
         assert_eq!(gone.stage(), "held");

@@ -10,11 +10,14 @@ use crate::{
         rdp::{AccountantError, RdpCurve},
     },
     evaluation::{self, Evaluation},
-    gate,
+    gate::{
+        self,
+        patience::{Patience, Progress},
+    },
     id::{Digest, Place, SiteId, StudyId},
     manifest::{Manifest, ManifestError},
     model::{Conv, ModelSpec, Tokens},
-    robust::{Rule, RuleError},
+    robust::{OUTLIERS_MAX, OUTLIERS_MIN, Rule, RuleError},
     secagg::MEMBERS_MAX,
     update::Encoding,
 };
@@ -55,6 +58,8 @@ pub struct Study {
     pub evaluation: Option<Evaluation>,
     /// What a candidate must show before it becomes a model.
     pub gates: Vec<gate::Declared>,
+    /// When the study has learned what it can, if it ends by that.
+    pub patience: Option<Patience>,
 }
 
 /// Witnesses that can stand behind a log at once.
@@ -589,8 +594,17 @@ impl Study {
     pub fn sites_max(&self) -> u32 {
         match self.privacy.mechanism {
             Mechanism::DistributedGaussian { colluders, .. } => self.cohort.masked_max(colluders),
+            _ if self.asks_of_updates().next().is_some() => {
+                self.aggregation.updates_max().min(OUTLIERS_MAX)
+            }
             _ => self.aggregation.updates_max(),
         }
+    }
+
+    /// Gates that ask how updates compare with each other, by their number.
+    fn asks_of_updates(&self) -> impl Iterator<Item = (usize, &gate::Declared)> {
+        let gates = self.gates.iter().enumerate();
+        gates.filter(|(_, gate)| matches!(gate.figure, gate::Figure::EachUpdate(_)))
     }
 
     /// The noise in shares, where the study has it.
@@ -737,6 +751,12 @@ impl Study {
         u32::try_from(self.data.label.classes.len()).unwrap_or(u32::MAX)
     }
 
+    /// Whether a study that has come so far ends with a round that gave a model.
+    #[must_use]
+    pub fn ends_with(&self, round: u32, progress: &Progress) -> bool {
+        round >= self.rounds.count || self.patience.is_some_and(|p| p.is_over(progress))
+    }
+
     /// Everything in this study that contradicts itself; empty when it can run.
     #[must_use]
     pub fn check(&self) -> Vec<Problem> {
@@ -748,6 +768,7 @@ impl Study {
         self.check_evaluation(&mut found);
         self.check_privacy(&mut found);
         self.check_aggregation(&mut found);
+        self.check_outliers(&mut found);
         self.check_governance(&mut found);
         found.0
     }
@@ -757,6 +778,11 @@ impl Study {
         let (e, classes) = (self.evaluation.as_ref(), self.classes());
         p.0.extend(e.map_or_else(Vec::new, |e| evaluation::check::settings(e, classes, protected)));
         p.0.extend(evaluation::check::gates(&self.gates, e, classes));
+        if let Some(patience) = &self.patience {
+            let gates = (&self.gates[..], self.rounds.count);
+            p.0.extend(evaluation::check::patience(patience, gates, e, classes));
+        }
+        p.0.extend(evaluation::check::beyond_reach(self));
     }
 
     fn check_governance(&self, p: &mut Problems) {
@@ -1033,6 +1059,29 @@ impl Study {
             ),
         };
         p.when(true, at, &e.to_string(), || mend);
+    }
+
+    /// Whether gates on updates see any, and enough of them.
+    fn check_outliers(&self, p: &mut Problems) {
+        let masked = matches!(self.privacy.mechanism, Mechanism::DistributedGaussian { .. });
+        for (number, gate) in self.asks_of_updates() {
+            let name = gate.figure.metric();
+            p.when(
+                masked,
+                &format!("gates[{number}]"),
+                &format!("under `distributed_gaussian` the coordinator sees only the sum of all updates, and of none of them `{name}`"),
+                || "remove the gate, or use a mechanism that adds its noise at each site, whose updates the coordinator sees one by one".into(),
+            );
+        }
+        let sites = self.cohort.min_sites;
+        p.when(
+            !masked
+                && self.asks_of_updates().next().is_some()
+                && !(OUTLIERS_MIN..=OUTLIERS_MAX).contains(&sites),
+            "cohort.min_sites",
+            &format!("a gate asks how far an update stands out, and of {sites} none can"),
+            || format!("need {OUTLIERS_MIN} to {OUTLIERS_MAX} sites, or remove the gate"),
+        );
     }
 
     fn check_privacy(&self, p: &mut Problems) {

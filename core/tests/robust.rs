@@ -9,8 +9,9 @@
 use falaj_core::{
     aggregate::{Accumulator, AggregateError, params_from_bytes, params_to_bytes},
     dp::Rotation,
-    id::Digest,
-    robust::{BlockRule, Outlier, Rule, RuleError, Shape, outliers},
+    gate::{Bound, Declared, Facts, Figure, Gate, OnFailure, When, judge},
+    id::{Digest, SiteId},
+    robust::{BlockRule, Compared, Outlier, Rule, RuleError, Shape, Standing, outliers},
     update::Encoding,
 };
 use proptest::prelude::*;
@@ -53,6 +54,10 @@ impl Spool {
             measured.move_base(i * block, part, 1.0, rotation, read).expect("a model");
         }
         params_from_bytes(&model).expect("whole parameters")
+    }
+
+    fn outliers(&self) -> Vec<Outlier> {
+        outliers(self.shape, |u, at, into: &mut [u8]| self.read(u, at, into)).expect("some")
     }
 
     fn result(&self, rule: Rule) -> Vec<f32> {
@@ -118,6 +123,25 @@ fn attacked() -> impl Strategy<Value = (u8, Vec<Vec<i32>>, usize)> {
                 all.extend(far);
                 (bits, all, bad)
             })
+        })
+    })
+}
+
+/// Good updates around a centre, and bad ones, fewer than half, that say ten times the opposite: the bad come first.
+fn turned() -> impl Strategy<Value = (u8, Vec<Vec<i32>>, usize)> {
+    let bits = prop::sample::select(&BITS[2..]);
+    (bits, 3..20_usize, 1..60_usize).prop_flat_map(|(bits, n, d)| {
+        let side =
+            (40..=300, any::<bool>()).prop_map(|(v, turn): (i32, bool)| if turn { -v } else { v });
+        // In percent of the centre.
+        let own = prop::collection::vec(prop::collection::vec(80..=120, d), n);
+        let centre = prop::collection::vec(side, d);
+        (Just(bits), centre, own, 1..=((n - 1) / 2)).prop_map(|(bits, centre, own, bad)| {
+            let update = |(site, own): (usize, Vec<i32>)| -> Vec<i32> {
+                let times = if site < bad { -10 } else { 1 };
+                centre.iter().zip(own).map(|(c, percent)| times * c * percent / 100).collect()
+            };
+            (bits, own.into_iter().enumerate().map(update).collect(), bad)
         })
     })
 }
@@ -344,11 +368,9 @@ proptest! {
     #[test]
     fn lengths_and_directions_are_those_of_the_updates((bits, updates) in updates()) {
         let spool = Spool::new(bits, 0.5, &updates);
-        let read = |u, at, into: &mut [u8]| spool.read(u, at, into);
-        let found = outliers(spool.shape, read).expect("some");
+        let found = spool.outliers();
         let plain: Vec<Vec<f64>> = updates.iter().map(|u| wide(u)).collect();
-        let centre: Vec<f64> =
-            naive(Rule::Median, &plain).iter().map(|v| v.floor()).collect();
+        let centre = naive(Rule::Median, &plain);
         let zeros = vec![0.0; centre.len()];
         for (update, Outlier { norm, cosine }) in plain.iter().zip(found) {
             let length = distance(update, &zeros);
@@ -360,6 +382,47 @@ proptest! {
                 None => prop_assert!(both < 1e-9),
             }
         }
+    }
+
+    #[test]
+    fn how_far_an_update_stands_out_does_not_depend_on_who_came_first(
+        ((bits, updates), order) in updates().prop_flat_map(|(bits, updates)| {
+            let order: Vec<usize> = (0..updates.len()).collect();
+            (Just((bits, updates)), Just(order).prop_shuffle())
+        }),
+    ) {
+        let shuffled: Vec<Vec<i32>> = order.iter().map(|&u| updates[u].clone()).collect();
+        let found = Spool::new(bits, 0.25, &updates).outliers();
+        let expected: Vec<Outlier> = order.iter().map(|&u| found[u]).collect();
+        prop_assert_eq!(Spool::new(bits, 0.25, &shuffled).outliers(), expected);
+    }
+
+    #[test]
+    fn ten_times_the_opposite_is_named_and_nobody_else(
+        (bits, updates, bad) in turned(), ratio in 2.0..5.0_f64,
+    ) {
+        let site = |n: usize| format!("spiffe://t/ae-on/ae-az/site/h-{n}").parse::<SiteId>();
+        let sites = (0..updates.len()).map(|n| site(n).expect("valid")).collect();
+        let found = Spool::new(bits, 0.01, &updates).outliers();
+        let compared = Compared::new(sites, found).expect("some");
+        let (when, on_failure) = (When::EachRound, OnFailure::Reject);
+        let gates = [
+            (Standing::NormRatio, Bound::AtMost(ratio)),
+            (Standing::Cosine, Bound::AtLeast(0.0)),
+        ];
+        let gates = gates.map(|(standing, bound)| {
+            let figure = Figure::EachUpdate(standing);
+            Gate::Declared(Declared { figure, bound, when, on_failure })
+        });
+        let facts = Facts { compared: Some(compared), ..Facts::of([].iter(), true, 0) };
+        let verdict = judge(&facts, &gates);
+        let failed = verdict.judged.iter().filter(|j| !j.pass).map(|j| j.figure.clone());
+        let failed: Vec<String> = failed.collect();
+        let named = |standing: Standing| {
+            (0..bad).map(move |n| format!("{} at h-{n}", standing.as_str()))
+        };
+        let expected: Vec<String> = Standing::ALL.into_iter().flat_map(named).collect();
+        prop_assert_eq!(failed, expected);
     }
 }
 
@@ -397,9 +460,8 @@ fn others_compute_the_same_from_the_same_updates() {
                 panic!("{key} of {} updates of {bits} bits: {e}", updates.len());
             }
         }
-        let found = outliers(spool.shape, |u, at, into: &mut [u8]| spool.read(u, at, into));
         let (norms, cosines) = (numbers(&case["norms"]), numbers(&case["cosines"]));
-        for ((found, norm), cosine) in found.expect("some").iter().zip(norms).zip(cosines) {
+        for ((found, norm), cosine) in spool.outliers().iter().zip(norms).zip(cosines) {
             assert!((found.norm - norm).abs() < 1e-9 * norm.max(1.0), "{} {norm}", found.norm);
             let direction = found.cosine.expect("a direction");
             assert!((direction - cosine).abs() < 1e-9, "{direction} {cosine}");
@@ -426,8 +488,7 @@ fn many_blocks_and_many_updates_give_what_one_tile_gives() {
                 assert!((f64::from(found[p]) - expected).abs() < 1e-2, "{rule:?} at {p}");
             }
         }
-        let read = |u, at, into: &mut [u8]| spool.read(u, at, into);
-        for (row, found) in rows.iter().zip(outliers(spool.shape, read).expect("some")) {
+        for (row, found) in rows.iter().zip(spool.outliers()) {
             let square: f64 = row.iter().map(|v| f64::from(*v).powi(2)).sum();
             assert!((found.norm / square.sqrt() - 1.0).abs() < 1e-12);
         }

@@ -314,6 +314,7 @@ mod tests {
             rounds: Rounds { count: 3, deadline_s: 60, grace_s: 5, retries: 0 },
             evaluation: None,
             gates: Vec::new(),
+            patience: None,
             governance: Governance {
                 legal_basis: Some("scientific research".into()),
                 dpia: None,

@@ -2,6 +2,8 @@
 //!
 //! The words themselves, and every rule about them, live in `falaj-core`; this crate converts.
 
+#[cfg(feature = "onnx")]
+pub mod onnx;
 #[cfg(feature = "services")]
 pub mod problem;
 #[cfg(feature = "services")]

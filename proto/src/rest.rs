@@ -85,6 +85,36 @@ pub struct Study {
     pub epsilon_by_site: BTreeMap<String, f64>,
     /// Bytes of update payloads received per site.
     pub bytes_by_site: BTreeMap<String, u64>,
+    /// How far it is from its end by patience, if it has any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub patience: Option<Patience>,
+}
+
+/// How far a study is from its end by patience.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Patience {
+    /// By which figure models are compared.
+    pub figure: String,
+    /// What is better by less counts as equally good.
+    pub improve_by: f64,
+    /// Evaluated rounds in a row without a better model that end the study.
+    pub rounds: u32,
+    /// How many there are so far.
+    pub without: u32,
+    /// The best model so far, once there is a figure.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub best: Option<BestModel>,
+}
+
+/// The best model of a study so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BestModel {
+    /// The round that gave it.
+    pub round: u32,
+    /// SHA-256 of its parameters.
+    pub model_sha256: String,
+    /// The worse end of its figure's interval.
+    pub end: f64,
 }
 
 /// One round.
@@ -159,6 +189,53 @@ pub struct FigureGate {
     /// What the figure must be: `at least 0.72`.
     pub bound: String,
     /// Whether its interval's worse end is.
+    pub pass: bool,
+}
+
+/// A gate that a study declares, and what it says of a candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Gate {
+    /// What it looks at, in the words of studies: `roc_auc`, `recall of each group by SEX`.
+    pub gate: String,
+    /// What the figure must be: `at least 0.72`.
+    pub bound: String,
+    /// When it is asked: as the study says.
+    pub when: String,
+    /// What becomes of the study when it fails.
+    pub on_failure: String,
+    /// The round whose candidate this is about; absent before there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub round: Option<u32>,
+    /// The try of the round.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub attempt: Option<u32>,
+    /// Whether the candidate has to pass it: a gate that is asked at the end has a figure before, and keeps nothing out.
+    pub asked: bool,
+    /// Whether every figure is within the bound; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pass: Option<bool>,
+    /// What it looked at: one figure, or one of each group or site.
+    pub figures: Vec<GateFigure>,
+}
+
+/// One figure that a gate looked at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GateFigure {
+    /// As that of `Figure`.
+    pub figure: String,
+    /// As that of `Figure`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub value: Option<f64>,
+    /// The interval's lower end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub low: Option<f64>,
+    /// The interval's upper end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub high: Option<f64>,
+    /// Why there is no figure.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub missing: Option<String>,
+    /// Whether its interval's worse end is within the bound.
     pub pass: bool,
 }
 
@@ -711,6 +788,9 @@ pub struct Touched {
     pub versions: Vec<TouchedVersion>,
     /// Shards of the log whose contents were deleted, of which nothing can be said.
     pub deleted: Vec<String>,
+    /// Where the next page starts; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<String>,
 }
 
 /// A version that learned from what was asked about.

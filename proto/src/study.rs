@@ -5,6 +5,9 @@
 //! that would be ignored is a misunderstanding.
 
 mod evaluation;
+mod settings;
+
+pub use settings::settings;
 
 use falaj_core::{
     dp::{AdaptiveClipping, Batches, Cyclic, Poisson, Rotation},
@@ -16,7 +19,7 @@ use falaj_core::{
         Sealing, Study, TokenKind, Training, Weights, WitnessQuorum,
     },
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_saphyr::{Location, Spanned};
 use std::{collections::BTreeMap, fmt};
 
@@ -383,27 +386,7 @@ struct RoundsYaml {
 /// # Errors
 /// [`StudyErrors`]: everything that is wrong with it, each with file, line and column.
 pub fn parse(text: &str, file: &str) -> Result<Study, StudyErrors> {
-    if text.len() > STUDY_BYTES_MAX {
-        return Err(StudyErrors(vec![StudyError {
-            file: file.to_owned(),
-            line: 1,
-            column: 1,
-            what: format!("the study has {} bytes", text.len()),
-            mend: format!("a study has at most {STUDY_BYTES_MAX}"),
-        }]));
-    }
-    let yaml: Yaml = serde_saphyr::from_str(text).map_err(|e| {
-        let location = e.location().unwrap_or(Location::UNKNOWN);
-        // The first line says what; the rest of the rendering repeats the source.
-        let message = e.without_snippet().to_string();
-        let what = message.lines().next().unwrap_or_default().to_owned();
-        let mend = if what.contains("unknown field") {
-            "remove it, or correct its spelling".to_owned()
-        } else {
-            String::new()
-        };
-        StudyErrors(vec![at(file, location, what, mend)])
-    })?;
+    let yaml: Yaml = read(text, file)?;
     let mut reader = Reader { file, places: BTreeMap::new(), errors: Vec::new() };
     let study = reader.study(&yaml);
     if let Some(study) = study
@@ -420,6 +403,31 @@ pub fn parse(text: &str, file: &str) -> Result<Study, StudyErrors> {
     }
     reader.errors.sort_by_key(|e| (e.line, e.column));
     Err(StudyErrors(reader.errors))
+}
+
+/// Reads a file's YAML.
+fn read<T: DeserializeOwned>(text: &str, file: &str) -> Result<T, StudyErrors> {
+    if text.len() > STUDY_BYTES_MAX {
+        return Err(StudyErrors(vec![StudyError {
+            file: file.to_owned(),
+            line: 1,
+            column: 1,
+            what: format!("the study has {} bytes", text.len()),
+            mend: format!("a study has at most {STUDY_BYTES_MAX}"),
+        }]));
+    }
+    serde_saphyr::from_str(text).map_err(|e| {
+        let location = e.location().unwrap_or(Location::UNKNOWN);
+        // The first line says what; the rest of the rendering repeats the source.
+        let message = e.without_snippet().to_string();
+        let what = message.lines().next().unwrap_or_default().to_owned();
+        let mend = if what.contains("unknown field") {
+            "remove it, or correct its spelling".to_owned()
+        } else {
+            String::new()
+        };
+        StudyErrors(vec![at(file, location, what, mend)])
+    })
 }
 
 fn at(file: &str, location: Location, what: String, mend: String) -> StudyError {
@@ -516,7 +524,7 @@ impl Reader<'_> {
         let privacy = self.privacy(&y.privacy);
         let (training, cohort) = (self.training(&y.training), self.cohort(&y.cohort.value));
         let evaluation = self.evaluation(y.evaluation.as_ref());
-        let gates = self.gates(y.gates.as_ref(), evaluation.as_ref());
+        let (gates, patience) = self.gates(y.gates.as_ref(), evaluation.as_ref());
         let mut study = Study {
             purpose: y.purpose.clone(),
             data: self.data(&y.data.value),
@@ -530,6 +538,7 @@ impl Reader<'_> {
             governance: self.governance(y.governance.as_ref()),
             evaluation,
             gates,
+            patience,
             id: id?,
         };
         study.sealing = self.sealing(y.sealing.as_ref(), &study);
@@ -1099,6 +1108,33 @@ privacy: { mechanism: none }
 cohort: { places: [\"ae-on/*\"], min_sites: 9, weights: uniform }
 rounds: { count: 1 }
 ";
+
+    #[test]
+    fn a_gate_that_no_round_can_pass_is_refused_where_it_stands() {
+        let private = "mechanism: dp_sgd, noise_multiplier: 4.0, clip_norm: 1.0, delta: 1.0e-5, epsilon_limit: 8.0";
+        let private = STUDY.replace("mechanism: none", private);
+        let named = private.replace("min_sites: 9", "sites: [a, b, c], min_sites: 2");
+        let asked = |study: &str, gate: &str| {
+            let parsed = parse(&format!("{study}gates:\n  - {gate}\n"), "s.yaml");
+            parsed.map(drop).map_err(|e| e.to_string())
+        };
+        for (study, gate) in [
+            (&named, "{ metric: sites, at_least: 3 }"),
+            (&private, "{ metric: sites, at_least: 30 }"),
+            (&private, "{ metric: epsilon, at_most: 7.5 }"),
+            // What nobody protects costs no number.
+            (&STUDY.to_owned(), "{ metric: epsilon, at_most: 0.001 }"),
+        ] {
+            assert_eq!(asked(study, gate), Ok(()), "{gate}");
+        }
+        for (study, gate, why) in [
+            (&named, "{ metric: sites, at_least: 4 }", "`sites` never is at least 4: 3 may take"),
+            (&private, "{ metric: epsilon, at_most: 0.001 }", "never is at most 0.001: one round"),
+        ] {
+            let refused = asked(study, gate).expect_err("it can never hold");
+            assert!(refused.contains(why) && refused.contains("s.yaml:"), "{refused}");
+        }
+    }
 
     #[test]
     fn every_rule_is_read_as_it_is_spelled() {

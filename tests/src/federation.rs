@@ -188,6 +188,8 @@ pub struct Federation {
     pub coordinator_extra: String,
     /// Further lines of its `[log]`.
     pub log_extra: String,
+    /// Further lines of its `[state]`.
+    pub state_extra: String,
     /// The origin of its log.
     pub log_origin: String,
     /// The folder with its policies.
@@ -229,6 +231,7 @@ impl Federation {
             addresses: None,
             coordinator_extra,
             log_extra,
+            state_extra: String::new(),
             log_origin: format!("{TRUST_DOMAIN}/audit/2026"),
             policies,
             coordinator_key: None,
@@ -312,7 +315,7 @@ impl Federation {
         let text = format!(
             "[identity]\ncert = \"{id}/cert.pem\"\nkey = \"{key}\"\ntrust = \"{ca}/trust.toml\"\n\
              [listen]\ngrpc = \"{grpc}\"\nrest = \"{rest}\"\nmetrics = \"127.0.0.1:0\"\n\
-             [state]\ndir = \"state\"\n[log]\norigin = \"{origin}\"\n{log}\
+             [state]\ndir = \"state\"\n{state}[log]\norigin = \"{origin}\"\n{log}\
              [policy]\ndir = \"{policies}\"\n{extra}",
             id = identity.display(),
             key = self.coordinator_key.as_ref().unwrap_or(&file),
@@ -320,6 +323,7 @@ impl Federation {
             policies = self.policies.display(),
             origin = self.log_origin,
             log = self.log_extra,
+            state = self.state_extra,
             extra = self.coordinator_extra,
         );
         let path = dir.join("coordinator.toml");

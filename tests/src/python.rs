@@ -4,6 +4,9 @@ use crate::federation::{repository, text};
 use anyhow::{Context as _, Result, ensure};
 use std::{fs, path::PathBuf, process::Command};
 
+/// What a list says of itself that leaves nothing to pip.
+const WHOLE: &str = "# Whole: ";
+
 /// Installs what `tests/NAME/requirements.txt` names beside the build, unless it is there: the interpreter that has it.
 ///
 /// # Errors
@@ -24,7 +27,11 @@ pub fn with_packages(name: &str) -> Result<PathBuf> {
     };
     step(Command::new("python3").args(["-m", "venv"]).arg(&folder), "python3 -m venv")?;
     let mut pip = Command::new(&python);
-    step(pip.args(["-m", "pip", "install", "--quiet", "-r"]).arg(&wanted), "pip install")?;
+    pip.args(["-m", "pip", "install", "--quiet", "-r"]).arg(&wanted);
+    if fs::read_to_string(&wanted)?.contains(WHOLE) {
+        pip.arg("--no-deps");
+    }
+    step(&mut pip, "pip install")?;
     fs::copy(&wanted, done)?;
     Ok(python)
 }

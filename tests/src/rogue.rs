@@ -5,7 +5,19 @@ use falaj_certs::{
     tls::{self, Credentials, ServerExpectation},
     trust::TrustStore,
 };
-use falaj_core::{evidence, id::Digest, note, task::TaskHeader, tpm, update::UpdateHeader};
+use falaj_core::{
+    evaluation::{
+        answer::{EvaluationHeader, SignedCounts},
+        cells::{Block, Tally},
+    },
+    evidence,
+    id::{Digest, RoundId},
+    note,
+    round::Phase,
+    task::TaskHeader,
+    tpm,
+    update::UpdateHeader,
+};
 use falaj_proto::{
     CHUNK_BYTES_MAX,
     v1::{self, federation_client::FederationClient, push, update_part},
@@ -54,7 +66,53 @@ pub struct Forgery {
     pub payload: Vec<u8>,
 }
 
+/// What is sent as counts about a candidate: every part may be false.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The round that it is said to be for.
+    pub round: RoundId,
+    /// The try of that round.
+    pub attempt: u32,
+    /// What was asked for.
+    pub phase: String,
+    /// Header, signature and counts as sent.
+    pub messages: Vec<Vec<u8>>,
+}
+
+/// Counts as an honest site of 400 records has them before noise, in parts that a test can change.
+#[derive(Clone, Debug)]
+pub struct Counts {
+    /// What is said about them.
+    pub header: EvaluationHeader,
+    /// The counts.
+    pub counts: Vec<i64>,
+    /// Where each block begins.
+    pub starts: Vec<(Block, usize)>,
+}
+
+impl Counts {
+    /// The first count of a block.
+    ///
+    /// # Panics
+    /// When the study has no such block.
+    pub fn of(&mut self, block: Block) -> &mut i64 {
+        let start = self.starts.iter().find(|(b, _)| *b == block).expect("a block of the study").1;
+        &mut self.counts[start]
+    }
+}
+
 impl Tasked {
+    /// Waits until the same round's candidate is to be evaluated.
+    ///
+    /// # Errors
+    /// When nobody asks for that.
+    pub async fn evaluates(&mut self) -> Result<()> {
+        while self.task.evaluates.is_none() {
+            (self.task, self.study) = next_task(&mut self.stream).await?;
+        }
+        Ok(())
+    }
+
     /// Waits for the next round's task on the same stream. A task may come twice.
     ///
     /// # Errors
@@ -178,7 +236,12 @@ impl Rogue {
         Ok(())
     }
 
-    fn signed(&self, context: &str, bytes: &[u8]) -> Vec<u8> {
+    /// Signs bytes with the site's own key, under any context.
+    ///
+    /// # Panics
+    /// Never: a key in memory signs.
+    #[must_use]
+    pub fn signed(&self, context: &str, bytes: &[u8]) -> Vec<u8> {
         let key = self.credentials.signing_key();
         note::sign_context(&**key, context, bytes).expect("a key in memory").to_vec()
     }
@@ -276,6 +339,66 @@ impl Rogue {
     pub fn forge(&self, header: &UpdateHeader, payload: Vec<u8>) -> Forgery {
         let header = header.to_bytes();
         Forgery { signature: self.sign(&header), header, payload }
+    }
+
+    /// Counts about a candidate that are right in every respect.
+    ///
+    /// # Errors
+    /// When the study cannot be read, or the task asks for no counts.
+    pub fn counts(&self, tasked: &Tasked) -> Result<Counts> {
+        let study = falaj_proto::study::parse(std::str::from_utf8(&tasked.study)?, "study.yaml")?;
+        let e = study.evaluation.as_ref().context("the study has no evaluation")?;
+        let layout = e.layout(study.classes());
+        let mut tally = Tally::new(layout.clone());
+        for i in 0..400_u32 {
+            let (class, p) = ((i % 2) as usize, f64::from(i % 100) / 100.0);
+            tally.record(i as usize % e.groups(), class, &[1.0 - p, p]);
+            for column in 0..e.drift.len() {
+                tally.watched(column, i as usize % 3);
+            }
+        }
+        let header = EvaluationHeader {
+            round: tasked.task.round.clone(),
+            attempt: tasked.task.evaluates.context("the task asks for no counts")?,
+            site: self.credentials.identity()?.spiffe.try_into()?,
+            study_sha256: tasked.task.study_sha256,
+            candidate: tasked.task.base,
+            counts: Digest::of(&[]),
+            cells: 0,
+            noise: e.noise.as_str().to_owned(),
+            epsilon: "9.0000".to_owned(),
+            ledger: Digest::of(b"ledger"),
+        };
+        let starts = layout.blocks().into_iter().map(|(block, range)| (block, range.start));
+        Ok(Counts { header, starts: starts.collect(), counts: tally.into_counts() })
+    }
+
+    /// Signs counts with the site's own key, as an answer to what was asked of it.
+    ///
+    /// # Errors
+    /// When the key cannot be used.
+    pub fn answers(&self, tasked: &Tasked, counts: &Counts) -> Result<Answer> {
+        let key = &**self.credentials.signing_key();
+        let signed = SignedCounts::sign(counts.header.clone(), &counts.counts, key)?;
+        Ok(Answer {
+            round: tasked.task.round.clone(),
+            attempt: tasked.task.evaluates.unwrap_or_default(),
+            phase: Phase::Evaluation.as_str().to_owned(),
+            messages: vec![signed.header, signed.signature.to_vec(), signed.counts],
+        })
+    }
+
+    /// Sends an answer.
+    ///
+    /// # Errors
+    /// The coordinator's refusal.
+    pub async fn answer(&mut self, answer: Answer) -> Result<(), Status> {
+        let Answer { round, attempt, phase, messages } = answer;
+        let messages = messages.into_iter().map(Into::into).collect();
+        let study = round.study.to_string();
+        let request = v1::AnswerRequest { study, round: round.number, attempt, phase, messages };
+        self.client.answer(request).await?;
+        Ok(())
     }
 
     /// Sends an update in chunks.

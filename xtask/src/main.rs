@@ -17,7 +17,7 @@ use std::{
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask",
-    after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo bank\n  cargo xtask test\n  cargo xtask test -- -p falaj-core\n  cargo xtask check"
+    after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo bank\n  cargo xtask demo hospital\n  cargo xtask test\n  cargo xtask test -- -p falaj-core\n  cargo xtask check"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -29,7 +29,7 @@ enum Command {
     /// Get libtorch, pinned by hash, once.
     Setup,
     /// Run the main job: hospitals of three emirates learn one model, and a fourth is refused. Or `bank`: of two models one earns its
-    /// place in production.
+    /// place in production. Or `hospital`: a study goes back after a bad round, and ends once it gets no better.
     Demo(demo::Options),
     /// Set up and run every test. Arguments after `--` replace `--workspace`.
     Test {
@@ -103,8 +103,9 @@ fn test(args: &[String]) -> Result<()> {
     setup::tpms();
     setup::cvc5();
     setup::promtool();
-    // End-to-end tests run the very binaries, so all of them come first.
-    tools::cargo(&["build", "--workspace", "--bins"])?;
+    // End-to-end tests run the very binaries, so all of them come first; with the tests, since without them cargo chooses other
+    // features of what they are built from, and builds it twice.
+    tools::cargo(&["build", "--workspace", "--bins", "--tests"])?;
     let mut words = vec!["test"];
     if args.is_empty() {
         words.push("--workspace");

@@ -18,12 +18,12 @@ use falaj_proto::study;
 use falaj_verify::{Options, Report, Wrong, verify};
 use std::convert::Infallible;
 
-fn digest(what: &str) -> Digest {
+pub(crate) fn digest(what: &str) -> Digest {
     Digest::of(what.as_bytes())
 }
 
 /// The study makes a version of itself.
-fn made() -> Draft {
+pub(crate) fn made() -> Draft {
     let round = RoundId { study: "s".parse().expect("a study"), number: 1 };
     Draft::new(Kind::VersionMade)
         .round(&round)

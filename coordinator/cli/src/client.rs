@@ -11,7 +11,7 @@ use falaj_proto::{
     problem::ProblemJson,
     rest::{
         Accesses, Approval, ApprovalRequest, CandidateRequest, Checkpoint, EnrolmentToken,
-        EnrolmentTokenRequest, EnrolmentTokenState, Erasure, ErasureRequest, Figures, Hold,
+        EnrolmentTokenRequest, EnrolmentTokenState, Erasure, ErasureRequest, Figures, Gate, Hold,
         HoldRequest, LogEntry, LogShard, Model, Page, Person, Pruning, PruningRequest, Revocation,
         RevocationRequest, Round, Site, Status, Study, Timestamp, Touched, Version, VersionLineage,
         Witness,
@@ -27,6 +27,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_mins(2);
 /// The longest event that a watcher takes.
 const EVENT_BYTES_MAX: usize = 1 << 20;
+/// How often something that is done once is asked for again.
+const AGAIN: u32 = 2;
 /// The longest problem that is read.
 const PROBLEM_BYTES_MAX: usize = 64 << 10;
 /// Carries the name of a study's file, for messages.
@@ -127,6 +129,18 @@ impl Client {
         self.get(&format!("studies/{id}")).await
     }
 
+    /// A study's file, as it was submitted.
+    pub(crate) async fn study_file(&self, id: &StudyId) -> Answer<String> {
+        let answer = self.send(self.request(Method::GET, &format!("studies/{id}/file"))).await?;
+        answer.text().await.map_err(|source| self.unreachable(source))
+    }
+
+    /// The gates of a study, and what they say of a round's candidate; of the newest when no round is named.
+    pub(crate) async fn gates(&self, id: &StudyId, round: Option<u32>) -> Answer<Page<Gate>> {
+        let of: Vec<_> = round.map(|round| ("round", round.to_string())).into_iter().collect();
+        self.pages_of(&format!("studies/{id}/gates"), &of).await
+    }
+
     /// Stops a study.
     pub(crate) async fn stop(&self, id: &StudyId) -> Answer<Study> {
         self.read(self.request(Method::POST, &format!("studies/{id}/stop"))).await
@@ -207,6 +221,18 @@ impl Client {
         self.read(self.of_version(Method::GET, id, version, "")).await
     }
 
+    /// A version's model as `safetensors`, which is taken to a place.
+    pub(crate) async fn version_file(
+        &self,
+        id: &StudyId,
+        version: u32,
+        to: Option<Place>,
+    ) -> Answer<Response> {
+        let to: Vec<_> = to.map(|place| ("place", place.to_string())).into_iter().collect();
+        let request = self.of_version(Method::GET, id, &version.to_string(), "/file");
+        self.send(request.query(&to)).await
+    }
+
     /// What is signed of a version.
     pub(crate) async fn provenance(&self, id: &StudyId, version: &str) -> Answer<String> {
         let answer = self.send(self.of_version(Method::GET, id, version, "/provenance")).await?;
@@ -225,12 +251,21 @@ impl Client {
         self.read(self.of_version(Method::GET, id, version, "/lineage")).await
     }
 
-    /// The versions that learned from what the filters name.
+    /// The versions that learned from what the filters name: every page, as one.
     pub(crate) async fn touched(&self, filters: &[(&str, String)]) -> Answer<Touched> {
-        self.read(self.request(Method::GET, "lineage").query(filters)).await
+        let ask = || self.request(Method::GET, "lineage").query(filters);
+        let mut all: Touched = self.read(ask()).await?;
+        while let Some(cursor) = all.next.take() {
+            let page: Touched = self.read(ask().query(&[("cursor", &cursor)])).await?;
+            // As in `pages_of`.
+            all.next = page.next.filter(|next| !page.versions.is_empty() && *next != cursor);
+            all.versions.extend(page.versions);
+        }
+        Ok(all)
     }
 
-    /// Has a study's versions move: `what` is a path under the study. Only if they are at the revision, if one is named.
+    /// Has a study's versions move: `what` is a path under the study. Only if they are at the revision, if one is named. When the
+    /// connection breaks the same is asked again, under a key by which it is done once.
     pub(crate) async fn move_version(
         &self,
         id: &StudyId,
@@ -238,11 +273,34 @@ impl Client {
         asked: &impl Serialize,
         revision: Option<u64>,
     ) -> Answer<Version> {
+        let mut bytes = [0; 16];
+        // Without chance there is no key, and what may have been done is not tried again.
+        let drawn = getrandom::fill(&mut bytes).is_ok();
+        let key = drawn.then(|| format!("{:032x}", u128::from_be_bytes(bytes)));
+        for _ in 0..AGAIN {
+            match self.read(self.moving(id, what, asked, (revision, key.as_ref()))).await {
+                Err(ClientError::Unreachable { .. }) if key.is_some() => {}
+                answer => return answer,
+            }
+        }
+        self.read(self.moving(id, what, asked, (revision, key.as_ref()))).await
+    }
+
+    fn moving(
+        &self,
+        id: &StudyId,
+        what: &str,
+        asked: &impl Serialize,
+        (revision, key): (Option<u64>, Option<&String>),
+    ) -> RequestBuilder {
         let mut request = self.request(Method::POST, &format!("studies/{id}/{what}")).json(asked);
         if let Some(revision) = revision {
             request = request.header("if-match", format!("\"{revision}\""));
         }
-        self.read(request).await
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        request
     }
 
     fn of_version(

@@ -2,12 +2,12 @@
 
 use crate::{
     args::{
-        ApprovalCommand, Cli, Command, DecideArgs, HoldCommand, ModelCommand, PersonCommand,
-        SiteCommand, StudyCommand,
+        ApprovalCommand, Cli, Command, DecideArgs, GiveArgs, HoldCommand, ModelCommand,
+        PersonCommand, SiteCommand, StudyCommand,
     },
     client::Client,
     download::{ParamsHash, save},
-    log, login, policy, privacy,
+    export, gates, log, login, policy, privacy, rounds,
     settings::{Settings, SignIn},
     show, versions,
     watch::watch,
@@ -55,12 +55,16 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
             show::answer(json, &study_plan(&study)?, |plan| plan_text(&file, plan))?;
         }
         Command::Study(command) => return study(&connect()?, command, json).await,
+        Command::Round(command) => rounds::run(&connect()?, command, json).await?,
+        Command::Gate(command) => gates::run(&connect()?, command, json).await?,
+        Command::Compare(args) => args.run(&connect()?, json).await?,
         Command::Model(command) => model(&connect()?, command, json).await?,
         Command::Lineage(args) => versions::lineage(&connect()?, &args, json).await?,
         Command::Log(command) => log::run(&connect()?, command, json).await?,
         Command::Person(command) => person(&connect()?, command, json).await?,
         Command::Hold(command) => hold(&connect()?, command, json).await?,
         Command::Site(command) => site(&connect()?, command, json).await?,
+        Command::Approve(args) => give(&connect()?, args, json).await?,
         Command::Approval(command) => approval(&connect()?, command, json).await?,
         Command::Policy(command) => return policy::run(command, connect, json).await,
         Command::Privacy(command) => return privacy::run(command, json),
@@ -101,7 +105,7 @@ async fn study(client: &Client, command: StudyCommand, json: bool) -> Result<Exi
         }
         StudyCommand::Watch { id } => return watch(client, &named(&id)?, json).await,
         StudyCommand::Rounds { id } => {
-            show::answer(json, &client.rounds(&named(&id)?).await?, rounds_table)?;
+            show::answer(json, &client.rounds(&named(&id)?).await?, rounds::table)?;
         }
         StudyCommand::Figures(asked) => asked.run(client, json).await?,
         StudyCommand::Approve(asked) => decide(client, "approve", asked, json).await?,
@@ -148,6 +152,7 @@ async fn model(client: &Client, command: ModelCommand, json: bool) -> Result<()>
                 )
             })
         }
+        ModelCommand::Export(args) => export::run(client, args, json).await,
         ModelCommand::Version(command) => versions::run(client, command, json).await,
     }
 }
@@ -193,6 +198,7 @@ async fn hold(client: &Client, command: HoldCommand, json: bool) -> Result<()> {
 
 async fn site(client: &Client, command: SiteCommand, json: bool) -> Result<()> {
     match command {
+        SiteCommand::List => show::answer(json, &client.sites().await?, sites_table),
         SiteCommand::Revoke { subject, reason } => {
             let done = client.revoke(&rest::RevocationRequest { subject, reason }).await?;
             show::answer(json, &done, |done| {
@@ -237,43 +243,50 @@ async fn site(client: &Client, command: SiteCommand, json: bool) -> Result<()> {
     }
 }
 
-async fn approval(client: &Client, command: ApprovalCommand, json: bool) -> Result<()> {
-    let of = |a: &rest::Approval| match (&a.study, a.version, &a.stage) {
+/// Approves something, for somebody.
+async fn give(client: &Client, args: GiveArgs, json: bool) -> Result<()> {
+    let asked = rest::ApprovalRequest {
+        action: args.action,
+        study: args.study,
+        version: args.version,
+        stage: args.stage.map(|stage| stage.as_str().to_owned()),
+        whom: args.whom,
+        place: args.to_place.map(|place| place.to_string()),
+        ttl_s: Some(args.ttl),
+    };
+    show::answer(json, &client.approve(&asked).await?, |a| {
+        format!(
+            "approval {}: {} by {}, to {}, until {}; entry {} of the log says so",
+            a.approval,
+            approved(a),
+            a.whom,
+            a.place,
+            a.until,
+            a.index
+        )
+    })
+}
+
+/// What an approval is of.
+fn approved(a: &rest::Approval) -> String {
+    match (&a.study, a.version, &a.stage) {
         (Some(study), Some(version), Some(stage)) => {
             format!("{} of {study}, version {version}, to {stage}", a.action)
         }
         (Some(study), ..) => format!("{} of {study}", a.action),
         _ => a.action.clone(),
-    };
+    }
+}
+
+async fn approval(client: &Client, command: ApprovalCommand, json: bool) -> Result<()> {
     match command {
-        ApprovalCommand::Give { action, study, version, stage, whom, to_place, ttl } => {
-            let asked = rest::ApprovalRequest {
-                action,
-                study,
-                version,
-                stage: stage.map(|stage| stage.as_str().to_owned()),
-                whom,
-                place: to_place.map(|place| place.to_string()),
-                ttl_s: Some(ttl),
-            };
-            show::answer(json, &client.approve(&asked).await?, |a| {
-                format!(
-                    "approval {}: {} by {}, to {}, until {}; entry {} of the log says so",
-                    a.approval,
-                    of(a),
-                    a.whom,
-                    a.place,
-                    a.until,
-                    a.index
-                )
-            })
-        }
+        ApprovalCommand::Give(args) => give(client, args, json).await,
         ApprovalCommand::Withdraw { approval } => {
             let was = client.withdraw(&approval).await?;
             show::answer(json, &was, |a| {
                 format!(
                     "{} by {}, to {}, is approved no longer by {}",
-                    of(a),
+                    approved(a),
                     a.whom,
                     a.place,
                     a.by
@@ -283,7 +296,7 @@ async fn approval(client: &Client, command: ApprovalCommand, json: bool) -> Resu
         ApprovalCommand::List => show::answer(json, &client.approvals().await?, |page| {
             let row = |a: &rest::Approval| {
                 let a = a.clone();
-                [a.approval.clone(), of(&a), a.whom, a.place, a.by, a.until]
+                [a.approval.clone(), approved(&a), a.whom, a.place, a.by, a.until]
             };
             let columns = ["APPROVAL", "OF", "FOR", "TO", "BY", "UNTIL"];
             show::table(columns, page.items.iter().map(row))
@@ -296,7 +309,7 @@ fn named(id: &str) -> Result<StudyId> {
 }
 
 /// A study file's text and the study in it.
-fn read_study(file: &Path) -> Result<(String, Study)> {
+pub(crate) fn read_study(file: &Path) -> Result<(String, Study)> {
     let shown = file.display();
     let size = fs::metadata(file).with_context(|| format!("cannot read {shown}"))?.len();
     ensure!(size <= STUDY_BYTES_MAX as u64, "{shown} is larger than a study may be: 1 MiB");
@@ -403,28 +416,23 @@ fn study_facts(s: &rest::Study) -> String {
         ("epsilon", show::epsilons(&s.epsilon_by_site)),
         ("received", if sent.is_empty() { "-".into() } else { sent.join(", ") }),
     ];
+    if let Some(patience) = &s.patience {
+        facts.push(("patience", waiting(patience)));
+    }
     if let Some(reason) = &s.reason {
         facts.insert(2, ("reason", reason.clone()));
     }
     show::facts(&facts)
 }
 
-fn rounds_table(page: &Page<rest::Round>) -> String {
-    let row = |r: &rest::Round| {
-        let sites: Vec<String> =
-            r.sites.iter().map(|(site, how)| format!("{site} {how}")).collect();
-        let model = r.model_sha256.as_deref().map_or("-", show::short).to_owned();
-        let reason = r.reason.clone().unwrap_or_default();
-        [
-            r.round.to_string(),
-            r.attempt.to_string(),
-            r.stage.clone(),
-            model,
-            sites.join(", "),
-            reason,
-        ]
-    };
-    show::table(["ROUND", "TRY", "STAGE", "MODEL", "SITES", "REASON"], page.items.iter().map(row))
+/// How far a study is from its end by patience.
+fn waiting(of: &rest::Patience) -> String {
+    let rest::Patience { figure, improve_by, rounds, without, best } = of;
+    let best = best.as_ref().map_or_else(
+        || "no model has a figure yet".to_owned(),
+        |best| format!("the best is round {}, {:.4} at its worse end", best.round, best.end),
+    );
+    format!("{without} of {rounds} rounds without {figure} better by {improve_by}; {best}")
 }
 
 fn models_table(page: &Page<rest::Model>) -> String {

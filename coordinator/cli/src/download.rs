@@ -1,4 +1,4 @@
-//! Large answers, written to a file with progress; a file appears whole or not at all.
+//! Large answers, written to a file or kept whole, with progress; a file appears whole or not at all.
 
 use crate::show;
 use anyhow::{Context as _, Result, ensure};
@@ -108,6 +108,32 @@ pub(crate) async fn save<T: Default>(
 /// As [`save`].
 pub(crate) async fn save_as_is(answer: Response, to: &Path, quiet: bool) -> Result<u64> {
     save(answer, to, quiet, |(), _| {}, |()| Ok(())).await
+}
+
+/// An answer as a whole, in memory. One of more than `most` bytes is not read to its end.
+///
+/// # Errors
+/// When the connection breaks, or there are more bytes.
+pub(crate) async fn whole(mut answer: Response, most: usize, quiet: bool) -> Result<Vec<u8>> {
+    let expected = answer.content_length();
+    let bar = bar(expected, quiet);
+    let mut bytes = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
+        ensure!(
+            chunk.len() <= most.saturating_sub(bytes.len()),
+            "the coordinator sends more than {}: that cannot be what was asked for",
+            show::bytes(most as u64)
+        );
+        bytes.extend_from_slice(&chunk);
+        bar.set_position(bytes.len() as u64);
+    }
+    bar.finish_and_clear();
+    ensure!(
+        expected.is_none_or(|n| n == bytes.len() as u64),
+        "the download broke off after {}: try again",
+        show::bytes(bytes.len() as u64)
+    );
+    Ok(bytes)
 }
 
 /// SHA-256 of a file.

@@ -8,9 +8,6 @@ use falaj_proto::rest::{Figure, Figures, Page};
 use serde::Serialize;
 use std::fmt::Write as _;
 
-/// Heights of a sparkline, from the least to the most.
-const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-
 /// Which figures are shown.
 #[derive(Debug, Args)]
 pub(crate) struct FiguresArgs {
@@ -100,13 +97,19 @@ fn heading(of: &Figures) -> String {
     )
 }
 
-fn number(value: Option<f64>) -> String {
+/// A value, or that there is none.
+pub(crate) fn number(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"))
 }
 
-fn interval(figure: &Figure) -> String {
-    match (&figure.missing, figure.low, figure.high) {
-        (Some(why), ..) => why.clone(),
+fn interval(f: &Figure) -> String {
+    between(f.missing.as_deref(), f.low, f.high)
+}
+
+/// An interval, or why there is none.
+pub(crate) fn between(missing: Option<&str>, low: Option<f64>, high: Option<f64>) -> String {
+    match (missing, low, high) {
+        (Some(why), ..) => why.to_owned(),
         (None, Some(low), Some(high)) => format!("[{low:.4}, {high:.4}]"),
         _ => "-".to_owned(),
     }
@@ -156,7 +159,7 @@ fn history(page: &Page<Figures>) -> String {
         let found: Vec<(&Figures, Figure)> =
             page.items.iter().filter_map(|r| of(r).map(|f| (r, f))).collect();
         let values: Vec<Option<f64>> = found.iter().map(|(_, f)| f.value).collect();
-        let _ = writeln!(out, "{name}  {}", sparkline(&values));
+        let _ = writeln!(out, "{name}  {}", show::sparkline(&values));
         let rows = found.iter().map(|(r, f)| {
             let (round, attempt) = (r.round.to_string(), r.attempt.to_string());
             [round, attempt, r.stage.clone(), number(f.value), interval(f), gates(f)]
@@ -166,31 +169,9 @@ fn history(page: &Page<Figures>) -> String {
     out
 }
 
-/// A bar for each value, between the least and the most of them; a blank where there is none.
-fn sparkline(values: &[Option<f64>]) -> String {
-    let some = || values.iter().flatten().copied();
-    let (least, most) =
-        (some().fold(f64::INFINITY, f64::min), some().fold(f64::NEG_INFINITY, f64::max));
-    let bar = |value: &Option<f64>| {
-        let Some(value) = value else { return ' ' };
-        let part = if most > least { (value - least) / (most - least) } else { 0.5 };
-        // The first bar whose upper end is not below the value.
-        let ends = BARS.into_iter().zip([0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]);
-        ends.into_iter().find(|(_, end)| part <= *end).map_or(BARS[7], |(bar, _)| bar)
-    };
-    values.iter().map(bar).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_sparkline_goes_from_the_least_to_the_most() {
-        assert_eq!(sparkline(&[Some(0.5), None, Some(1.0), Some(0.75)]), "▁ █▄");
-        assert_eq!(sparkline(&[Some(0.5)]), "▄");
-        assert_eq!(sparkline(&[]), "");
-    }
 
     fn figures(round: u32, value: f64) -> Figures {
         let figure = |figure: &str, value| Figure {

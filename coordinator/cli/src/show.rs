@@ -1,8 +1,12 @@
 //! How answers look: JSON for machines, tables for people.
 
 use anyhow::Result;
+use falaj_proto::rest::StudyEvent;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt::Write as _, io::Write as _};
+
+/// Heights of a sparkline, from the least to the most.
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// Prints to standard output. A reader that has gone away, as `head` does, is no failure.
 ///
@@ -56,6 +60,21 @@ pub(crate) fn facts(facts: &[(&str, String)]) -> String {
     lines.collect()
 }
 
+/// A bar for each value, between the least and the most of them; a blank where there is none.
+pub(crate) fn sparkline(values: &[Option<f64>]) -> String {
+    let some = || values.iter().flatten().copied();
+    let (least, most) =
+        (some().fold(f64::INFINITY, f64::min), some().fold(f64::NEG_INFINITY, f64::max));
+    let bar = |value: &Option<f64>| {
+        let Some(value) = value else { return ' ' };
+        let part = if most > least { (value - least) / (most - least) } else { 0.5 };
+        // The first bar whose upper end is not below the value.
+        let ends = BARS.into_iter().zip([0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]);
+        ends.into_iter().find(|(_, end)| part <= *end).map_or(BARS[7], |(bar, _)| bar)
+    };
+    values.iter().map(bar).collect()
+}
+
 /// Epsilon with three digits behind the point, rounded up: privacy is never shown better than it is.
 pub(crate) fn epsilon(value: f64) -> String {
     format!("{:.3}", (value * 1e3).ceil() / 1e3)
@@ -65,6 +84,13 @@ pub(crate) fn epsilon(value: f64) -> String {
 pub(crate) fn epsilons(by_site: &BTreeMap<String, f64>) -> String {
     let each: Vec<String> = by_site.iter().map(|(s, e)| format!("{s} {}", epsilon(*e))).collect();
     if each.is_empty() { "-".to_owned() } else { each.join(", ") }
+}
+
+/// Where a study stands when something is shown of it again.
+pub(crate) fn moment(event: &StudyEvent) -> String {
+    // The time of day is enough for people; JSON has all of it.
+    let time = event.at.get(11..19).unwrap_or(&event.at);
+    format!("{time} round {}/{} {}", event.round, event.rounds, event.stage)
 }
 
 /// The first digits of a digest, as many as people compare.
@@ -91,6 +117,13 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let text = table(["a", "bb"], [["xxx".into(), "y".into()], ["z".into(), String::new()]]);
         assert_eq!(text, "a    bb\nxxx  y\nz\n");
+    }
+
+    #[test]
+    fn a_sparkline_goes_from_the_least_to_the_most() {
+        assert_eq!(sparkline(&[Some(0.5), None, Some(1.0), Some(0.75)]), "▁ █▄");
+        assert_eq!(sparkline(&[Some(0.5)]), "▄");
+        assert_eq!(sparkline(&[]), "");
     }
 
     #[test]

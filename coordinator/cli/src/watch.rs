@@ -21,14 +21,66 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// When the coordinator refuses, or stays away.
 pub(crate) async fn watch(client: &Client, id: &StudyId, json: bool) -> Result<ExitCode> {
     let screen = Screen::new(json);
+    let last = each(client, id, async |event: &StudyEvent| screen.show(event)).await?;
+    finish(client, id, &screen, &last).await
+}
+
+/// Shows something now, each time that a round has come to its end, and when the study is over.
+///
+/// # Errors
+/// As [`watch`]; why it cannot be shown.
+pub(crate) async fn each_round(
+    client: &Client,
+    id: &StudyId,
+    mut show: impl AsyncFnMut(&StudyEvent) -> Result<()>,
+) -> Result<()> {
+    let mut news = News::default();
+    each(
+        client,
+        id,
+        async |event: &StudyEvent| {
+            if news.is_due(event) { show(event).await } else { Ok(()) }
+        },
+    )
+    .await?;
+    Ok(())
+}
+
+/// Whether there is something to show about rounds that was not shown before.
+#[derive(Debug, Default)]
+struct News {
+    shown: bool,
+    /// The round that has ended, if nothing has happened since.
+    ended: Option<u32>,
+}
+
+impl News {
+    fn is_due(&mut self, event: &StudyEvent) -> bool {
+        let ended = matches!(event.stage.as_str(), "promoted" | "rejected" | "failed")
+            || event.state != "running";
+        let ended = ended.then_some(event.round);
+        let due = !self.shown || (ended.is_some() && ended != self.ended);
+        (self.shown, self.ended) = (true, ended);
+        due
+    }
+}
+
+/// Hands out every event until the study is over, and gives the last one back. Outlives short absences of the coordinator.
+///
+/// # Errors
+/// When the coordinator refuses, or stays away; what `show` says.
+async fn each(
+    client: &Client,
+    id: &StudyId,
+    mut show: impl AsyncFnMut(&StudyEvent) -> Result<()>,
+) -> Result<StudyEvent> {
     let mut tries = 0;
     loop {
-        match follow(client, id, &screen, &mut tries).await {
-            Ok(Some(last)) => return finish(client, id, &screen, &last).await,
+        match follow(client, id, &mut show, &mut tries).await {
+            Ok(Some(last)) => return Ok(last),
             Ok(None) => {}
-            Err(Broken::Client(ClientError::Unreachable { .. })) if tries < RETRIES => {}
-            Err(Broken::Client(e)) => return Err(e.into()),
-            Err(Broken::Output(e)) => return Err(e),
+            Err(e) if is_away(&e) && tries < RETRIES => {}
+            Err(e) => return Err(e),
         }
         tries += 1;
         if tries > RETRIES {
@@ -40,23 +92,22 @@ pub(crate) async fn watch(client: &Client, id: &StudyId, json: bool) -> Result<E
     }
 }
 
-enum Broken {
-    Client(ClientError),
-    Output(anyhow::Error),
+fn is_away(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Unreachable { .. }))
 }
 
-/// Shows events until the study is over, which gives its last event, or the stream has ended before.
+/// Hands out events until the study is over, which gives its last event, or the stream has ended before.
 async fn follow(
     client: &Client,
     id: &StudyId,
-    screen: &Screen,
+    show: &mut impl AsyncFnMut(&StudyEvent) -> Result<()>,
     tries: &mut u32,
-) -> Result<Option<StudyEvent>, Broken> {
-    let mut events = client.events(id).await.map_err(Broken::Client)?;
-    while let Some(event) = events.next().await.map_err(Broken::Client)? {
-        let event: StudyEvent = event.read().map_err(Broken::Client)?;
+) -> Result<Option<StudyEvent>> {
+    let mut events = client.events(id).await?;
+    while let Some(event) = events.next().await? {
+        let event: StudyEvent = event.read()?;
         *tries = 0;
-        screen.show(&event).map_err(Broken::Output)?;
+        show(&event).await?;
         if event.state != "running" {
             return Ok(Some(event));
         }
@@ -161,14 +212,10 @@ fn rounds_done(event: &StudyEvent) -> u32 {
 }
 
 fn in_one_line(event: &StudyEvent) -> String {
-    // The time of day is enough for people; JSON has all of it.
-    let time = event.at.get(11..19).unwrap_or(&event.at);
     let site = event.site.as_deref().map_or_else(String::new, |site| format!(" {site}"));
     format!(
-        "{time} round {}/{} {} updates {}/{}{site} {} | epsilon {}",
-        event.round,
-        event.rounds,
-        event.stage,
+        "{} updates {}/{}{site} {} | epsilon {}",
+        show::moment(event),
         event.updates_in,
         event.cohort,
         event.message,
@@ -204,6 +251,17 @@ mod tests {
             in_one_line(&event("collecting")),
             "03:04:05 round 3/20 collecting updates 2/3 hospital-2 sent its update | epsilon hospital-2 1.250"
         );
+    }
+
+    #[test]
+    fn rounds_are_shown_at_once_and_then_each_time_that_one_has_ended() {
+        let mut news = News::default();
+        let stages =
+            ["collecting", "gated", "rejected", "planned", "rejected", "rejected", "promoted"];
+        let due: Vec<bool> = stages.iter().map(|stage| news.is_due(&event(stage))).collect();
+        assert_eq!(due, [true, false, true, false, true, false, false]);
+        let over = StudyEvent { state: "finished".into(), ..event("planned") };
+        assert!(!news.is_due(&event("planned")) && news.is_due(&over));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use super::{
     Answer, Arrived, Decided, Engine, Mail, Meta, SignedReceipt, View,
-    combined::Combined,
+    combined::{self, Combined},
     evaluation,
     exchange::{self, Exchange},
     leaving::Leaving,
@@ -28,7 +28,10 @@ use falaj_core::{
     aggregate::Accumulator,
     audit::{Actor as Who, Draft, Kind},
     dp::Rotation,
-    gate::{self, Facts, Gate, OnFailure, Verdict},
+    gate::{
+        self, Facts, Gate, OnFailure, Verdict,
+        patience::{Progress, Weighed},
+    },
     id::{Digest, RoundId, SiteId},
     robust::Rule,
     round::{
@@ -313,6 +316,7 @@ impl Actor {
             Some((round, _)) => round.spec().good,
             None => base,
         };
+        let before = self.round.as_ref().map(|(round, _)| round.progress().clone());
         let spec = RoundSpec {
             base,
             min_sites: study.cohort.min_sites,
@@ -325,6 +329,7 @@ impl Actor {
             members: Vec::new(),
             evaluates: evaluation.is_some_and(|e| e.is_due(number, study.rounds.count)),
             good,
+            progress: before.unwrap_or_default(),
         };
         let planned = AnyRound::planned(RoundId { study: study.id.clone(), number }, spec);
         let before = self.round.replace((planned, 0));
@@ -814,20 +819,23 @@ impl Actor {
         self.leave().await?;
         let Some((AnyRound::Gated(round), _)) = &self.round else { return Ok(()) };
         let (round, behind) = (round.clone(), u32::try_from(stood.len()).unwrap_or(u32::MAX));
-        let (verdict, said) =
-            self.verdict((&round.id, &round.spec), &round.stage.updates, behind).await?;
+        let of = (&round.id, &round.spec);
+        let (verdict, said) = self.verdict(of, (candidate, &round.stage.updates), behind).await?;
         let tried = (round.id.number, round.spec.attempt);
         let pass = verdict.pass;
         let (asked, word) = (verdict.asked.clone(), evaluation::word(&verdict));
         let rows = if pass { vec![self.model_row(round.id.number, candidate)] } else { Vec::new() };
         let lines: Vec<String> =
             stood.iter().map(|(witness, entries)| format!("{entries} {witness}")).collect();
-        let event = if !pass && verdict.on_failure == OnFailure::Ask {
-            Event::Asked { reasons: verdict.reasons, witnesses: lines.clone() }
+        // What people are asked about is weighed once they let it through.
+        let weighed = verdict.weighed.clone().filter(|_| pass);
+        let event = if verdict.asks() {
+            let Verdict { reasons, weighed, .. } = verdict;
+            Event::Asked { reasons, witnesses: lines.clone(), weighed }
         } else {
             Event::Judged(verdict)
         };
-        let named = |draft| named(draft, lines, said);
+        let named = |draft| named(draft, lines, said, weighed);
         let committed = self.apply_with(event, &Who::default(), rows, named).await?;
         if let Some(wanted) = self.meta.study.governance.witnesses {
             let (reached, there) = (behind >= wanted.quorum, self.there(&stood));
@@ -854,10 +862,10 @@ impl Actor {
     async fn verdict(
         &self,
         (round, spec): (&RoundId, &RoundSpec),
-        updates: &BTreeMap<SiteId, UpdateRef>,
+        (candidate, updates): (Digest, &BTreeMap<SiteId, UpdateRef>),
         behind: u32,
     ) -> Result<(Verdict, Said), CommitError> {
-        let (meta, store) = (&self.meta, &self.engine.parts().store);
+        let (meta, parts) = (&self.meta, self.engine.parts());
         // Aggregation refuses a candidate with a parameter that is not finite.
         let mut facts = Facts::of(updates.values(), true, behind);
         facts.epsilon = {
@@ -865,11 +873,15 @@ impl Actor {
             let spent = updates.keys().filter_map(|site| view.epsilon.get(site.name()));
             spent.copied().reduce(f64::max)
         };
-        let facts = evaluation::facts(store, meta, (round, spec), facts).await?;
+        facts.compared = combined::compared(&parts.updates, meta, (round, spec), updates).await?;
+        let facts = evaluation::facts(&parts.store, meta, (round, spec), facts).await?;
         let mut gates = vec![Gate::Participation { min_sites: spec.min_sites }, Gate::Finite];
         gates.extend(meta.study.governance.witnesses.map(Gate::Witnesses));
         gates.extend(meta.study.gates.iter().cloned().map(Gate::Declared));
-        let verdict = gate::judge(&facts, &gates);
+        let mut verdict = gate::judge(&facts, &gates);
+        if verdict.pass || verdict.asks() {
+            verdict.weighed = evaluation::weighed(meta, spec, &facts, (round.number, candidate));
+        }
         let said = evaluation::said(&facts, &verdict);
         Ok((verdict, said))
     }
@@ -915,8 +927,9 @@ impl Actor {
         let publishes = matches!(ahead.next, AnyRound::Promoted(_));
         let behind = u32::try_from(held.stage.witnesses.len()).unwrap_or(u32::MAX);
         let of = (&held.id, &held.spec);
-        let (_, said) =
-            self.verdict(of, &held.stage.updates, behind).await.map_err(|e| problem_of(&e))?;
+        let verdict = self.verdict(of, (candidate, &held.stage.updates), behind).await;
+        let (verdict, said) = verdict.map_err(|e| problem_of(&e))?;
+        let weighed = verdict.weighed.filter(|_| publishes);
         let rows =
             if publishes { vec![self.model_row(held.id.number, candidate)] } else { Vec::new() };
         let lines = held.stage.witnesses;
@@ -926,7 +939,7 @@ impl Actor {
                 let first = first.text("reason", &reason).text("action", action.as_str());
                 first.decided(true, &decision.policies, &decision.policy_set)
             });
-            let then = entries.next().map(|then| named(then, lines, said));
+            let then = entries.next().map(|then| named(then, lines, said, weighed));
             first.into_iter().chain(then).chain(entries).collect()
         };
         let committed = match self.apply_all(event, &peer.actor, rows, more).await {
@@ -998,8 +1011,8 @@ impl Actor {
             }
         };
         let end = match &round {
-            AnyRound::Promoted(_) if number >= study.rounds.count => {
-                Some(("finished", Kind::StudyFinished, None))
+            AnyRound::Promoted(r) if study.ends_with(number, &r.stage.progress) => {
+                return self.finish(number, &r.stage.progress).await;
             }
             AnyRound::Promoted(r) => {
                 let model = r.stage.model;
@@ -1035,29 +1048,36 @@ impl Actor {
         let Some((state, kind, reason)) = end else {
             return self.open(number, attempt + 1, round.spec().base).await;
         };
-        self.end(state, kind, number, reason).await
+        self.end((state, kind), number, reason, None).await
     }
 
-    /// Ends the study.
+    /// Ends the study with the model that it has, or goes back to another in the same transaction.
     async fn end(
         &mut self,
-        state: &'static str,
-        kind: Kind,
+        (state, kind): (&'static str, Kind),
         number: u32,
         reason: Option<String>,
+        best: Option<Digest>,
     ) -> Result<(), Failed> {
         let study = self.meta.study.clone();
+        let newest = self.viewing.borrow().model;
+        let model = best.unwrap_or(newest);
         let mut draft = Draft::new(kind)
             .study(&study.id)
             .count("round", u64::from(number))
-            .digest("model_sha256", &self.viewing.borrow().model);
+            .digest("model_sha256", &model);
         if let Some(reason) = &reason {
             draft = draft.text("reason", reason);
         }
         let mut rows = vec![Change::StudyState(study.id.clone(), state, reason.clone())];
-        let mut entries = vec![draft];
+        let mut entries = Vec::new();
+        if model != newest {
+            let why = reason.as_deref().unwrap_or_default();
+            entries.push(self.rolled_back(number, &model, why));
+        }
+        entries.push(draft);
         if kind == Kind::StudyFinished {
-            self.make_version(&mut rows, &mut entries).await?;
+            self.make_version(model, &mut rows, &mut entries).await?;
         }
         self.commit(Commit { round: None, rows, entries }).await?;
         tracing::info!(study = %study.id, state, reason = reason.as_deref(), "study over");
@@ -1071,21 +1091,26 @@ impl Actor {
         self.viewing.send_modify(|v| {
             v.state = state;
             v.reason = reason;
+            v.model = model;
         });
         self.send_event(None, message);
         Ok(())
+    }
+
+    /// After a study's last round, or when its patience has run out: with the last model, or, where models were weighed, with
+    /// the best.
+    async fn finish(&mut self, number: u32, progress: &Progress) -> Result<(), Failed> {
+        let study = self.meta.study.clone();
+        let why = study.patience.map(|p| p.reason(progress, study.evaluation.as_ref()));
+        let best = progress.best.as_ref().map(|best| best.model);
+        self.end(("finished", Kind::StudyFinished), number, why, best).await
     }
 
     /// Goes on from the last model that passed every gate: with the next round, or, after the last one, not at all.
     async fn roll_back(&mut self, number: u32, good: Digest, why: String) -> Result<(), Failed> {
         let study = self.meta.study.clone();
         if self.viewing.borrow().model != good {
-            let round = RoundId { study: study.id.clone(), number };
-            let draft = Draft::new(Kind::ModelRolledBack)
-                .round(&round)
-                .digest("from_sha256", &self.viewing.borrow().model)
-                .digest("model_sha256", &good)
-                .text("reason", &why);
+            let draft = self.rolled_back(number, &good, &why);
             let published = clock::now();
             let model = ModelRow { study: study.id.clone(), number, sha256: good, published };
             let rows = vec![Change::Model(model)];
@@ -1097,16 +1122,25 @@ impl Actor {
             return self.open(number + 1, 0, good).await;
         }
         let why = format!("a gate rolled it back in its last round, {number}: {why}");
-        self.end("finished", Kind::StudyFinished, number, Some(why)).await
+        self.end(("finished", Kind::StudyFinished), number, Some(why), None).await
     }
 
-    /// The last model of a study that has run all its rounds is a version.
+    /// That the study goes back to a model after a round.
+    fn rolled_back(&self, number: u32, model: &Digest, why: &str) -> Draft {
+        Draft::new(Kind::ModelRolledBack)
+            .round(&RoundId { study: self.meta.study.id.clone(), number })
+            .digest("from_sha256", &self.viewing.borrow().model)
+            .digest("model_sha256", model)
+            .text("reason", why)
+    }
+
+    /// The model that a study finishes with is a version.
     async fn make_version(
         &self,
+        model: Digest,
         rows: &mut Vec<Change>,
         entries: &mut Vec<Draft>,
     ) -> Result<(), Failed> {
-        let model = self.viewing.borrow().model;
         let models = self.engine.parts().store.models(&self.meta.study.id).await;
         let models =
             models.map_err(|e| CommitError::Failed(format!("the models cannot be read: {e}")))?;
@@ -1375,9 +1409,11 @@ impl Actor {
 /// What an entry says of gates.
 type Said = Vec<(&'static str, Vec<String>)>;
 
-/// Names the witnesses that stand behind a round, if it wants any, and what gates said.
-fn named(draft: Draft, witnesses: Vec<String>, said: Said) -> Draft {
+/// Names the witnesses that stand behind a round, if it wants any, how its model compares with the best before it, and what gates
+/// said.
+fn named(draft: Draft, witnesses: Vec<String>, said: Said, weighed: Option<Weighed>) -> Draft {
     let draft = if witnesses.is_empty() { draft } else { draft.texts("witnesses", witnesses) };
+    let draft = weighed.iter().fold(draft, |draft, weighed| draft.text("patience", &weighed.line));
     said.into_iter().fold(draft, |draft, (name, lines)| draft.texts(name, lines))
 }
 

@@ -1,13 +1,19 @@
-//! A round's updates on disk, as another rule than the mean reads them: block by block, once their set is fixed.
+//! A round's updates on disk, as another rule than the mean, and gates on updates, read them: block by block, once their
+//! set is fixed.
 //!
-//! What the rules are is `falaj_core::robust`.
+//! What the rules and figures are is `falaj_core::robust`.
 
+use super::Meta;
+use crate::{blob::Blobs, store::writer::CommitError};
 use falaj_core::{
     dp::Rotation,
-    robust::{BlockRule, Rule, Shape},
+    gate::compare_updates,
+    id::{RoundId, SiteId},
+    robust::{BlockRule, Compared, Outlier, Rule, Shape, outliers},
+    round::{RoundSpec, UpdateRef},
     update::Encoding,
 };
-use std::{fs::File, io, os::unix::fs::FileExt as _, path::PathBuf};
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt as _, path::PathBuf};
 
 /// Files that stay open from block to block; others are opened for each block.
 const OPEN_MAX: usize = 256;
@@ -64,5 +70,82 @@ impl Combined {
         let spool = &self.spool;
         let read = |update, at, into: &mut [u8]| spool.read(update, at, into);
         self.rule.move_base(at, block, rate, rotation, read)
+    }
+}
+
+/// Length and direction of each update. It blocks.
+fn compare(paths: Vec<PathBuf>, params: usize, encoding: Encoding) -> anyhow::Result<Vec<Outlier>> {
+    let shape = Shape { updates: paths.len(), params, encoding };
+    let spool = Spool::open(paths)?;
+    outliers(shape, |update, at, into: &mut [u8]| spool.read(update, at, into))
+}
+
+/// How the updates of a round compare with each other, if a gate asks for it and they are seen.
+///
+/// # Errors
+/// When they cannot be read now.
+pub(super) async fn compared(
+    updates: &Blobs,
+    meta: &Meta,
+    (round, spec): (&RoundId, &RoundSpec),
+    of_round: &BTreeMap<SiteId, UpdateRef>,
+) -> Result<Option<Compared>, CommitError> {
+    let is_last = round.number == meta.study.rounds.count;
+    let asked = compare_updates(&meta.study.gates, is_last, spec.evaluates);
+    if !asked || spec.masked {
+        return Ok(None);
+    }
+    let failed = |what: String| {
+        CommitError::Failed(format!("the updates cannot be compared with each other: {what}"))
+    };
+    let (params, encoding) = (meta.manifest.params(), meta.study.encoding());
+    let paths = of_round.values().map(|u| updates.path(&u.payload)).collect();
+    let figures = tokio::task::spawn_blocking(move || compare(paths, params, encoding)).await;
+    let figures = figures.map_err(|e| failed(e.to_string()))?;
+    let figures = figures.map_err(|e| failed(format!("{e:#}")))?;
+    // Of too few, or too many, nothing is known: the gate fails.
+    Ok(Compared::new(of_round.keys().cloned().collect(), figures).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use falaj_core::{id::Digest, robust::Standing};
+
+    /// More than one block of each, in more files than stay open, one of which is ten times the opposite of the others.
+    #[tokio::test]
+    async fn updates_that_lie_on_disk_are_compared_and_the_one_that_shouts_stands_out() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let blobs = Blobs::open(dir.path()).expect("opens");
+        let (params, sites, bad) = (3_000_usize, OPEN_MAX + 3, 100);
+        let mut paths = Vec::new();
+        for site in 0..sites {
+            let value = |i: usize| {
+                let own = i16::try_from(((i * 31) ^ (site * 17)) % 41).expect("small") - 20;
+                let common = if i % 3 == 0 { 40 } else { -25 };
+                if site == bad { -10 * (common + own) } else { common + own }
+            };
+            let payload: Vec<u8> = (0..params).flat_map(|i| value(i).to_le_bytes()).collect();
+            let digest = Digest::of(&payload);
+            blobs.put(digest, payload).await.expect("writes");
+            paths.push(blobs.path(&digest));
+        }
+        let encoding = Encoding::new(16, 0.001).expect("valid");
+        let figures = compare(paths.clone(), params, encoding).expect("they can be read");
+        let site = |n: usize| format!("spiffe://t/ae-on/ae-az/site/h-{n:03}").parse::<SiteId>();
+        let named = (0..sites).map(|n| site(n).expect("valid")).collect();
+        let compared = Compared::new(named, figures).expect("not too many");
+        let outside = |standing: Standing, found: f64| match standing {
+            Standing::NormRatio => (found - 10.0).abs() < 1.0,
+            Standing::Cosine => found < -0.8,
+        };
+        for standing in Standing::ALL {
+            let found = compared.each(standing).map(|(_, found)| found.expect("a figure"));
+            let standing_out = found.enumerate().filter(|(_, found)| outside(standing, *found));
+            let standing_out: Vec<usize> = standing_out.map(|(site, _)| site).collect();
+            assert_eq!(standing_out, [bad], "{standing:?}");
+        }
+        std::fs::write(&paths[7], b"short").expect("writes");
+        assert!(compare(paths, params, encoding).is_err());
     }
 }

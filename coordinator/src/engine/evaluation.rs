@@ -5,15 +5,19 @@ use crate::store::{Store, row::ExchangeRow, writer::CommitError};
 use bytes::Bytes;
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
-    audit::Draft,
+    audit::{Draft, Kind, objects::Object},
+    canon::Node,
     evaluation::{
         Evaluation,
         answer::{AnswerError, EvaluationHeader, SignedCounts},
     },
-    gate::{self, Evaluated, Facts, Judged, OnFailure, Verdict},
+    gate::{
+        self, Declared, Evaluated, Facts, Figure, Judged, OnFailure, Verdict, patience::Weighed,
+    },
     id::{Digest, RoundId, SiteId},
     registry::version::Stage,
-    round::{AnyRound, Evaluating, Phase, Round, RoundSpec},
+    robust::Compared,
+    round::{AnyRound, Evaluating, Phase, Promoted, Round, RoundSpec},
 };
 use falaj_proto::problem::{Code, Problem};
 
@@ -219,9 +223,36 @@ pub(crate) async fn promotion(
         facts.epsilon = facts.epsilon.into_iter().chain(kept.epsilon).reduce(f64::max);
         facts.evaluated = Some(kept.evaluated);
     }
+    let asks =
+        |gate: &Declared| gate.is_asked_of(to) && matches!(gate.figure, Figure::EachUpdate(_));
+    if study.gates.iter().any(asks) {
+        facts.compared = compared(store, &round).await?;
+    }
     let verdict = gate::judge_promotion(&facts, &study.gates, to);
     let said = said(&facts, &verdict);
     Ok(Asked { verdict, said })
+}
+
+/// What the log says of how the updates of a round that gave a model compare with each other: by the same, whoever audits it judges.
+/// Nothing where the entry's contents were deleted, and gates that ask for it fail.
+async fn compared(store: &Store, round: &Round<Promoted>) -> Result<Option<Compared>, Problem> {
+    let of = Object::Round(round.id.clone());
+    let entry = store.find_one(&of, Some(Kind::ModelPublished), |_| true).await;
+    let Some(entry) = entry.map_err(unreadable)? else { return Ok(None) };
+    let Some(list) = entry.body().member("compared") else { return Ok(None) };
+    let lines = list.items().filter_map(Node::as_text);
+    let sites = round.stage.updates.keys().cloned().collect();
+    Ok(Compared::parse(lines, sites).ok())
+}
+
+/// How a round's candidate compares with the best before it, where the study has patience.
+pub(super) fn weighed(
+    meta: &Meta,
+    spec: &RoundSpec,
+    facts: &Facts<'_>,
+    candidate: (u32, Digest),
+) -> Option<Weighed> {
+    meta.study.patience.as_ref()?.weigh(&spec.progress, facts, candidate)
 }
 
 /// What becomes of a candidate by a verdict, in one word.
@@ -235,11 +266,14 @@ pub(super) const fn word(verdict: &Verdict) -> &'static str {
     }
 }
 
-/// What the log says of a verdict, beside what failed: each gate with its figure, and who has counted.
+/// What the log says of a verdict, beside what failed: each gate with its figure, how updates compare, and who has counted.
 pub(super) fn said(facts: &Facts<'_>, verdict: &Verdict) -> Vec<(&'static str, Vec<String>)> {
     let mut said = Vec::new();
     if !verdict.judged.is_empty() {
         said.push(("gates", verdict.judged.iter().map(Judged::line).collect()));
+    }
+    if let Some(compared) = &facts.compared {
+        said.push(("compared", compared.lines()));
     }
     if let Some(evaluated) = &facts.evaluated {
         let sites = evaluated.by_site.iter().map(|(site, _)| site.to_string());

@@ -701,6 +701,13 @@ impl Engine {
         }
         let newest = store.newest_round(&id).await?;
         view.round = newest.as_ref().map(|(round, _)| round.clone());
+        // A study that was weighed has ended with its best model, which no row after its last round's names.
+        if let Some(AnyRound::Promoted(last)) =
+            view.round.as_ref().filter(|_| view.state == "finished")
+            && let Some(best) = last.stage.progress.best.as_ref()
+        {
+            view.model = best.model;
+        }
         let meta = Arc::new(Meta {
             study,
             digest: row.sha256,

@@ -6,7 +6,11 @@ use axum::{
     response::Response,
 };
 use falaj_proto::problem::{Code, ProblemJson};
-use utoipa::openapi::{Content, OpenApi, Ref, RefOr, Response as Described};
+use std::collections::BTreeMap;
+use utoipa::openapi::{
+    Content, Header, Object, OpenApi, Ref, RefOr, Required, Response as Described, Type,
+    path::{Operation, ParameterBuilder, ParameterIn},
+};
 
 /// The type of a problem (RFC 9457).
 pub(super) const PROBLEM: &str = "application/problem+json";
@@ -22,9 +26,32 @@ const ANYWHERE: [(&str, &str); 6] = [
     ("503", "The audit log takes no entry now, so nothing is served."),
 ];
 
-/// Describes problems as what they are, and those that any route may answer for every route.
+/// Types of answers that are no document: they have no tag.
+const STREAMS: [&str; 3] = ["text/event-stream", "application/octet-stream", "application/x-tar"];
+
+/// Describes problems as what they are, those that any route may answer for every route, and the tags of documents. Names of
+/// operations are made such that each is one's own.
 pub(super) fn described(mut api: OpenApi) -> OpenApi {
-    for path in api.paths.paths.values_mut() {
+    let mut named: BTreeMap<String, u32> = BTreeMap::new();
+    for path in api.paths.paths.values() {
+        let methods = [&path.get, &path.put, &path.post, &path.delete];
+        for name in methods.into_iter().flatten().filter_map(|o| o.operation_id.clone()) {
+            *named.entry(name).or_default() += 1;
+        }
+    }
+    for (at, path) in &mut api.paths.paths {
+        for (method, operation) in [("get", &mut path.get), ("post", &mut path.post)] {
+            let Some(operation) = operation else { continue };
+            let taken = operation.operation_id.as_ref().and_then(|name| named.get(name));
+            if taken.is_some_and(|times| *times > 1) {
+                let words = at.trim_start_matches("/api/v1/").replace(['/', '-'], "_");
+                operation.operation_id =
+                    Some(format!("{method}_{}", words.replace(['{', '}'], "")));
+            }
+        }
+        if let Some(operation) = &mut path.get {
+            describe_tag(operation);
+        }
         let methods = [&mut path.get, &mut path.put, &mut path.post, &mut path.delete];
         for operation in methods.into_iter().flatten() {
             let responses = &mut operation.responses.responses;
@@ -47,6 +74,26 @@ pub(super) fn described(mut api: OpenApi) -> OpenApi {
         }
     }
     api
+}
+
+/// Describes the tag of a document, and what is answered to whoever has it already.
+fn describe_tag(operation: &mut Operation) {
+    let responses = &mut operation.responses.responses;
+    let Some(RefOr::T(document)) = responses.get_mut("200") else { return };
+    if document.content.keys().any(|kind| STREAMS.contains(&kind.as_str())) {
+        return;
+    }
+    document.headers.entry("ETag".to_owned()).or_insert_with(|| RefOr::T(Header::default()));
+    let mut same = Described::new("It is the document that has this tag.");
+    same.headers.insert("ETag".to_owned(), RefOr::T(Header::default()));
+    responses.insert("304".to_owned(), RefOr::T(same));
+    let held = ParameterBuilder::new()
+        .name("If-None-Match")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some("The tag of the document that whoever asks has already."))
+        .schema(Some(Object::with_type(Type::String)));
+    operation.parameters.get_or_insert_default().push(RefOr::T(held.build()));
 }
 
 /// Makes a problem of what the framework refuses in words of its own: a path, a query or a body that cannot be read.

@@ -86,7 +86,7 @@ pub(super) async fn figures(
 }
 
 /// Number and try.
-fn place(round: &AnyRound) -> (u32, u32) {
+pub(super) fn place(round: &AnyRound) -> (u32, u32) {
     (round.id().number, round.spec().attempt)
 }
 

@@ -1,31 +1,31 @@
 //! Versions of models: what there are and what each came from, and having them move.
 
-use super::{Answer, App, Ctx, ToQuery, Who, people::asker, send_model, to_the_end};
+use super::{
+    Answer, App, Ctx, ToQuery, Who, lineage::gate_said, people::asker, send_model, to_the_end,
+};
 use crate::{
     accept::Peer,
     engine::Handle,
     policy::Action,
-    versions::{Act, Done},
+    versions::{Act, Once},
 };
 use axum::{
     Extension, Json,
     body::Bytes,
     extract::{Path, Query, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse as _, Response},
 };
 use falaj_core::{
     audit::objects::Object,
     gate::Judged,
-    id::{Place, SiteId, StudyId},
+    id::{Digest, Place, StudyId},
     registry::{
         card,
         dsse::Envelope,
-        lineage::{Ancestry, Asked, Remedy, Source, Touched},
         provenance::{GateSaid, Provenance},
         version::{Alias, Registry, Stage},
     },
-    time::Timestamp,
 };
 use falaj_proto::{
     problem::{Code, Problem, ProblemJson},
@@ -35,18 +35,26 @@ use falaj_proto::{
 use serde::{Deserialize, de::DeserializeOwned};
 use utoipa::IntoParams;
 
-/// Studies whose versions are on one page, at most.
+/// On one page, at most: versions, or studies whose versions are on it.
 const PAGE_MAX: u32 = 200;
-/// Studies whose versions are on one page unless asked otherwise.
+/// On one page unless asked otherwise.
 const PAGE: u32 = 50;
+/// Under which a request is done once, however often it comes.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// The longest.
+const KEY_BYTES_MAX: usize = 128;
 /// The type of a DSSE envelope.
 const ENVELOPE_TYPE: &str = "application/vnd.dsse.envelope.v1+json";
 
-fn malformed(why: impl std::fmt::Display) -> Problem {
+pub(super) fn malformed(why: impl std::fmt::Display) -> Problem {
     Code::Malformed.because(why)
 }
 
-fn shown(registry: &Registry, revision: u64, number: u32) -> Result<rest::Version, Problem> {
+pub(super) fn shown(
+    registry: &Registry,
+    revision: u64,
+    number: u32,
+) -> Result<rest::Version, Problem> {
     let version = registry.version(number).map_err(|e| Code::UnknownModel.because(e))?;
     Ok(rest::Version {
         study: registry.study.to_string(),
@@ -87,6 +95,24 @@ fn expected(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     }
 }
 
+/// By what a request is known when it comes again, if whoever asks gave it a key: the same person, key, path and document.
+fn once(peer: &Peer, parts: &Parts, body: &[u8]) -> Result<Option<Once>, Problem> {
+    let Some(key) = parts.headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    let key = key.as_bytes();
+    if !(1..=KEY_BYTES_MAX).contains(&key.len()) || !key.iter().all(u8::is_ascii_graphic) {
+        let why = format!("`Idempotency-Key` has 1 to {KEY_BYTES_MAX} visible ASCII characters");
+        return Err(malformed(why));
+    }
+    let who = match (peer.actor.person, &peer.actor.id) {
+        (Some(person), _) => Object::Person(person).to_string(),
+        (None, Some(id)) => id.to_string(),
+        (None, None) => return Ok(None),
+    };
+    let digest = |first: &[u8], second: &[u8]| Digest::of(&[first, &b"\0"[..], second].concat());
+    let request = digest(parts.uri.path().as_bytes(), body);
+    Ok(Some(Once { key: digest(who.as_bytes(), key), request }))
+}
+
 /// A version's number, or the version that has an alias.
 fn find(registry: &Registry, version: &str) -> Result<u32, Problem> {
     let study = &registry.study;
@@ -105,7 +131,7 @@ fn find(registry: &Registry, version: &str) -> Result<u32, Problem> {
 
 impl App {
     /// A study, and which of its versions is meant; whoever asks may do `action` with the study.
-    async fn version(
+    pub(super) async fn version(
         &self,
         peer: &Peer,
         action: Action,
@@ -131,6 +157,16 @@ impl App {
     }
 }
 
+/// How much is asked for at once.
+pub(super) fn limited(limit: Option<u32>) -> Result<u32, Problem> {
+    let limit = limit.unwrap_or(PAGE);
+    if (1..=PAGE_MAX).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(malformed(format!("`limit` is 1 to {PAGE_MAX}")))
+    }
+}
+
 /// The versions of every study, by study.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -150,10 +186,7 @@ pub(super) async fn list(
     Query(query): Query<ListQuery>,
 ) -> Answer<Json<Page<rest::Version>>> {
     app.grant(&peer, Action::StatusRead, None).await?;
-    let limit = query.limit.unwrap_or(PAGE);
-    if !(1..=PAGE_MAX).contains(&limit) {
-        return Err(malformed(format!("`limit` is 1 to {PAGE_MAX}")).into());
-    }
+    let limit = limited(query.limit)?;
     let after = match &query.cursor {
         Some(study) => study.parse::<StudyId>().map_err(malformed)?.to_string(),
         None => String::new(),
@@ -168,17 +201,36 @@ pub(super) async fn list(
     Ok(Json(Page { items, next }))
 }
 
+/// Which versions of a study.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct OfStudyQuery {
+    /// Versions after this one; `next` of one page is the `cursor` of the one after it.
+    #[serde(default)]
+    cursor: u32,
+    /// Versions on the page, at most 200.
+    limit: Option<u32>,
+}
+
 /// The versions of a study.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/versions", params(("id" = String, Path)), responses((status = 200, body = Page<rest::Version>), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/studies/{id}/versions", params(("id" = String, Path), OfStudyQuery), responses((status = 200, body = Page<rest::Version>), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
 pub(super) async fn of_study(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
+    Query(query): Query<OfStudyQuery>,
 ) -> Answer<Json<Page<rest::Version>>> {
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
+    let limit = limited(query.limit)?;
     let (registry, revision) = app.versions.of(&handle.meta.study.id).await?;
-    Ok(Json(Page { items: all_of(&registry, revision)?, next: None }))
+    let mut items = all_of(&registry, revision)?;
+    items.retain(|version| version.version > query.cursor);
+    let more = items.len() > limit as usize;
+    items.truncate(limit as usize);
+    let next = items.last().filter(|_| more).map(|last| last.version.to_string());
+    Ok(Json(Page { items, next }))
 }
 
 /// One version, by its number or an alias.
@@ -193,13 +245,13 @@ pub(super) async fn show(
     let mut version = shown(&registry, revision, number)?;
     let gates = app.versions.gates(&handle, &registry, number).await?;
     let round = version.round;
-    let read = |judged: &Judged| gate(GateSaid::of_line(round, &judged.line()));
+    let read = |judged: &Judged| gate_said(GateSaid::of_line(round, &judged.line()));
     version.gates = gates.iter().map(read).collect();
     Ok(tagged(StatusCode::OK, version))
 }
 
 /// What is signed of a version: an in-toto statement with a SLSA provenance, in a DSSE envelope.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/versions/{version}/provenance", params(("id" = String, Path), ("version" = String, Path)), responses((status = 200, body = String, content_type = "application/vnd.dsse.envelope.v1+json"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/studies/{id}/versions/{version}/provenance", params(("id" = String, Path), ("version" = String, Path)), responses((status = 200, body = Object, content_type = "application/vnd.dsse.envelope.v1+json"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
 pub(super) async fn provenance(
     State(app): Ctx,
     Extension(peer): Who,
@@ -254,190 +306,20 @@ pub(super) async fn file(
     send_model(&app, &peer, &handle, found, &to).await
 }
 
-/// Everything that made a version, and what became of it, as the log tells.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/versions/{version}/lineage", params(("id" = String, Path), ("version" = String, Path)), responses((status = 200, body = rest::VersionLineage), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 410, body = ProblemJson)))]
-pub(super) async fn ancestry(
-    State(app): Ctx,
-    Extension(peer): Who,
-    Path((id, version)): Path<(String, String)>,
-) -> Answer<Json<rest::VersionLineage>> {
-    let (handle, registry, revision, number) =
-        app.version(&peer, Action::StudyRead, &id, &version).await?;
-    let ancestry = app.versions.ancestry(&handle.meta.study.id, number).await?;
-    Ok(Json(told(&app, shown(&registry, revision, number)?, ancestry)))
-}
-
-fn gate(said: GateSaid) -> rest::LineageGate {
-    rest::LineageGate {
-        round: said.round,
-        name: said.name,
-        scope: said.scope,
-        figure: said.figure,
-        interval: said.interval,
-        bound: said.bound,
-        pass: said.pass,
-    }
-}
-
-fn told(app: &App, version: rest::Version, of: Ancestry) -> rest::VersionLineage {
-    let update = |u: &falaj_core::registry::provenance::UpdateCounted| rest::LineageUpdate {
-        site: u.site.to_string(),
-        payload_sha256: u.payload.to_string(),
-        header_sha256: u.header.to_string(),
-        weight: u.weight,
-        epsilon: u.epsilon.clone(),
-        index: u.index,
-    };
-    let rounds = of.rounds.iter().map(|round| rest::LineageRound {
-        round: round.number,
-        base_sha256: round.base.to_string(),
-        model_sha256: round.model.to_string(),
-        index: round.index,
-        updates: round.updates.iter().map(update).collect(),
-    });
-    let gates = of.gates.into_iter().map(gate);
-    let evaluations = of.evaluations.iter().map(|evaluated| rest::LineageEvaluation {
-        round: evaluated.round,
-        site: evaluated.site.to_string(),
-        index: evaluated.index,
-    });
-    let policies = of.policy_sets.iter().map(|(set, index)| rest::LineagePolicies {
-        policy_set_sha256: set.to_string(),
-        index: *index,
-    });
-    let approvals = of.approvals.into_iter().map(|approval| rest::LineageApproval {
-        stage: approval.promotion.stage.as_str().to_owned(),
-        by: app.named(&Object::Person(approval.giver).to_string()),
-        approval: approval.id,
-        index: approval.index,
-    });
-    let moves = of.moves.into_iter().map(|moved| rest::LineageMove {
-        kind: moved.kind.as_str().to_owned(),
-        stage: moved.stage.as_str().to_owned(),
-        at: moved.ts,
-        reason: moved.reason,
-        approvals: moved.approvals,
-        gates: moved.gates.into_iter().map(gate).collect(),
-        index: moved.index,
-    });
-    rest::VersionLineage {
-        version,
-        index: of.made,
-        submitted: of.submitted,
-        rounds: rounds.collect(),
-        evaluations: evaluations.collect(),
-        gates: gates.collect(),
-        policies: policies.collect(),
-        approvals: approvals.collect(),
-        moves: moves.collect(),
-    }
-}
-
-/// From what. One of `site`, `place` and `update`.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct LineageQuery {
-    /// A site, by SPIFFE ID.
-    site: Option<String>,
-    /// A place such as `ae-on/ae-az`: every site in it.
-    place: Option<String>,
-    /// An update, by the SHA-256 of its payload or of its header.
-    update: Option<String>,
-    /// Accepted not earlier than this: RFC 3339, or a date in UTC.
-    since: Option<String>,
-    /// Accepted earlier than this: RFC 3339, or a date in UTC, which is included to its end.
-    until: Option<String>,
-}
-
-impl LineageQuery {
-    fn read(&self) -> Result<Asked, Problem> {
-        let source = match (&self.site, &self.place, &self.update) {
-            (Some(site), None, None) => {
-                Source::Site(site.parse::<SiteId>().map_err(|e| malformed(format!("`site`: {e}")))?)
-            }
-            (None, Some(place), None) => Source::Place(
-                place.parse::<Place>().map_err(|e| malformed(format!("`place`: {e}")))?,
-            ),
-            (None, None, Some(update)) => {
-                Source::Update(update.parse().map_err(|e| malformed(format!("`update`: {e}")))?)
-            }
-            _ => return Err(malformed("ask by one of `site`, `place` and `update`")),
-        };
-        let time = |name, text: Option<&String>, days| -> Result<String, Problem> {
-            let point = text.map(|text| super::log::point(name, text, days)).transpose()?;
-            Ok(point.map(|point: Timestamp| point.to_string()).unwrap_or_default())
-        };
-        Ok(Asked {
-            source,
-            since: time("since", self.since.as_ref(), 0)?,
-            until: time("until", self.until.as_ref(), 1)?,
-        })
-    }
-
-    /// What is asked for, in words that are known.
-    fn asked(asked: &Asked) -> Vec<(&'static str, String)> {
-        let mut said = vec![match &asked.source {
-            Source::Site(site) => ("object", site.to_string()),
-            Source::Place(place) => ("of_place", place.to_string()),
-            Source::Update(update) => ("object", update.to_string()),
-        }];
-        for (name, time) in [("since", &asked.since), ("until", &asked.until)] {
-            said.extend((!time.is_empty()).then(|| (name, time.clone())));
-        }
-        said
-    }
-}
-
-/// The versions that learned from a site, a place or an update, and what a withdrawal of consent makes of each.
-#[utoipa::path(get, path = "/api/v1/lineage", params(LineageQuery), responses((status = 200, body = rest::Touched), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson)))]
-pub(super) async fn lineage(
-    State(app): Ctx,
-    Extension(peer): Who,
-    Query(query): Query<LineageQuery>,
-) -> Answer<Json<rest::Touched>> {
-    let asked = query.read();
-    let said = asked.as_ref().map(LineageQuery::asked).unwrap_or_default();
-    app.grant_asked(&peer, Action::LogRead, None, &said).await?;
-    let asked = asked?;
-    let (lineage, deleted) = app.versions.lineage().await?;
-    let version = |touched: Touched| rest::TouchedVersion {
-        study: touched.study.to_string(),
-        version: touched.version.number,
-        stage: touched.version.stage.as_str().to_owned(),
-        round: touched.version.round,
-        model_sha256: touched.version.model.to_string(),
-        sites: touched.sites.iter().map(ToString::to_string).collect(),
-        updates: touched.updates,
-        first_round: touched.rounds.0,
-        last_round: touched.rounds.1,
-        first_index: touched.indices.0,
-        last_index: touched.indices.1,
-        remedy: touched.remedy.as_str().to_owned(),
-        back_to: match touched.remedy {
-            Remedy::RollBack(number) => Some(number),
-            _ => None,
-        },
-        untouched_round: touched.untouched,
-    };
-    let versions = lineage.touched(&asked).into_iter().map(version).collect();
-    Ok(Json(rest::Touched { versions, deleted }))
-}
-
 /// Which version of a study: by its number.
 fn numbered(version: &str) -> Result<u32, Problem> {
     version.parse().map_err(|_| malformed("a version is moved by its number"))
 }
 
-/// Has a version move: `read` makes of the request's document what is wanted.
+/// Has a version move, and shows it: `read` makes of the request's document what is wanted.
 async fn act<T: DeserializeOwned>(
     app: std::sync::Arc<App>,
     peer: std::sync::Arc<Peer>,
     action: Action,
     id: &str,
-    (headers, body): (&HeaderMap, &[u8]),
+    (parts, body): (&Parts, &[u8]),
     read: impl FnOnce(T) -> Result<Act, Problem>,
-) -> Answer<(Done, rest::Version)> {
+) -> Answer<Response> {
     let handle = app.study(&peer, id).await?;
     let wanted = serde_json::from_slice(body)
         .map_err(|e| {
@@ -446,45 +328,49 @@ async fn act<T: DeserializeOwned>(
             malformed(format!("the body is not the JSON that is asked for: {at}"))
         })
         .and_then(read)
-        .and_then(|act| Ok((act, expected(headers)?)));
-    let (wanted, expected) = match wanted {
+        .and_then(|act| Ok((act, (expected(&parts.headers)?, once(&peer, parts, body)?))));
+    let (wanted, how) = match wanted {
         Ok(wanted) => wanted,
         Err(problem) => {
             app.grant(&peer, action, Some(&handle)).await?;
             return Err(problem.into());
         }
     };
+    let status =
+        if matches!(wanted, Act::Make { .. }) { StatusCode::CREATED } else { StatusCode::OK };
     let versions = app.versions.clone();
+    let (of, by) = (handle.clone(), peer.clone());
     let done = to_the_end("a version's move", async move {
-        versions.act(asker(&peer)?, &handle, &wanted, expected).await
+        versions.act(asker(&by)?, &of, &wanted, how).await
     });
     let done = done.await?;
-    let shown = shown(&done.registry, done.revision, done.number)?;
-    Ok((done, shown))
+    if done.again {
+        // Nothing is done, and how the version stands is an access like any other.
+        app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
+    }
+    Ok(tagged(status, shown(&done.registry, done.revision, done.number)?))
 }
 
 /// Makes a round's model a version.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/versions", params(("id" = String, Path)), request_body = VersionRequest, responses((status = 201, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/versions", params(("id" = String, Path), ("Idempotency-Key" = Option<String>, Header)), request_body = VersionRequest, responses((status = 201, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 pub(super) async fn make(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
-    headers: HeaderMap,
+    parts: Parts,
     body: Bytes,
 ) -> Answer<Response> {
     let read = |asked: VersionRequest| Ok(Act::Make { round: asked.round });
-    let (_, version) =
-        act(app, peer, Action::VersionMake, &id, (&headers, &body[..]), read).await?;
-    Ok(tagged(StatusCode::CREATED, version))
+    act(app, peer, Action::VersionMake, &id, (&parts, &body[..]), read).await
 }
 
 /// Has a version go on to another stage. Policies say how many other people have to have approved just that.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/promote", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header)), request_body = PromotionRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/promote", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = PromotionRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 pub(super) async fn promote(
     State(app): Ctx,
     Extension(peer): Who,
     Path((id, version)): Path<(String, String)>,
-    headers: HeaderMap,
+    parts: Parts,
     body: Bytes,
 ) -> Answer<Response> {
     let read = |asked: PromotionRequest| {
@@ -493,74 +379,64 @@ pub(super) async fn promote(
         let stage: Stage = asked.stage.parse().map_err(|e| malformed(format!("`stage`: {e}")))?;
         Ok(Act::Promote { number: numbered(&version)?, stage, place })
     };
-    let (_, version) =
-        act(app, peer, Action::VersionPromote, &id, (&headers, &body[..]), read).await?;
-    Ok(tagged(StatusCode::OK, version))
+    act(app, peer, Action::VersionPromote, &id, (&parts, &body[..]), read).await
 }
 
 /// Says that a version is not good enough.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/reject", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/reject", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 pub(super) async fn reject(
     State(app): Ctx,
     Extension(peer): Who,
     Path((id, version)): Path<(String, String)>,
-    headers: HeaderMap,
+    parts: Parts,
     body: Bytes,
 ) -> Answer<Response> {
     let read = |asked: ReasonRequest| {
         Ok(Act::Reject { number: numbered(&version)?, reason: asked.reason })
     };
-    let (_, version) =
-        act(app, peer, Action::VersionReject, &id, (&headers, &body[..]), read).await?;
-    Ok(tagged(StatusCode::OK, version))
+    act(app, peer, Action::VersionReject, &id, (&parts, &body[..]), read).await
 }
 
 /// Says that a version must not be used any more: it is not served from then on.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/revoke", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/revoke", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 pub(super) async fn revoke(
     State(app): Ctx,
     Extension(peer): Who,
     Path((id, version)): Path<(String, String)>,
-    headers: HeaderMap,
+    parts: Parts,
     body: Bytes,
 ) -> Answer<Response> {
     let read = |asked: ReasonRequest| {
         Ok(Act::Revoke { number: numbered(&version)?, reason: asked.reason })
     };
-    let (_, version) =
-        act(app, peer, Action::VersionRevoke, &id, (&headers, &body[..]), read).await?;
-    Ok(tagged(StatusCode::OK, version))
+    act(app, peer, Action::VersionRevoke, &id, (&parts, &body[..]), read).await
 }
 
 /// Has the version that was in production before serve again.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/roll-back", params(("id" = String, Path), ("If-Match" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/roll-back", params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 pub(super) async fn roll_back(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
-    headers: HeaderMap,
+    parts: Parts,
     body: Bytes,
 ) -> Answer<Response> {
     let read = |asked: ReasonRequest| Ok(Act::RollBack { reason: asked.reason });
-    let (_, version) =
-        act(app, peer, Action::VersionRollBack, &id, (&headers, &body[..]), read).await?;
-    Ok(tagged(StatusCode::OK, version))
+    act(app, peer, Action::VersionRollBack, &id, (&parts, &body[..]), read).await
 }
 
 /// Gives an alias to a version, or takes it away. The answer is whoever has it, or had it.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/aliases/{alias}", params(("id" = String, Path), ("alias" = String, Path), ("If-Match" = Option<String>, Header)), request_body = AliasRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/aliases/{alias}", params(("id" = String, Path), ("alias" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = AliasRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 pub(super) async fn alias(
     State(app): Ctx,
     Extension(peer): Who,
     Path((id, alias)): Path<(String, String)>,
-    headers: HeaderMap,
+    parts: Parts,
     body: Bytes,
 ) -> Answer<Response> {
     let read = |asked: AliasRequest| {
         let alias: Alias = alias.parse().map_err(malformed)?;
         Ok(Act::Alias { alias, number: asked.version })
     };
-    let (_, version) =
-        act(app, peer, Action::VersionAlias, &id, (&headers, &body[..]), read).await?;
-    Ok(tagged(StatusCode::OK, version))
+    act(app, peer, Action::VersionAlias, &id, (&parts, &body[..]), read).await
 }

@@ -17,6 +17,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Entries that one query looks at, at most, before it gives the place to go on from.
 const LOOKED_AT_MAX: u64 = 100_000;
 
+/// Entries that are read at once where one is looked for.
+const PAGE: u32 = 50;
+
 /// Which entries are wanted.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
@@ -122,6 +125,39 @@ impl Store {
             _ => stopped.map(|at| self.shard.index(at)),
         };
         Ok(Found { entries, next })
+    }
+
+    /// One entry, of a kind if one is named, that touches an object: the first that `is` the one, in the newest shard that has one.
+    /// Shards whose contents were deleted have none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn find_one(
+        &self,
+        object: &Object,
+        kind: Option<Kind>,
+        is: impl Fn(&Entry) -> bool + Send,
+    ) -> Result<Option<Entry>, StoreError> {
+        for store in self.shards().await?.iter().rev() {
+            if store.pruned().await? {
+                continue;
+            }
+            let terms = [object.to_string()].into();
+            let mut wanted = Wanted { terms, kind, from: 0, below: u64::MAX };
+            loop {
+                let found = store.find(&wanted, PAGE).await?;
+                for (index, bytes, _) in &found.entries {
+                    let entry = Entry::parse(bytes)
+                        .map_err(|e| StoreError::Corrupt(format!("log entry {index} ({e})")))?;
+                    if is(&entry) {
+                        return Ok(Some(entry));
+                    }
+                }
+                let Some(next) = found.next else { break };
+                wanted.from = next;
+            }
+        }
+        Ok(None)
     }
 
     /// Index of the first entry, of the first `size`, that is not earlier than `time`: entries are in the order of time.

@@ -2,7 +2,10 @@
 
 use super::{Shard, StoreError};
 use falaj_core::{
-    gate::OnFailure,
+    gate::{
+        OnFailure,
+        patience::{Best, Progress},
+    },
     id::{Digest, RoundId, SiteId, StudyId},
     registry::version::{Alias, Registry, Version},
     round::{
@@ -353,7 +356,25 @@ struct RoundJson {
     evaluates: bool,
     /// Absent in rounds of before there was evaluation: whatever they start from is good.
     good: Option<String>,
+    /// Absent where nothing was weighed yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    progress: Option<ProgressJson>,
     stage: StageJson,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ProgressJson {
+    without: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    best: Option<BestJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct BestJson {
+    model: String,
+    round: u32,
+    /// A text, so that every bit of it comes back.
+    end: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -398,10 +419,14 @@ enum StageJson {
         witnesses: Vec<String>,
         until: i64,
         approved: Vec<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        progress: Option<ProgressJson>,
     },
     Promoted {
         updates: BTreeMap<String, UpdateJson>,
         model: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        progress: Option<ProgressJson>,
     },
     Rejected {
         candidate: String,
@@ -511,6 +536,28 @@ fn read_updates(
     updates.iter().map(|(site, u)| Ok((parsed(site)?, read_update(u)?))).collect()
 }
 
+fn write_progress(progress: &Progress) -> Option<ProgressJson> {
+    let best = progress.best.as_ref().map(|best| BestJson {
+        model: best.model.to_string(),
+        round: best.round,
+        end: best.end.to_string(),
+    });
+    let without = progress.without;
+    (*progress != Progress::default()).then_some(ProgressJson { without, best })
+}
+
+fn read_progress(json: Option<&ProgressJson>) -> Result<Progress, StoreError> {
+    let Some(ProgressJson { without, best }) = json else { return Ok(Progress::default()) };
+    let read = |best: &BestJson| {
+        Ok::<_, StoreError>(Best {
+            model: parsed(&best.model)?,
+            round: best.round,
+            end: parsed(&best.end)?,
+        })
+    };
+    Ok(Progress { best: best.as_ref().map(read).transpose()?, without: *without })
+}
+
 /// A round as it is stored.
 pub(super) fn write_round(round: &AnyRound) -> String {
     let stage = match round {
@@ -553,10 +600,12 @@ pub(super) fn write_round(round: &AnyRound) -> String {
             witnesses: r.stage.witnesses.clone(),
             until: r.stage.until.as_millis(),
             approved: r.stage.approved.iter().map(ToString::to_string).collect(),
+            progress: write_progress(&r.stage.progress),
         },
         AnyRound::Promoted(r) => StageJson::Promoted {
             updates: write_updates(&r.stage.updates),
             model: r.stage.model.to_string(),
+            progress: write_progress(&r.stage.progress),
         },
         AnyRound::Rejected(r) => StageJson::Rejected {
             candidate: r.stage.candidate.to_string(),
@@ -587,6 +636,7 @@ pub(super) fn write_round(round: &AnyRound) -> String {
         members: spec.members.iter().map(ToString::to_string).collect(),
         evaluates: spec.evaluates,
         good: Some(spec.good.to_string()),
+        progress: write_progress(&spec.progress),
         stage,
     };
     serde_json::to_string(&json).expect("invariant: a round is JSON")
@@ -608,6 +658,7 @@ pub(super) fn read_round(id: RoundId, text: &str) -> Result<AnyRound, StoreError
         members: json.members.iter().map(|m| parsed(m)).collect::<Result<_, _>>()?,
         evaluates: json.evaluates,
         good: parsed(json.good.as_deref().unwrap_or(&json.base))?,
+        progress: read_progress(json.progress.as_ref())?,
     };
     read_stage(id, spec, json.stage)
 }
@@ -650,14 +701,21 @@ fn read_stage(id: RoundId, spec: RoundSpec, stage: StageJson) -> Result<AnyRound
             let stage = Gated { updates, candidate: parsed(&candidate)? };
             AnyRound::Gated(Round { id, spec, stage })
         }
-        StageJson::Held { updates, candidate, reasons, witnesses, until, approved } => {
-            let (updates, candidate) = (read_updates(&updates)?, parsed(&candidate)?);
-            let approved = approved.iter().map(|p| parsed(p)).collect::<Result<_, _>>()?;
-            let stage = Held { updates, candidate, reasons, witnesses, until: at(until), approved };
+        StageJson::Held { updates, candidate, reasons, witnesses, until, approved, progress } => {
+            let stage = Held {
+                updates: read_updates(&updates)?,
+                candidate: parsed(&candidate)?,
+                reasons,
+                witnesses,
+                until: at(until),
+                approved: approved.iter().map(|p| parsed(p)).collect::<Result<_, _>>()?,
+                progress: read_progress(progress.as_ref())?,
+            };
             AnyRound::Held(Round { id, spec, stage })
         }
-        StageJson::Promoted { updates, model } => {
-            let stage = Promoted { updates: read_updates(&updates)?, model: parsed(&model)? };
+        StageJson::Promoted { updates, model, progress } => {
+            let (updates, model) = (read_updates(&updates)?, parsed(&model)?);
+            let stage = Promoted { updates, model, progress: read_progress(progress.as_ref())? };
             AnyRound::Promoted(Round { id, spec, stage })
         }
         StageJson::Rejected { candidate, reasons, on_failure } => {

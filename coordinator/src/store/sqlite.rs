@@ -24,6 +24,8 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 /// Readers at once, beside the writer.
 const READERS: u32 = 4;
+/// What each of them keeps of the file's pages.
+const READER_CACHE_KIB: u32 = 512;
 /// How long a reader waits for a lock.
 const BUSY: Duration = Duration::from_secs(5);
 /// How long the writer waits for a lock that somebody else holds before it says so to those whose commits wait: less than
@@ -87,7 +89,13 @@ pub(super) async fn mend_objects(pool: &SqlitePool) -> Result<(), StoreError> {
 /// that was refused because it could not be synced. The writer knows nothing of that, and its next entry's place would be
 /// taken.
 pub(super) async fn readers(path: &Path) -> Result<SqlitePool, StoreError> {
-    let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY).read_only(true);
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(BUSY)
+        .read_only(true)
+        // The kernel has the file's pages too. A cache of 2 MB for each reader, which is the default, takes hours to fill, and
+        // looks like a leak for as long.
+        .pragma("cache_size", format!("-{READER_CACHE_KIB}"));
     Ok(SqlitePoolOptions::new()
         .max_connections(READERS)
         .idle_timeout(None)

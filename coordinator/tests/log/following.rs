@@ -233,6 +233,7 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
         evidence: EvidenceConfig::default(),
         roles: RolesConfig::default(),
         oidc: None,
+        tracking: None,
         enrolment: None,
         limits: Limits::default(),
     };

@@ -1,14 +1,19 @@
 //! Versions of models: who may move them, what is signed of them, and what the log tells.
 
-use super::world::{STUDY, World, signer, text};
+use super::{
+    server::Server,
+    world::{STUDY, World, signer, text},
+};
 use anyhow::{Context as _, Result, ensure};
 use axum::{
     body::Body,
-    http::{Method, Request, StatusCode},
+    http::{HeaderValue, Method, Request, StatusCode},
 };
 use falaj_coordinator::{
+    accept::Peer,
     clock,
     store::{
+        self, Database,
         row::{ModelRow, UpdateRow},
         writer::{Change, Commit},
     },
@@ -19,13 +24,14 @@ use falaj_core::{
     id::{Digest, RoundId, SiteId, StudyId},
     registry::{
         dsse::Envelope,
+        lineage::Lineage,
         provenance::{PAYLOAD_TYPE, Provenance},
     },
     round::{AnyRound, Promoted, Round, RoundSpec, UpdateRef},
     witness::InclusionProof,
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, sync::Arc};
 
 fn version(number: u64, what: &str) -> String {
     format!("studies/{STUDY}/versions/{number}{what}")
@@ -272,6 +278,209 @@ async fn of_two_moves_that_were_computed_from_one_state_one_wins() -> Result<()>
         .post(&version(numbers[1], "/reject"), &json!({ "reason": "worse" }), &world.operator)
         .await?;
     ensure!(status == StatusCode::OK || answer["code"] == "wrong_stage", "{answer}");
+    Ok(())
+}
+
+/// Two people put one version each into production at once: one of them does, and the log and the registry say the same.
+async fn one_of_two_serves(world: World) -> Result<()> {
+    world.publish(2).await?;
+    let (sara, omar) = (world.operator.clone(), world.person("omar")?);
+    let layla = world.person("layla")?;
+    let numbers = [world.promoted(1, &["staging"]).await?, world.promoted(2, &["staging"]).await?];
+    // Each may: somebody else approved it.
+    for (number, who) in numbers.into_iter().zip([&sara, &layla]) {
+        let whom = who.identity()?.spiffe.to_string();
+        let asked = json!({ "action": "version.promote", "study": STUDY, "version": number, "stage": "production", "for": whom });
+        let (status, answer) = world.post("approvals", &asked, &omar).await?;
+        ensure!(status == StatusCode::CREATED, "{answer}");
+    }
+    let before = world.writer.head().0;
+    let tag = format!("\"{}\"", world.get(&version(numbers[0], "")).await?["revision"]);
+    let promote = async |number: u64, who: &Arc<Peer>| {
+        let request = Request::post(format!("/api/v1/{}", version(number, "/promote")));
+        let request = request.header("if-match", &tag).body(r#"{"stage":"production"}"#.into())?;
+        let answer = world.ask(request, who).await?;
+        anyhow::Ok((number, answer.status(), text(answer).await?))
+    };
+    let (one, other) = tokio::join!(promote(numbers[0], &sara), promote(numbers[1], &layla));
+    let (mut won, mut lost) = (Vec::new(), Vec::new());
+    for (number, status, answer) in [one?, other?] {
+        match status {
+            StatusCode::OK => won.push(number),
+            StatusCode::CONFLICT if answer.contains("\"conflict\"") => lost.push(number),
+            _ => anyhow::bail!("{number}: {status} {answer}"),
+        }
+    }
+    let ([won], [lost]) = (&won[..], &lost[..]) else {
+        anyhow::bail!("{won:?} won, {lost:?} lost")
+    };
+    let staged = |number: &u64| version(*number, "");
+    let (winner, loser) = (world.get(&staged(won)).await?, world.get(&staged(lost)).await?);
+    ensure!(
+        winner["stage"] == "production" && winner["aliases"] == json!(["champion"]),
+        "{winner}"
+    );
+    ensure!(loser["stage"] == "staging" && loser["revision"] == winner["revision"], "{loser}");
+    let entries = world.entries(before).await?;
+    let promoted: Vec<_> = entries.iter().filter(|e| e.kind == Kind::VersionPromoted).collect();
+    ensure!(
+        promoted.len() == 1 && promoted[0].body().int::<u64>("version") == Ok(*won),
+        "{promoted:?}"
+    );
+    // What the log tells comes to the same, entry by entry; the loser looks again, and is the champion then.
+    let mut lineage = Lineage::default();
+    for entry in world.entries(0).await? {
+        lineage.take(&entry)?;
+    }
+    let study = STUDY.parse()?;
+    let kept = world.store.registry(&study).await?.context("versions")?.registry;
+    ensure!(lineage.registry(&study) == Some(&kept), "{kept:?}");
+    let who = if *lost == numbers[0] { &sara } else { &layla };
+    let (status, answer) =
+        world.post(&version(*lost, "/promote"), &json!({ "stage": "production" }), who).await?;
+    ensure!(status == StatusCode::OK && answer["aliases"] == json!(["champion"]), "{answer}");
+    let archived = world.get(&staged(won)).await?;
+    ensure!(archived["stage"] == "archived" && archived["aliases"] == json!([]), "{archived}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_two_who_put_a_version_into_production_at_once_one_does() -> Result<()> {
+    one_of_two_serves(World::new().await?).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_postgresql_of_two_who_put_a_version_into_production_at_once_one_does() -> Result<()> {
+    let Some(server) = Server::shared()? else { return Ok(()) };
+    let n = server.database().await?;
+    let (name, writer) = (format!("falaj_{n}"), format!("writer_{n}"));
+    store::init(&server.options(&format!("owner_{n}"), &name), &writer).await?;
+    let database = Database::Postgres(Box::new(server.options(&writer, &name)));
+    one_of_two_serves(World::on(&database).await?).await
+}
+
+#[tokio::test]
+async fn whoever_approves_a_promotion_twice_is_one_person() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(1).await?;
+    let number = world.promoted(1, &["staging"]).await?;
+    let omar = world.person("omar")?;
+    let sara = world.operator.identity()?.spiffe.to_string();
+    let asked = json!({ "action": "version.promote", "study": STUDY, "version": number, "stage": "production", "for": sara });
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let (status, answer) = world.post("approvals", &asked, &omar).await?;
+        ensure!(status == StatusCode::CREATED, "{answer}");
+        names.push(answer["approval"].as_str().context("a name")?.to_owned());
+    }
+    // The newer one stands in the place of the older.
+    let listed = world.get("approvals").await?;
+    let listed = listed["items"].as_array().context("items")?;
+    let named =
+        |a: &&Value| a["approval"] == names[0].as_str() || a["approval"] == names[1].as_str();
+    let listed: Vec<_> = listed.iter().filter(named).collect();
+    ensure!(listed.len() == 1 && listed[0]["approval"] == names[1].as_str(), "{listed:?}");
+    let before = world.writer.head().0;
+    let (status, answer) = world
+        .post(&version(number, "/promote"), &json!({ "stage": "production" }), &world.operator)
+        .await?;
+    ensure!(status == StatusCode::OK, "{answer}");
+    let entries = world.entries(before).await?;
+    let promoted = entries.iter().find(|e| e.kind == Kind::VersionPromoted).context("an entry")?;
+    ensure!(promoted.approvals()? == names[1..], "{promoted:?}");
+    Ok(())
+}
+
+/// One model's file in the place of another's: each is whole, and it is not the model that was published.
+#[tokio::test]
+async fn a_model_whose_file_was_swapped_for_another_is_not_promoted() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(2).await?;
+    let number = world.promoted(1, &[]).await?;
+    let models = world.store.models(&STUDY.parse()?).await?;
+    let of = |round: usize| world.engine.parts().models.path(&models[round].sha256);
+    let (own, others) = (fs::read(of(1))?, fs::read(of(2))?);
+    ensure!(own.len() == others.len() && own != others);
+    fs::write(of(1), &others)?;
+    let damaged = (StatusCode::INTERNAL_SERVER_ERROR, "model_damaged");
+    let (promote, staging) = (version(number, "/promote"), json!({ "stage": "staging" }));
+    let before = world.writer.head().0;
+    refused(&world, &promote, staging.clone(), damaged).await?;
+    let entries = world.entries(before).await?;
+    ensure!(entries.iter().all(|e| e.kind != Kind::VersionPromoted), "{entries:?}");
+    // Where it is gone altogether it is not promoted either; the right one is, once it is back.
+    fs::remove_file(of(1))?;
+    let internal = (StatusCode::INTERNAL_SERVER_ERROR, "internal");
+    refused(&world, &promote, staging.clone(), internal).await?;
+    fs::write(of(1), &own)?;
+    let (status, answer) = world.post(&promote, &staging, &world.operator).await?;
+    ensure!(status == StatusCode::OK && answer["stage"] == "staging", "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn versions_come_in_pages_and_what_somebody_has_already_is_not_sent_again() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(3).await?;
+    for round in 1..=3 {
+        world.promoted(round, &[]).await?;
+    }
+    let path = format!("studies/{STUDY}/versions?limit=2");
+    let first = world.get(&path).await?;
+    ensure!(first["items"].as_array().is_some_and(|items| items.len() == 2), "{first}");
+    ensure!(first["next"] == "2", "{first}");
+    let second = world.get(&format!("{path}&cursor=2")).await?;
+    ensure!(second["items"][0]["version"] == 3 && second.get("next").is_none(), "{second}");
+    let (status, code) = world.refusal(&format!("studies/{STUDY}/versions?limit=0")).await?;
+    ensure!(status == StatusCode::BAD_REQUEST && code == "malformed", "{code}");
+    let study = |what: &str| format!("studies/{STUDY}/{what}");
+    for path in [version(1, ""), version(1, "/lineage"), study("file"), study("gates")] {
+        let before = world.writer.head().0;
+        let mut tag: Option<HeaderValue> = None;
+        for status in [StatusCode::OK, StatusCode::NOT_MODIFIED] {
+            let mut request = Request::get(format!("/api/v1/{path}"));
+            if let Some(tag) = &tag {
+                request = request.header("if-none-match", tag);
+            }
+            let answer = world.ask(request.body(Body::empty())?, &world.operator).await?;
+            ensure!(answer.status() == status, "{path}: {}", answer.status());
+            tag = Some(answer.headers().get("etag").context("a tag")?.clone());
+            ensure!(
+                text(answer).await?.is_empty() == (status == StatusCode::NOT_MODIFIED),
+                "{path}"
+            );
+        }
+        // Both were decided and recorded.
+        let read = world.entries(before).await?;
+        let read = read.iter().filter(|entry| entry.kind == Kind::AdminRead);
+        ensure!(read.count() == 2, "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_move_that_comes_again_under_its_key_is_done_once() -> Result<()> {
+    let world = World::new().await?;
+    world.with_versions().await?;
+    let before = world.writer.head().0;
+    let ask = async |key: &str, asked: &'static str| {
+        let request = Request::post(format!("/api/v1/studies/{STUDY}/roll-back"));
+        let request = request.header("idempotency-key", key).body(asked.into())?;
+        let answer = world.ask(request, &world.operator).await?;
+        let status = answer.status();
+        anyhow::Ok((status, text(answer).await?))
+    };
+    let first = ask("one", r#"{"reason":"worse"}"#).await?;
+    ensure!(first.0 == StatusCode::OK, "{first:?}");
+    let again = ask("one", r#"{"reason":"worse"}"#).await?;
+    ensure!(again == first, "{again:?}, and before {first:?}");
+    let entries = world.entries(before).await?;
+    let back = entries.iter().filter(|entry| entry.kind == Kind::VersionRolledBack);
+    ensure!(back.count() == 1, "{entries:?}");
+    let (status, other) = ask("one", r#"{"reason":"another"}"#).await?;
+    ensure!(status == StatusCode::CONFLICT && other.contains("take a new one"), "{other}");
+    let (status, told) = ask("two words", r#"{"reason":"worse"}"#).await?;
+    ensure!(status == StatusCode::BAD_REQUEST && told.contains("visible ASCII"), "{told}");
     Ok(())
 }
 

@@ -1,10 +1,12 @@
 //! The world: one coordinator that can be killed, sites with journals, a network that loses what it likes,
 //! and a disk whose writes can fail, or fail and persist all the same.
 
+mod oracles;
+
 use falaj_core::{
-    gate::Verdict,
+    gate::{Verdict, patience::Progress},
     id::{Digest, RoundId, SiteId},
-    round::{AnyRound, Effect, Event, Record, Refusal, RoundSpec, UpdateRef, step},
+    round::{AnyRound, Effect, Event, Phase, Record, Refusal, RoundSpec, UpdateRef, step},
     time::Timestamp,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +19,11 @@ const ROUNDS: u32 = 3;
 const MIN_SITES: u32 = 2;
 /// Tries of one round.
 const ATTEMPTS: u32 = 4;
+
+/// Whether a round's candidate is evaluated: some are, the last always.
+const fn evaluates(round: u32) -> bool {
+    round.is_multiple_of(2) || round == ROUNDS
+}
 
 /// How a write to the disk goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +50,14 @@ pub(crate) enum Op {
     SendUnasked(u8),
     /// A site declines.
     Decline(u8),
+    /// A site counts about the candidate that it was asked about, and keeps that.
+    Count(u8),
+    /// A site answers with the counts that it kept; the request or the answer may be lost.
+    Answer { site: u8, lose_request: bool, lose_answer: bool },
+    /// A site that has answered says something else.
+    AnswerDifferent(u8),
+    /// A site sends counts for the open try, whether it was asked, has trained, or has declined.
+    AnswerUnasked(u8),
     /// Time passes, in milliseconds.
     Pass(u64),
     /// The coordinator is killed and starts again.
@@ -72,7 +87,7 @@ pub(crate) fn ops(seed: u64, length: usize) -> Vec<Op> {
     (0..length)
         .map(|_| {
             let site = u8::try_from(dice.roll(u64::from(SITES))).unwrap_or(0);
-            match dice.roll(21) {
+            match dice.roll(30) {
                 0..4 => Op::Connect(site),
                 4..8 => Op::Train(site),
                 8..13 => Op::Send {
@@ -86,6 +101,14 @@ pub(crate) fn ops(seed: u64, length: usize) -> Vec<Op> {
                 17 => Op::Kill,
                 18 => Op::KillSite(site),
                 19 => Op::SendUnasked(site),
+                20..23 => Op::Count(site),
+                23..27 => Op::Answer {
+                    site,
+                    lose_request: dice.roll(6) == 0,
+                    lose_answer: dice.roll(4) == 0,
+                },
+                27 => Op::AnswerDifferent(site),
+                28 => Op::AnswerUnasked(site),
                 _ => Op::Disk(match dice.roll(4) {
                     0 => Disk::Fails,
                     1 => Disk::FailsYetPersists,
@@ -107,6 +130,9 @@ struct Durable {
     over: bool,
 }
 
+/// What a site is asked to count about: the round, its try, and the candidate.
+type Asked = (u32, u32, Digest);
+
 /// What a site keeps over its own kill.
 #[derive(Default)]
 struct Journal {
@@ -114,6 +140,10 @@ struct Journal {
     sealed: BTreeMap<(u32, Digest), UpdateRef>,
     /// Receipts that the site holds.
     receipts: BTreeSet<(u32, Digest)>,
+    /// What it counted, and paid for, by what it was asked: whatever is asked again is answered with this.
+    counts: BTreeMap<Asked, Digest>,
+    /// Those of its answers that were taken, as it was told.
+    taken: BTreeSet<Asked>,
 }
 
 /// The world.
@@ -126,10 +156,14 @@ pub(crate) struct World {
     now: i64,
     connected: BTreeSet<u8>,
     tasks: BTreeMap<u8, (u32, Digest)>,
+    /// What each site was asked to count about last.
+    asked: BTreeMap<u8, Asked>,
     journals: Vec<Journal>,
-    /// Updates that were refused: they may be in no sum.
+    /// Updates and counts that were refused: they may be in no sum.
     refused: BTreeSet<Digest>,
-    /// Updates offered without a task, each of which is another.
+    /// Counts that were ever made, with their site, round and try.
+    counted: BTreeMap<Digest, (u8, u32, u32)>,
+    /// What was offered without being asked for, each of which is another.
     offers: u64,
     longest_log: usize,
 }
@@ -149,8 +183,9 @@ fn planned(number: u32, attempt: u32, base: Digest) -> AnyRound {
         attempt,
         masked: false,
         members: Vec::new(),
-        evaluates: false,
+        evaluates: evaluates(number),
         good: Digest::of(b"base"),
+        progress: Progress::default(),
     };
     AnyRound::planned(RoundId { study: "sim".parse().expect("a study"), number }, spec)
 }
@@ -174,8 +209,10 @@ impl World {
             now: 0,
             connected: BTreeSet::new(),
             tasks: BTreeMap::new(),
+            asked: BTreeMap::new(),
             journals: (0..SITES).map(|_| Journal::default()).collect(),
             refused: BTreeSet::new(),
+            counted: BTreeMap::new(),
             offers: 0,
             longest_log: 0,
         };
@@ -234,6 +271,7 @@ impl World {
         self.owed = self.memory.round.owed();
         self.connected.clear();
         self.tasks.clear();
+        self.asked.clear();
     }
 
     /// Does what is owed, until a write fails.
@@ -248,7 +286,15 @@ impl World {
                     }
                     true
                 }
-                Effect::Ask(_) => unreachable!("no round here is masked"),
+                Effect::Ask(id) => {
+                    let n = (0..SITES).find(|n| site(*n) == id).expect("a site");
+                    if let AnyRound::Evaluating(r) = &self.memory.round
+                        && self.connected.contains(&n)
+                    {
+                        self.asked.insert(n, (r.id.number, r.spec.attempt, r.stage.candidate));
+                    }
+                    true
+                }
                 Effect::Aggregate => {
                     let mut sum: Vec<u8> = self.memory.round.spec().base.0.to_vec();
                     for update in self.memory.round.updates().values() {
@@ -256,7 +302,7 @@ impl World {
                     }
                     self.settled(Event::Aggregated(Digest::of(&sum)))
                 }
-                Effect::Judge(_) => self.settled(Event::Judged(Verdict::of(Vec::new()))),
+                Effect::Judge(_) => self.settled(Event::Judged(Verdict::of(self.failing()))),
                 Effect::Advance => self.advance(),
             };
             if !done {
@@ -266,6 +312,14 @@ impl World {
                 self.owed.remove(0);
             }
         }
+    }
+
+    /// What the gates of a try find wanting: what is missing fails.
+    fn failing(&self) -> Vec<String> {
+        let mut this_try = self.memory.log.iter().rev().take_while(|r| **r != Record::Opened);
+        let counted = this_try.any(|record| matches!(record, Record::Answered(..)));
+        let wanting = evaluates(self.memory.round.id().number) && !counted;
+        wanting.then(|| "no site has sent counts".to_owned()).into_iter().collect()
     }
 
     /// An event whose time may have passed already: then there is nothing left to do.
@@ -295,10 +349,10 @@ impl World {
         match &round {
             AnyRound::Promoted(_) if number >= ROUNDS => next.over = true,
             AnyRound::Promoted(r) => next.round = planned(number + 1, 0, r.stage.model),
-            AnyRound::Failed(_) if attempt + 1 < ATTEMPTS => {
+            AnyRound::Failed(_) | AnyRound::Rejected(_) if attempt + 1 < ATTEMPTS => {
                 next.round = planned(number, attempt + 1, round.spec().base);
             }
-            AnyRound::Failed(_) => next.over = true,
+            AnyRound::Failed(_) | AnyRound::Rejected(_) => next.over = true,
             _ => return true,
         }
         if self.memory.over {
@@ -360,6 +414,26 @@ impl World {
             Op::Decline(n) => {
                 let _ = self.event(Event::Declined(site(n), "policy".into()));
             }
+            Op::Count(n) => {
+                if let Some(asked) = self.asked.get(&n).copied() {
+                    let (round, attempt, candidate) = asked;
+                    let counts = format!("counts of {n} in {round}.{attempt} about {candidate}");
+                    let counts = Digest::of(counts.as_bytes());
+                    self.counted.insert(counts, (n, round, attempt));
+                    // Kept counts are sent again; nothing is paid for twice.
+                    self.journals[usize::from(n)].counts.entry(asked).or_insert(counts);
+                }
+            }
+            Op::Answer { site: n, lose_request, lose_answer } => {
+                self.answer(n, lose_request, lose_answer);
+            }
+            Op::AnswerDifferent(n) => {
+                let answered = (&site(n), "answered".to_owned());
+                if self.memory.round.standing().contains(&answered) {
+                    self.unasked(n);
+                }
+            }
+            Op::AnswerUnasked(n) => self.unasked(n),
             Op::Pass(ms) => {
                 self.now += i64::try_from(ms).expect("small");
                 if self.memory.round.wakes_at().is_some_and(|at| at <= self.at()) {
@@ -375,6 +449,7 @@ impl World {
             Op::KillSite(n) => {
                 self.connected.remove(&n);
                 self.tasks.remove(&n);
+                self.asked.remove(&n);
             }
             Op::Disk(mood) => self.disk_mood = mood,
         }
@@ -399,6 +474,35 @@ impl World {
         }
     }
 
+    fn answer(&mut self, n: u8, lose_request: bool, lose_answer: bool) {
+        let Some(asked) = self.asked.get(&n).copied() else { return };
+        let kept = self.journals[usize::from(n)].counts.get(&asked).copied();
+        let (Some(counts), round) = (kept, &self.memory.round) else { return };
+        let of = (round.id().number, round.spec().attempt);
+        if lose_request || of != (asked.0, asked.1) {
+            return;
+        }
+        let taken = match self.event(Event::Answered(site(n), Phase::Evaluation, counts)) {
+            Ok(durable) => durable,
+            Err(Refusal::AlreadyCounted(_)) => true,
+            Err(_) => false,
+        };
+        if taken && !lose_answer {
+            self.journals[usize::from(n)].taken.insert(asked);
+        }
+    }
+
+    /// Counts for the open try that no journal holds.
+    fn unasked(&mut self, n: u8) {
+        self.offers += 1;
+        let counts = Digest::of(format!("unasked counts {n} {}", self.offers).as_bytes());
+        let round = &self.memory.round;
+        self.counted.insert(counts, (n, round.id().number, round.spec().attempt));
+        if self.event(Event::Answered(site(n), Phase::Evaluation, counts)).is_err() {
+            self.refused.insert(counts);
+        }
+    }
+
     /// Good weather until the study is over.
     pub(crate) fn settle(&mut self) {
         self.disk_mood = Disk::Good;
@@ -412,86 +516,11 @@ impl World {
                 self.apply(&Op::Train(n));
                 self.apply(&Op::Send { site: n, lose_request: false, lose_answer: false });
             }
+            for n in 0..SITES {
+                self.apply(&Op::Count(n));
+                self.apply(&Op::Answer { site: n, lose_request: false, lose_answer: false });
+            }
             self.apply(&Op::Pass(1_100));
         }
-    }
-
-    /// What must hold at every moment.
-    pub(crate) fn check(&mut self) -> Result<(), String> {
-        if self.disk.log.len() < self.longest_log {
-            return Err("the log became shorter".into());
-        }
-        self.longest_log = self.disk.log.len();
-        // Each try of a round counts a site at most once, and only what is in the log.
-        let mut counted: BTreeSet<SiteId> = BTreeSet::new();
-        let mut seated: BTreeSet<SiteId> = BTreeSet::new();
-        let mut accepted: BTreeSet<Digest> = BTreeSet::new();
-        for record in &self.disk.log {
-            match record {
-                Record::Opened => {
-                    counted.clear();
-                    seated.clear();
-                }
-                Record::Joined(site) => {
-                    seated.insert(site.clone());
-                }
-                Record::Declined(site, _) => {
-                    seated.remove(site);
-                }
-                Record::Accepted(site, update) => {
-                    if !seated.contains(site) {
-                        return Err(format!("{site} has no seat, or has declined, and is counted"));
-                    }
-                    if !counted.insert(site.clone()) {
-                        return Err(format!("{site} is counted twice"));
-                    }
-                    accepted.insert(update.payload);
-                }
-                Record::Answered(..) => unreachable!("no round here is masked"),
-                Record::Held(..) | Record::Approved(_) | Record::Refused(_) => {
-                    unreachable!("no gate here asks people")
-                }
-                Record::Closed(updates) => {
-                    if updates.len() != counted.len()
-                        || !updates.iter().all(|u| accepted.contains(u))
-                    {
-                        return Err("a round closed over other updates than were accepted".into());
-                    }
-                    if updates.len() < MIN_SITES as usize {
-                        return Err(format!("a round closed over {} updates", updates.len()));
-                    }
-                }
-                _ => {}
-            }
-        }
-        if let Some(payload) = accepted.intersection(&self.refused).next() {
-            return Err(format!("{payload} was refused and is in a sum"));
-        }
-        // Every receipt speaks of an update that the log counts.
-        for (n, journal) in self.journals.iter().enumerate() {
-            for task in &journal.receipts {
-                if !accepted.contains(&journal.sealed[task].payload) {
-                    return Err(format!("site {n} holds a receipt for what is not in the log"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What must hold when good weather has lasted.
-    pub(crate) fn check_end(&self) -> Result<(), String> {
-        let published = self.disk.log.iter().filter(|r| matches!(r, Record::Published(_))).count();
-        if published != self.disk.models as usize {
-            return Err(format!("{} models, {published} in the log", self.disk.models));
-        }
-        if self.disk.over {
-            return Ok(());
-        }
-        Err(format!(
-            "the study never ended: round {} try {} is {}",
-            self.disk.round.id().number,
-            self.disk.round.spec().attempt,
-            self.disk.round.stage()
-        ))
     }
 }

@@ -24,6 +24,7 @@ use falaj_coordinator::{
 };
 use falaj_core::{
     audit::{Draft, Entry, Kind},
+    gate::patience::{Best, Progress},
     id::{Digest, RoundId},
     merkle::{verify_consistency, verify_inclusion},
     note::NoteSigner,
@@ -201,6 +202,11 @@ fn planned(number: u32) -> AnyRound {
         members: Vec::new(),
         evaluates: false,
         good: Digest::of(b"base"),
+        // Every bit of a figure comes back.
+        progress: Progress {
+            best: Some(Best { model: Digest::of(b"best"), round: 1, end: 0.1 + 0.2 }),
+            without: 2,
+        },
     };
     AnyRound::planned(id, spec)
 }
@@ -432,8 +438,8 @@ async fn of_two_steps_from_one_version_one_wins_and_the_other_leaves_nothing() -
         let lost = all.iter().filter(|r| matches!(r, Err(CommitError::Conflict))).count();
         assert_eq!((won, lost), (1, 3));
         assert_eq!(running.writer.head().0, 2);
-        let (_, version) = running.store.newest_round(&"s".parse()?).await?.context("a round")?;
-        assert_eq!(version, 2);
+        let newest = running.store.newest_round(&"s".parse()?).await?.context("a round")?;
+        assert_eq!(newest, (opened(1), 2));
         running.close().await?;
     }
     Ok(())

@@ -103,9 +103,6 @@ pub enum CountsError {
         /// Which, and by how much.
         what: String,
     },
-    /// Sums that are too large for whole numbers of 63 bits.
-    #[error("the counts of all sites together are beyond 63 bits")]
-    Overflow,
 }
 
 /// The noise on a block's cells.
@@ -314,6 +311,11 @@ impl Layout {
         };
         let main = if self.is_binary() { Block::Scores } else { Block::Confusion };
         let (records, slack) = of(main, self.range(main));
+        // All other blocks are held against these records, so that this bounds every count.
+        if records > float(RECORDS_MAX) + slack {
+            let what = format!("{records} records, and a site counts {RECORDS_MAX} at most");
+            return Err(CountsError::Sum { what });
+        }
         let differ = |what: &str, (value, tail): (f64, f64)| {
             if (value - records).abs() <= slack + tail {
                 return Ok(());
@@ -354,8 +356,8 @@ impl Layout {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "compared and estimated with, not counted")]
-pub(super) const fn as_f64(count: i64) -> f64 {
-    count as f64
+pub(super) fn as_f64(count: impl Into<i128>) -> f64 {
+    count.into() as f64
 }
 
 /// Counts of one site, as they are before noise: they must not leave it.
@@ -558,6 +560,11 @@ pub(crate) mod tests {
             let start = |block| layout.range(block).start;
             let loss = broken(start(Block::LogLoss), 1 << 45);
             assert!(loss.unwrap_err().to_string().contains("the log loss is"));
+            // More than any site counts: it would be most of what all sites together say.
+            for many in [1 << 40, i64::MAX - 1_000] {
+                let many = broken(start(layout.blocks()[0].0), many).unwrap_err().to_string();
+                assert!(many.contains("records, and a site counts 67108864 at most"), "{many}");
+            }
             let changed = broken(start(Block::Changed), 101);
             assert!(changed.unwrap_err().to_string().contains("a perturbation's count is"));
             if classes > 2 {

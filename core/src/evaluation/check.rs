@@ -7,8 +7,9 @@ use super::{
     figures::{Kind, Metric},
 };
 use crate::{
-    gate::{Bound, Declared, Figure, OnFailure, When},
-    study::Problem,
+    dp::rdp::Epsilon,
+    gate::{Bound, Declared, Figure, OnFailure, When, patience::Patience},
+    study::{Problem, Study},
 };
 use std::collections::BTreeSet;
 
@@ -290,6 +291,103 @@ pub fn gates(gates: &[Declared], e: Option<&Evaluation>, classes: u32) -> Vec<Pr
     p.0
 }
 
+/// Everything that is wrong with a study's patience, beside its other gates and the number of its rounds.
+#[must_use]
+pub fn patience(
+    patience: &Patience,
+    (gates, rounds): (&[Declared], u32),
+    e: Option<&Evaluation>,
+    classes: u32,
+) -> Vec<Problem> {
+    let mut p = Found(Vec::new());
+    let Patience { figure, improve_by, rounds: wait } = *patience;
+    let (at, name) = ("patience", figure.name(e));
+    let compares = patience.compares();
+    p.when(
+        compares.is_none(),
+        at,
+        format!("by `{name}` no model is better than another"),
+        "take a figure of the whole model, for example `roc_auc`, `brier` or `worst_group_recall`",
+    );
+    if let Some((metric, _)) = compares {
+        p.when(
+            metric.is_binary_only() && classes != 2,
+            at,
+            format!("`{}` is for two classes, and the label has {classes}", metric.as_str()),
+            "take a metric that has a meaning for more, for example `accuracy`",
+        );
+        let (least, most) = range(figure, classes);
+        p.when(
+            !(improve_by >= 0.0 && improve_by < most - least),
+            at,
+            format!("`{name}` never is better by {improve_by}"),
+            format!("give `improve_by` from 0 to below {}", most - least),
+        );
+    }
+    p.when(wait == 0, at, "no round would be waited for", "give `patience: 1` or more");
+    let Some(e) = e else {
+        let mend = "add a section `evaluation`, for example with `holdout: 0.2`";
+        p.when(true, at, format!("`{name}` needs records that are held out"), mend);
+        return p.0;
+    };
+    let evaluated = e.times(rounds);
+    // The first is the best when it comes, and with the last one a study ends anyway.
+    p.when(
+        wait > 0 && wait > evaluated.saturating_sub(2),
+        at,
+        format!(
+            "a patience of {wait} does not run out before the last of {evaluated} evaluated rounds"
+        ),
+        format!("give a smaller `patience`, or at least {} such rounds", wait.saturating_add(2)),
+    );
+    for (i, gate) in gates.iter().enumerate() {
+        p.when(
+            gate.when == When::End,
+            &format!("gates[{i}]"),
+            "it asks of the last round's model alone, and with patience a study may end with another",
+            "remove `when: end`, so that each model is asked that may be the last",
+        );
+    }
+    p.0
+}
+
+/// Gates that no round of a study can pass, whatever its sites hold: more sites than may take part, or less epsilon than one
+/// round costs. A name in `cohort.sites` counts as one site.
+#[must_use]
+pub fn beyond_reach(study: &Study) -> Vec<Problem> {
+    let mut p = Found(Vec::new());
+    let named = study.cohort.sites.len();
+    let most = if named == 0 { study.sites_max() as usize } else { named };
+    let one_round = || {
+        let cost = study.cost_of_round_after(0);
+        cost.and_then(|cost| cost.epsilon(study.privacy.delta)).ok()
+    };
+    for (i, gate) in study.gates.iter().enumerate() {
+        let at = format!("gates[{i}]");
+        match (gate.figure, gate.bound) {
+            (Figure::Sites, Bound::AtLeast(bound)) => p.when(
+                bound > float(most),
+                &at,
+                format!("`sites` never is at least {bound}: {most} may take part in a round"),
+                "ask for no more, or have more sites take part",
+            ),
+            (Figure::Epsilon, Bound::AtMost(bound)) => {
+                let Some(least) = one_round().map(Epsilon::value) else { continue };
+                p.when(
+                    bound < least,
+                    &at,
+                    format!(
+                        "`epsilon` never is at most {bound}: one round of training costs {least:.4}"
+                    ),
+                    "give a higher bound, or more noise",
+                );
+            }
+            _ => {}
+        }
+    }
+    p.0
+}
+
 /// Between which values a figure lies.
 fn range(figure: Figure, classes: u32) -> (f64, f64) {
     match figure {
@@ -301,6 +399,7 @@ fn range(figure: Figure, classes: u32) -> (f64, f64) {
         Figure::Drop(_) => (Metric::AccuracyDrop.least(), Metric::AccuracyDrop.most(classes)),
         Figure::Sites => (0.0, float(crate::study::SITES_MAX as usize)),
         Figure::Epsilon | Figure::Examples => (0.0, f64::MAX),
+        Figure::EachUpdate(standing) => standing.range(),
     }
 }
 
@@ -407,5 +506,59 @@ mod tests {
             let found = gates(&[at_promotion], None, 2);
             assert_eq!(found.len(), count, "{found:?}");
         }
+    }
+
+    #[test]
+    fn patience_that_compares_nothing_or_never_runs_out_is_refused() {
+        let e = Evaluation { every: 2, ..sound() };
+        let said = |figure, improve_by, wait, e: Option<&Evaluation>| {
+            let asked = Patience { figure, improve_by, rounds: wait };
+            // Ten rounds, of which five are evaluated.
+            let found = patience(&asked, (&[], 10), e, 2);
+            let of = |p: &Problem| format!("{}: {}", p.at, p.what);
+            found.iter().map(of).collect::<Vec<_>>().join("; ")
+        };
+        let auc = Figure::Overall(Metric::RocAuc);
+        for (figure, improve_by, wait, e, what) in [
+            (auc, 0.01, 3, Some(&e), ""),
+            (auc, 0.0, 1, Some(&e), ""),
+            (auc, -0.01, 3, Some(&e), "patience: `roc_auc` never is better by -0.01"),
+            (auc, 1.0, 3, Some(&e), "patience: `roc_auc` never is better by 1"),
+            (auc, f64::NAN, 3, Some(&e), "patience: `roc_auc` never is better by NaN"),
+            (auc, 0.01, 0, Some(&e), "patience: no round would be waited for"),
+            (
+                auc,
+                0.01,
+                4,
+                Some(&e),
+                "patience: a patience of 4 does not run out before the last of 5 evaluated rounds",
+            ),
+            (auc, 0.01, 3, None, "patience: `roc_auc` needs records that are held out"),
+            (
+                Figure::Sites,
+                1.0,
+                3,
+                Some(&e),
+                "patience: by `sites` no model is better than another",
+            ),
+            (
+                Figure::EachSite(Metric::F1),
+                0.1,
+                3,
+                Some(&e),
+                "patience: by `f1 at each site` no model is better than another",
+            ),
+        ] {
+            assert_eq!(said(figure, improve_by, wait, e), what);
+        }
+        let last = Declared {
+            figure: auc,
+            bound: Bound::AtLeast(0.7),
+            when: When::End,
+            on_failure: OnFailure::Reject,
+        };
+        let asked = Patience { figure: auc, improve_by: 0.01, rounds: 3 };
+        let found = patience(&asked, (&[last], 10), Some(&e), 2);
+        assert!(found.len() == 1 && found[0].at == "gates[0]", "{found:?}");
     }
 }

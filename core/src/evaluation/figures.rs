@@ -25,7 +25,7 @@ mod rate;
 mod rates;
 
 pub use groups::{By, Group, Grouped};
-pub use metric::{Kind, Metric};
+pub use metric::{Better, Kind, Metric};
 
 use super::{
     Evaluation,
@@ -74,7 +74,8 @@ type Found<T> = Result<T, Missing>;
 pub struct Pool<'a> {
     e: &'a Evaluation,
     layout: Layout,
-    counts: Vec<i64>,
+    /// Each as wide as it takes: what one site may say has a bound, and how many sites there are has one.
+    counts: Vec<i128>,
     sites: u32,
     sampling: bool,
 }
@@ -94,8 +95,9 @@ impl<'a> Pool<'a> {
     /// [`CountsError`] when they cannot be a site's; the sum is unchanged then.
     pub fn add(&mut self, counts: &[i64]) -> Result<(), CountsError> {
         self.layout.check(counts)?;
-        let sums = self.counts.iter().zip(counts).map(|(a, b)| a.checked_add(*b));
-        self.counts = sums.collect::<Option<_>>().ok_or(CountsError::Overflow)?;
+        for (sum, count) in self.counts.iter_mut().zip(counts) {
+            *sum += i128::from(*count);
+        }
         self.sites += 1;
         Ok(())
     }
@@ -116,7 +118,8 @@ impl<'a> Pool<'a> {
     /// About how many records there are.
     #[must_use]
     pub fn records(&self) -> i64 {
-        self.counts[self.layout.range(self.main())].iter().sum()
+        let records: i128 = self.counts[self.layout.range(self.main())].iter().sum();
+        i64::try_from(records).unwrap_or(i64::MAX)
     }
 
     const fn main(&self) -> Block {

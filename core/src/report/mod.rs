@@ -477,6 +477,7 @@ mod tests {
             governance,
             evaluation: None,
             gates: Vec::new(),
+            patience: None,
         }
     }
 

@@ -72,17 +72,14 @@ impl Trim {
         }
     }
 
-    /// The median of each column, rounded down to a whole number. The rows are out of order after it.
-    pub(super) fn median<L: Lane>(&self, bits: u8, rows: &mut [Tile<L>]) -> Tile<L> {
-        let [low, high] = if let Some(network) = &self.network {
+    /// The least and the greatest value of each column that are kept: of a median the two whose mean it is. The rows are
+    /// out of order after it.
+    pub(super) fn middle<L: Lane>(&self, bits: u8, rows: &mut [Tile<L>]) -> [Tile<L>; 2] {
+        if let Some(network) = &self.network {
             sort(network, rows);
-            [rows[self.ends], rows[self.updates - 1 - self.ends]]
-        } else {
-            self.ends(bits, rows)
-        };
-        let mut middle = low;
-        middle.iter_mut().zip(high).for_each(|(m, high)| *m = m.middle(high));
-        middle
+            return [rows[self.ends], rows[self.updates - 1 - self.ends]];
+        }
+        self.ends(bits, rows)
     }
 
     /// The least and the greatest kept value of each column: from the highest bit down, a bit belongs to the value at

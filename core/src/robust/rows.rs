@@ -32,8 +32,6 @@ pub(super) trait Lane: Copy + Ord + Default + Into<i64> + From<bool> {
     fn add_to(self, sum: &mut Self::Sum);
     /// Takes so many times this from a sum.
     fn take_from(self, times: i32, sum: &mut Self::Sum);
-    /// The half of the sum of two, rounded down.
-    fn middle(self, other: Self) -> Self;
     /// The sum of products, exactly.
     fn dot(a: &Tile<Self>, b: &Tile<Self>) -> i128;
 }
@@ -66,11 +64,6 @@ impl Lane for i16 {
     #[inline]
     fn take_from(self, times: i32, sum: &mut i32) {
         *sum = sum.wrapping_sub(i32::from(self).wrapping_mul(times));
-    }
-
-    #[inline]
-    fn middle(self, other: Self) -> Self {
-        (self & other) + ((self ^ other) >> 1)
     }
 
     #[inline]
@@ -120,11 +113,6 @@ impl Lane for i32 {
     }
 
     #[inline]
-    fn middle(self, other: Self) -> Self {
-        (self & other) + ((self ^ other) >> 1)
-    }
-
-    #[inline]
     fn dot(a: &Tile<Self>, b: &Tile<Self>) -> i128 {
         let products = a.iter().zip(b).map(|(a, b)| i64::from(*a) * i64::from(*b));
         let (lower, upper) = products.fold((0_i64, 0_i64), |(lower, upper), product| {
@@ -149,6 +137,17 @@ pub(super) fn dot_f64(a: &Tile<f64>, b: &Tile<f64>) -> i128 {
     #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^51")]
     let sums = sums.map(|sum| sum as i64);
     i128::from(sums.iter().sum::<i64>())
+}
+
+/// Updates beside the median of each coordinate, in whole steps of the grid, exactly: of twice the median, since the mean
+/// of two whole numbers need not be one.
+pub(super) struct Against {
+    /// The squared length of each update.
+    pub(super) squares: Vec<i128>,
+    /// The inner product of each update with twice the median.
+    pub(super) products: Vec<i128>,
+    /// The squared length of twice the median.
+    pub(super) centre: i128,
 }
 
 /// A block of every update, in the width that their grid asks for.
@@ -236,23 +235,26 @@ impl<L: Lane> Block<L> {
     fn against_median<E>(
         &mut self,
         read: &mut impl FnMut(usize, u64, &mut [u8]) -> Result<(), E>,
-    ) -> Result<(Vec<i128>, Vec<i128>, i128), E> {
+    ) -> Result<Against, E> {
         let (updates, bits) = (self.shape.updates, self.shape.encoding.bits());
         let trim = Trim::new(updates, (updates - 1) / 2);
-        let (mut squares, mut products) = (vec![0; updates], vec![0; updates]);
-        let mut centre_square = 0;
+        let (squares, products) = (vec![0; updates], vec![0; updates]);
+        let mut found = Against { squares, products, centre: 0 };
         let mut sorted = Vec::with_capacity(updates);
         self.each_tile((0, self.shape.params), read, |_, _, rows| {
             sorted.clear();
             sorted.extend_from_slice(rows);
-            let centre = trim.median(bits, &mut sorted);
-            centre_square += L::dot(&centre, &centre);
-            for ((row, square), product) in rows.iter().zip(&mut squares).zip(&mut products) {
+            // The sum of the two, which need not fit a lane, is multiplied in two parts.
+            let [low, high] = trim.middle(bits, &mut sorted);
+            found.centre += L::dot(&low, &low) + 2 * L::dot(&low, &high) + L::dot(&high, &high);
+            let sums = found.squares.iter_mut().zip(&mut found.products);
+            for (row, (square, product)) in rows.iter().zip(sums) {
                 *square += L::dot(row, row);
-                *product += L::dot(row, &centre);
+                let of_low = L::dot(row, &low);
+                *product += of_low + if updates % 2 == 1 { of_low } else { L::dot(row, &high) };
             }
         })?;
-        Ok((squares, products, centre_square))
+        Ok(found)
     }
 }
 
@@ -280,12 +282,11 @@ impl Rows {
         }
     }
 
-    /// In whole steps of the grid: the squared length of each update, its inner product with the median of each
-    /// coordinate, and the squared length of that.
+    /// Each update beside the median of each coordinate.
     pub(super) fn against_median<E>(
         &mut self,
         read: &mut impl FnMut(usize, u64, &mut [u8]) -> Result<(), E>,
-    ) -> Result<(Vec<i128>, Vec<i128>, i128), E> {
+    ) -> Result<Against, E> {
         match self {
             Self::Narrow(block) => block.against_median(read),
             Self::Wide(block) => block.against_median(read),
@@ -319,15 +320,5 @@ mod tests {
                 assert_eq!(dot_f64(&high, &low), -expected, "{bits}");
             }
         }
-    }
-
-    #[test]
-    fn the_middle_is_rounded_down() {
-        for (a, b, middle) in [(1, 2, 1), (-1, -2, -2), (-1, 2, 0), (1, -2, -1), (5, 5, 5)] {
-            assert_eq!(i16::middle(a, b), middle, "{a} and {b}");
-            assert_eq!(i32::middle(a.into(), b.into()), i32::from(middle), "{a} and {b}");
-        }
-        assert_eq!(i32::MAX.middle(i32::MAX - 1), i32::MAX - 1);
-        assert_eq!((-i32::MAX).middle(1 - i32::MAX), -i32::MAX);
     }
 }

@@ -6,7 +6,8 @@ use falaj_core::{
         Attribute, Evaluation, Groups, Noise, Perturbation, Watched,
         figures::{By, Kind, Metric},
     },
-    gate::{Bound, Declared, Figure, OnFailure, When},
+    gate::{Bound, Declared, Figure, OnFailure, When, patience::Patience},
+    robust::Standing,
 };
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
@@ -99,10 +100,10 @@ pub(super) struct GateYaml {
     each_site: bool,
     under: Option<Spanned<String>>,
     of: Option<Spanned<String>>,
-    #[serde(default)]
-    when: WhenYaml,
-    #[serde(default)]
-    on_failure: OnFailureYaml,
+    improve_by: Option<f64>,
+    patience: Option<u32>,
+    when: Option<WhenYaml>,
+    on_failure: Option<OnFailureYaml>,
 }
 
 #[derive(Deserialize, Clone, Copy, Default)]
@@ -279,13 +280,22 @@ impl Reader<'_> {
         &mut self,
         y: Option<&Spanned<Vec<Spanned<GateYaml>>>>,
         e: Option<&Evaluation>,
-    ) -> Vec<Declared> {
-        let Some(y) = y else { return Vec::new() };
+    ) -> (Vec<Declared>, Option<Patience>) {
+        let (mut gates, mut patience) = (Vec::new(), None);
+        let Some(y) = y else { return (gates, patience) };
         self.note("gates", y);
-        let mut gates = Vec::new();
-        for (i, spanned) in y.value.iter().enumerate() {
-            self.note(&format!("gates[{i}]"), spanned);
+        for spanned in &y.value {
             let y = &spanned.value;
+            if y.improve_by.is_some() || y.patience.is_some() {
+                if patience.is_some() {
+                    let mend = "leave the one by whose figure the study is to end";
+                    self.wrong(spanned.referenced, "a study has one patience", mend);
+                }
+                self.note("patience", spanned);
+                patience = self.patience(spanned.referenced, y, e);
+                continue;
+            }
+            self.note(&format!("gates[{}]", gates.len()), spanned);
             let bound = match (y.at_least, y.at_most) {
                 (Some(least), None) => Bound::AtLeast(least),
                 (None, Some(most)) => Bound::AtMost(most),
@@ -296,12 +306,12 @@ impl Reader<'_> {
                 }
             };
             let Some(figure) = self.figure(spanned.referenced, y, e) else { continue };
-            let when = match y.when {
+            let when = match y.when.unwrap_or_default() {
                 WhenYaml::EachRound => When::EachRound,
                 WhenYaml::End => When::End,
                 WhenYaml::Promotion => When::Promotion,
             };
-            let on_failure = match y.on_failure {
+            let on_failure = match y.on_failure.unwrap_or_default() {
                 OnFailureYaml::Ask => OnFailure::Ask,
                 OnFailureYaml::Reject => OnFailure::Reject,
                 OnFailureYaml::RollBack => OnFailure::RollBack,
@@ -309,7 +319,31 @@ impl Reader<'_> {
             };
             gates.push(Declared { figure, bound, when, on_failure });
         }
-        gates
+        (gates, patience)
+    }
+
+    /// By what the study ends once it has learned what it can.
+    fn patience(
+        &mut self,
+        here: Location,
+        y: &GateYaml,
+        e: Option<&Evaluation>,
+    ) -> Option<Patience> {
+        let more = [y.at_least, y.at_most].iter().any(Option::is_some);
+        let (Some(improve_by), Some(rounds)) = (y.improve_by, y.patience) else {
+            let mend = "give both, for example `improve_by: 0.005, patience: 3`";
+            self.wrong(here, "`improve_by` and `patience` mean nothing without each other", mend);
+            return None;
+        };
+        if more || y.when.is_some() || y.on_failure.is_some() {
+            let what =
+                "patience weighs each model that is evaluated, and ends the study and nothing else";
+            let mend = "remove `at_least`, `at_most`, `when` and `on_failure`, or put a bound into a gate of its own";
+            self.wrong(here, what, mend);
+            return None;
+        }
+        let figure = self.figure(here, y, e)?;
+        Some(Patience { figure, improve_by, rounds })
     }
 
     /// What a gate looks at.
@@ -334,9 +368,20 @@ impl Reader<'_> {
             self.wrong(here, format!("`{name}` has no groups"), mend);
             return None;
         }
+        if let Some(standing) = Standing::find(name) {
+            let others =
+                [y.by.is_some(), y.each_group.is_some(), y.under.is_some(), y.of.is_some()];
+            if y.each_site && others == [false; 4] {
+                return Some(Figure::EachUpdate(standing));
+            }
+            let mend = "say `each_site: true`, since each site sends one update, and nothing else";
+            self.wrong(here, format!("it is not clear whose `{name}` is meant"), mend);
+            return None;
+        }
         let Some(metric) = Metric::find(name) else {
             let known = Metric::ALL.map(Metric::as_str).join(", ");
-            let mend = format!("take one of {known}, epsilon, sites, examples");
+            let updates = Standing::ALL.map(Standing::as_str).join(", ");
+            let mend = format!("take one of {known}, {updates}, epsilon, sites, examples");
             self.wrong(at, format!("there is no metric `{name}`"), mend);
             return None;
         };

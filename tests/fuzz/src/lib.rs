@@ -7,6 +7,7 @@
 mod bundles;
 mod seeds;
 
+use bytes::Bytes;
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use falaj_certs::{
     enrolment::{TOKEN_BYTES_MAX, Token},
@@ -37,7 +38,10 @@ use falaj_core::{
     update::UpdateHeader,
     witness::{AddCheckpoint, InclusionProof, WitnessKey},
 };
-use falaj_proto::study;
+use falaj_proto::{
+    onnx::{self, About},
+    study,
+};
 use rustls_pki_types::CertificateDer;
 use std::{fmt::Display, path::Path, str::FromStr};
 use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
@@ -76,6 +80,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "tpm", run: tpm, seeds: seeds::tpm },
     Target { name: "tar", run: bundles::raw, seeds: bundles::raw_seeds },
     Target { name: "bundle", run: bundles::edited, seeds: bundles::edits },
+    Target { name: "model", run: model, seeds: seeds::models },
 ];
 
 /// The target of this name.
@@ -289,6 +294,19 @@ fn study(data: &[u8]) {
         }
         Err(wrong) => assert!(!wrong.to_string().is_empty()),
     }
+}
+
+/// A file that becomes ONNX has the study's tensors, each parameter a number, and they are there bit by bit.
+fn model(data: &[u8]) {
+    let study = study::parse(seeds::STUDY, "study.yaml").expect("a study");
+    let params = &data[data.len().saturating_sub(seeds::MODEL.len() * 4)..];
+    let (study_sha256, model_sha256) = (Digest::of(seeds::STUDY.as_bytes()), Digest::of(params));
+    let about = About { study: &study, study_sha256, version: 1, round: 1, model_sha256 };
+    let Ok(made) = onnx::export(&Bytes::copy_from_slice(data), &about) else { return };
+    let (numbers, _) = params.as_chunks::<4>();
+    assert!(numbers.iter().all(|n| f32::from_le_bytes(*n).is_finite()));
+    // A weight and a bias, of two numbers each.
+    assert!(params.chunks(8).all(|tensor| made.windows(8).any(|bytes| bytes == tensor)));
 }
 
 /// A trust configuration that is read reads back as itself; issuers that it names need not exist.

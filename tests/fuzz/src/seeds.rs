@@ -9,6 +9,7 @@ use falaj_certs::{
     trust::spki_sha256,
 };
 use falaj_core::{
+    aggregate::params_to_bytes,
     evaluation::answer::EvaluationHeader,
     id::{Digest, RoundId, SiteId},
     ledger::{Event, HEAD_CONTEXT, Ledger, OtherPeople, head_bytes},
@@ -16,7 +17,10 @@ use falaj_core::{
     merkle,
     note::{NoteSigner, sign_context},
     receipt::Receipt,
-    registry::provenance::{About, GateSaid, LogSaid, Provenance, RoundMade, UpdateCounted},
+    registry::{
+        provenance::{About, GateSaid, LogSaid, Provenance, RoundMade, UpdateCounted},
+        safetensors,
+    },
     task::TaskHeader,
     time::Timestamp,
     update::{Encoding, UpdateHeader},
@@ -212,6 +216,18 @@ pub(crate) fn ids() -> Vec<Vec<u8>> {
 pub(crate) fn study() -> Vec<Vec<u8>> {
     let demo = include_str!("../../../xtask/demo/study.yaml");
     [STUDY, demo].map(|s| s.as_bytes().to_vec()).into()
+}
+
+/// The parameters of [`STUDY`]'s model.
+pub(crate) const MODEL: [f32; 4] = [0.5, -0.5, 0.25, -0.25];
+
+pub(crate) fn models() -> Vec<Vec<u8>> {
+    let study = falaj_proto::study::parse(STUDY, "study.yaml").expect("a study");
+    let (raw, manifest) = (params_to_bytes(&MODEL), study.manifest().expect("a manifest"));
+    let sha256 = Digest::of(STUDY.as_bytes());
+    let mut file = safetensors::head(&study.id, &sha256, 1, &Digest::of(&raw), &manifest);
+    file.extend(raw);
+    vec![file]
 }
 
 pub(crate) fn trust() -> Vec<Vec<u8>> {

@@ -2,19 +2,22 @@
 
 use crate::masked::masked;
 use anyhow::{Context as _, Result, ensure};
-use falaj_tests::federation::{Federation, SiteSpec, run, study_yaml, text, wait_for, wisconsin};
+use falaj_tests::federation::{
+    Federation, Process, SiteSpec, run, study_yaml, text, wait_for, wisconsin,
+};
 use serde_json::Value;
 use std::fs;
 
 /// A study of two hospitals whose records are held out by threes.
-fn evaluated(name: &str, rounds: u32, every: u32, gates: &str) -> String {
+pub(crate) fn evaluated(name: &str, rounds: u32, every: u32, gates: &str) -> String {
     let yaml = study_yaml(name, rounds, 2);
     format!(
         "{yaml}evaluation:\n  holdout: 0.3\n  every: {every}\n  epsilon: 8.0\n  bins: 10\n  group_min: 20\n  groups: [{{ column: mean_radius, edges: [14.0] }}]\n  robustness: [{{ kind: fgsm, epsilon: 0.05 }}, {{ kind: missing, rate: 0.1 }}]\n  drift: [{{ column: mean_radius, edges: [12.0, 15.0], reference: [0.33, 0.37, 0.3] }}]\ngates:\n{gates}"
     )
 }
 
-fn lines(entry: &Value, member: &str) -> Vec<String> {
+/// What an entry lists.
+pub(crate) fn lines(entry: &Value, member: &str) -> Vec<String> {
     let lines = entry["entry"][member].as_array().cloned().unwrap_or_default();
     lines.iter().filter_map(|l| l.as_str().map(str::to_owned)).collect()
 }
@@ -44,6 +47,7 @@ fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<
         ensure!(lines(entry, "evaluated_by").len() == 2, "{entry}");
     }
     figures_are_shown(&federation)?;
+    gates_are_shown(&federation)?;
     let metrics = federation.metrics()?;
     for line in [
         "falaj_evaluations_total{outcome=\"accepted\"} 4\n",
@@ -109,6 +113,71 @@ fn figures_are_shown(federation: &Federation) -> Result<()> {
     Ok(())
 }
 
+/// Every gate with its figures, as the verdict has them; and both rounds side by side.
+fn gates_are_shown(federation: &Federation) -> Result<()> {
+    let gates = federation.falaj_json(&["gate", "list", "good", "--history"])?;
+    let items = gates["items"].as_array().context("gates")?;
+    ensure!(items.len() == 6, "{gates}");
+    for gate in items {
+        ensure!(gate["round"] == 2 && gate["asked"] == true && gate["pass"] == true, "{gate}");
+        ensure!(gate["when"] == "each_round" && gate["on_failure"] == "reject", "{gate}");
+    }
+    ensure!(
+        items[0]["bound"] == "at least 0.55"
+            && items[4]["figures"][1]["figure"] == "accuracy at hospital-2",
+        "{gates}"
+    );
+    // What is no figure of counts is as the log has it.
+    let epsilon = &items[5]["figures"][0];
+    ensure!(
+        epsilon["figure"] == "epsilon" && epsilon["value"].as_f64().is_some_and(|e| e > 8.0),
+        "{gates}"
+    );
+    ensure!(gates["history"].as_array().is_some_and(|rounds| rounds.len() == 2), "{gates}");
+    // A study that is over is shown once.
+    let watched = federation.falaj(&["gate", "list", "good", "--watch"])?;
+    let said = text(&watched);
+    ensure!(watched.status.success() && said.matches("roc_auc").count() == 1, "{said}");
+    ensure!(said.contains("at least 0.55") && said.contains("passes"), "{said}");
+    let first = federation.falaj_json(&["gate", "list", "good", "--round", "1"])?;
+    ensure!(first["items"][0]["round"] == 1 && first["items"][5]["round"] == 1, "{first}");
+    let none = federation.falaj(&["gate", "list", "good", "--round", "7"])?;
+    ensure!(
+        !none.status.success() && text(&none).contains("has had no round 7"),
+        "{}",
+        text(&none)
+    );
+    let why = text(&federation.falaj(&["gate", "explain", "good", "roc_auc"])?);
+    ensure!(
+        why.contains("the lower end of its interval") && why.contains("above the bound"),
+        "{why}"
+    );
+    let round = federation.falaj_json(&["round", "show", "good", "2"])?;
+    ensure!(
+        round["tries"][0]["stage"] == "promoted" && round["gates"][0]["pass"] == true,
+        "{round}"
+    );
+    let compared = federation.falaj_json(&["compare", "good@2", "good@1"])?;
+    ensure!(compared["settings"] == serde_json::json!([]), "{compared}");
+    let auc = compared["figures"]
+        .as_array()
+        .context("figures")?
+        .iter()
+        .find(|f| f["figure"] == "roc_auc");
+    let auc = auc.context("roc_auc")?;
+    let [left, right, change] =
+        [&auc["left"]["value"], &auc["right"]["value"], &auc["change"]].map(Value::as_f64);
+    let right_as_shown = left.context("a figure")? + change.context("a change")?;
+    ensure!((right_as_shown - right.context("a figure")?).abs() < 1e-9, "{auc}");
+    ensure!(auc["overlap"].is_boolean(), "{auc}");
+    let shown = text(&federation.falaj(&["compare", "good@2", "good", "--history"])?);
+    ensure!(
+        shown.contains("both files make the same settings") && shown.contains("overlap"),
+        "{shown}"
+    );
+    Ok(())
+}
+
 #[test]
 fn a_model_that_fails_a_gate_is_kept_out_and_the_study_can_end_by_it() -> Result<()> {
     let mut federation = Federation::new()?;
@@ -127,6 +196,10 @@ fn a_model_that_fails_a_gate_is_kept_out_and_the_study_can_end_by_it() -> Result
     let gates = lines(&rejected[0], "gates");
     ensure!(gates.len() == 2 && gates[0].starts_with("fail: accuracy"), "{gates:?}");
     ensure!(gates[1] == "pass: sites: 2, at least 2 needed", "{gates:?}");
+    let listed = federation.falaj_json(&["gate", "list", "ended"])?;
+    let [accuracy, sites] = [&listed["items"][0], &listed["items"][1]];
+    ensure!(accuracy["pass"] == false && accuracy["on_failure"] == "stop", "{listed}");
+    ensure!(sites["pass"] == true && sites["figures"][0]["value"] == 2.0, "{listed}");
     let metrics = federation.metrics()?;
     for line in [
         "falaj_verdicts_total{outcome=\"stopped\"} 1\n",
@@ -311,6 +384,96 @@ fn a_candidate_that_gates_ask_about_becomes_the_model_by_two_people_and_by_no_si
     Ok(())
 }
 
+/// By so much a model never becomes better: the first one is the best.
+const PATIENT: &str =
+    "  - { metric: sites, at_least: 2 }\n  - { metric: accuracy, improve_by: 0.95, patience: 6 }\n";
+
+#[test]
+fn a_study_ends_by_patience_with_its_best_model_and_a_restart_forgets_nothing() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let mut coordinator = federation.start_coordinator()?;
+    let mut agents = federation.start_hospitals()?;
+    federation.submit(&evaluated("patient", 12, 1, PATIENT))?;
+    wait_for("a first model", || {
+        Ok((!federation.entries("model.published")?.is_empty()).then_some(()))
+    })?;
+    // Without its agents the study waits where it is.
+    agents.iter_mut().try_for_each(Process::kill)?;
+    coordinator.kill()?;
+    let mut coordinator = federation.start_coordinator()?;
+    let waiting = federation.falaj_json(&["study", "show", "patient"])?;
+    ensure!(waiting["state"] == "running" && waiting["patience"]["rounds"] == 6, "{waiting}");
+    ensure!(waiting["patience"]["best"]["round"] == 1, "{waiting}");
+    for (name, place) in [("hospital-1", "ae-on/ae-az"), ("hospital-2", "ae-on/ae-du")] {
+        agents.push(federation.start_agent(&SiteSpec::new(name, place))?);
+    }
+
+    let study = federation.study_reaches("patient", &["finished", "failed"])?;
+    let why = "accuracy was not better by 0.95 in 6 evaluated rounds; the best model by accuracy is that of round 1";
+    ensure!(study["state"] == "finished" && study["reason"] == why, "{study}");
+    let published = federation.entries("model.published")?;
+    ensure!(published.len() == 7 && federation.entries("round.opened")?.len() == 7, "{study}");
+    let line = |entry: &Value| entry["entry"]["patience"].as_str().unwrap_or("?").to_owned();
+    let lines: Vec<String> = published.iter().map(line).collect();
+    ensure!(
+        lines[0].starts_with("better: accuracy: 0.")
+            && lines[0].ends_with("], no figure before it")
+            && lines[1..].iter().all(|l| l.starts_with("no better: accuracy: 0."))
+            && lines[6].ends_with(" needed to be better than round 1; 6 of 6 such rounds"),
+        "{lines:?}"
+    );
+    // It goes back to the best one, which is a version.
+    let best = &published[0]["entry"]["model_sha256"];
+    let back = federation.entries("model.rolled_back")?;
+    ensure!(back.len() == 1 && back[0]["entry"]["model_sha256"] == *best, "{back:?}");
+    let made = federation.entries("version.made")?;
+    ensure!(made.len() == 1 && made[0]["entry"]["model_sha256"] == *best, "{made:?}");
+    let finished = federation.entries("study.finished")?;
+    ensure!(finished[0]["entry"]["model_sha256"] == *best, "{finished:?}");
+
+    // Also for a coordinator that was not there.
+    coordinator.kill()?;
+    let _coordinator = federation.start_coordinator()?;
+    let study = federation.falaj_json(&["study", "show", "patient"])?;
+    ensure!(study["model_sha256"] == *best && study["patience"]["without"] == 6, "{study}");
+    let shown = text(&federation.falaj(&["study", "show", "patient"])?);
+    let said = "6 of 6 rounds without accuracy better by 0.95; the best is round 1, 0.";
+    ensure!(shown.contains(said), "{shown}");
+    for (latest, same) in [(true, "--round=1"), (false, "--round=7")] {
+        let download = |round: &[&str]| {
+            let file = federation.dir().join("model.safetensors");
+            let file = file.to_str().context("UTF-8")?;
+            let words = [&["model", "download", "patient", "-o", file][..], round].concat();
+            let out = federation.falaj(&words)?;
+            ensure!(out.status.success(), "{}", text(&out));
+            Ok(fs::read(file)?)
+        };
+        ensure!((download(&[])? == download(&[same])?) == latest, "the newest model and {same}");
+    }
+    federation.verified()?;
+    Ok(())
+}
+
+#[test]
+fn only_what_was_evaluated_and_became_the_model_is_weighed() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = federation.start_hospitals()?;
+    let gates = "  - { metric: accuracy, improve_by: 0.95, patience: 2 }\n";
+    federation.submit(&evaluated("long", 7, 2, gates))?;
+    let study = federation.study_reaches("long", &["finished", "failed"])?;
+    // Rounds 2, 4 and 6 are evaluated; the last one is not needed.
+    ensure!(study["round"] == 6 && study["patience"]["best"]["round"] == 2, "{study}");
+    let gates = "  - { metric: accuracy, improve_by: 0.95, patience: 2 }\n  - { metric: accuracy, at_least: 0.9999, on_failure: roll_back }\n";
+    federation.submit(&evaluated("short", 4, 1, gates))?;
+    let study = federation.study_reaches("short", &["finished", "failed"])?;
+    ensure!(study["reason"].to_string().contains("rolled it back in its last round, 4"), "{study}");
+    let patience = &study["patience"];
+    ensure!(patience["without"] == 0 && patience["best"].is_null(), "{study}");
+    federation.verified()?;
+    Ok(())
+}
+
 /// What a site does not give is missing, and the gates are asked all the same.
 #[test]
 fn a_site_whose_budget_is_spent_does_not_evaluate_and_the_others_are_judged_alone() -> Result<()> {
@@ -366,7 +529,6 @@ fn a_masked_candidate_is_evaluated_too() -> Result<()> {
 fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
     let mut federation = Federation::new()?;
     let _coordinator = federation.start_coordinator()?;
-    let path = federation.dir().join("broken.yaml");
     for (gate, said) in [
         (
             "{ metric: roc_acu, at_least: 0.7 }",
@@ -395,18 +557,96 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
             "`on_failure: stop` of a gate that no round is asked",
         ),
         (
+            "{ metric: epsilon, at_most: 0.01 }",
+            "`epsilon` never is at most 0.01: one round of training costs ",
+        ),
+        (
+            "{ metric: recall, each_group: [mean_radius, AGE], at_least: 0.7 }",
+            "there are no groups by `mean_radius, AGE`",
+        ),
+        (
             "{ metric: psi, of: income, at_most: 0.2 }",
             "no column `income` is watched; the study watches mean_radius",
         ),
         ("{ metric: ks, at_most: 0.2 }", "it is not clear whose `ks` is meant; give `of: COLUMN`"),
+        (
+            "{ metric: update_cosine, at_least: 0.2 }",
+            "it is not clear whose `update_cosine` is meant; say `each_site: true`",
+        ),
+        (
+            "{ metric: update_norm_ratio, each_site: true, by: mean_radius, at_most: 3 }",
+            "it is not clear whose `update_norm_ratio` is meant",
+        ),
+        (
+            "{ metric: update_cosine, each_site: true, at_least: -1.0 }",
+            "`update_cosine at each site` always is at least -1",
+        ),
     ] {
-        let yaml = evaluated("broken", 1, 1, &format!("  - {gate}\n"));
-        let line = 1 + yaml.lines().position(|l| l.contains(gate)).context("a line")?;
-        fs::write(&path, &yaml)?;
-        let out = federation.falaj(&["study", "submit", &path.display().to_string()])?;
-        let told = text(&out);
-        ensure!(!out.status.success() && told.contains(said), "{gate}: {told}");
-        ensure!(told.contains(&format!("broken.yaml:{line}:")), "{gate}: {told}");
+        is_refused(&federation, &format!("  - {gate}\n"), gate, said)?;
     }
+    Ok(())
+}
+
+#[test]
+fn patience_that_makes_no_sense_is_refused_with_its_line() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    for (gate, said) in [
+        (
+            "{ metric: roc_acu, improve_by: 0.01, patience: 2 }",
+            "there is no metric `roc_acu`; take one of accuracy, ",
+        ),
+        (
+            "{ metric: roc_auc, improve_by: -0.01, patience: 2 }",
+            "`roc_auc` never is better by -0.01; give `improve_by` from 0 to below 1",
+        ),
+        ("{ metric: roc_auc, improve_by: 0.01, patience: 0 }", "no round would be waited for"),
+        (
+            "{ metric: roc_auc, improve_by: 0.01, patience: 8 }",
+            "a patience of 8 does not run out before the last of 9 evaluated rounds",
+        ),
+        (
+            "{ metric: sites, improve_by: 1, patience: 2 }",
+            "by `sites` no model is better than another",
+        ),
+        (
+            "{ metric: accuracy, each_site: true, improve_by: 0.01, patience: 2 }",
+            "by `accuracy at each site` no model is better than another",
+        ),
+        (
+            "{ metric: roc_auc, improve_by: 0.01 }",
+            "`improve_by` and `patience` mean nothing without each other",
+        ),
+        (
+            "{ metric: roc_auc, improve_by: 0.01, patience: 2, on_failure: stop }",
+            "patience weighs each model that is evaluated, and ends the study and nothing else",
+        ),
+    ] {
+        is_refused(&federation, &format!("  - {gate}\n"), gate, said)?;
+    }
+    // Beside patience every model is asked everything, and there is one patience.
+    let patience = "  - { metric: roc_auc, improve_by: 0.01, patience: 2 }\n";
+    for (gate, said) in [
+        (
+            "{ metric: roc_auc, at_least: 0.7, when: end }",
+            "it asks of the last round's model alone",
+        ),
+        ("{ metric: brier, improve_by: 0.01, patience: 2 }", "a study has one patience"),
+    ] {
+        is_refused(&federation, &format!("{patience}  - {gate}\n"), gate, said)?;
+    }
+    Ok(())
+}
+
+/// A study of nine rounds with these gates is refused at the line of one of them.
+fn is_refused(federation: &Federation, gates: &str, gate: &str, said: &str) -> Result<()> {
+    let path = federation.dir().join("broken.yaml");
+    let yaml = evaluated("broken", 9, 1, gates);
+    let line = 1 + yaml.lines().position(|l| l.contains(gate)).context("a line")?;
+    fs::write(&path, &yaml)?;
+    let out = federation.falaj(&["study", "submit", &path.display().to_string()])?;
+    let (told, place) = (text(&out), format!("broken.yaml:{line}:"));
+    ensure!(!out.status.success() && told.contains(said), "{gate}: {told}");
+    ensure!(told.contains(&place), "{gate}: {told}");
     Ok(())
 }

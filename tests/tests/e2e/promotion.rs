@@ -17,7 +17,7 @@ use std::{
 };
 
 const OMAR: &str = "spiffe://falaj.test/ae-on/ae-az/operator/omar";
-const SARA: &str = "spiffe://falaj.test/ae-on/ae-az/operator/sara";
+pub(crate) const SARA: &str = "spiffe://falaj.test/ae-on/ae-az/operator/sara";
 
 /// Python with the packages that check provenances; none where they cannot be had.
 fn outsiders() -> Option<&'static Path> {
@@ -43,9 +43,12 @@ fn outside(python: &Path, key: &str, envelopes: &[PathBuf]) -> Result<Vec<Value>
     lines.map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
-/// A federation of two hospitals whose study has run its rounds. Omar submitted it; Sara and Lina approve.
 fn federation() -> Result<(Federation, Process, Vec<Process>)> {
-    let mut federation = Federation::new()?;
+    learned(Federation::new()?)
+}
+
+/// A federation of two hospitals whose study has run its rounds. Omar submitted it; Sara and Lina approve.
+pub(crate) fn learned(mut federation: Federation) -> Result<(Federation, Process, Vec<Process>)> {
     let coordinator = federation.start_coordinator()?;
     let ca = federation.ca().display().to_string();
     for name in ["sara", "lina"] {
@@ -59,7 +62,7 @@ fn federation() -> Result<(Federation, Process, Vec<Process>)> {
     Ok((federation, coordinator, agents))
 }
 
-fn json_of(federation: &Federation, by: &str, words: &[&str]) -> Result<Value> {
+pub(crate) fn json_of(federation: &Federation, by: &str, words: &[&str]) -> Result<Value> {
     let out = federation.falaj_as(by, &[&["--json"], words].concat())?;
     ensure!(out.status.success(), "{by} {words:?}: {}", text(&out));
     Ok(serde_json::from_slice(&out.stdout)?)
@@ -296,8 +299,7 @@ fn what_learned_from_a_site_is_found_and_taken_out_of_use() -> Result<()> {
     let again = federation.falaj(&["model", "make", "heart", "--round", "1"])?;
     ensure!(text(&again).contains("wrong_stage"), "{}", text(&again));
     let asked = [
-        "approval",
-        "give",
+        "approve",
         "version.promote",
         "--study",
         "heart",
@@ -312,6 +314,9 @@ fn what_learned_from_a_site_is_found_and_taken_out_of_use() -> Result<()> {
     for stage in ["staging", "production"] {
         federation.falaj_json(&["model", "promote", "heart", "2", "--to", stage])?;
     }
+    let compared = federation.falaj_json(&["compare", "heart:1", "heart:champion"])?;
+    let stages = [&compared["left"]["version"]["stage"], &compared["right"]["version"]["stage"]];
+    ensure!(stages == ["revoked", "production"] && compared["figures"] == json!([]), "{compared}");
     let listed = text(&federation.falaj(&["model", "versions", "heart"])?);
     ensure!(listed.contains("revoked") && listed.contains("champion"), "{listed}");
     federation.verified()?;

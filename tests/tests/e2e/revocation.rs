@@ -480,10 +480,11 @@ fn a_certificate_in_use_from_two_networks_at_once_raises_an_alert() -> Result<()
         let near = Rogue::connect_from(ip, address, credentials, &federation.trust()?).await?;
         let (ip, credentials) = from([127, 0, 9, 1])?;
         let far = Rogue::connect_from(ip, address, credentials, &federation.trust()?).await?;
-        let alert = alert_is_raised(&federation, "certificate_in_two_networks")?;
-        let seen = alert["entry"]["actor"]["address"].as_str().unwrap_or_default();
-        ensure!(seen.starts_with("127.0.9.1:"), "{alert}");
-        ensure!(federation.entries("alert.raised")?.len() == 1, "one alert");
+        alert_is_raised(&federation, "certificate_in_two_networks")?;
+        // Whoever connects again on a busy machine while the far one is here is another alarm, but a later one.
+        let alerts = federation.entries("alert.raised")?;
+        let first = alerts[0]["entry"]["actor"]["address"].as_str().unwrap_or_default();
+        ensure!(first.starts_with("127.0.9.1:"), "{alerts:?}");
         drop((near, far));
         anyhow::Ok(())
     })?;

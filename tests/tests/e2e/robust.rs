@@ -1,10 +1,11 @@
 //! Robust rules over real sockets: two sites that shout, and what the log and its verifier say of the rule.
 
+use crate::evaluation::lines;
 use anyhow::{Result, ensure};
 use falaj_core::{id::Digest, update::UpdateHeader};
 use falaj_tests::{
     federation::{Federation, SiteSpec, study_yaml, wisconsin},
-    rogue::Rogue,
+    rogue::{Rogue, Tasked},
 };
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -50,7 +51,7 @@ fn two_sites_that_shout_carry_the_mean_away_and_not_the_median() -> Result<()> {
         ("geometric", "{ rule: geometric_median }"),
     ] {
         federation.submit(&ruled(name, 7, aggregation))?;
-        shout(&runtime, &mut rogues)?;
+        shout(&runtime, &mut rogues, ROUNDS)?;
         federation.finishes(name)?;
         aucs.push(federation.auc(name)?);
     }
@@ -65,27 +66,148 @@ fn two_sites_that_shout_carry_the_mean_away_and_not_the_median() -> Result<()> {
     Ok(())
 }
 
-/// Both sites say, round after round, the most that the grid lets them say.
-fn shout(runtime: &Runtime, rogues: &mut [Rogue]) -> Result<()> {
+/// Sends what is no update as one.
+async fn send(rogue: &mut Rogue, tasked: &Tasked, payload: Vec<u8>) -> Result<()> {
+    let honest = rogue.honest(tasked)?;
+    let header = UpdateHeader { payload: Digest::of(&payload), weight: 1, ..honest };
+    let forgery = rogue.forge(&header, payload);
+    rogue.submit(forgery).await?;
+    Ok(())
+}
+
+/// These sites say, round after round, the most that the grid lets them say.
+fn shout(runtime: &Runtime, rogues: &mut [Rogue], rounds: u32) -> Result<()> {
     let shouting = rogues.iter_mut().map(|rogue| async move {
         let mut tasked = rogue.tasked().await?;
-        for round in 1..=ROUNDS {
+        for round in 1..=rounds {
             let zeros = Rogue::zeros(&tasked)?;
             // 32767 and -32767 in two bytes: whatever is large speaks for the first class, and against the second.
             let half = zeros.len() / 4;
             let most = |i: usize| if i < half { [0xff, 0x7f] } else { [0x01, 0x80] };
-            let payload: Vec<u8> = (0..zeros.len() / 2).flat_map(most).collect();
-            let honest = rogue.honest(&tasked)?;
-            let header = UpdateHeader { payload: Digest::of(&payload), weight: 1, ..honest };
-            let forgery = rogue.forge(&header, payload);
-            rogue.submit(forgery).await?;
-            if round < ROUNDS {
+            let payload = (0..zeros.len() / 2).flat_map(most).collect();
+            send(rogue, &tasked, payload).await?;
+            if round < rounds {
                 tasked.again().await?;
             }
         }
         anyhow::Ok(())
     });
     runtime.block_on(futures_util::future::try_join_all(shouting))?;
+    Ok(())
+}
+
+/// A study of one round of four sites, in which none may stand out.
+fn watched(name: &str, sites: &str) -> String {
+    let places = "places: [\"ae-on/*\"]";
+    let yaml = study_yaml(name, 1, 4).replace(places, &format!("{places}, sites: [{sites}]"));
+    format!(
+        "{yaml}gates:\n  - {{ metric: update_norm_ratio, each_site: true, at_most: 5, on_failure: stop }}\n  - {{ metric: update_cosine, each_site: true, at_least: -0.9, on_failure: stop }}\n"
+    )
+}
+
+/// Each site says so many times the same.
+fn say(runtime: &Runtime, rogues: &mut [Rogue], times: [i16; 4]) -> Result<()> {
+    let saying = rogues.iter_mut().zip(times).map(|(rogue, times)| async move {
+        let tasked = rogue.tasked().await?;
+        let values = Rogue::zeros(&tasked)?.len() / 2;
+        let value = |i: usize| times * [300, -200, 100][i % 3];
+        let payload = (0..values).flat_map(|i| value(i).to_le_bytes()).collect();
+        send(rogue, &tasked, payload).await
+    });
+    runtime.block_on(futures_util::future::try_join_all(saying))?;
+    Ok(())
+}
+
+#[test]
+fn a_site_whose_update_stands_out_is_named_and_its_round_gives_no_model() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let mut agents = Vec::new();
+    for (i, csv) in wisconsin(3)?.iter().enumerate() {
+        let site = SiteSpec::new(&format!("hospital-{}", i + 1), "ae-on/ae-az");
+        federation.prepare_site(&site, csv)?;
+        agents.push(federation.start_agent(&site)?);
+    }
+    let runtime = Runtime::new()?;
+    let address = federation.addresses.map(|a| a.grpc).expect("it has started");
+    let trust = federation.trust()?;
+    let mut rogues = Vec::new();
+    for name in ["bad", "clinic-1", "clinic-2", "clinic-3"] {
+        federation.issue("site", name, "ae-on/ae-du")?;
+        let credentials = federation.credentials("site", name)?;
+        rogues.push(runtime.block_on(Rogue::connect(address, credentials, &trust))?);
+    }
+    // Three sites that train, and one that shouts.
+    federation.submit(&watched("shouted", "hospital-1, hospital-2, hospital-3, bad"))?;
+    shout(&runtime, &mut rogues[..1], 1)?;
+    let study = federation.study_reaches("shouted", &["finished", "failed"])?;
+    let why = study["reason"].as_str().unwrap_or_default();
+    ensure!(why.starts_with("a gate ended it in round 1: update_norm_ratio at bad: "), "{study}");
+    ensure!(!why.contains("hospital"), "{study}");
+    // One that says the opposite, no louder than the others; and one that says the same.
+    let clinics = "bad, clinic-1, clinic-2, clinic-3";
+    federation.submit(&watched("turned", clinics))?;
+    say(&runtime, &mut rogues, [-3, 2, 3, 4])?;
+    let study = federation.study_reaches("turned", &["finished", "failed"])?;
+    ensure!(
+        study["reason"]
+            == "a gate ended it in round 1: update_cosine at bad: -1, at least -0.9 needed",
+        "{study}"
+    );
+    federation.submit(&watched("agreed", clinics))?;
+    say(&runtime, &mut rogues, [5, 2, 3, 4])?;
+    federation.finishes("agreed")?;
+    let rejected = federation.entries("model.rejected")?;
+    ensure!(rejected.len() == 2, "{rejected:?}");
+    for entry in &rejected {
+        let (compared, gates) = (lines(entry, "compared"), lines(entry, "gates"));
+        ensure!(compared.len() == 4 && gates.len() == 8, "{entry}");
+        ensure!(compared.iter().filter(|line| line.ends_with(" bad")).count() == 1, "{entry}");
+        let failed: Vec<&String> = gates.iter().filter(|g| g.starts_with("fail: ")).collect();
+        ensure!(!failed.is_empty() && failed.iter().all(|g| g.contains(" at bad: ")), "{entry}");
+    }
+    let published = federation.entries("model.published")?;
+    ensure!(published.len() == 1, "{published:?}");
+    let gates = lines(&published[0], "gates");
+    ensure!(gates.len() == 8 && gates.iter().all(|g| g.starts_with("pass: ")), "{gates:?}");
+    let cosines = lines(&published[0], "compared");
+    ensure!(cosines.iter().all(|line| line.contains(" 1.000000 ")), "{cosines:?}");
+    let metrics = federation.metrics()?;
+    for line in [
+        "falaj_gates_total{metric=\"update_norm_ratio\",outcome=\"failed\"} 1\n",
+        "falaj_gates_total{metric=\"update_norm_ratio\",outcome=\"passed\"} 2\n",
+        "falaj_gates_total{metric=\"update_cosine\",outcome=\"passed\"} ",
+    ] {
+        ensure!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    let told = federation.verified()?;
+    ensure!(told.contains("compared   updates in 3 verdicts"), "{told}");
+    Ok(())
+}
+
+#[test]
+fn gates_on_updates_that_nobody_sees_or_that_are_too_few_are_refused() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let good = watched("refused", "a, b, c, d");
+    let masked = "mechanism: distributed_gaussian, unit: record, batch_size: 28, noise_multiplier";
+    for (from, to, line, why) in [
+        (
+            "mechanism: dp_sgd, noise_multiplier",
+            masked,
+            "  - { metric: update_norm_ratio",
+            "sees only the sum of all updates, and of none of them `update_norm_ratio`",
+        ),
+        ("min_sites: 4", "min_sites: 2", "cohort", "of 2 none can; need 3 to 512 sites"),
+    ] {
+        ensure!(good.contains(from), "{from}");
+        let yaml = good.replace(from, to);
+        let at = 1 + yaml.lines().position(|l| l.starts_with(line)).unwrap_or_default();
+        let refused = federation.submit(&yaml).expect_err("refused").to_string();
+        ensure!(refused.contains(why), "{to}: {refused}");
+        ensure!(refused.contains(&format!("study.yaml:{at}:")), "{to} in line {at}: {refused}");
+    }
+    federation.submit(&good)?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 use super::{
     agent_config, agents, authority, connected, coordinator, data, empty, operator,
     processes::{Running, Stage},
-    report::columns,
+    report::{columns, say, text},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
@@ -278,17 +278,6 @@ fn verified(stage: &Stage, report: &mut String) -> Result<()> {
         &format!("\nfalaj-verify {}\n  {}\n  {}", words.join(" "), champion.trim(), verdict.trim()),
     );
     Ok(())
-}
-
-/// Prints a part of the report, and keeps it.
-fn say(report: &mut String, part: &str) {
-    println!("{part}");
-    report.push_str(part);
-    report.push('\n');
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or("?")
 }
 
 /// A text or a number, as it stands.

@@ -4,12 +4,15 @@
 use crate::tools;
 use anyhow::{Context as _, Result, ensure};
 use flate2::read::GzDecoder;
-use std::{fs, io::Read as _};
+use std::{fmt::Write as _, fs, io::Read as _};
 
 /// One in this many records is held out.
 const HELD_OUT: u64 = 5;
 /// Of a hundred records with this diagnosis, how many go to each hospital: benign ones, malignant ones.
 const SHARES: [[u64; 2]; 3] = [[58, 34], [27, 36], [15, 30]];
+
+/// How a record ends that is malignant.
+const MALIGNANT: &str = "malignant";
 
 /// The split: CSV texts, each with the header.
 pub(crate) struct Split {
@@ -33,19 +36,49 @@ pub(crate) fn split(seed: u64) -> Result<Split> {
         let to = if hash.is_multiple_of(HELD_OUT) {
             &mut split.held_out
         } else {
-            let kind = usize::from(line.ends_with("malignant"));
-            let lot = (hash / HELD_OUT) % 100;
-            let mut reach = 0;
-            let hospital = SHARES.iter().position(|share| {
-                reach += share[kind];
-                lot < reach
-            });
-            &mut split.hospitals[hospital.unwrap_or(2)]
+            &mut split.hospitals[hospital(hash / HELD_OUT, line)]
         };
         to.push_str(line);
         to.push('\n');
     }
     Ok(split)
+}
+
+/// Which hospital a record goes to, by its diagnosis and a drawn number.
+fn hospital(drawn: u64, line: &str) -> usize {
+    let kind = usize::from(line.ends_with(MALIGNANT));
+    let mut reach = 0;
+    let hospital = SHARES.iter().position(|share| {
+        reach += share[kind];
+        drawn % 100 < reach
+    });
+    hospital.unwrap_or(2)
+}
+
+/// The records of three hospitals, all of them, and with a column more: a number for each patient. CSV texts, each with the header.
+pub(crate) fn patients() -> Result<[String; 3]> {
+    let path = tools::root().join("tests/data/wdbc.csv");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let mut lines = text.lines();
+    let header = lines.next().context("the records have a header")?;
+    let mut hospitals: [String; 3] = std::array::from_fn(|_| format!("patient,{header}\n"));
+    for (row, line) in lines.enumerate() {
+        let to = &mut hospitals[hospital(mix(1, row as u64) / HELD_OUT, line)];
+        let _ = writeln!(to, "{},{line}", row + 1);
+    }
+    Ok(hospitals)
+}
+
+/// The same records with the other diagnosis each.
+pub(crate) fn swapped(records: &str) -> Result<String> {
+    let mut lines = records.lines();
+    let mut swapped = format!("{}\n", lines.next().context("the records have a header")?);
+    for line in lines {
+        let (rest, diagnosis) = line.rsplit_once(',').context("a record without a diagnosis")?;
+        let other = if diagnosis == MALIGNANT { "benign" } else { MALIGNANT };
+        let _ = writeln!(swapped, "{rest},{other}");
+    }
+    Ok(swapped)
 }
 
 /// Ages at which the next bank begins.

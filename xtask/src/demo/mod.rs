@@ -1,11 +1,12 @@
 //! The main job: hospitals of three emirates learn one model over mutual TLS, with differential privacy. And, in `bank`, five banks
-//! whose model has to earn its place.
+//! whose model has to earn its place, and in `hospital` a study that survives a bad round and knows when to stop.
 //!
 //! This composes the public programs and adds nothing to them: certificates by `falaj-certs`, a coordinator
 //! and agents as separate processes, the operator's `falaj`, and `falaj-verify` at the end.
 
 mod bank;
 mod data;
+mod hospital;
 mod processes;
 mod report;
 
@@ -40,6 +41,9 @@ enum Which {
     Hospitals,
     /// Five banks learn two models: one passes its gates and is promoted by two people, the other is unfair and kept out.
     Bank,
+    /// Three hospitals learn with care: a bad delivery of records makes a bad round, the study goes back to its last good model,
+    /// and ends by patience.
+    Hospital,
 }
 
 /// How the demo runs.
@@ -86,18 +90,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "falaj-verify",
     ])?;
     let out = std::path::absolute(&options.out)?;
-    if options.which == Which::Bank {
-        return bank::run(&Stage { out, bin: tools::root().join("target/release") });
+    let stage = || Stage { out: out.clone(), bin: tools::root().join("target/release") };
+    match options.which {
+        Which::Bank => return bank::run(&stage()),
+        Which::Hospital => return hospital::run(&stage()),
+        Which::Hospitals => {}
     }
     let mut outcomes = Vec::new();
     for seed in options.seed..options.seed + options.seeds {
-        let stage = Stage { out: out.clone(), bin: tools::root().join("target/release") };
-        outcomes.push(once(&stage, seed)?);
+        outcomes.push(once(&stage(), seed)?);
     }
     if options.report {
         eprintln!("building what makes the audit report (release)");
         tools::cargo(&["build", "--release", "-p", "falaj-report"])?;
-        let stage = Stage { out, bin: tools::root().join("target/release") };
+        let stage = stage();
         let words = ["make", "bundle.tar", "--trust", "ca/trust.toml", "-o", "audit"];
         println!("\n{}", stage.run("falaj-report", &words)?.trim());
     }

@@ -1,5 +1,6 @@
-//! The demo's short report: the table and the learning curve, as one HTML file.
+//! The demo's short report: the table and the learning curve, as one HTML file. Other demos' are in words.
 
+use serde_json::Value;
 use std::fmt::Write as _;
 
 /// One model's scores on the held-out rows.
@@ -46,6 +47,18 @@ pub(crate) fn columns<const N: usize>(
         let _ = writeln!(out, "  {}", cells.join("  ").trim_end());
     }
     out
+}
+
+/// Prints a part of a report in words, and keeps it.
+pub(crate) fn say(report: &mut String, part: &str) {
+    println!("{part}");
+    report.push_str(part);
+    report.push('\n');
+}
+
+/// A text in an answer.
+pub(crate) fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
 }
 
 /// The report as HTML with an inline picture of the curve: accuracy on held-out rows by round.

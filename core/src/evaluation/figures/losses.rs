@@ -72,7 +72,7 @@ impl Pool<'_> {
         } else if cells.len() == self.layout.groups {
             let (range, bins) = (self.layout.range(Block::Confidence), self.layout.bins);
             let counts = &self.counts[range];
-            let of = |part: &[i64]| part.iter().map(|c| as_f64(*c)).collect();
+            let of = |part: &[i128]| part.iter().map(|c| as_f64(*c)).collect();
             let noise = self.noise(Block::Confidence);
             Curve { not: of(&counts[..bins]), of: of(&counts[bins..]), noise }
         } else {

@@ -76,6 +76,26 @@ pub enum Kind {
     Column,
 }
 
+/// In which direction a figure is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// The more the better.
+    Higher,
+    /// The less the better.
+    Lower,
+}
+
+impl Better {
+    /// What has to be reached, in the words of a bound.
+    #[must_use]
+    pub const fn bound(self) -> &'static str {
+        match self {
+            Self::Higher => "at least",
+            Self::Lower => "at most",
+        }
+    }
+}
+
 impl Metric {
     /// Every metric.
     pub const ALL: [Self; 27] = [
@@ -168,6 +188,37 @@ impl Metric {
             Self::AccuracyDrop => Kind::Perturbation,
             Self::Psi | Self::Ks | Self::JensenShannon => Kind::Column,
             _ => Kind::Groups,
+        }
+    }
+
+    /// In which direction a model is better by it; none where neither is, or where it says nothing of the model.
+    #[must_use]
+    pub const fn better(self) -> Option<Better> {
+        match self {
+            Self::Accuracy
+            | Self::BalancedAccuracy
+            | Self::Precision
+            | Self::Recall
+            | Self::Specificity
+            | Self::F1
+            | Self::RocAuc
+            | Self::PrAuc
+            | Self::WorstClassRecall
+            | Self::DemographicParityRatio
+            | Self::EqualizedOddsRatio
+            | Self::WorstGroupRecall
+            | Self::WorstGroupAccuracy => Some(Better::Higher),
+            Self::LogLoss
+            | Self::Brier
+            | Self::Ece
+            | Self::DemographicParityDifference
+            | Self::EqualOpportunityDifference
+            | Self::EqualizedOddsDifference
+            | Self::PredictiveParityDifference
+            | Self::AccuracyDifference
+            | Self::WorstGroupEce
+            | Self::AccuracyDrop => Some(Better::Lower),
+            Self::SelectionRate | Self::Psi | Self::Ks | Self::JensenShannon => None,
         }
     }
 

@@ -4,7 +4,7 @@
 use super::*;
 use crate::evaluation::{
     Attribute, Groups, Noise, Perturbation,
-    cells::{Tally, tests::settings},
+    cells::{LOSS_BITS, RECORDS_MAX, Tally, tests::settings},
 };
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
@@ -91,6 +91,19 @@ fn pool<'a>(e: &'a Evaluation, classes: u32, counts: &[Vec<i64>]) -> Pool<'a> {
 
 fn close(what: &str, ours: f64, theirs: f64) {
     assert!((ours - theirs).abs() < 1e-9, "{what}: {ours}, the reference {theirs}");
+}
+
+#[test]
+fn sites_that_say_as_much_as_they_may_do_not_make_the_sum_unreadable() {
+    let e = two_classes(Noise::None);
+    let layout = e.layout(2);
+    let (mut counts, most) = (vec![0; layout.cells()], i64::try_from(RECORDS_MAX).expect("small"));
+    counts[0] = most;
+    counts[layout.range(Block::LogLoss).start] = (14 * most) << LOSS_BITS;
+    let pool = pool(&e, 2, &vec![counts; 9]);
+    // Nine such sums of losses are beyond 63 bits.
+    assert_eq!(pool.records(), 9 * most);
+    close("log loss", pool.overall(Metric::LogLoss).expect("a figure").value, 14.0);
 }
 
 #[test]
