@@ -612,8 +612,8 @@ mod tests {
     use falaj_core::{
         audit::Draft,
         evaluation::{Noise, cells::Tally, figures::Metric},
-        gate::{Bound, Figure, OnFailure, When},
-        robust::Standing,
+        gate::{Bound, Figure, OnFailure},
+        registry::version::Stage,
         time::Timestamp,
     };
 
@@ -794,5 +794,52 @@ mod tests {
             somebody.contains("h-3` is no norm and cosine of the update of spiffe:"),
             "{somebody}"
         );
+    }
+
+    /// What is wrong with the promotion of a version whose study asks then how updates compare, with this bound, where its round
+    /// and the promotion say these figures.
+    fn promoted(most: f64, in_round: &[&str], then: &[&str]) -> String {
+        let declared = Declared {
+            figure: Figure::EachUpdate(Standing::NormRatio),
+            bound: Bound::AtMost(most),
+            when: When::Promotion,
+            on_failure: OnFailure::Reject,
+        };
+        let gating = Gating { gates: vec![declared], classes: 2, rounds: 9, ..Gating::default() };
+        let mut evaluations = Evaluations::default();
+        evaluations.submitted("s", gating);
+        let listed = |draft: Draft, name, lines: &[&str]| match lines {
+            [] => draft,
+            lines => draft.texts(name, lines.iter().map(|line| (*line).to_owned())),
+        };
+        let site = |n: u32| format!("spiffe://t/ae-on/ae-az/site/h-{n}").parse().expect("valid");
+        let counted = Counted { sites: (0..3).map(site).collect(), examples: 30, epsilon: None };
+        let published = Draft::new(Kind::ModelPublished).round(&round(1)).count("attempt", 0);
+        let published = published.digest("model_sha256", &model(1));
+        let published = entry(listed(published, "compared", in_round));
+        // No round is asked.
+        evaluations.verdict(&published, counted).expect("it follows");
+        let made = entry(Draft::new(Kind::VersionMade).round(&round(1)).count("version", 1));
+        evaluations.every_gate_was_asked(&made).expect("none was to be");
+        evaluations.made(&made).expect("it is read");
+        let promotion = Promotion { version: 1, stage: Stage::Staging };
+        let draft = promotion.tell(Draft::new(Kind::VersionPromoted).study(&round(1).study));
+        let draft = listed(listed(draft, "gates", &GATES), "compared", then);
+        evaluations.promotion(&entry(draft)).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_version_goes_on_by_what_its_round_says_of_its_updates() {
+        assert_eq!(promoted(8.0, &COMPARED, &COMPARED), "");
+        let failed = promoted(7.0, &COMPARED, &COMPARED);
+        assert!(
+            failed.starts_with("version 1 goes on to `staging`, and fails a gate")
+                && failed.contains("update_norm_ratio at h-2: 7.2"),
+            "{failed}"
+        );
+        let silent = promoted(8.0, &COMPARED, &[]);
+        assert!(silent.starts_with("`compared` of version 1 says `nothing`"), "{silent}");
+        let unseen = promoted(8.0, &[], &COMPARED);
+        assert!(unseen.contains("nobody has compared the 3 updates"), "{unseen}");
     }
 }
