@@ -21,6 +21,7 @@ use falaj_coordinator::{
 use falaj_core::{
     audit::{Draft, Kind},
     canon::Node,
+    gate::patience::Progress,
     id::{Digest, RoundId, SiteId, StudyId},
     registry::{
         dsse::Envelope,
@@ -157,8 +158,10 @@ async fn gave(world: &World, number: u32) -> Result<()> {
         members: Vec::new(),
         evaluates: false,
         good: base,
+        progress: Progress::default(),
     };
-    let round = Round { id, spec, stage: Promoted { updates, model } };
+    let stage = Promoted { updates, model, progress: Progress::default() };
+    let round = Round { id, spec, stage };
     let published = clock::now();
     rows.push(Change::Model(ModelRow { study, number, sha256: model, published }));
     let round = Some((AnyRound::Promoted(round), 0));
