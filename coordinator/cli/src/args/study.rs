@@ -1,7 +1,7 @@
 //! Studies.
 
 use crate::figures::FiguresArgs;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 /// Work with studies.
