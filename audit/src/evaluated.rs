@@ -9,7 +9,7 @@ use crate::revoked::UNDER_WAY_MS;
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
     audit::{Entry, Kind, approvals::Promotion, bundle, person::Person, within_bounds},
-    canon::{Canon, CanonError},
+    canon::{Canon, CanonError, Node},
     evaluation::{
         Evaluation,
         answer::{CONTEXT, EvaluationHeader, from_bytes},
@@ -510,9 +510,9 @@ impl Evaluations {
 /// What an entry says of how the updates of these sites compare with each other.
 fn compared(entry: &Entry, sites: &[SiteId]) -> Result<Option<Compared>, String> {
     let Some(list) = entry.body().member("compared") else { return Ok(None) };
-    let lines: Option<Vec<&str>> = list.items().map(|item| item.as_text()).collect();
+    let lines: Option<Vec<&str>> = list.items().map(Node::as_text).collect();
     let lines = lines.ok_or("`compared` is no list of texts")?;
-    let compared = Compared::parse(lines, sites.to_vec());
+    let compared = Compared::parse(lines, sites);
     compared.map(Some).map_err(|e| format!("`compared` does not hold: {e}"))
 }
 
@@ -733,7 +733,10 @@ mod tests {
         assert!(line.ends_with(" needed to be better than round 1; 2 of 2 such rounds"), "{line}");
         published(&mut of, 3, 80, &line).expect("it follows");
         let late = of.opened(&round(4)).expect_err("it was to end");
-        assert!(late.starts_with("round 4 opens after 2 rounds without a better model"), "{late}");
+        assert!(
+            late.starts_with("round s/4 opens after 2 rounds without a better model"),
+            "{late}"
+        );
         let other = finished(&of, 3, &model(3)).expect_err("it is not the best");
         assert!(other.contains(&format!("its best model is {} of round 1", model(1))), "{other}");
         assert_eq!(finished(&of, 3, &model(1)), Ok(()));

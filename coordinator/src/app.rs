@@ -175,7 +175,7 @@ impl App {
         let scratch = emptied(&dir.join("scratch"))?;
         let keys = log_keys(&config)?;
         let models = models(&config.state)?;
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::<Metrics>::default();
         let (store, writing) = Store::open(&config.state.database()?).await?;
         let there = (store, writing.sealing(persons.clone()));
         let kept = config.log.high_water.as_deref().map(high_water).transpose()?.flatten();
@@ -223,9 +223,10 @@ impl App {
         // Whoever was revoked while nobody was here to be told is in no model that follows.
         trusted.withdraw_absent(&engine).await?;
         engine.begin();
-        let federation = identity.spiffe.trust_domain().to_owned();
-        let tracking =
-            spoken_to.mlflow.map(|mlflow| Tracking::new(engine.clone(), mlflow, federation));
+        let told = |mlflow| {
+            Tracking::new(engine.clone(), mlflow, identity.spiffe.trust_domain().to_owned())
+        };
+        let tracking = spoken_to.mlflow.map(told);
         let roles = Arc::new(config.roles.clone());
         let oidc = Oidc::of(config.oidc.clone(), &engine, &trusted, &roles)?;
         let acceptor = |door| {

@@ -167,7 +167,8 @@ struct Spent {
 /// A setting that differs; what a file leaves out has its default.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Setting {
-    setting: String,
+    #[serde(rename = "setting")]
+    name: String,
     left: Option<String>,
     right: Option<String>,
 }
@@ -205,7 +206,7 @@ fn differing(left: &BTreeMap<String, String>, right: &BTreeMap<String, String>) 
     let differ =
         names.into_iter().filter(|name| !is_apart(name) && left.get(*name) != right.get(*name));
     let of = |name: &String| Setting {
-        setting: name.clone(),
+        name: name.clone(),
         left: left.get(name).cloned(),
         right: right.get(name).cloned(),
     };
@@ -251,7 +252,7 @@ fn told(of: &Comparison) -> String {
     if of.settings.is_empty() {
         parts.push("both files make the same settings\n".to_owned());
     } else {
-        let row = |s: &Setting| [s.setting.clone(), or_none(&s.left), or_none(&s.right)];
+        let row = |s: &Setting| [s.name.clone(), or_none(&s.left), or_none(&s.right)];
         let headings = ["SETTING", &left.run, &right.run];
         parts.push(show::table(headings, of.settings.iter().map(row)));
     }
@@ -387,8 +388,8 @@ mod tests {
             ("rounds.count", "3"),
         ]);
         let right = settings_of(&[("study", "b"), ("rounds.count", "3"), ("sealing.bits", "8")]);
-        let of = |setting: &str, left: Option<&str>, right: Option<&str>| Setting {
-            setting: setting.into(),
+        let of = |name: &str, left: Option<&str>, right: Option<&str>| Setting {
+            name: name.into(),
             left: left.map(str::to_owned),
             right: right.map(str::to_owned),
         };

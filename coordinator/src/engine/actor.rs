@@ -70,7 +70,7 @@ pub(super) struct Actor {
     engine: Engine,
     meta: Arc<Meta>,
     viewing: watch::Sender<View>,
-    events: broadcast::Sender<StudyEvent>,
+    events: Arc<broadcast::Sender<StudyEvent>>,
     /// The round as committed, and its version; none before the first.
     round: Option<(AnyRound, u64)>,
     /// What is still to be done about it.
@@ -139,7 +139,7 @@ impl Actor {
     pub(super) fn new(
         engine: Engine,
         meta: Arc<Meta>,
-        (viewing, events): (watch::Sender<View>, broadcast::Sender<StudyEvent>),
+        (viewing, events): (watch::Sender<View>, Arc<broadcast::Sender<StudyEvent>>),
         leaving: Arc<Leaving>,
         round: Option<(AnyRound, u64)>,
     ) -> Self {

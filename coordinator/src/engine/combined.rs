@@ -122,7 +122,7 @@ mod tests {
         for site in 0..sites {
             let value = |i: usize| {
                 let own = i16::try_from(((i * 31) ^ (site * 17)) % 41).expect("small") - 20;
-                let common = if i % 3 == 0 { 40 } else { -25 };
+                let common = if i.is_multiple_of(3) { 40 } else { -25 };
                 if site == bad { -10 * (common + own) } else { common + own }
             };
             let payload: Vec<u8> = (0..params).flat_map(|i| value(i).to_le_bytes()).collect();

@@ -51,7 +51,7 @@ use leaving::Leaving;
 use sites::Sites;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, RwLock},
+    sync::{Arc, RwLock, Weak},
 };
 use tokio::sync::{Mutex, broadcast, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -149,8 +149,9 @@ pub struct Handle {
     /// What does not change.
     pub meta: Arc<Meta>,
     view: watch::Receiver<View>,
-    /// Only whoever runs the study keeps the channel: its buffer is too large to be kept for every study that is over.
-    events: broadcast::WeakSender<StudyEvent>,
+    /// Only whoever runs the study keeps the channel: its buffer is too large to be kept for every study that is over. (The
+    /// channel's own weak sender would keep the buffer.)
+    events: Weak<broadcast::Sender<StudyEvent>>,
     mailbox: mpsc::Sender<Mail>,
     leaving: Arc<Leaving>,
 }
@@ -718,13 +719,13 @@ impl Engine {
         });
         let running = view.state == "running";
         let (viewing, watched) = watch::channel(view);
-        let (events, _) = broadcast::channel(EVENTS);
+        let events = Arc::new(broadcast::Sender::new(EVENTS));
         let (mailbox, mail) = mpsc::channel(MAILBOX);
         let leaving = Arc::new(Leaving::default());
         let handle = Handle {
             meta: meta.clone(),
             view: watched,
-            events: events.downgrade(),
+            events: Arc::downgrade(&events),
             mailbox,
             leaving: leaving.clone(),
         };

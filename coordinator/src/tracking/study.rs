@@ -101,7 +101,7 @@ impl Teller<'_> {
         if standing.is_deleted() {
             return Ok(standing);
         }
-        let mut batch = Batch { params: self.params(study), ..Batch::default() };
+        let mut batch = Batch { params: Self::params(study), ..Batch::default() };
         batch.params.retain(|name, _| !standing.run.has_param(name));
         let store = &self.engine.parts().store;
         for shard in store.shards().await? {
@@ -148,7 +148,7 @@ impl Teller<'_> {
         Ok(Standing { run, next })
     }
 
-    fn params(&self, study: &Handle) -> BTreeMap<String, String> {
+    fn params(study: &Handle) -> BTreeMap<String, String> {
         let meta = &study.meta;
         let mut params = words::params(&String::from_utf8_lossy(&meta.yaml)).unwrap_or_else(|e| {
             tracing::warn!(study = %meta.study.id, error = e, "MLflow gets no parameters of a study");

@@ -177,7 +177,7 @@ impl Compared {
     /// [`NotCompared`].
     pub fn parse<'a>(
         lines: impl IntoIterator<Item = &'a str>,
-        sites: Vec<SiteId>,
+        sites: &[SiteId],
     ) -> Result<Self, NotCompared> {
         let lines: Vec<&str> = lines.into_iter().collect();
         let wrong =
@@ -195,7 +195,7 @@ impl Compared {
             };
             norm.zip(cosine).map(|(norm, cosine)| Outlier { norm, cosine }).ok_or_else(|| wrong(i))
         });
-        let found = Self::new(sites.clone(), figures.collect::<Result<_, _>>()?)?;
+        let found = Self::new(sites.to_vec(), figures.collect::<Result<_, _>>()?)?;
         match found.lines().iter().zip(&lines).position(|(ours, theirs)| ours != theirs) {
             Some(i) => Err(wrong(i)),
             None => Ok(found),
@@ -274,8 +274,7 @@ mod tests {
             ]
         );
         let sites: Vec<SiteId> = (0..4).map(site).collect();
-        let read =
-            |lines: &[String]| Compared::parse(lines.iter().map(String::as_str), sites.clone());
+        let read = |lines: &[String]| Compared::parse(lines.iter().map(String::as_str), &sites);
         assert_eq!(read(&lines), Ok(found.clone()));
         // The median is (0.1234568 + 0.2) / 2.
         let ratios: Vec<_> = found.each(Standing::NormRatio).map(|(_, found)| found).collect();

@@ -23,6 +23,7 @@ pub(super) const I64: i32 = 7;
 pub(super) const BOOL: i32 = 9;
 
 /// `ModelProto`.
+#[expect(clippy::struct_field_names, reason = "as the format calls them")]
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Model {
     #[prost(int64, tag = "1")]

@@ -88,15 +88,15 @@ fn of_two_who_promote_at_once_one_does_and_the_log_is_verified() -> Result<()> {
     let [one, two] = both;
     let (one, two) = (one?, two?);
     let (won, lost) = match (one.status.success(), two.status.success()) {
-        (true, false) => ("1", &two),
-        (false, true) => ("2", &one),
+        (true, false) => (1, &two),
+        (false, true) => (2, &one),
         _ => anyhow::bail!("{}{}", text(&one), text(&two)),
     };
     ensure!(text(lost).contains("conflict"), "{}", text(lost));
     let versions = federation.falaj_json(&["model", "versions", "heart"])?;
     let serving: Vec<_> = versions["items"].as_array().context("versions")?.iter().collect();
     let serving: Vec<_> = serving.into_iter().filter(|v| v["stage"] == "production").collect();
-    ensure!(serving.len() == 1 && serving[0]["version"].to_string() == won, "{versions}");
+    ensure!(serving.len() == 1 && serving[0]["version"] == won, "{versions}");
     ensure!(serving[0]["aliases"] == json!(["champion"]), "{versions}");
     let promoted = federation.entries("version.promoted")?;
     let to = |e: &&Value| e["entry"]["stage"] == "production";

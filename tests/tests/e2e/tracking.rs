@@ -130,7 +130,7 @@ fn series(at: SocketAddr, run: &Value, key: &str) -> Result<Vec<(u64, f64)>> {
     let all = found["metrics"].as_array().cloned().unwrap_or_default();
     let point = |m: &Value| Some((m["step"].as_u64().unwrap_or_default(), m["value"].as_f64()?));
     let mut points: Vec<_> = all.iter().filter_map(point).collect();
-    points.sort_by(|a, b| a.0.cmp(&b.0));
+    points.sort_by_key(|point| point.0);
     Ok(points)
 }
 
