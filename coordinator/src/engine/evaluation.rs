@@ -241,8 +241,8 @@ async fn compared(store: &Store, round: &Round<Promoted>) -> Result<Option<Compa
     let Some(entry) = entry.map_err(unreadable)? else { return Ok(None) };
     let Some(list) = entry.body().member("compared") else { return Ok(None) };
     let lines = list.items().filter_map(Node::as_text);
-    let sites = round.stage.updates.keys().cloned().collect();
-    Ok(Compared::parse(lines, sites).ok())
+    let sites: Vec<SiteId> = round.stage.updates.keys().cloned().collect();
+    Ok(Compared::parse(lines, &sites).ok())
 }
 
 /// How a round's candidate compares with the best before it, where the study has patience.
