@@ -38,10 +38,10 @@ pub(crate) const fn decided(kind: Kind) -> Decided {
         Kind::CertificateRevoked | Kind::CertificateReinstated => {
             Decided::Allowed(Action::SiteRevoke)
         }
-        Kind::ApprovalGiven => Decided::Allowed(Action::ApprovalGive),
+        Kind::ApprovalGiven | Kind::CandidateApproved => Decided::Allowed(Action::ApprovalGive),
         Kind::ApprovalWithdrawn => Decided::Allowed(Action::ApprovalWithdraw),
         Kind::VersionPromoted => Decided::Allowed(Action::VersionPromote),
-        Kind::VersionRejected => Decided::Allowed(Action::VersionReject),
+        Kind::VersionRejected | Kind::CandidateRefused => Decided::Allowed(Action::VersionReject),
         Kind::VersionRevoked => Decided::Allowed(Action::VersionRevoke),
         Kind::VersionRolledBack => Decided::Allowed(Action::VersionRollBack),
         Kind::VersionAliased => Decided::Allowed(Action::VersionAlias),
@@ -86,6 +86,8 @@ pub(crate) const fn decided(kind: Kind) -> Decided {
         | Kind::SiteDeclined
         | Kind::ModelPublished
         | Kind::ModelRejected
+        // Gates hold it.
+        | Kind::CandidateHeld
         | Kind::ModelRolledBack
         // A study that has run all its rounds makes one; whoever makes one by hand is asked for in `decisions`.
         | Kind::VersionMade

@@ -5,24 +5,29 @@
 //! model. Updates are not in a bundle: how they compare with each other is what the coordinator says, and gates are judged again
 //! by that.
 
+use crate::revoked::UNDER_WAY_MS;
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
-    audit::{Entry, Kind, bundle, within_bounds},
+    audit::{Entry, Kind, approvals::Promotion, bundle, person::Person, within_bounds},
     canon::{Canon, CanonError, Node},
     evaluation::{
         Evaluation, Target,
         answer::{CONTEXT, EvaluationHeader, from_bytes},
     },
     gate::{
-        Declared, Evaluated, Facts, Gate, Judged, compare_updates, judge,
+        Declared, Evaluated, Facts, Gate, Judged, Verdict, When, compare_updates, judge,
+        judge_promotion,
         patience::{Patience, Progress},
     },
     id::{Digest, RoundId, SiteId, StudyId},
     note,
-    robust::Compared,
+    robust::{Compared, Standing},
+    round::APPROVERS,
     study::Study,
+    time::Timestamp,
 };
-use std::collections::BTreeMap;
+use falaj_policies::Action;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a study's candidates are judged.
 #[derive(Clone)]
@@ -44,6 +49,40 @@ impl Gating {
             rounds: study.rounds.count,
         }
     }
+
+    /// How the updates of a round, which are these sites', compare as an entry says, where a gate asks for it.
+    fn compared(
+        &self,
+        entry: &Entry,
+        round: u32,
+        sites: &[SiteId],
+    ) -> Result<Option<Compared>, String> {
+        let asked = compare_updates(&self.gates, round == self.rounds, self.is_due(round));
+        if asked { compared(entry, sites) } else { Ok(None) }
+    }
+
+    /// Whether a round is evaluated.
+    fn is_due(&self, round: u32) -> bool {
+        self.evaluation.as_ref().is_some_and(|e| e.is_due(round, self.rounds))
+    }
+}
+
+/// What is known of a round that was judged.
+struct Round {
+    counted: Counted,
+    /// The candidate that sites were asked about.
+    candidate: Digest,
+    /// What each of them counted.
+    taken: BTreeMap<SiteId, Digest>,
+    /// How its updates compare, as the coordinator says, where gates ask for it.
+    compared: Option<Compared>,
+}
+
+/// A candidate that waits for people.
+struct Waits {
+    round: Round,
+    until: Timestamp,
+    approved: BTreeSet<Person>,
 }
 
 /// What is known of a round's updates.
@@ -113,6 +152,12 @@ pub(crate) struct Evaluations {
     /// By round and try, what each site counted.
     accepted: BTreeMap<(RoundId, u32), BTreeMap<SiteId, Digest>>,
     gatings: BTreeMap<String, Gating>,
+    /// Candidates that wait for people, by round and try.
+    held: BTreeMap<(RoundId, u32), Waits>,
+    /// Rounds that gave models which gates are asked about when they are promoted.
+    gave: BTreeMap<RoundId, Round>,
+    /// By study and number, the round whose model a version is.
+    versions: BTreeMap<(String, u32), u32>,
     /// How far each study with patience has come.
     coming: BTreeMap<String, Coming>,
     /// Verdicts whose figures were made again.
@@ -171,7 +216,7 @@ impl Evaluations {
         self.waiting.as_ref().map(missing)
     }
 
-    /// A version was made of a round's model: every gate of its study was asked about that round. A study that was submitted in
+    /// A version was made of a round's model: every gate of its study that rounds are asked was asked about that round. A study that was submitted in
     /// another shard says nothing here.
     pub(crate) fn every_gate_was_asked(&self, entry: &Entry) -> Result<(), String> {
         let text = |e: CanonError| e.to_string();
@@ -179,10 +224,9 @@ impl Evaluations {
         let version: u32 = entry.body().int("version").map_err(text)?;
         let Some(gating) = self.gatings.get(round.study.as_str()) else { return Ok(()) };
         let is_last = round.number == gating.rounds;
-        let due = |e: &Evaluation| e.is_due(round.number, gating.rounds);
-        let evaluated = gating.evaluation.as_ref().is_some_and(due);
-        let mut unasked = gating.gates.iter().filter(|gate| !gate.is_asked(is_last, evaluated));
-        unasked.next().map_or(Ok(()), |gate| {
+        let evaluated = gating.is_due(round.number);
+        let mut of_rounds = gating.gates.iter().filter(|gate| gate.when != When::Promotion);
+        of_rounds.find(|gate| !gate.is_asked(is_last, evaluated)).map_or(Ok(()), |gate| {
             let gate = gate.figure.name(gating.evaluation.as_ref());
             Err(format!(
                 "version {version} of study `{}` is the model of round {}, which was not judged by the study's gate on `{gate}`",
@@ -229,7 +273,7 @@ impl Evaluations {
 
     /// A candidate was judged: the gates' figures follow from what was counted, and a model was published only if all of them
     /// passed.
-    pub(crate) fn verdict(&mut self, entry: &Entry, counted: &Counted) -> Result<(), String> {
+    pub(crate) fn verdict(&mut self, entry: &Entry, counted: Counted) -> Result<(), String> {
         let body = entry.body();
         let text = |e: CanonError| e.to_string();
         let round = entry.round().map_err(text)?;
@@ -238,59 +282,185 @@ impl Evaluations {
             return Ok(());
         }
         let attempt: u32 = body.int("attempt").map_err(text)?;
-        let taken = self.accepted.remove(&(round.clone(), attempt)).unwrap_or_default();
-        let due = gating.evaluation.as_ref().filter(|e| e.is_due(round.number, gating.rounds));
         let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
-        let mut evaluated = due.map(|e| Evaluated::new(e, gating.target));
-        let mut epsilon = counted.epsilon;
-        for (site, digest) in &taken {
-            let signed = self.signed.get(digest).ok_or("invariant: it was there")?;
-            if signed.header.candidate != candidate {
-                return Err(format!("{site} has counted about another candidate"));
+        let place = (round.clone(), attempt);
+        let (judged, approved) = match self.held.remove(&place) {
+            Some(Waits { round: judged, .. }) if judged.candidate != candidate => {
+                return Err(format!(
+                    "{} of round {round} waited for people, and not {candidate}",
+                    judged.candidate
+                ));
             }
-            let spent = signed.header.epsilon.parse::<f64>().map_err(|e| e.to_string())?;
-            epsilon = Some(epsilon.map_or(spent, |most| most.max(spent)));
-            let all = evaluated.as_mut().ok_or("its study is not evaluated in this round")?;
-            let added = all.add(site.clone(), gating.target, &signed.counts);
-            added.map_err(|e| format!("the counts of {site} cannot be: {e}"))?;
-        }
-        let is_last = round.number == gating.rounds;
-        let asked = compare_updates(&gating.gates, is_last, due.is_some());
-        let compared = if asked { compared(entry, &counted.sites)? } else { None };
-        self.compared += u64::from(compared.is_some());
-        let facts = Facts {
-            sites: u32::try_from(counted.sites.len()).unwrap_or(u32::MAX),
-            examples: counted.examples,
-            finite: true,
-            witnesses: 0,
-            epsilon,
-            is_last,
-            evaluated,
-            compared,
+            // It failed gates, and was refused or forgotten.
+            Some(_) if entry.kind == Kind::ModelRejected => {
+                let coming = self.coming.get_mut(round.study.as_str());
+                coming.into_iter().for_each(|coming| coming.given = None);
+                return Ok(());
+            }
+            Some(Waits { round: judged, approved, .. }) => {
+                let compared = gating.compared(entry, round.number, &judged.counted.sites)?;
+                if compared != judged.compared {
+                    return Err(format!(
+                        "`compared` of round {round} is not what it was when people were asked"
+                    ));
+                }
+                (judged, approved.len())
+            }
+            None => {
+                let taken = self.accepted.remove(&place).unwrap_or_default();
+                let compared = gating.compared(entry, round.number, &counted.sites)?;
+                (Round { counted, candidate, taken, compared }, 0)
+            }
         };
-        let gates: Vec<Gate> = gating.gates.iter().cloned().map(Gate::Declared).collect();
-        let verdict = judge(&facts, &gates);
-        if entry.kind == Kind::ModelPublished && !verdict.pass {
+        let (facts, verdict) = verdict_on(gating, &self.signed, round.number, &judged)?;
+        let let_through = verdict.pass || verdict.asks() && approved >= APPROVERS;
+        if entry.kind == Kind::ModelPublished && !let_through {
             return Err(format!(
                 "the model of round {round} fails a gate of its study: {}",
                 verdict.reasons.join("; ")
             ));
         }
         let ours: Vec<String> = verdict.judged.iter().map(Judged::line).collect();
-        let sites: Vec<String> = taken.keys().map(ToString::to_string).collect();
-        for (member, ours) in [("gates", &ours), ("evaluated_by", &sites)] {
-            if let Some((ours, theirs)) = differ(entry, member, ours)? {
-                return Err(format!(
-                    "`{member}` of round {round} says `{theirs}`, and by what the sites signed it is `{ours}`"
-                ));
-            }
-        }
+        let sites: Vec<String> = judged.taken.keys().map(ToString::to_string).collect();
+        let lists = [("gates", &ours[..]), ("evaluated_by", &sites)];
+        same(entry, &format!("round {round}"), &lists)?;
         if let Some(patience) = &gating.patience {
             let given = (entry.kind == Kind::ModelPublished).then_some((round.number, candidate));
             let coming = self.coming.entry(round.study.as_str().to_owned()).or_default();
             coming.weigh(patience, entry, given, &facts)?;
         }
         self.judged += u64::from(!ours.is_empty());
+        self.compared += u64::from(by_updates(&facts, &verdict));
+        let later = gating.gates.iter().any(|gate| gate.when == When::Promotion);
+        if entry.kind == Kind::ModelPublished && later {
+            self.gave.insert(round, judged);
+        }
+        Ok(())
+    }
+
+    /// A candidate waits for people: gates that ask failed, and no other.
+    pub(crate) fn hold(&mut self, entry: &Entry, counted: Counted) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        let Some(gating) = self.gatings.get(round.study.as_str()) else { return Ok(()) };
+        let attempt: u32 = body.int("attempt").map_err(text)?;
+        let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
+        let until = body.text("until").ok().and_then(Timestamp::parse);
+        let until = until.ok_or("it does not say until when it waits")?;
+        let place = (round.clone(), attempt);
+        let taken = self.accepted.remove(&place).unwrap_or_default();
+        let compared = gating.compared(entry, round.number, &counted.sites)?;
+        let judged = Round { counted, candidate, taken, compared };
+        let (facts, verdict) = verdict_on(gating, &self.signed, round.number, &judged)?;
+        if !verdict.asks() {
+            return Err(format!(
+                "the candidate of round {round} waits for people, and its study's gates do not ask them"
+            ));
+        }
+        let ours: Vec<String> = verdict.judged.iter().map(Judged::line).collect();
+        let sites: Vec<String> = judged.taken.keys().map(ToString::to_string).collect();
+        let lists = [("gates", &ours[..]), ("evaluated_by", &sites)];
+        same(entry, &format!("round {round}"), &lists)?;
+        self.judged += 1;
+        self.compared += u64::from(by_updates(&facts, &verdict));
+        self.held.insert(place, Waits { round: judged, until, approved: BTreeSet::new() });
+        Ok(())
+    }
+
+    /// Somebody approves or refuses a candidate that waits; `submitter` is whoever submitted its study.
+    pub(crate) fn decided(
+        &mut self,
+        entry: &Entry,
+        submitter: Option<Person>,
+    ) -> Result<(), String> {
+        let body = entry.body();
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        if !self.gatings.contains_key(round.study.as_str()) {
+            return Ok(());
+        }
+        let attempt: u32 = body.int("attempt").map_err(text)?;
+        let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
+        let waits = self.held.get_mut(&(round.clone(), attempt));
+        let waits = waits
+            .filter(|waits| waits.round.candidate == candidate)
+            .ok_or_else(|| format!("no candidate {candidate} of round {round} waits for people"))?;
+        let at = Timestamp::parse(&entry.ts).ok_or_else(|| format!("`{}` is no time", entry.ts))?;
+        if at > waits.until.plus_ms(UNDER_WAY_MS) {
+            return Err(format!("the candidate of round {round} waited until {}", waits.until));
+        }
+        if entry.kind == Kind::CandidateApproved {
+            let by = entry.actor_person().ok_or("it names nobody who approves")?;
+            if Some(by) == submitter {
+                return Err(format!(
+                    "whoever submitted the study approves the candidate of round {round}"
+                ));
+            }
+            waits.approved.insert(by);
+        }
+        Ok(())
+    }
+
+    /// A round's model became a version.
+    pub(crate) fn made(&mut self, entry: &Entry) -> Result<(), String> {
+        let text = |e: CanonError| e.to_string();
+        let round = entry.round().map_err(text)?;
+        let number = entry.body().int("version").map_err(text)?;
+        self.versions.insert((round.study.to_string(), number), round.number);
+        Ok(())
+    }
+
+    /// A version was promoted, or was kept from it, by gates or by policy: what gates say follows from what was counted in the round
+    /// whose model it is, and it went on only if it passed every one of them.
+    pub(crate) fn promotion(&mut self, entry: &Entry) -> Result<(), String> {
+        let body = entry.body();
+        let promoted = entry.kind == Kind::VersionPromoted;
+        let says = |member| body.member(member).is_some();
+        let promotes = body.find_text("action") == Some(Action::VersionPromote.as_str());
+        if !promoted && !(promotes && (says("gates") || says("gates_sha256"))) {
+            return Ok(());
+        }
+        let text = |e: CanonError| e.to_string();
+        let study = body.text("study").map_err(text)?;
+        // Of a study in an earlier shard nothing is known here.
+        let Some(gating) = self.gatings.get(study) else { return Ok(()) };
+        let Promotion { version, stage } =
+            Promotion::read(entry).map_err(text)?.ok_or("it names no version")?;
+        if promoted && !gating.gates.iter().any(|gate| gate.is_asked_of(stage)) {
+            let nothing = ["gates", "compared", "evaluated_by"].map(|member| (member, &[][..]));
+            return same(entry, &format!("version {version}"), &nothing);
+        }
+        let number = self.versions.get(&(study.to_owned(), version)).copied();
+        let number = number.ok_or_else(|| format!("study `{study}` has no version {version}"))?;
+        let id = RoundId { study: body.parsed("study").map_err(text)?, number };
+        let round = self.gave.get(&id);
+        let round = round.ok_or_else(|| format!("round {id} gave no model"))?;
+        let facts = facts(gating, &self.signed, number, round)?;
+        let verdict = judge_promotion(&facts, &gating.gates, stage);
+        let ours: Vec<String> = verdict.judged.iter().map(Judged::line).collect();
+        let sites: Vec<String> = round.taken.keys().map(ToString::to_string).collect();
+        match (entry.kind, verdict.pass) {
+            (Kind::VersionPromoted, false) => {
+                return Err(format!(
+                    "version {version} goes on to `{stage}`, and fails a gate of its study that is asked then: {}",
+                    verdict.reasons.join("; ")
+                ));
+            }
+            // Who was told why it stays where it stands might have promoted it.
+            (Kind::AdminRead, true) => {
+                return Err(format!(
+                    "it keeps version {version} from `{stage}` by gates of its study, and it passes every one that is asked then"
+                ));
+            }
+            _ => {}
+        }
+        let compared = facts.compared.as_ref().filter(|_| by_updates(&facts, &verdict));
+        let compared = compared.map(Compared::lines).unwrap_or_default();
+        let lists = [("gates", &ours[..]), ("compared", &compared), ("evaluated_by", &sites)];
+        same(entry, &format!("version {version}"), &lists)?;
+        self.judged += 1;
+        self.compared += u64::from(!compared.is_empty());
         Ok(())
     }
 
@@ -346,6 +516,70 @@ fn compared(entry: &Entry, sites: &[SiteId]) -> Result<Option<Compared>, String>
     compared.map(Some).map_err(|e| format!("`compared` does not hold: {e}"))
 }
 
+/// Whether gates were judged by figures of updates.
+fn by_updates(facts: &Facts<'_>, verdict: &Verdict) -> bool {
+    let of_updates = |(metric, _): &(&str, bool)| Standing::find(metric).is_some();
+    facts.compared.is_some() && verdict.asked.iter().any(of_updates)
+}
+
+/// What a study's gates know, and say, of a candidate.
+fn verdict_on<'a>(
+    gating: &'a Gating,
+    signed: &BTreeMap<Digest, Signed>,
+    number: u32,
+    round: &Round,
+) -> Result<(Facts<'a>, Verdict), String> {
+    let facts = facts(gating, signed, number, round)?;
+    let gates: Vec<Gate> = gating.gates.iter().cloned().map(Gate::Declared).collect();
+    let verdict = judge(&facts, &gates);
+    Ok((facts, verdict))
+}
+
+/// What gates know of a round's candidate, by what sites have signed.
+fn facts<'a>(
+    gating: &'a Gating,
+    signed: &BTreeMap<Digest, Signed>,
+    number: u32,
+    Round { counted, candidate, taken, compared }: &Round,
+) -> Result<Facts<'a>, String> {
+    let due = gating.evaluation.as_ref().filter(|e| e.is_due(number, gating.rounds));
+    let mut evaluated = due.map(|e| Evaluated::new(e, gating.target));
+    let mut epsilon = counted.epsilon;
+    for (site, digest) in taken {
+        let signed = signed.get(digest).ok_or("invariant: it was there")?;
+        if signed.header.candidate != *candidate {
+            return Err(format!("{site} has counted about another candidate"));
+        }
+        let spent = signed.header.epsilon.parse::<f64>().map_err(|e| e.to_string())?;
+        epsilon = Some(epsilon.map_or(spent, |most| most.max(spent)));
+        let all = evaluated.as_mut().ok_or("its study is not evaluated in this round")?;
+        let added = all.add(site.clone(), gating.target, &signed.counts);
+        added.map_err(|e| format!("the counts of {site} cannot be: {e}"))?;
+    }
+    Ok(Facts {
+        sites: u32::try_from(counted.sites.len()).unwrap_or(u32::MAX),
+        examples: counted.examples,
+        finite: true,
+        witnesses: 0,
+        epsilon,
+        is_last: number == gating.rounds,
+        evaluated,
+        compared: compared.clone(),
+    })
+}
+
+/// Holds lists in an entry against ours.
+fn same(entry: &Entry, of: &str, lists: &[(&str, &[String])]) -> Result<(), String> {
+    for (member, ours) in lists {
+        if let Some((ours, theirs)) = differ(entry, member, ours)? {
+            return Err(format!(
+                "`{member}` of {of} says `{theirs}`, and by what the sites signed it is `{ours}`"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Where a list in an entry differs from ours, if it does: what is ours, and what is theirs.
 fn differ(
     entry: &Entry,
@@ -378,7 +612,8 @@ mod tests {
     use falaj_core::{
         audit::Draft,
         evaluation::{HeldOut, Noise, cells::Tally, figures::Metric},
-        gate::{Bound, Figure, OnFailure, When},
+        gate::{Bound, Figure, OnFailure},
+        registry::version::Stage,
         robust::Standing,
         time::Timestamp,
     };
@@ -464,7 +699,7 @@ mod tests {
             .texts("evaluated_by", [site.to_string()])
             .text("patience", patience);
         let counted = Counted { sites: vec![site], examples: 100, epsilon: None };
-        of.verdict(&entry(draft), &counted)
+        of.verdict(&entry(draft), counted)
     }
 
     /// What it should have said, from the complaint about what it says.
@@ -516,6 +751,15 @@ mod tests {
         "pass: update_norm_ratio at h-2: 7.2, at most 8 needed",
     ];
 
+    /// A study of nine rounds with one gate, which is not evaluated.
+    fn gated(gate: Declared) -> Evaluations {
+        let (evaluation, patience, target) = (None, None, Target::Classes(2));
+        let gating = Gating { gates: vec![gate], evaluation, patience, target, rounds: 9 };
+        let mut evaluations = Evaluations::default();
+        evaluations.submitted("s", gating);
+        evaluations
+    }
+
     /// What is wrong with a verdict on three updates, with these lines and this bound.
     fn said(compared: &[&str], gates: &[&str], most: f64) -> String {
         let site = |n: u32| format!("spiffe://t/ae-on/ae-az/site/h-{n}").parse().expect("valid");
@@ -525,10 +769,7 @@ mod tests {
             when: When::EachRound,
             on_failure: OnFailure::Reject,
         };
-        let (evaluation, patience, target) = (None, None, Target::Classes(2));
-        let gating = Gating { gates: vec![declared], evaluation, patience, target, rounds: 9 };
-        let mut evaluations = Evaluations::default();
-        evaluations.submitted("s", gating);
+        let mut evaluations = gated(declared);
         let round = RoundId { study: "s".parse().expect("valid"), number: 1 };
         let draft = Draft::new(Kind::ModelPublished)
             .round(&round)
@@ -541,7 +782,7 @@ mod tests {
         let entry = Entry::parse(&bytes).expect("an entry");
         let sites = (0..3).map(site).collect();
         let counted = Counted { sites, examples: 30, epsilon: None };
-        evaluations.verdict(&entry, &counted).err().unwrap_or_default()
+        evaluations.verdict(&entry, counted).err().unwrap_or_default()
     }
 
     #[test]
@@ -564,5 +805,50 @@ mod tests {
             somebody.contains("h-3` is no norm and cosine of the update of spiffe:"),
             "{somebody}"
         );
+    }
+
+    /// What is wrong with the promotion of a version whose study asks then how updates compare, with this bound, where its round
+    /// and the promotion say these figures.
+    fn promoted(most: f64, in_round: &[&str], then: &[&str]) -> String {
+        let declared = Declared {
+            figure: Figure::EachUpdate(Standing::NormRatio),
+            bound: Bound::AtMost(most),
+            when: When::Promotion,
+            on_failure: OnFailure::Reject,
+        };
+        let mut evaluations = gated(declared);
+        let listed = |draft: Draft, name, lines: &[&str]| match lines {
+            [] => draft,
+            lines => draft.texts(name, lines.iter().map(|line| (*line).to_owned())),
+        };
+        let site = |n: u32| format!("spiffe://t/ae-on/ae-az/site/h-{n}").parse().expect("valid");
+        let counted = Counted { sites: (0..3).map(site).collect(), examples: 30, epsilon: None };
+        let published = Draft::new(Kind::ModelPublished).round(&round(1)).count("attempt", 0);
+        let published = published.digest("model_sha256", &model(1));
+        let published = entry(listed(published, "compared", in_round));
+        // No round is asked.
+        evaluations.verdict(&published, counted).expect("it follows");
+        let made = entry(Draft::new(Kind::VersionMade).round(&round(1)).count("version", 1));
+        evaluations.every_gate_was_asked(&made).expect("none was to be");
+        evaluations.made(&made).expect("it is read");
+        let promotion = Promotion { version: 1, stage: Stage::Staging };
+        let draft = promotion.tell(Draft::new(Kind::VersionPromoted).study(&round(1).study));
+        let draft = listed(listed(draft, "gates", &GATES), "compared", then);
+        evaluations.promotion(&entry(draft)).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_version_goes_on_by_what_its_round_says_of_its_updates() {
+        assert_eq!(promoted(8.0, &COMPARED, &COMPARED), "");
+        let failed = promoted(7.0, &COMPARED, &COMPARED);
+        assert!(
+            failed.starts_with("version 1 goes on to `staging`, and fails a gate")
+                && failed.contains("update_norm_ratio at h-2: 7.2"),
+            "{failed}"
+        );
+        let silent = promoted(8.0, &COMPARED, &[]);
+        assert!(silent.starts_with("`compared` of version 1 says `nothing`"), "{silent}");
+        let unseen = promoted(8.0, &[], &COMPARED);
+        assert!(unseen.contains("nobody has compared the 3 updates"), "{unseen}");
     }
 }

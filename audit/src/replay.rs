@@ -300,7 +300,7 @@ impl Replay {
                     ));
                 }
                 self.check_witnesses(entry, &round, open.last)?;
-                self.evaluations.verdict(entry, &open.counted())?;
+                self.evaluations.verdict(entry, open.counted())?;
                 self.check_rule(entry, &round)?;
                 let mut counted: Vec<Digest> = open.accepted.into_values().collect();
                 counted.sort_unstable();
@@ -314,14 +314,15 @@ impl Replay {
                 self.models += 1;
             }
             Kind::ModelRolledBack => self.rolled_back(&round()?, digest("model_sha256")?)?,
-            Kind::EvaluationAccepted => self.evaluations.accepted(entry)?,
-            Kind::StudyFinished => self.evaluations.finished(entry)?,
-            Kind::VersionMade => self.evaluations.every_gate_was_asked(entry)?,
-            Kind::ModelRejected => {
-                if let Some(open) = self.open.remove(&round()?) {
-                    self.evaluations.verdict(entry, &open.counted())?;
-                }
-            }
+            Kind::EvaluationAccepted
+            | Kind::CandidateHeld
+            | Kind::CandidateApproved
+            | Kind::CandidateRefused
+            | Kind::VersionMade
+            | Kind::ModelRejected
+            | Kind::VersionPromoted
+            | Kind::StudyFinished
+            | Kind::AdminRead => self.evaluated(entry)?,
             Kind::RoundFailed => {
                 self.open.remove(&round()?);
             }
@@ -338,6 +339,9 @@ impl Replay {
                     // What was refused before its header was read names none.
                     self.refused.extend(digest("payload_sha256"));
                 }
+                if entry.kind == Kind::AccessDenied {
+                    self.evaluations.promotion(entry)?;
+                }
             }
             Kind::ModelRead | Kind::LogExported => {
                 self.intents.insert(entry.seq, entry.kind);
@@ -351,6 +355,34 @@ impl Replay {
             _ => {}
         }
         Ok(())
+    }
+
+    /// What was counted about candidates, what gates said of them, and who decided over them.
+    fn evaluated(&mut self, entry: &Entry) -> Result<(), String> {
+        let round = || entry.round().map_err(|e| e.to_string());
+        match entry.kind {
+            Kind::EvaluationAccepted => self.evaluations.accepted(entry),
+            Kind::CandidateHeld => {
+                let round = round()?;
+                let counted = self.open.get(&round).map(Open::counted);
+                let counted = counted.ok_or_else(|| format!("round {round} was not open"))?;
+                self.evaluations.hold(entry, counted)
+            }
+            Kind::CandidateApproved | Kind::CandidateRefused => {
+                let submitter = self.lineage.submitter(&round()?.study);
+                self.evaluations.decided(entry, submitter)
+            }
+            Kind::ModelRejected => match self.open.remove(&round()?) {
+                Some(open) => self.evaluations.verdict(entry, open.counted()),
+                None => Ok(()),
+            },
+            Kind::VersionMade => {
+                self.evaluations.every_gate_was_asked(entry)?;
+                self.evaluations.made(entry)
+            }
+            Kind::StudyFinished => self.evaluations.finished(entry),
+            _ => self.evaluations.promotion(entry),
+        }
     }
 
     /// A round opens on the study's newest model.

@@ -18,7 +18,7 @@ use prometheus_client::{
     registry::{Metric, Registry},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
@@ -32,7 +32,7 @@ const REPORTS: [&str; 2] = ["made", "failed"];
 const POLICY_SETS: [&str; 2] = ["loaded", "refused"];
 const QUORUMS: [&str; 2] = ["reached", "too_few"];
 const CHECKPOINTS: [&str; 2] = ["signed", "failed"];
-const VERDICTS: [&str; 4] = ["published", "rejected", "rolled_back", "stopped"];
+const VERDICTS: [&str; 5] = ["published", "rejected", "rolled_back", "stopped", "held"];
 /// What becomes of commits, beside why there may be none.
 const DURABLE: &str = "durable";
 
@@ -153,6 +153,9 @@ pub struct Metrics {
     checkpoint_entries: Gauge,
     gates: Family<Judged, Counter>,
     verdicts: Family<Outcome, Counter>,
+    candidates_held: Gauge,
+    /// The studies that they are of.
+    held: Mutex<BTreeSet<StudyId>>,
     evaluations: Family<Outcome, Counter>,
     versions: Family<Standing, Gauge>,
     /// How many versions of each study stand where, as they are in the gauge.
@@ -196,6 +199,8 @@ impl Default for Metrics {
             checkpoint_entries: Gauge::default(),
             gates: Family::default(),
             verdicts: Family::default(),
+            candidates_held: Gauge::default(),
+            held: Mutex::default(),
             evaluations: Family::default(),
             versions: Family::default(),
             versions_by_study: Mutex::default(),
@@ -248,6 +253,11 @@ impl Metrics {
             "verdicts",
             "Verdicts on candidates: published, or what becomes of a study whose gate failed",
             self.verdicts.clone(),
+        );
+        to.add(
+            "candidates_held",
+            "Candidates that wait for people to approve or refuse them",
+            self.candidates_held.clone(),
         );
         to.add("versions", "Versions of models by stage", self.versions.clone());
     }
@@ -476,6 +486,17 @@ impl Metrics {
         self.verdicts.get_or_create(&Outcome { outcome: outcome.into() }).inc();
     }
 
+    /// Whether a candidate of a study waits for people.
+    pub fn held(&self, study: &StudyId, waits: bool) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if waits {
+            held.insert(study.clone());
+        } else {
+            held.remove(study);
+        }
+        self.candidates_held.set(i64::try_from(held.len()).unwrap_or(i64::MAX));
+    }
+
     /// What a site counted about a candidate was accepted, had been, or was refused with a code.
     pub fn evaluation(&self, outcome: &str) {
         self.evaluations.get_or_create(&Outcome { outcome: outcome.into() }).inc();
@@ -626,6 +647,10 @@ mod tests {
         metrics.gate("roc_auc", false);
         metrics.gate("roc_auc", false);
         metrics.verdict("stopped");
+        let study = |name: &str| name.parse().expect("a study");
+        for (name, waits) in [("a", true), ("b", true), ("a", true), ("a", false)] {
+            metrics.held(&study(name), waits);
+        }
         metrics.evaluation("accepted");
         metrics.commit(None);
         metrics.commit(Some(&CommitError::Full));
@@ -636,6 +661,7 @@ mod tests {
             "falaj_gates_total{metric=\"roc_auc\",outcome=\"passed\"} 1\n",
             "falaj_gates_total{metric=\"roc_auc\",outcome=\"failed\"} 2\n",
             "falaj_verdicts_total{outcome=\"stopped\"} 1\n",
+            "falaj_candidates_held 1\n",
             "falaj_evaluations_total{outcome=\"accepted\"} 1\n",
             "falaj_commits_total{outcome=\"durable\"} 1\n",
             "falaj_commits_total{outcome=\"full\"} 1\n",

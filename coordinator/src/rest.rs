@@ -4,6 +4,7 @@
 //! the handlers.
 
 mod approvals;
+mod candidates;
 mod described;
 mod enrolment;
 mod figures;
@@ -53,7 +54,7 @@ use falaj_core::{
     gate::patience::{Patience, Progress},
     id::{Digest, Place, SpiffeId, StudyId},
     registry::safetensors,
-    round::AnyRound,
+    round::{APPROVERS, AnyRound, Held},
     witness::InclusionProof,
 };
 use falaj_proto::{
@@ -179,6 +180,8 @@ pub fn routes() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(enrolment::withdraw))
         .routes(routes!(approvals::list, approvals::give))
         .routes(routes!(approvals::withdraw))
+        .routes(routes!(candidates::approve))
+        .routes(routes!(candidates::reject))
         .routes(routes!(versions::list))
         .routes(routes!(versions::of_study, versions::make))
         .routes(routes!(versions::show))
@@ -483,6 +486,14 @@ fn round_shown(round: &AnyRound) -> Round {
         AnyRound::Promoted(r) => (Some(r.stage.model.to_string()), None),
         AnyRound::Rejected(r) => (None, Some(r.stage.reasons.join("; "))),
         AnyRound::Failed(r) => (None, Some(r.stage.reason.to_string())),
+        AnyRound::Held(r) => {
+            let Held { candidate, approved, until, reasons, .. } = &r.stage;
+            let (so_far, why) = (approved.len(), reasons.join("; "));
+            let waits = format!(
+                "candidate {candidate} waits until {until} for people, {so_far} of {APPROVERS} approve it: {why}"
+            );
+            (None, Some(waits))
+        }
         _ => (None, None),
     };
     Round {

@@ -7,7 +7,11 @@ use crate::{
     approvals::{Approvals, Taken},
     blob::Blobs,
     checkpointer::Checkpointer,
-    engine::{Engine, Handle, Meta, Parts, problem_of, unreadable},
+    engine::{
+        Engine, Handle, Meta, Parts,
+        evaluation::{self, Asked},
+        problem_of, unreadable,
+    },
     erasure::Asker,
     policy::{Action, Resource},
     proofs,
@@ -21,7 +25,7 @@ use crate::{
 use anyhow::Context as _;
 use falaj_core::{
     audit::{Draft, Entry, Kind, approvals::Promotion, objects::Object},
-    gate::Declared,
+    gate::{Declared, Judged, When},
     id::{Digest, Place, RoundId, StudyId},
     registry::{
         lineage::{Ancestry, Lineage},
@@ -216,14 +220,15 @@ pub(crate) async fn making(
     Ok(Making { row, draft, change })
 }
 
-/// That every gate of the study was asked about the model of a round.
+/// That every gate of the study which rounds are asked was asked about the model of a round.
 async fn judged(parts: &Parts, meta: &Meta, round: u32) -> Result<(), MakeError> {
     let study = &meta.study;
     let rounds = parts.store.rounds(&study.id).await?;
     let gave = |r: &&AnyRound| r.id().number == round && matches!(r, AnyRound::Promoted(_));
     let evaluated = rounds.iter().find(gave).is_some_and(|r| r.spec().evaluates);
     let asked = |gate: &&Declared| gate.is_asked(round == study.rounds.count, evaluated);
-    match study.gates.iter().find(|gate| !asked(gate)) {
+    let mut of_rounds = study.gates.iter().filter(|gate| gate.when != When::Promotion);
+    match of_rounds.find(|gate| !asked(gate)) {
         Some(gate) => {
             let gate = gate.figure.name(study.evaluation.as_ref());
             Err(MakeError::Unjudged { round, gate })
@@ -310,6 +315,15 @@ fn problem_of_refusal(refusal: &Refusal) -> Problem {
     code.because(refusal)
 }
 
+/// Why a version stays where it stands: each gate that it fails, with its figure, interval and bound.
+fn failed_gates(number: u32, to: Stage, reasons: &[String]) -> Problem {
+    Code::GateFailed.because(format!(
+        "version {number} does not go on to `{to}`: it fails {} of its study's gates that are asked then: {}",
+        reasons.len(),
+        reasons.join("; ")
+    ))
+}
+
 /// A request that is done once, however often it comes.
 #[derive(Clone, Copy, Debug)]
 pub struct Once {
@@ -347,6 +361,26 @@ struct Ready {
     /// Over which change.
     over: u64,
     draft: Draft,
+    /// What each gate that was asked looks at, and whether it passed.
+    asked: Vec<(&'static str, bool)>,
+}
+
+/// Why there is nothing to be made durable.
+struct Unready {
+    problem: Problem,
+    /// What gates said, where it is because of them.
+    asked: Option<Box<Asked>>,
+}
+
+impl From<Problem> for Unready {
+    fn from(problem: Problem) -> Self {
+        Self { problem, asked: None }
+    }
+}
+
+/// What an entry says of gates.
+fn told(draft: Draft, said: Vec<(&'static str, Vec<String>)>) -> Draft {
+    said.into_iter().fold(draft, |draft, (name, lines)| draft.texts(name, lines))
 }
 
 /// Moves versions, and signs what there is to say of them. A cheap handle.
@@ -423,27 +457,62 @@ impl Versions {
                     let (registry, revision) = self.of(study).await?;
                     return Ok(Done { registry, revision, number, index, again: true });
                 }
-                Err(problem) => ready = Err(problem),
+                Err(problem) => ready = Err(problem.into()),
             }
         }
         match ready {
-            Ok(Ready { change, over, draft }) => {
+            Ok(Ready { change, over, draft, asked }) => {
                 let draft = once.iter().fold(draft, |draft, once| once.tell(draft));
                 let row = Change::Registry(change.next.clone(), over);
                 let draft = act.asked(draft).study(study).actor(asker.actor);
                 let draft = act.reason().iter().fold(draft, |draft, why| draft.text("reason", why));
                 let committed = self.grant(asker, handle, act, draft, vec![row]).await?;
+                self.count(&asked);
                 let (number, index) = (change.version, committed.first);
                 let (registry, revision) = (change.next, over + 1);
                 Ok(Done { registry, revision, number, index, again: false })
             }
-            Err(problem) => {
+            Err(Unready { problem, asked }) => {
                 // Why it cannot be done is told to those only who might do it.
                 let draft = Draft::new(Kind::AdminRead).study(study).actor(asker.actor);
-                self.grant(asker, handle, act, act.asked(draft), Vec::new()).await?;
+                let draft = act.asked(draft);
+                let Some(Asked { verdict, said }) = asked.map(|asked| *asked) else {
+                    self.grant(asker, handle, act, draft, Vec::new()).await?;
+                    return Err(problem);
+                };
+                self.grant(asker, handle, act, told(draft, said), Vec::new()).await?;
+                self.count(&verdict.asked);
                 Err(problem)
             }
         }
+    }
+
+    /// Counts gates that were asked, for who watches.
+    fn count(&self, asked: &[(&'static str, bool)]) {
+        for (metric, pass) in asked {
+            self.engine.parts().metrics.gate(metric, *pass);
+        }
+    }
+
+    /// What gates say of a version as it stands, were it to go on to where it leads; nothing where none is asked.
+    ///
+    /// # Errors
+    /// [`Code::UnknownModel`], or why it cannot be read.
+    pub async fn gates(
+        &self,
+        handle: &Handle,
+        registry: &Registry,
+        number: u32,
+    ) -> Result<Vec<Judged>, Problem> {
+        let Version { round, stage, .. } =
+            *registry.version(number).map_err(|refusal| problem_of_refusal(&refusal))?;
+        if !stage.is_in() {
+            return Ok(Vec::new());
+        }
+        let store = &self.engine.parts().store;
+        // Whichever it goes on to, it is asked the same.
+        let asked = evaluation::promotion(store, &handle.meta, round, Stage::Production).await?;
+        Ok(asked.verdict.judged)
     }
 
     async fn ready(
@@ -452,12 +521,12 @@ impl Versions {
         handle: &Handle,
         act: &Act,
         expected: Option<u64>,
-    ) -> Result<Ready, Problem> {
+    ) -> Result<Ready, Unready> {
         let (parts, meta) = (self.engine.parts(), &handle.meta);
         let (registry, over) = self.of(&meta.study.id).await?;
         if expected.is_some_and(|expected| expected != over) {
             let why = "the study's versions were changed since you looked: look, and try again";
-            return Err(Code::Conflict.because(why));
+            return Err(Code::Conflict.because(why).into());
         }
         act.reason().map_or(Ok(()), checked)?;
         let event = match act {
@@ -475,7 +544,7 @@ impl Versions {
                 let model = model.ok_or_else(none)?.sha256;
                 let made = making(parts, meta, *round, model).await;
                 let Making { draft, change, .. } = made.map_err(|e| problem_of_making(&e))?;
-                return Ok(Ready { change, over, draft });
+                return Ok(Ready { change, over, draft, asked: Vec::new() });
             }
             Act::Promote { number, stage, .. } => Event::Promote { number: *number, to: *stage },
             Act::Reject { number, .. } => Event::Reject(*number),
@@ -498,18 +567,29 @@ impl Versions {
         if let Some(replaced) = change.replaced {
             draft = draft.count("replaces", replaced.into());
         }
+        let mut asked = Vec::new();
         if let Act::Promote { number, stage, .. } = act
             && *stage != Stage::Archived
-            && self.would(asker, handle, act).await?
         {
             let Version { round, model, .. } =
                 *registry.version(*number).map_err(|r| problem_of_refusal(&r))?;
+            // Gates are asked whether or not whoever asks may promote: by then somebody may have approved it.
+            let of_gates = evaluation::promotion(&parts.store, meta, round, *stage).await?;
+            if !of_gates.verdict.pass {
+                let problem = failed_gates(*number, *stage, &of_gates.verdict.reasons);
+                return Err(Unready { problem, asked: Some(Box::new(of_gates)) });
+            }
+            draft = told(draft, of_gates.said);
+            asked = of_gates.verdict.asked;
+            if !self.would(asker, handle, act).await? {
+                return Ok(Ready { change, over, draft, asked });
+            }
             let whole = file_digest(&parts.models, meta, round, model).await;
             whole.map_err(|e| problem_of_making(&e))?;
             let envelope = self.provenance(handle, *number).await?;
             draft = draft.digest("provenance_sha256", &Digest::of(&envelope));
         }
-        Ok(Ready { change, over, draft })
+        Ok(Ready { change, over, draft, asked })
     }
 
     /// With which version a request was done that came before, and the entry that says so. An alias that was taken away is nobody's, so
@@ -712,7 +792,7 @@ async fn fold(store: &Store, study: &StudyId, lineage: &mut Lineage) -> anyhow::
 }
 
 /// A reason, as it goes into the log.
-fn checked(reason: &str) -> Result<(), Problem> {
+pub(crate) fn checked(reason: &str) -> Result<(), Problem> {
     let chars = reason.chars().count();
     let fits = (1..=REASON_CHARS_MAX).contains(&chars) && !reason.chars().any(char::is_control);
     if fits {

@@ -127,6 +127,12 @@ kinds! {
     ModelPublished = "model.published";
     /// A gate kept a candidate out.
     ModelRejected = "model.rejected";
+    /// Gates ask people about a candidate, which waits for them.
+    CandidateHeld = "candidate.held";
+    /// Somebody approves it.
+    CandidateApproved = "candidate.approved";
+    /// Somebody refuses it.
+    CandidateRefused = "candidate.refused";
     /// A study goes on from the last of its models that passed every gate.
     ModelRolledBack = "model.rolled_back";
     /// A round's model is a version, by which it can be promoted.

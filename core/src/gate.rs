@@ -12,6 +12,7 @@ use crate::{
         figures::{By, Estimate, Grouped, Kind, Metric, Missing, Pool},
     },
     id::SiteId,
+    registry::version::Stage,
     robust::{Compared, Standing},
     round::UpdateRef,
     study::WitnessQuorum,
@@ -175,6 +176,9 @@ pub enum When {
     EachRound,
     /// Of the last round's alone.
     End,
+    /// In no round, but of a version each time that it is to go on to `staging` or `production`. What it fails stays where it
+    /// stands.
+    Promotion,
 }
 
 impl When {
@@ -184,6 +188,7 @@ impl When {
         match self {
             Self::EachRound => "each_round",
             Self::End => "end",
+            Self::Promotion => "promotion",
         }
     }
 }
@@ -191,6 +196,9 @@ impl When {
 /// What becomes of a study whose gate fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OnFailure {
+    /// People decide whether the candidate becomes the study's model all the same. If a gate fails beside it that does not ask, they
+    /// are not asked.
+    Ask,
     /// The candidate is not taken, and the round is tried again as often as the study says.
     #[default]
     Reject,
@@ -202,12 +210,13 @@ pub enum OnFailure {
 
 impl OnFailure {
     /// Every answer.
-    pub const ALL: [Self; 3] = [Self::Reject, Self::RollBack, Self::Stop];
+    pub const ALL: [Self; 4] = [Self::Ask, Self::Reject, Self::RollBack, Self::Stop];
 
     /// The word that studies and the store use.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Ask => "ask",
             Self::Reject => "reject",
             Self::RollBack => "roll_back",
             Self::Stop => "stop",
@@ -300,7 +309,8 @@ pub struct Verdict {
     pub asked: Vec<(&'static str, bool)>,
     /// What becomes of the study if a gate failed: the furthest-reaching of those that did.
     pub on_failure: OnFailure,
-    /// How the candidate compares with the best before it, where every gate passed and the study has patience.
+    /// How the candidate compares with the best before it, where every gate passed, or people may let it through, and the study has
+    /// patience.
     pub weighed: Option<Weighed>,
 }
 
@@ -312,6 +322,32 @@ impl Verdict {
         let (judged, asked) = (Vec::new(), Vec::new());
         Self { pass, reasons, judged, asked, on_failure: OnFailure::Reject, weighed: None }
     }
+
+    /// Whether people decide over it: gates that ask failed, and no other.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        !self.pass && self.on_failure == OnFailure::Ask
+    }
+
+    /// What a declared gate says.
+    fn ask(&mut self, declared: &Declared, facts: &Facts<'_>) {
+        let judged = declared.judge(facts);
+        let failed: Vec<String> =
+            judged.iter().filter(|j| !j.pass).map(ToString::to_string).collect();
+        self.asked.push((declared.figure.metric(), failed.is_empty()));
+        self.fail(failed, declared.on_failure);
+        self.judged.extend(judged);
+    }
+
+    /// A gate failed for these reasons; it did not if there are none.
+    fn fail(&mut self, reasons: Vec<String>, on_failure: OnFailure) {
+        if reasons.is_empty() {
+            return;
+        }
+        let first = self.reasons.is_empty();
+        self.on_failure = if first { on_failure } else { self.on_failure.max(on_failure) };
+        self.reasons.extend(reasons);
+    }
 }
 
 /// Judges a candidate by every gate.
@@ -319,45 +355,54 @@ impl Verdict {
 pub fn judge(facts: &Facts<'_>, gates: &[Gate]) -> Verdict {
     let mut verdict = Verdict::of(Vec::new());
     for gate in gates {
-        let before = (verdict.reasons.len(), verdict.judged.len());
-        match gate {
-            Gate::Participation { min_sites } if facts.sites < *min_sites => verdict
-                .reasons
-                .push(format!("participation: {} sites, at least {min_sites} needed", facts.sites)),
-            Gate::Finite if !facts.finite => verdict
-                .reasons
-                .push("finite: the candidate has parameters that are not numbers".to_owned()),
+        let failed = match gate {
+            Gate::Participation { min_sites } if facts.sites < *min_sites => {
+                Some(format!("participation: {} sites, at least {min_sites} needed", facts.sites))
+            }
+            Gate::Finite if !facts.finite => {
+                Some("finite: the candidate has parameters that are not numbers".to_owned())
+            }
             Gate::Witnesses(WitnessQuorum { quorum, within_s }) if facts.witnesses < *quorum => {
-                verdict.reasons.push(format!(
+                Some(format!(
                     "witnesses: {} stood behind the round within {within_s} s, at least {quorum} needed",
                     facts.witnesses
-                ));
+                ))
             }
             Gate::Declared(declared) => {
-                let judged = declared.judge(facts);
-                let failed = judged.iter().filter(|j| !j.pass);
-                verdict.reasons.extend(failed.map(ToString::to_string));
-                if verdict.reasons.len() > before.0 {
-                    verdict.on_failure = verdict.on_failure.max(declared.on_failure);
+                if declared.is_asked(facts.is_last, facts.evaluated.is_some()) {
+                    verdict.ask(declared, facts);
                 }
-                verdict.judged.extend(judged);
+                continue;
             }
-            _ => {}
-        }
-        // A declared gate that is not due is not asked.
-        if !matches!(gate, Gate::Declared(_)) || verdict.judged.len() > before.1 {
-            verdict.asked.push((gate.metric(), verdict.reasons.len() == before.0));
-        }
+            _ => None,
+        };
+        verdict.asked.push((gate.metric(), failed.is_none()));
+        // Of what nobody declares nobody is asked.
+        verdict.fail(failed.into_iter().collect(), OnFailure::Reject);
     }
     verdict.pass = verdict.reasons.is_empty();
     verdict
 }
 
-/// Whether gates ask how updates compare with each other, in a round that is a study's last, or is evaluated.
+/// Judges a version that is to go on to a stage, by what is known of the round whose model it is: by the gates that are asked
+/// then, and by no others.
+#[must_use]
+pub fn judge_promotion(facts: &Facts<'_>, gates: &[Declared], to: Stage) -> Verdict {
+    let mut verdict = Verdict::of(Vec::new());
+    for gate in gates.iter().filter(|gate| gate.is_asked_of(to)) {
+        verdict.ask(gate, facts);
+    }
+    verdict.pass = verdict.reasons.is_empty();
+    verdict
+}
+
+/// Whether gates ask how updates compare with each other: in a round that is a study's last, or is evaluated, or later, of the
+/// version that it may give.
 #[must_use]
 pub fn compare_updates(gates: &[Declared], is_last: bool, evaluated: bool) -> bool {
     let of_updates = |gate: &Declared| matches!(gate.figure, Figure::EachUpdate(_));
-    gates.iter().any(|gate| of_updates(gate) && gate.is_asked(is_last, evaluated))
+    let asks = |gate: &Declared| gate.when == When::Promotion || gate.is_asked(is_last, evaluated);
+    gates.iter().any(|gate| of_updates(gate) && asks(gate))
 }
 
 /// A number as a figure without an interval.
@@ -372,7 +417,14 @@ impl Declared {
         match self.when {
             When::End => is_last,
             When::EachRound => is_last || evaluated || !self.figure.is_evaluated(),
+            When::Promotion => false,
         }
+    }
+
+    /// Whether it is asked when a version goes on to this stage. What is only put away is asked nothing.
+    #[must_use]
+    pub const fn is_asked_of(&self, to: Stage) -> bool {
+        matches!((self.when, to), (When::Promotion, Stage::Staging | Stage::Production))
     }
 
     /// What it says of a figure.
@@ -382,10 +434,8 @@ impl Declared {
         Judged { figure, found, bound: self.bound.to_string(), pass }
     }
 
+    /// What it says of a candidate, whether or not it is due.
     fn judge(&self, facts: &Facts<'_>) -> Vec<Judged> {
-        if !self.is_asked(facts.is_last, facts.evaluated.is_some()) {
-            return Vec::new();
-        }
         let one = |figure, found| vec![self.on(Found { figure, found })];
         #[expect(clippy::cast_precision_loss, reason = "examples are below 2^53")]
         let counted = match self.figure {
@@ -673,6 +723,35 @@ mod tests {
     }
 
     #[test]
+    fn a_version_is_asked_what_a_round_is_not_and_only_on_its_way_to_where_it_serves() {
+        let e = Evaluation { noise: Noise::None, ..settings() };
+        let evaluated = Facts { evaluated: Some(counted(&e)), ..facts() };
+        let accuracy = declared(Figure::Overall(Metric::Accuracy), Bound::AtLeast(0.74));
+        let asked = Declared { when: When::Promotion, ..accuracy.clone() };
+        let sites =
+            Declared { when: When::Promotion, ..declared(Figure::Sites, Bound::AtLeast(3.0)) };
+        let gates = [accuracy, asked, sites];
+        // In its round it would have failed by the one that is asked then.
+        let round =
+            judge(&evaluated, &gates[1..].iter().cloned().map(Gate::Declared).collect::<Vec<_>>());
+        assert!(round.pass && round.judged.is_empty() && round.asked.is_empty(), "{round:?}");
+        for to in [Stage::Staging, Stage::Production] {
+            let verdict = judge_promotion(&evaluated, &gates, to);
+            assert!(!verdict.pass);
+            assert_eq!(
+                verdict.reasons,
+                ["accuracy: 0.7500 [0.7173, 0.7801], at least 0.74 needed"]
+            );
+            assert_eq!(verdict.asked, [("accuracy", false), ("sites", true)]);
+        }
+        assert!(judge_promotion(&evaluated, &gates, Stage::Archived).judged.is_empty());
+        // A version of a round that was not evaluated has no figure, and does not pass by silence.
+        let silent = judge_promotion(&facts(), &gates, Stage::Staging);
+        assert_eq!(silent.reasons, ["accuracy: no site has sent counts, at least 0.74 needed"]);
+        assert!(judge_promotion(&facts(), &gates[2..], Stage::Staging).pass);
+    }
+
+    #[test]
     fn whoever_stands_out_is_named_and_updates_that_nobody_compared_fail() {
         let outlier = |norm, cosine| Outlier { norm, cosine };
         let figures = vec![
@@ -706,6 +785,12 @@ mod tests {
             "update_norm_ratio at each site: nobody has compared the 4 updates, at most 3 needed"
         );
         assert_eq!(unseen.reasons.len(), 2);
+        // Those that are asked of a version are compared in its round, for then.
+        let at = |when, figure| [Declared { when, ..declared(figure, Bound::AtMost(3.0)) }];
+        let norms = Figure::EachUpdate(Standing::NormRatio);
+        assert!(compare_updates(&at(When::Promotion, norms), false, false));
+        assert!(!compare_updates(&at(When::End, norms), false, true));
+        assert!(!compare_updates(&at(When::Promotion, Figure::Sites), true, true));
     }
 
     #[test]
@@ -725,6 +810,15 @@ mod tests {
         assert_eq!(verdict.on_failure, OnFailure::RollBack);
         assert_eq!(verdict.reasons[0], "sites: 3, at least 4 needed");
         assert_eq!(verdict.judged.len(), 3);
+        // People are asked only where nothing else fails, and what nobody declares asks nobody.
+        let asks = gate(fails, OnFailure::Ask);
+        let of = |gates: &[Gate]| judge(&facts(), gates).on_failure;
+        assert_eq!(of(&[asks.clone(), gate(holds, OnFailure::Stop)]), OnFailure::Ask);
+        assert_eq!(of(&[asks.clone(), gate(fails, OnFailure::Reject)]), OnFailure::Reject);
+        assert_eq!(of(&[gate(fails, OnFailure::Reject), asks.clone()]), OnFailure::Reject);
+        let few = Gate::Participation { min_sites: 4 };
+        assert_eq!(of(&[few.clone(), asks.clone()]), OnFailure::Reject);
+        assert_eq!(of(&[asks, few]), OnFailure::Reject);
     }
 
     #[test]

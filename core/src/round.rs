@@ -1,16 +1,21 @@
 //! One pass of the protocol, as a pure state machine.
 //!
 //! `Planned → Enrolling → Collecting → Aggregating → Gated → Promoted | Rejected`, and `Failed` from any
-//! open stage. A round whose candidate is evaluated has a stage more: `Aggregating → Evaluating → Gated`. A masked round (`crate::secagg`) has four exchanges of messages in between:
+//! open stage. A round whose candidate is evaluated has a stage more: `Aggregating → Evaluating → Gated`. One whose failing gates
+//! all ask waits for people: `Gated → Held → Promoted | Rejected`. A masked round (`crate::secagg`) has four exchanges of messages in between:
 //! `Enrolling → keys → shares → Collecting → lists → reveals → Aggregating`. [`step`] is total over stage and event: it returns what comes next, or a [`Refusal`], which
 //! is data and leaves the round as it was. A round holds digests and counts, never a tensor.
 
 use crate::{
-    gate::{OnFailure, Verdict, patience::Progress},
+    audit::person::Person,
+    gate::{
+        OnFailure, Verdict,
+        patience::{Progress, Weighed},
+    },
     id::{Digest, RoundId, SiteId},
     time::Timestamp,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What stays the same through all stages of a round.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,6 +185,30 @@ pub struct Gated {
     pub candidate: Digest,
 }
 
+/// Gates that ask keep the candidate out, and people decide over it. Nothing becomes of it by silence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// What went into it.
+    pub updates: BTreeMap<SiteId, UpdateRef>,
+    /// The candidate model.
+    pub candidate: Digest,
+    /// Which gates, and why.
+    pub reasons: Vec<String>,
+    /// The witnesses that stood behind it when it was judged, as the log names them.
+    pub witnesses: Vec<String>,
+    /// It is rejected unless enough people have approved it by then. A restart does not move it.
+    pub until: Timestamp,
+    /// Who has.
+    pub approved: BTreeSet<Person>,
+    /// How far the study comes with it, if they let it through.
+    pub progress: Progress,
+}
+
+/// People who have to approve a candidate that gates ask about: different ones, and none of them whoever submitted the study.
+pub const APPROVERS: usize = 2;
+/// How long it waits for them: a week.
+pub const HELD_MS: u64 = 7 * 24 * 3_600 * 1_000;
+
 /// The candidate became the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promoted {
@@ -273,6 +302,7 @@ pub enum AnyRound {
     Aggregating(Round<Aggregating>),
     Evaluating(Round<Evaluating>),
     Gated(Round<Gated>),
+    Held(Round<Held>),
     Promoted(Round<Promoted>),
     Rejected(Round<Rejected>),
     Failed(Round<Failed>),
@@ -297,6 +327,24 @@ pub enum Event {
     AggregationFailed(String),
     /// The gates have spoken.
     Judged(Verdict),
+    /// They have, and ask people.
+    Asked {
+        /// Which gates, and why.
+        reasons: Vec<String>,
+        /// The witnesses that stand behind the round, as the log names them.
+        witnesses: Vec<String>,
+        /// How the candidate compares with the best before it, where the study has patience.
+        weighed: Option<Weighed>,
+    },
+    /// Somebody approves the candidate.
+    Approved {
+        /// Who.
+        by: Person,
+        /// Those who approved it and are not heard any more.
+        gone: BTreeSet<Person>,
+    },
+    /// Somebody refuses the candidate, and says why.
+    Refused(String),
     /// Time has passed.
     Tick,
     /// The coordinator has restarted: the time it was away does not count against the sites.
@@ -349,6 +397,12 @@ pub enum Record {
     Published(Digest),
     /// A candidate was kept out.
     Rejected(Digest, Vec<String>),
+    /// A candidate waits for people, until then.
+    Held(Digest, Vec<String>, Timestamp),
+    /// Somebody approved it.
+    Approved(Digest),
+    /// Somebody refused it.
+    Refused(Digest),
     /// The round failed.
     Failed(FailReason),
 }
@@ -402,6 +456,9 @@ pub enum Refusal {
         /// The stage that it is in.
         stage: &'static str,
     },
+    /// Whoever approves has done so.
+    #[error("you have approved the candidate of round {0} already: another person has to")]
+    AlreadyApproved(RoundId),
     /// The cohort is full.
     #[error("round {0} has as many sites as it takes")]
     Full(RoundId),
@@ -426,7 +483,9 @@ impl Event {
             Self::Update(..) => "an update",
             Self::Answered(..) => "an answer",
             Self::Aggregated(_) | Self::AggregationFailed(_) => "an aggregate",
-            Self::Judged(_) => "a verdict",
+            Self::Judged(_) | Self::Asked { .. } => "a verdict",
+            Self::Approved { .. } => "an approval",
+            Self::Refused(_) => "a refusal",
             Self::Revoked { .. } => "a revocation",
             Self::Tick => "a tick",
             Self::Resumed => "resuming",
@@ -453,6 +512,7 @@ impl AnyRound {
             Self::Aggregating(r) => &r.id,
             Self::Evaluating(r) => &r.id,
             Self::Gated(r) => &r.id,
+            Self::Held(r) => &r.id,
             Self::Promoted(r) => &r.id,
             Self::Rejected(r) => &r.id,
             Self::Failed(r) => &r.id,
@@ -470,6 +530,7 @@ impl AnyRound {
             Self::Aggregating(r) => &r.spec,
             Self::Evaluating(r) => &r.spec,
             Self::Gated(r) => &r.spec,
+            Self::Held(r) => &r.spec,
             Self::Promoted(r) => &r.spec,
             Self::Rejected(r) => &r.spec,
             Self::Failed(r) => &r.spec,
@@ -502,6 +563,7 @@ impl AnyRound {
             Self::Aggregating(_) => "aggregating",
             Self::Evaluating(_) => "evaluating",
             Self::Gated(_) => "gated",
+            Self::Held(_) => "held",
             Self::Promoted(_) => "promoted",
             Self::Rejected(_) => "rejected",
             Self::Failed(_) => "failed",
@@ -522,6 +584,7 @@ impl AnyRound {
             Self::Exchanging(r) => (r.stage.deadline, r.stage.closes),
             Self::Collecting(r) => (r.stage.deadline, r.stage.closes),
             Self::Evaluating(r) => (r.stage.deadline, r.stage.closes),
+            Self::Held(r) => (r.stage.until, None),
             _ => return None,
         };
         Some(closes.map_or(deadline, |c| c.min(deadline)))
@@ -568,6 +631,7 @@ impl AnyRound {
             Self::Aggregating(r) => r.stage.updates.clone(),
             Self::Evaluating(r) => r.stage.updates.clone(),
             Self::Gated(r) => r.stage.updates.clone(),
+            Self::Held(r) => r.stage.updates.clone(),
             Self::Promoted(r) => r.stage.updates.clone(),
             _ => BTreeMap::new(),
         }
@@ -584,7 +648,8 @@ impl AnyRound {
             | Self::Enrolling(_)
             | Self::Exchanging(_)
             | Self::Collecting(_)
-            | Self::Evaluating(_) => Vec::new(),
+            | Self::Evaluating(_)
+            | Self::Held(_) => Vec::new(),
         }
     }
 }
@@ -631,6 +696,7 @@ pub fn step(round: &AnyRound, event: Event, now: Timestamp) -> Result<Step, Refu
         (AnyRound::Aggregating(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
         (AnyRound::Evaluating(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
         (AnyRound::Gated(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
+        (AnyRound::Held(r), Event::Stop) => Ok(fail(r, FailReason::Stopped)),
 
         (AnyRound::Planned(r), Event::Open) => {
             let stage = Enrolling {
@@ -659,6 +725,10 @@ pub fn step(round: &AnyRound, event: Event, now: Timestamp) -> Result<Step, Refu
             Ok(fail(r, FailReason::Aggregation(why)))
         }
         (AnyRound::Gated(r), Event::Judged(verdict)) => Ok(r.judged(verdict)),
+        (AnyRound::Gated(r), Event::Asked { reasons, witnesses, weighed }) => {
+            Ok(r.hold((reasons, witnesses), weighed, now))
+        }
+        (AnyRound::Held(r), event) => r.on(event, now),
         (round, Event::Update(site, update)) => Err(late_or_counted(&round, &site, &update)),
         (round, event) => Err(out_of_place(&round, &event)),
     }
@@ -675,6 +745,7 @@ fn revoked(round: &AnyRound, site: SiteId, keep: bool, now: Timestamp) -> Result
             AnyRound::Aggregating(r) => fail(r, reason),
             AnyRound::Evaluating(r) => fail(r, reason),
             AnyRound::Gated(r) => fail(r, reason),
+            AnyRound::Held(r) => fail(r, reason),
             // In no other stage is anything counted that could still be dropped.
             other => quiet(other, Vec::new()),
         });
@@ -1128,11 +1199,29 @@ impl Round<Collecting> {
 }
 
 impl Round<Gated> {
+    fn hold(
+        self,
+        (reasons, witnesses): (Vec<String>, Vec<String>),
+        weighed: Option<Weighed>,
+        now: Timestamp,
+    ) -> Step {
+        let progress = self.progress(weighed);
+        let (candidate, until) = (self.stage.candidate, now.plus_ms(HELD_MS));
+        let record = Record::Held(candidate, reasons.clone(), until);
+        let (updates, approved) = (self.stage.updates.clone(), BTreeSet::new());
+        let stage = Held { updates, candidate, reasons, witnesses, until, approved, progress };
+        quiet(AnyRound::Held(self.into_stage(stage)), vec![record])
+    }
+
+    /// How far the study comes with the candidate, which is as far as before where it was not weighed.
+    fn progress(&self, weighed: Option<Weighed>) -> Progress {
+        weighed.map_or_else(|| self.spec.progress.clone(), |weighed| weighed.progress)
+    }
+
     fn judged(self, verdict: Verdict) -> Step {
         let candidate = self.stage.candidate;
         if verdict.pass {
-            let before = || self.spec.progress.clone();
-            let progress = verdict.weighed.map_or_else(before, |weighed| weighed.progress);
+            let progress = self.progress(verdict.weighed);
             let updates = self.stage.updates.clone();
             let stage = Promoted { updates, model: candidate, progress };
             Step {
@@ -1152,10 +1241,62 @@ impl Round<Gated> {
     }
 }
 
+impl Round<Held> {
+    fn on(mut self, event: Event, now: Timestamp) -> Result<Step, Refusal> {
+        let over = now >= self.stage.until;
+        match event {
+            Event::Tick if over => {
+                let why = format!("until {} too few people approved it", self.stage.until);
+                Ok(self.reject(why, Vec::new()))
+            }
+            Event::Tick | Event::Resumed => Ok(quiet(AnyRound::Held(self), Vec::new())),
+            // What comes too late is as if it had not come.
+            Event::Approved { .. } | Event::Refused(_) if over => {
+                Err(Refusal::Late { round: self.id, stage: "held" })
+            }
+            Event::Approved { by, gone } => {
+                self.stage.approved.retain(|person| !gone.contains(person));
+                if !self.stage.approved.insert(by) {
+                    return Err(Refusal::AlreadyApproved(self.id));
+                }
+                let candidate = self.stage.candidate;
+                let approved = Record::Approved(candidate);
+                if self.stage.approved.len() < APPROVERS {
+                    return Ok(quiet(AnyRound::Held(self), vec![approved]));
+                }
+                let (updates, progress) = (self.stage.updates.clone(), self.stage.progress.clone());
+                let stage = Promoted { updates, model: candidate, progress };
+                Ok(Step {
+                    next: AnyRound::Promoted(self.into_stage(stage)),
+                    records: vec![approved, Record::Published(candidate)],
+                    effects: vec![Effect::Advance],
+                })
+            }
+            Event::Refused(why) => {
+                let refused = vec![Record::Refused(self.stage.candidate)];
+                Ok(self.reject(format!("it was refused: {why}"), refused))
+            }
+            Event::Update(site, update) => {
+                Err(late_or_counted(&AnyRound::Held(self), &site, &update))
+            }
+            other => Err(out_of_place(&AnyRound::Held(self), &other)),
+        }
+    }
+
+    /// It stays out, and the round may be tried again, as if its gates had not asked.
+    fn reject(self, why: String, mut records: Vec<Record>) -> Step {
+        let candidate = self.stage.candidate;
+        let reasons: Vec<String> = self.stage.reasons.iter().cloned().chain([why]).collect();
+        records.push(Record::Rejected(candidate, reasons.clone()));
+        let stage = Rejected { candidate, reasons, on_failure: OnFailure::Reject };
+        let next = AnyRound::Rejected(self.into_stage(stage));
+        Step { next, records, effects: vec![Effect::Advance] }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::patience::Weighed;
 
     fn site(n: u8) -> SiteId {
         format!("spiffe://t/ae-on/ae-az/site/h-{n}").parse().expect("valid")
@@ -1318,6 +1459,74 @@ mod tests {
         let judged = Event::Judged(Verdict { weighed, ..Verdict::of(vec![]) });
         assert_eq!(*gated.progress(), Progress::default());
         assert_eq!(*run(gated, vec![(3, judged)]).progress(), progress);
+    }
+
+    fn weighed() -> Progress {
+        Progress { best: None, without: 1 }
+    }
+
+    /// A round whose candidate waits for people since 3.
+    fn held() -> AnyRound {
+        let updates = [1, 2, 3].map(|n| (1, Event::Update(site(n), update(n))));
+        let candidate = (2, Event::Aggregated(Digest::of(b"new")));
+        let (reasons, witnesses) = (vec!["recall is low".to_owned()], Vec::new());
+        let weighed = Some(Weighed { progress: weighed(), line: "no better".into() });
+        let asked = (3, Event::Asked { reasons, witnesses, weighed });
+        run(collecting(), updates.into_iter().chain([candidate, asked]).collect())
+    }
+
+    fn approved(n: u8, gone: &[u8]) -> Event {
+        let person = |n: u8| Person([n; 16]);
+        Event::Approved { by: person(n), gone: gone.iter().map(|n| person(*n)).collect() }
+    }
+
+    const OVER: i64 = 3 + 7 * 24 * 3_600 * 1_000;
+
+    #[test]
+    fn a_candidate_that_gates_ask_about_becomes_the_model_by_two_people_and_by_no_silence() {
+        let r = held();
+        assert_eq!((r.stage(), r.wakes_at()), ("held", Some(at(OVER))));
+        assert!(r.owed().is_empty() && !r.is_over() && r.updates().len() == 3);
+        // Neither time nor a restart lets it through, and neither moves the end.
+        let waited = run(r.clone(), vec![(OVER - 2, Event::Tick), (OVER - 1, Event::Resumed)]);
+        assert_eq!(waited, r);
+        let one = run(r.clone(), vec![(4, approved(1, &[]))]);
+        assert_eq!(one.stage(), "held");
+        let twice = step(&one, approved(1, &[]), at(5)).expect_err("the same person");
+        assert!(matches!(twice, Refusal::AlreadyApproved(_)), "{twice}");
+        let both = step(&one, approved(2, &[]), at(5)).expect("taken");
+        let candidate = Digest::of(b"new");
+        assert_eq!(both.next.stage(), "promoted");
+        assert_eq!(both.records, [Record::Approved(candidate), Record::Published(candidate)]);
+        assert_eq!(both.effects, [Effect::Advance]);
+        // It is weighed once it is the model.
+        assert_eq!((one.progress(), both.next.progress()), (&Progress::default(), &weighed()));
+        // Whoever is not heard any more does not count, and another does.
+        let gone = run(one.clone(), vec![(5, approved(2, &[1]))]);
+        assert_eq!(gone.stage(), "held");
+        assert_eq!(run(gone, vec![(6, approved(3, &[1]))]).stage(), "promoted");
+    }
+
+    #[test]
+    fn a_candidate_that_is_refused_or_forgotten_stays_out() {
+        let one = run(held(), vec![(4, approved(1, &[]))]);
+        let refused = step(&one, Event::Refused("too few women".into()), at(5)).expect("taken");
+        let candidate = Digest::of(b"new");
+        assert_eq!(refused.records[0], Record::Refused(candidate));
+        let AnyRound::Rejected(r) = &refused.next else { panic!("{refused:?}") };
+        assert_eq!(r.stage.reasons, ["recall is low", "it was refused: too few women"]);
+        assert_eq!(r.stage.on_failure, OnFailure::Reject);
+        let late = step(&one, approved(2, &[]), at(OVER)).expect_err("too late");
+        assert!(matches!(late, Refusal::Late { .. }), "{late}");
+        let forgotten = step(&one, Event::Tick, at(OVER)).expect("taken");
+        assert_eq!((forgotten.next.stage(), forgotten.records.len()), ("rejected", 1));
+        assert_eq!(forgotten.effects, [Effect::Advance]);
+        // Whose updates do not count any more ends it, and so does a stop.
+        let revoked = Event::Revoked { site: site(1), keep: false };
+        assert_eq!(run(held(), vec![(4, revoked)]).stage(), "failed");
+        assert_eq!(run(held(), vec![(4, Event::Stop)]).stage(), "failed");
+        // Gates are not asked twice, and a verdict that asks, as any other, is none to publish by.
+        assert!(step(&held(), Event::Judged(Verdict::of(Vec::new())), at(4)).is_err());
     }
 
     #[test]

@@ -93,6 +93,8 @@ catalog! {
     StudyOver = "study_over", "The study is over", 409, FailedPrecondition;
     /// The version stands where this cannot be done.
     WrongStage = "wrong_stage", "The version stands where this cannot be done", 409, FailedPrecondition;
+    /// The version fails a gate of its study that is asked when it is promoted.
+    GateFailed = "gate_failed", "The version does not pass a gate of its study", 409, FailedPrecondition;
     /// The update is for another round than the one that collects.
     WrongRound = "wrong_round", "The update is for another round", 409, FailedPrecondition;
     /// The update starts from another model.

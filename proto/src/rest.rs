@@ -600,6 +600,10 @@ pub struct Version {
     pub safetensors_sha256: String,
     /// How often the study's versions were changed: the `ETag`, and what `If-Match` is held against.
     pub revision: u64,
+    /// Where one version is shown, the study's gates that are asked when it goes on to staging or production, and what they say of
+    /// it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<LineageGate>,
 }
 
 /// Which round's model is to be a version.
@@ -625,6 +629,16 @@ pub struct PromotionRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReasonRequest {
+    /// One line. It stays in the log: nothing about a person.
+    pub reason: String,
+}
+
+/// Which candidate somebody decides over, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CandidateRequest {
+    /// SHA-256 of the candidate, so that nobody decides over another one than they have seen.
+    pub candidate_sha256: String,
     /// One line. It stays in the log: nothing about a person.
     pub reason: String,
 }
@@ -760,6 +774,9 @@ pub struct LineageMove {
     /// The approvals that counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<String>,
+    /// Of a promotion, what the gates said that are asked then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<LineageGate>,
     /// The entry that says so.
     pub index: u64,
 }

@@ -176,7 +176,12 @@ pub(crate) fn parts_of(study: &str, change: impl FnOnce(&mut Vec<Draft>)) -> Par
 
 /// As [`parts`], where each entry is a minute after the one before, and `change` hears who acts.
 pub(crate) fn by_minutes(change: impl FnOnce(&mut Vec<Draft>, &Cast)) -> Parts {
-    acted(STUDY, |i| minute(i).as_millis(), change)
+    by_minutes_of(STUDY, change)
+}
+
+/// As [`by_minutes`], of this study.
+pub(crate) fn by_minutes_of(study: &str, change: impl FnOnce(&mut Vec<Draft>, &Cast)) -> Parts {
+    acted(study, |i| minute(i).as_millis(), change)
 }
 
 /// When an entry is made, by minutes.

@@ -68,6 +68,125 @@ fn the_moves_of_a_version_are_made_again() {
     assert!(twice.contains("version 1 is `staging`"), "{twice}");
 }
 
+/// A bundle of the usual round, of a study which asks this of versions that are promoted, with these entries behind it.
+fn gated(gate: &str, more: impl FnOnce(&Cast) -> Vec<Draft>) -> Parts {
+    let study = format!("{STUDY}gates: [{{ {gate}, when: promotion }}]\n");
+    super::fixture::by_minutes_of(&study, |drafts, cast| {
+        let published = drafts.last_mut().expect("a model");
+        *published = published.clone().count("attempt", 0);
+        drafts.push(made());
+        drafts.extend(more(cast));
+    })
+}
+
+/// The operator puts it into staging, for gates say this of it.
+fn staged(line: &'static str) -> impl FnOnce(&Cast) -> Vec<Draft> {
+    move |cast| vec![promoted(cast, "staging").texts("gates", [line.to_owned()])]
+}
+
+/// The operator would put it into staging, and is told that a gate keeps it from there.
+fn kept_from(cast: &Cast, line: &str) -> Draft {
+    let draft = cast.may(Kind::AdminRead, &cast.operator, "version.promote", &["ACC-213"]);
+    let draft = draft.study(&"s".parse().expect("a study")).count("version", 1);
+    draft.text("stage", "staging").texts("gates", [line.to_owned()])
+}
+
+#[test]
+fn what_gates_say_of_a_promotion_follows_from_what_was_accepted() {
+    let (few, many) = ("metric: examples, at_least: 5", "metric: examples, at_least: 50");
+    let (pass, fail) =
+        ("pass: examples: 10, at least 5 needed", "fail: examples: 10, at least 50 needed");
+    gated(few, staged(pass)).verify().expect("verified");
+    gated(many, |cast| vec![kept_from(cast, fail)]).verify().expect("verified");
+    // A version that is put away is asked nothing.
+    let archived = gated(few, |cast| {
+        let archived = promoted(cast, "archived");
+        staged(pass)(cast).into_iter().chain([archived]).collect()
+    });
+    archived.verify().expect("verified");
+    for (bundle, said) in [
+        (gated(few, |cast| vec![promoted(cast, "staging")]), "`gates` of version 1 says `nothing`"),
+        (gated(few, staged("pass: examples: 90, at least 5 needed")), "it is `pass: examples: 10,"),
+        (gated(many, staged(fail)), "goes on to `staging`, and fails a gate of its study"),
+        (
+            gated(many, staged("pass: examples: 10, at least 50 needed")),
+            "goes on to `staging`, and fails a gate of its study",
+        ),
+        (gated(few, |cast| vec![kept_from(cast, pass)]), "and it passes every one that is asked"),
+        (
+            gated(many, |cast| vec![kept_from(cast, "fail: examples: 1, at least 50 needed")]),
+            "it is `fail: examples: 10, at least 50 needed`",
+        ),
+        (
+            super::fixture::by_minutes(|drafts, cast| {
+                drafts.push(made());
+                drafts.extend(staged(pass)(cast));
+            }),
+            "it is `nothing`",
+        ),
+    ] {
+        let (_, wrong) = bundle.wrong();
+        assert!(wrong.contains(said), "{said}: {wrong}");
+    }
+}
+
+/// A bundle of the usual round, of a study with this gate, in which this comes where its model was published.
+fn judged(gate: &str, then: impl FnOnce(&Cast, Draft) -> Vec<Draft>) -> Parts {
+    let study = format!("{STUDY}gates: [{{ {gate} }}]\n");
+    super::fixture::by_minutes_of(&study, |drafts, cast| {
+        let published = drafts.pop().expect("a model").count("attempt", 0);
+        drafts.extend(then(cast, published));
+    })
+}
+
+fn about(draft: Draft) -> Draft {
+    let round = RoundId { study: "s".parse().expect("a study"), number: 1 };
+    draft.round(&round).count("attempt", 0).digest("model_sha256", &digest("model"))
+}
+
+/// The candidate waits for people, for gates say this of it.
+fn held(line: &str) -> Draft {
+    let draft = about(Draft::new(Kind::CandidateHeld)).texts("gates", [line.to_owned()]);
+    draft.text("until", "2099-01-01T00:00:00.000Z")
+}
+
+#[test]
+fn a_candidate_that_waits_for_people_failed_gates_that_ask_and_does_not_become_a_model_by_itself() {
+    let asks = "metric: examples, at_least: 50, on_failure: ask";
+    let fail = "fail: examples: 10, at least 50 needed";
+    let rejected = || about(Draft::new(Kind::ModelRejected)).text("reason", "forgotten");
+    let approved = |cast: &Cast| {
+        about(cast.may(Kind::CandidateApproved, &cast.operator, "approval.give", &["ACC-211"]))
+    };
+    judged(asks, |_, _| vec![held(fail), rejected()]).verify().expect("verified");
+    let failed = |draft: Draft| draft.texts("gates", [fail.to_owned()]);
+    for (bundle, said) in [
+        (judged(asks, |_, model| vec![failed(model)]), "fails a gate of its study"),
+        (judged(asks, |_, model| vec![held(fail), failed(model)]), "fails a gate of its study"),
+        // Whom nobody can name has approved nothing.
+        (judged(asks, |cast, _| vec![held(fail), approved(cast)]), "names nobody who approves"),
+        (judged(asks, |cast, _| vec![approved(cast)]), "waits for people"),
+        (judged(asks, |cast, _| vec![held(fail), rejected(), approved(cast)]), "waits for people"),
+        (
+            judged("metric: examples, at_least: 50", |_, _| vec![held(fail)]),
+            "gates do not ask them",
+        ),
+        (
+            judged("metric: examples, at_least: 5, on_failure: ask", |_, _| {
+                vec![held("pass: examples: 10, at least 5 needed")]
+            }),
+            "gates do not ask them",
+        ),
+        (
+            judged(asks, |_, _| vec![held("fail: examples: 49, at least 50 needed")]),
+            "it is `fail: examples: 10",
+        ),
+    ] {
+        let (_, wrong) = bundle.wrong();
+        assert!(wrong.contains(said), "{said}: {wrong}");
+    }
+}
+
 #[test]
 fn a_move_that_policy_did_not_allow_is_found() {
     // Nobody puts a version into production alone, whatever an entry says.

@@ -10,10 +10,11 @@ use falaj_core::id::{Place, StudyId};
 use falaj_proto::{
     problem::ProblemJson,
     rest::{
-        Accesses, Approval, ApprovalRequest, Checkpoint, EnrolmentToken, EnrolmentTokenRequest,
-        EnrolmentTokenState, Erasure, ErasureRequest, Figures, Gate, Hold, HoldRequest, LogEntry,
-        LogShard, Model, Page, Person, Pruning, PruningRequest, Revocation, RevocationRequest,
-        Round, Site, Status, Study, Timestamp, Touched, Version, VersionLineage, Witness,
+        Accesses, Approval, ApprovalRequest, CandidateRequest, Checkpoint, EnrolmentToken,
+        EnrolmentTokenRequest, EnrolmentTokenState, Erasure, ErasureRequest, Figures, Gate, Hold,
+        HoldRequest, LogEntry, LogShard, Model, Page, Person, Pruning, PruningRequest, Revocation,
+        RevocationRequest, Round, Site, Status, Study, Timestamp, Touched, Version, VersionLineage,
+        Witness,
     },
 };
 use reqwest::{Method, RequestBuilder, Response, header::HeaderValue, redirect};
@@ -143,6 +144,17 @@ impl Client {
     /// Stops a study.
     pub(crate) async fn stop(&self, id: &StudyId) -> Answer<Study> {
         self.read(self.request(Method::POST, &format!("studies/{id}/stop"))).await
+    }
+
+    /// Decides over a candidate that waits for people: `approve` or `reject`.
+    pub(crate) async fn decide(
+        &self,
+        id: &StudyId,
+        what: &str,
+        asked: &CandidateRequest,
+    ) -> Answer<Study> {
+        let path = format!("studies/{id}/candidate/{what}");
+        self.read(self.request(Method::POST, &path).json(asked)).await
     }
 
     /// The rounds of a study.

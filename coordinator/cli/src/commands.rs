@@ -2,8 +2,8 @@
 
 use crate::{
     args::{
-        ApprovalCommand, Cli, Command, GiveArgs, HoldCommand, ModelCommand, PersonCommand,
-        SiteCommand, StudyCommand,
+        ApprovalCommand, Cli, Command, DecideArgs, GiveArgs, HoldCommand, ModelCommand,
+        PersonCommand, SiteCommand, StudyCommand,
     },
     client::Client,
     download::{ParamsHash, save},
@@ -19,7 +19,7 @@ use falaj_core::{
     study::{Mechanism, Study},
 };
 use falaj_proto::{
-    rest::{self, Page},
+    rest::{self, CandidateRequest, Page},
     study::STUDY_BYTES_MAX,
 };
 use serde_json::{Value, json};
@@ -75,6 +75,16 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+async fn decide(client: &Client, what: &str, asked: DecideArgs, json: bool) -> Result<()> {
+    let DecideArgs { id, candidate, reason } = asked;
+    let asked = CandidateRequest { candidate_sha256: candidate, reason };
+    let study = client.decide(&named(&id)?, what, &asked).await?;
+    let told = if what == "approve" { "approved" } else { "refused" };
+    show::answer(json, &study, |s| {
+        format!("the candidate of round {} of {} is {told}", s.round, s.id)
+    })
+}
+
 async fn study(client: &Client, command: StudyCommand, json: bool) -> Result<ExitCode> {
     match command {
         StudyCommand::Check { file } => {
@@ -98,6 +108,8 @@ async fn study(client: &Client, command: StudyCommand, json: bool) -> Result<Exi
             show::answer(json, &client.rounds(&named(&id)?).await?, rounds::table)?;
         }
         StudyCommand::Figures(asked) => asked.run(client, json).await?,
+        StudyCommand::Approve(asked) => decide(client, "approve", asked, json).await?,
+        StudyCommand::Refuse(asked) => decide(client, "reject", asked, json).await?,
         StudyCommand::Stop { id } => {
             let study = client.stop(&named(&id)?).await?;
             // The round is closed first, so the study may still be on its way to `stopped`.

@@ -108,7 +108,9 @@ pub(crate) fn table(gates: &[Gate], history: Option<&[Figures]>) -> String {
         let round = gate.round.map_or_else(|| "-".to_owned(), |round| round.to_string());
         let row = |figure: String, value, interval, said: &str, bars| {
             let (bound, when) = (gate.bound.clone(), gate.when.clone());
-            let (round, on_failure) = (round.clone(), gate.on_failure.clone());
+            // No round is asked, and so none is answered for.
+            let on_failure = if when == "promotion" { "-" } else { &gate.on_failure };
+            let (round, on_failure) = (round.clone(), on_failure.to_owned());
             [figure, value, interval, bound, said.to_owned(), round, when, on_failure, bars]
         };
         if gate.figures.is_empty() {
@@ -164,6 +166,7 @@ fn explained(gate: &Gate) -> String {
         other => format!("It is asked at: {other}"),
     };
     let then = match gate.on_failure.as_str() {
+        _ if gate.when == "promotion" => "a version that fails stays where it stands",
         "reject" => "a candidate that fails is not taken, and the round is tried again",
         "roll_back" => "when one fails, the study goes on from the last model that passed",
         "stop" => "when one fails, the study ends with the model that it has",

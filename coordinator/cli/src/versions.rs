@@ -8,8 +8,8 @@ use crate::{
 use anyhow::{Context as _, Result};
 use falaj_core::id::StudyId;
 use falaj_proto::rest::{
-    AliasRequest, Page, PromotionRequest, ReasonRequest, Touched, TouchedVersion, Version,
-    VersionLineage, VersionRequest,
+    AliasRequest, LineageGate, Page, PromotionRequest, ReasonRequest, Touched, TouchedVersion,
+    Version, VersionLineage, VersionRequest,
 };
 use std::{fmt::Write as _, fs, path::PathBuf};
 
@@ -24,7 +24,8 @@ pub(crate) async fn run(client: &Client, command: VersionCommand, json: bool) ->
             show::answer(json, &client.versions(id.as_ref()).await?, table)
         }
         VersionCommand::Show { of: OfVersion { id, version } } => {
-            show::answer(json, &client.version(&named(&id)?, &version).await?, facts)
+            let shown = client.version(&named(&id)?, &version).await?;
+            show::answer(json, &shown, |v| facts(v) + &asked(&v.gates))
         }
         VersionCommand::Card { of: OfVersion { id, version }, format, output } => {
             let format = match format {
@@ -152,6 +153,20 @@ fn facts(v: &Version) -> String {
     ])
 }
 
+/// What gates say that are asked when a version is promoted.
+fn asked(gates: &[LineageGate]) -> String {
+    if gates.is_empty() {
+        return String::new();
+    }
+    let row = |g: &LineageGate| {
+        let verdict = if g.pass { "passes" } else { "FAILS" };
+        let interval = if g.interval.is_empty() { "-" } else { &g.interval };
+        [g.name.clone(), g.figure.clone(), interval.into(), g.bound.clone(), verdict.into()]
+    };
+    let columns = ["ASKED AT A PROMOTION", "FIGURE", "INTERVAL", "NEEDED", "VERDICT"];
+    format!("\n{}", show::table(columns, gates.iter().map(row)))
+}
+
 fn touched(of: &Touched) -> String {
     let remedy = |v: &TouchedVersion| match v.back_to {
         Some(version) => format!("roll back to {version}, revoke"),
@@ -218,5 +233,8 @@ fn ancestry(of: &VersionLineage) -> String {
     });
     text += "\n";
     text += &show::table(["AT", "KIND", "STAGE", "REASON", "ENTRY"], moves);
+    for moved in &of.moves {
+        text += &asked(&moved.gates);
+    }
     text
 }

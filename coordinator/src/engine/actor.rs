@@ -5,7 +5,7 @@
 //! committed stage, so a kill between any two of the verbs loses nothing and counts nothing twice.
 
 use super::{
-    Answer, Arrived, Engine, Mail, Meta, SignedReceipt, View,
+    Answer, Arrived, Decided, Engine, Mail, Meta, SignedReceipt, View,
     combined::{self, Combined},
     evaluation,
     exchange::{self, Exchange},
@@ -28,7 +28,10 @@ use falaj_core::{
     aggregate::Accumulator,
     audit::{Actor as Who, Draft, Kind},
     dp::Rotation,
-    gate::{self, Facts, Gate, OnFailure, patience::Progress},
+    gate::{
+        self, Facts, Gate, OnFailure, Verdict,
+        patience::{Progress, Weighed},
+    },
     id::{Digest, RoundId, SiteId},
     robust::Rule,
     round::{
@@ -159,6 +162,8 @@ impl Actor {
     }
 
     pub(super) async fn run(mut self, mut mail: mpsc::Receiver<Mail>, shutdown: CancellationToken) {
+        let held = matches!(self.round, Some((AnyRound::Held(_), _)));
+        self.engine.parts().metrics.held(&self.meta.study.id, held);
         if let Some((round, _)) = &self.round
             && round.wakes_at().is_some()
             && let Err(Failed::Commit(e)) = self.apply(Event::Resumed).await
@@ -220,6 +225,10 @@ impl Actor {
                 let answer = self.answered(*answer).await;
                 let _ = reply.send(answer);
             }
+            Mail::Decided(decided, reply) => {
+                let answer = self.decided(*decided).await;
+                let _ = reply.send(answer);
+            }
             // That is done next, before anything else.
             Mail::Look => {}
             Mail::Stop(actor, reply) => {
@@ -236,7 +245,7 @@ impl Actor {
         self.apply_with(event, &Who::default(), Vec::new(), |d| d).await
     }
 
-    /// As [`Self::apply`]: `who` stands in the entries, `rows` and `more` add to the commit.
+    /// As [`Self::apply`]: `who` stands in the entries, `rows` and `more`, of the first entry, add to the commit.
     async fn apply_with(
         &mut self,
         event: Event,
@@ -244,21 +253,40 @@ impl Actor {
         rows: Vec<Change>,
         more: impl FnOnce(Draft) -> Draft,
     ) -> Result<Option<Committed>, Failed> {
+        let first = |entries: Vec<Draft>| {
+            let mut entries = entries.into_iter();
+            entries.next().map(more).into_iter().chain(entries).collect()
+        };
+        self.apply_all(event, who, rows, first).await
+    }
+
+    /// As [`Self::apply_with`], where `more` adds to any of the entries.
+    async fn apply_all(
+        &mut self,
+        event: Event,
+        who: &Who,
+        rows: Vec<Change>,
+        more: impl FnOnce(Vec<Draft>) -> Vec<Draft>,
+    ) -> Result<Option<Committed>, Failed> {
         let Some((round, version)) = self.round.clone() else { return Ok(None) };
         let step = step(&round, event, clock::now()).map_err(Failed::Refused)?;
         if step.next == round && step.records.is_empty() {
             self.owed.extend(step.effects);
             return Ok(None);
         }
-        let mut entries: Vec<Draft> =
-            step.records.iter().map(|r| self.draft(&round, r, who)).collect();
-        if let Some(first) = entries.first_mut() {
-            *first = more(first.clone());
-        }
+        let entries = step.records.iter().map(|r| self.draft(&round, r, who)).collect();
+        let entries = more(entries);
         let commit = Commit { round: Some((step.next.clone(), version)), rows, entries };
         let committed = self.commit(commit).await?;
         if step.next.stage() != round.stage() {
             self.engine.parts().metrics.round(step.next.stage());
+        }
+        let metrics = &self.engine.parts().metrics;
+        metrics.held(&self.meta.study.id, matches!(step.next, AnyRound::Held(_)));
+        match (&round, &step.next) {
+            (AnyRound::Held(_), AnyRound::Promoted(_)) => metrics.verdict("published"),
+            (AnyRound::Held(_), AnyRound::Rejected(_)) => metrics.verdict("rejected"),
+            _ => {}
         }
         self.round = Some((step.next.clone(), version + 1));
         self.owed.extend(step.effects);
@@ -791,38 +819,23 @@ impl Actor {
         self.leave().await?;
         let Some((AnyRound::Gated(round), _)) = &self.round else { return Ok(()) };
         let (round, behind) = (round.clone(), u32::try_from(stood.len()).unwrap_or(u32::MAX));
-        let meta = self.meta.clone();
-        // Aggregation refuses a candidate with a parameter that is not finite.
-        let mut facts = Facts::of(round.stage.updates.values(), true, behind);
-        facts.epsilon = {
-            let view = self.viewing.borrow();
-            let spent = round.stage.updates.keys().filter_map(|site| view.epsilon.get(site.name()));
-            spent.copied().reduce(f64::max)
-        };
-        facts.compared = combined::compared(&self.engine.parts().updates, &meta, &round).await?;
-        let facts = evaluation::facts(&self.engine.parts().store, &meta, &round, facts).await?;
-        let mut gates = vec![Gate::Participation { min_sites: round.spec.min_sites }, Gate::Finite];
-        gates.extend(meta.study.governance.witnesses.map(Gate::Witnesses));
-        gates.extend(meta.study.gates.iter().cloned().map(Gate::Declared));
-        let mut verdict = gate::judge(&facts, &gates);
-        verdict.weighed = evaluation::weighed(&meta, &round, &facts, &verdict);
-        let weighed = verdict.weighed.as_ref().map(|weighed| weighed.line.clone());
-        let (study, number) = (round.id.study.clone(), round.id.number);
-        let tried = (number, round.spec.attempt);
-        let (pass, said) = (verdict.pass, evaluation::said(&facts, &verdict));
+        let of = (&round.id, &round.spec);
+        let (verdict, said) = self.verdict(of, (candidate, &round.stage.updates), behind).await?;
+        let tried = (round.id.number, round.spec.attempt);
+        let pass = verdict.pass;
         let (asked, word) = (verdict.asked.clone(), evaluation::word(&verdict));
-        let model = ModelRow { study, number, sha256: candidate, published: clock::now() };
-        let rows = if pass { vec![Change::Model(model)] } else { Vec::new() };
-        let event = Event::Judged(verdict);
-        let named = |draft: Draft| {
-            let lines = stood.iter().map(|(witness, entries)| format!("{entries} {witness}"));
-            let draft = if stood.is_empty() { draft } else { draft.texts("witnesses", lines) };
-            let draft = match &weighed {
-                Some(line) => draft.text("patience", line),
-                None => draft,
-            };
-            said.into_iter().fold(draft, |draft, (name, lines)| draft.texts(name, lines))
+        let rows = if pass { vec![self.model_row(round.id.number, candidate)] } else { Vec::new() };
+        let lines: Vec<String> =
+            stood.iter().map(|(witness, entries)| format!("{entries} {witness}")).collect();
+        // What people are asked about is weighed once they let it through.
+        let weighed = verdict.weighed.clone().filter(|_| pass);
+        let event = if verdict.asks() {
+            let Verdict { reasons, weighed, .. } = verdict;
+            Event::Asked { reasons, witnesses: lines.clone(), weighed }
+        } else {
+            Event::Judged(verdict)
         };
+        let named = |draft| named(draft, lines, said, weighed);
         let committed = self.apply_with(event, &Who::default(), rows, named).await?;
         if let Some(wanted) = self.meta.study.governance.witnesses {
             let (reached, there) = (behind >= wanted.quorum, self.there(&stood));
@@ -840,10 +853,102 @@ impl Actor {
             metrics.verdict(word);
         }
         if committed.is_some() && pass {
-            self.viewing.send_modify(|v| {
-                v.promoted += 1;
-                v.model = candidate;
+            self.published(candidate);
+        }
+        Ok(())
+    }
+
+    /// What gates say of a candidate, and what an entry says of that.
+    async fn verdict(
+        &self,
+        (round, spec): (&RoundId, &RoundSpec),
+        (candidate, updates): (Digest, &BTreeMap<SiteId, UpdateRef>),
+        behind: u32,
+    ) -> Result<(Verdict, Said), CommitError> {
+        let (meta, parts) = (&self.meta, self.engine.parts());
+        // Aggregation refuses a candidate with a parameter that is not finite.
+        let mut facts = Facts::of(updates.values(), true, behind);
+        facts.epsilon = {
+            let view = self.viewing.borrow();
+            let spent = updates.keys().filter_map(|site| view.epsilon.get(site.name()));
+            spent.copied().reduce(f64::max)
+        };
+        facts.compared = combined::compared(&parts.updates, meta, (round, spec), updates).await?;
+        let facts = evaluation::facts(&parts.store, meta, (round, spec), facts).await?;
+        let mut gates = vec![Gate::Participation { min_sites: spec.min_sites }, Gate::Finite];
+        gates.extend(meta.study.governance.witnesses.map(Gate::Witnesses));
+        gates.extend(meta.study.gates.iter().cloned().map(Gate::Declared));
+        let mut verdict = gate::judge(&facts, &gates);
+        if verdict.pass || verdict.asks() {
+            verdict.weighed = evaluation::weighed(meta, spec, &facts, (round.number, candidate));
+        }
+        let said = evaluation::said(&facts, &verdict);
+        Ok((verdict, said))
+    }
+
+    fn model_row(&self, number: u32, sha256: Digest) -> Change {
+        let study = self.meta.study.id.clone();
+        Change::Model(ModelRow { study, number, sha256, published: clock::now() })
+    }
+
+    /// The study has another model.
+    fn published(&self, model: Digest) {
+        self.viewing.send_modify(|v| {
+            v.promoted += 1;
+            v.model = model;
+        });
+    }
+
+    /// Somebody decides over the candidate that waits for people.
+    async fn decided(&mut self, decided: Decided) -> Result<(), Problem> {
+        // The mail may have waited, and whoever sent it may have been revoked meanwhile.
+        decided.peer.identity()?;
+        // Nor is it let through with an update that does not count any more.
+        if let Err(Failed::Commit(e)) = self.leave().await {
+            return Err(problem_of(&e));
+        }
+        let study = &self.meta.study.id;
+        let held = match &self.round {
+            Some((AnyRound::Held(r), _)) if r.stage.candidate == decided.candidate => r.clone(),
+            _ => {
+                return Err(Code::Conflict.because(format!(
+                    "no candidate {} of study `{study}` waits for people: look with `falaj study rounds {study}`",
+                    decided.candidate
+                )));
+            }
+        };
+        let Decided { peer, action, decision, candidate, approves, reason } = decided;
+        let event = match approves {
+            Some((by, gone)) => Event::Approved { by, gone },
+            None => Event::Refused(reason.clone()),
+        };
+        let ahead = step(&AnyRound::Held(held.clone()), event.clone(), clock::now());
+        let ahead = ahead.map_err(|r| refusal(&r))?;
+        let publishes = matches!(ahead.next, AnyRound::Promoted(_));
+        let behind = u32::try_from(held.stage.witnesses.len()).unwrap_or(u32::MAX);
+        let of = (&held.id, &held.spec);
+        let verdict = self.verdict(of, (candidate, &held.stage.updates), behind).await;
+        let (verdict, said) = verdict.map_err(|e| problem_of(&e))?;
+        let weighed = verdict.weighed.filter(|_| publishes);
+        let rows =
+            if publishes { vec![self.model_row(held.id.number, candidate)] } else { Vec::new() };
+        let lines = held.stage.witnesses;
+        let more = |entries: Vec<Draft>| {
+            let mut entries = entries.into_iter();
+            let first = entries.next().map(|first| {
+                let first = first.text("reason", &reason).text("action", action.as_str());
+                first.decided(true, &decision.policies, &decision.policy_set)
             });
+            let then = entries.next().map(|then| named(then, lines, said, weighed));
+            first.into_iter().chain(then).chain(entries).collect()
+        };
+        let committed = match self.apply_all(event, &peer.actor, rows, more).await {
+            Ok(committed) => committed,
+            Err(Failed::Refused(r)) => return Err(refusal(&r)),
+            Err(Failed::Commit(e)) => return Err(problem_of(&e)),
+        };
+        if committed.is_some() && publishes {
+            self.published(candidate);
         }
         Ok(())
     }
@@ -1247,6 +1352,16 @@ impl Actor {
                     .digests("updates", &payloads)
                     .count("total_weight", updates.values().map(|u| u64::from(u.weight)).sum())
             }
+            Record::Held(candidate, reasons, until) => about(Kind::CandidateHeld)
+                .digest("model_sha256", candidate)
+                .text("reason", &reasons.join("; "))
+                .text("until", &until.to_string()),
+            Record::Approved(candidate) => {
+                about(Kind::CandidateApproved).actor(who).digest("model_sha256", candidate)
+            }
+            Record::Refused(candidate) => {
+                about(Kind::CandidateRefused).actor(who).digest("model_sha256", candidate)
+            }
             Record::Rejected(candidate, reasons) => about(Kind::ModelRejected)
                 .digest("model_sha256", candidate)
                 .text("reason", &reasons.join("; ")),
@@ -1268,6 +1383,12 @@ impl Actor {
             }
             Record::Closed(updates) => (None, format!("closed with {} updates", updates.len())),
             Record::Published(model) => (None, format!("model {model} published")),
+            Record::Held(candidate, reasons, until) => {
+                let why = reasons.join("; ");
+                (None, format!("candidate {candidate} waits for people until {until}: {why}"))
+            }
+            Record::Approved(candidate) => (None, format!("candidate {candidate} approved")),
+            Record::Refused(candidate) => (None, format!("candidate {candidate} refused")),
             Record::Rejected(_, reasons) => (None, format!("rejected: {}", reasons.join("; "))),
             Record::Failed(reason) => (None, format!("failed: {reason}")),
         };
@@ -1284,6 +1405,17 @@ impl Actor {
         // Without a watcher there is nobody to tell.
         let _ = self.events.send(event);
     }
+}
+
+/// What an entry says of gates.
+type Said = Vec<(&'static str, Vec<String>)>;
+
+/// Names the witnesses that stand behind a round, if it wants any, how its model compares with the best before it, and what gates
+/// said.
+fn named(draft: Draft, witnesses: Vec<String>, said: Said, weighed: Option<Weighed>) -> Draft {
+    let draft = if witnesses.is_empty() { draft } else { draft.texts("witnesses", witnesses) };
+    let draft = weighed.iter().fold(draft, |draft, weighed| draft.text("patience", &weighed.line));
+    said.into_iter().fold(draft, |draft, (name, lines)| draft.texts(name, lines))
 }
 
 /// Moves a block of the base, the parameters from a number on, at the server's rate, and turns back what was rotated.
@@ -1339,7 +1471,9 @@ pub(super) fn note_update(view: &mut View, site: &SiteId, epsilon: &str, bytes: 
 /// A refusal of the round as a problem.
 pub(crate) fn refusal(refusal: &Refusal) -> Problem {
     let code = match refusal {
-        Refusal::AlreadyCounted(_) | Refusal::Duplicate { .. } => Code::Duplicate,
+        Refusal::AlreadyCounted(_) | Refusal::AlreadyApproved(_) | Refusal::Duplicate { .. } => {
+            Code::Duplicate
+        }
         Refusal::NotEnrolled { .. } | Refusal::HasDeclined { .. } => Code::NotEnrolled,
         Refusal::Late { .. } => Code::Late,
         Refusal::Full(_) => Code::Busy,

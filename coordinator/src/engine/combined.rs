@@ -8,11 +8,12 @@ use crate::{blob::Blobs, store::writer::CommitError};
 use falaj_core::{
     dp::Rotation,
     gate::compare_updates,
+    id::{RoundId, SiteId},
     robust::{BlockRule, Compared, Outlier, Rule, Shape, outliers},
-    round::{Gated, Round},
+    round::{RoundSpec, UpdateRef},
     update::Encoding,
 };
-use std::{fs::File, io, os::unix::fs::FileExt as _, path::PathBuf};
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt as _, path::PathBuf};
 
 /// Files that stay open from block to block; others are opened for each block.
 const OPEN_MAX: usize = 256;
@@ -86,18 +87,18 @@ fn compare(paths: Vec<PathBuf>, params: usize, encoding: Encoding) -> anyhow::Re
 pub(super) async fn compared(
     updates: &Blobs,
     meta: &Meta,
-    round: &Round<Gated>,
+    (round, spec): (&RoundId, &RoundSpec),
+    of_round: &BTreeMap<SiteId, UpdateRef>,
 ) -> Result<Option<Compared>, CommitError> {
-    let is_last = round.id.number == meta.study.rounds.count;
-    let asked = compare_updates(&meta.study.gates, is_last, round.spec.evaluates);
-    if !asked || round.spec.masked {
+    let is_last = round.number == meta.study.rounds.count;
+    let asked = compare_updates(&meta.study.gates, is_last, spec.evaluates);
+    if !asked || spec.masked {
         return Ok(None);
     }
     let failed = |what: String| {
         CommitError::Failed(format!("the updates cannot be compared with each other: {what}"))
     };
     let (params, encoding) = (meta.manifest.params(), meta.study.encoding());
-    let of_round = &round.stage.updates;
     let paths = of_round.values().map(|u| updates.path(&u.payload)).collect();
     let figures = tokio::task::spawn_blocking(move || compare(paths, params, encoding)).await;
     let figures = figures.map_err(|e| failed(e.to_string()))?;
@@ -109,10 +110,7 @@ pub(super) async fn compared(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use falaj_core::{
-        id::{Digest, SiteId},
-        robust::Standing,
-    };
+    use falaj_core::{id::Digest, robust::Standing};
 
     /// More than one block of each, in more files than stay open, one of which is ten times the opposite of the others.
     #[tokio::test]

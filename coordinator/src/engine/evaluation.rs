@@ -1,18 +1,23 @@
 //! What sites have counted about a candidate: checked as it comes, made into figures when the candidate is judged.
 
-use super::{Meta, exchange};
+use super::{Meta, exchange, problem_of, unreadable};
 use crate::store::{Store, row::ExchangeRow, writer::CommitError};
 use bytes::Bytes;
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
-    audit::Draft,
+    audit::{Draft, Kind, objects::Object},
+    canon::Node,
     evaluation::{
         Evaluation,
         answer::{AnswerError, EvaluationHeader, SignedCounts},
     },
-    gate::{Evaluated, Facts, Judged, OnFailure, Verdict, patience::Weighed},
+    gate::{
+        self, Declared, Evaluated, Facts, Figure, Judged, OnFailure, Verdict, patience::Weighed,
+    },
     id::{Digest, RoundId, SiteId},
-    round::{Evaluating, Gated, Phase, Round},
+    registry::version::Stage,
+    robust::Compared,
+    round::{AnyRound, Evaluating, Phase, Promoted, Round, RoundSpec},
 };
 use falaj_proto::problem::{Code, Problem};
 
@@ -155,12 +160,12 @@ pub(crate) async fn kept<'a>(
 pub(super) async fn facts<'a>(
     store: &Store,
     meta: &'a Meta,
-    round: &Round<Gated>,
+    (round, spec): (&RoundId, &RoundSpec),
     facts: Facts<'a>,
 ) -> Result<Facts<'a>, CommitError> {
-    let mut facts = Facts { is_last: round.id.number == meta.study.rounds.count, ..facts };
-    if let Some(e) = meta.study.evaluation.as_ref().filter(|_| round.spec.evaluates) {
-        let kept = kept(store, meta, e, (&round.id, round.spec.attempt)).await?;
+    let mut facts = Facts { is_last: round.number == meta.study.rounds.count, ..facts };
+    if let Some(e) = meta.study.evaluation.as_ref().filter(|_| spec.evaluates) {
+        let kept = kept(store, meta, e, (round, spec.attempt)).await?;
         // What an evaluation says includes what was spent before.
         let spent = facts.epsilon.into_iter().chain(kept.epsilon);
         facts.epsilon = spent.reduce(f64::max);
@@ -169,21 +174,92 @@ pub(super) async fn facts<'a>(
     Ok(facts)
 }
 
-/// How a candidate that passed compares with the best before it, where the study has patience.
+/// What gates say of a version, and what an entry says of that.
+pub(crate) struct Asked {
+    pub(crate) verdict: Verdict,
+    pub(crate) said: Vec<(&'static str, Vec<String>)>,
+}
+
+/// Judges the model of a round that is to go on to a stage as a version, by what sites have signed in that round. Nothing that was
+/// there then is ever forgotten, so that it is the same each time, and whoever audits it finds the same.
+///
+/// # Errors
+/// When it cannot be read now.
+pub(crate) async fn promotion(
+    store: &Store,
+    meta: &Meta,
+    number: u32,
+    to: Stage,
+) -> Result<Asked, Problem> {
+    let study = &meta.study;
+    if !study.gates.iter().any(|gate| gate.is_asked_of(to)) {
+        return Ok(Asked { verdict: Verdict::of(Vec::new()), said: Vec::new() });
+    }
+    let rounds = store.rounds(&study.id).await.map_err(unreadable)?;
+    let gave = rounds.into_iter().find_map(|round| match round {
+        AnyRound::Promoted(round) if round.id.number == number => Some(round),
+        _ => None,
+    });
+    let round = gave.ok_or_else(|| {
+        Code::Internal.because(format!(
+            "the coordinator has no round {number} that gave the version's model, and its gates cannot be asked"
+        ))
+    })?;
+    let mut facts = Facts::of(round.stage.updates.values(), true, 0);
+    for (site, update) in &round.stage.updates {
+        let row = store.update(&round.id, &site.to_string(), &update.payload).await;
+        let row = row.map_err(unreadable)?.ok_or_else(|| {
+            Code::Internal.because(format!(
+                "the coordinator has no update {} of {site}, and cannot say what it cost",
+                update.payload
+            ))
+        })?;
+        let spent = row.epsilon.parse::<f64>().unwrap_or(f64::INFINITY);
+        facts.epsilon = Some(facts.epsilon.map_or(spent, |most| most.max(spent)));
+    }
+    if let Some(e) = study.evaluation.as_ref().filter(|_| round.spec.evaluates) {
+        let kept = kept(store, meta, e, (&round.id, round.spec.attempt)).await;
+        let kept = kept.map_err(|e| problem_of(&e))?;
+        facts.epsilon = facts.epsilon.into_iter().chain(kept.epsilon).reduce(f64::max);
+        facts.evaluated = Some(kept.evaluated);
+    }
+    let asks =
+        |gate: &Declared| gate.is_asked_of(to) && matches!(gate.figure, Figure::EachUpdate(_));
+    if study.gates.iter().any(asks) {
+        facts.compared = compared(store, &round).await?;
+    }
+    let verdict = gate::judge_promotion(&facts, &study.gates, to);
+    let said = said(&facts, &verdict);
+    Ok(Asked { verdict, said })
+}
+
+/// What the log says of how the updates of a round that gave a model compare with each other: by the same, whoever audits it judges.
+/// Nothing where the entry's contents were deleted, and gates that ask for it fail.
+async fn compared(store: &Store, round: &Round<Promoted>) -> Result<Option<Compared>, Problem> {
+    let of = Object::Round(round.id.clone());
+    let entry = store.find_one(&of, Some(Kind::ModelPublished), |_| true).await;
+    let Some(entry) = entry.map_err(unreadable)? else { return Ok(None) };
+    let Some(list) = entry.body().member("compared") else { return Ok(None) };
+    let lines = list.items().filter_map(Node::as_text);
+    let sites: Vec<SiteId> = round.stage.updates.keys().cloned().collect();
+    Ok(Compared::parse(lines, &sites).ok())
+}
+
+/// How a round's candidate compares with the best before it, where the study has patience.
 pub(super) fn weighed(
     meta: &Meta,
-    round: &Round<Gated>,
+    spec: &RoundSpec,
     facts: &Facts<'_>,
-    verdict: &Verdict,
+    candidate: (u32, Digest),
 ) -> Option<Weighed> {
-    let patience = meta.study.patience.as_ref().filter(|_| verdict.pass)?;
-    patience.weigh(&round.spec.progress, facts, (round.id.number, round.stage.candidate))
+    meta.study.patience.as_ref()?.weigh(&spec.progress, facts, candidate)
 }
 
 /// What becomes of a candidate by a verdict, in one word.
 pub(super) const fn word(verdict: &Verdict) -> &'static str {
     match verdict.on_failure {
         _ if verdict.pass => "published",
+        OnFailure::Ask => "held",
         OnFailure::Reject => "rejected",
         OnFailure::RollBack => "rolled_back",
         OnFailure::Stop => "stopped",

@@ -33,7 +33,7 @@ use bytes::Bytes;
 use falaj_certs::identity::Identity;
 use falaj_core::{
     aggregate::{params_digest, params_to_bytes},
-    audit::{Actor, Draft, Kind},
+    audit::{Actor, Draft, Kind, person::Person},
     id::{Digest, Place, RoundId, SiteId, StudyId},
     manifest::Manifest,
     note::NoteSigner,
@@ -50,7 +50,7 @@ use falaj_proto::{
 use leaving::Leaving;
 use sites::Sites;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, RwLock, Weak},
 };
 use tokio::sync::{Mutex, broadcast, mpsc, oneshot, watch};
@@ -174,6 +174,15 @@ impl Handle {
         }
     }
 
+    /// The candidate that waits for people, and who has approved it.
+    #[must_use]
+    pub fn held(&self) -> Option<(Digest, BTreeSet<Person>)> {
+        match &self.view.borrow().round {
+            Some(AnyRound::Held(r)) => Some((r.stage.candidate, r.stage.approved.clone())),
+            _ => None,
+        }
+    }
+
     /// What happens to it from now on. It ends with the study.
     #[must_use]
     pub fn watch(&self) -> broadcast::Receiver<StudyEvent> {
@@ -222,6 +231,22 @@ pub struct Answer {
     pub messages: Vec<Bytes>,
 }
 
+/// What somebody decides over a candidate that waits for people.
+pub struct Decided {
+    /// Who.
+    pub peer: Arc<Peer>,
+    /// By which action.
+    pub action: Action,
+    /// Under which policies it is allowed.
+    pub decision: Decision,
+    /// The candidate that they have seen.
+    pub candidate: Digest,
+    /// Who approves it, and who has done so and is not heard any more; nobody where it is refused.
+    pub approves: Option<(Person, BTreeSet<Person>)>,
+    /// Why.
+    pub reason: String,
+}
+
 /// A signed promise that an update is counted.
 #[derive(Clone, Debug)]
 pub struct SignedReceipt {
@@ -238,6 +263,7 @@ enum Mail {
     Declined(SiteId, u32, String, oneshot::Sender<Result<(), Problem>>),
     Update(Box<Arrived>, oneshot::Sender<Result<SignedReceipt, Problem>>),
     Answered(Box<Answer>, oneshot::Sender<Result<(), Problem>>),
+    Decided(Box<Decided>, oneshot::Sender<Result<(), Problem>>),
     Stop(Actor, oneshot::Sender<Result<(), Problem>>),
     /// Somebody is leaving: see [`Leaving`].
     Look,
@@ -547,6 +573,20 @@ impl Engine {
         let (reply, answer) = oneshot::channel();
         let over = || Code::StudyOver.because(format!("study `{id}` is over"));
         handle.mailbox.send(Mail::Stop(actor.clone(), reply)).await.map_err(|_| over())?;
+        answer.await.map_err(|_| over())?
+    }
+
+    /// Decides over a candidate that waits for people. It is durable when this returns.
+    ///
+    /// # Errors
+    /// [`Code::UnknownStudy`], [`Code::StudyOver`], [`Code::Conflict`] where no such candidate waits, [`Code::Duplicate`] of whoever
+    /// has approved it, or why it cannot be stored.
+    pub async fn decided(&self, study: &StudyId, decided: Decided) -> Result<(), Problem> {
+        let handle = self.study(study)?;
+        let (reply, answer) = oneshot::channel();
+        let over = || Code::StudyOver.because(format!("study `{study}` is over"));
+        let mail = Mail::Decided(Box::new(decided), reply);
+        handle.mailbox.send(mail).await.map_err(|_| over())?;
         answer.await.map_err(|_| over())?
     }
 

@@ -98,7 +98,10 @@ pub(super) async fn gates(
 
 /// Whether a round has come to a candidate that gates can be asked about.
 const fn has_candidate(round: &AnyRound) -> bool {
-    matches!(round, AnyRound::Gated(_) | AnyRound::Promoted(_) | AnyRound::Rejected(_))
+    matches!(
+        round,
+        AnyRound::Gated(_) | AnyRound::Held(_) | AnyRound::Promoted(_) | AnyRound::Rejected(_)
+    )
 }
 
 /// What a round's verdict said of each gate, as its entry has it; nothing before there is one, or where its contents were deleted.
@@ -106,6 +109,7 @@ async fn recorded(app: &App, round: &AnyRound) -> Result<Vec<GateSaid>, Problem>
     let kind = match round {
         AnyRound::Promoted(_) => Kind::ModelPublished,
         AnyRound::Rejected(_) => Kind::ModelRejected,
+        AnyRound::Held(_) => Kind::CandidateHeld,
         _ => return Ok(Vec::new()),
     };
     let (number, attempt) = place(round);

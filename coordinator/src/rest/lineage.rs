@@ -14,7 +14,7 @@ use falaj_core::{
     id::{Place, SiteId, StudyId},
     registry::{
         lineage::{Ancestry, Asked, Remedy, Source, Touched},
-        provenance::UpdateCounted,
+        provenance::{GateSaid, UpdateCounted},
     },
     time::Timestamp,
 };
@@ -38,6 +38,18 @@ pub(super) async fn ancestry(
     Ok(Json(told(&app, shown(&registry, revision, number)?, ancestry)))
 }
 
+pub(super) fn gate_said(said: GateSaid) -> rest::LineageGate {
+    rest::LineageGate {
+        round: said.round,
+        name: said.name,
+        scope: said.scope,
+        figure: said.figure,
+        interval: said.interval,
+        bound: said.bound,
+        pass: said.pass,
+    }
+}
+
 fn told(app: &App, version: rest::Version, of: Ancestry) -> rest::VersionLineage {
     let update = |u: &UpdateCounted| rest::LineageUpdate {
         site: u.site.to_string(),
@@ -54,15 +66,7 @@ fn told(app: &App, version: rest::Version, of: Ancestry) -> rest::VersionLineage
         index: round.index,
         updates: round.updates.iter().map(update).collect(),
     });
-    let gates = of.gates.into_iter().map(|gate| rest::LineageGate {
-        round: gate.round,
-        name: gate.name,
-        scope: gate.scope,
-        figure: gate.figure,
-        interval: gate.interval,
-        bound: gate.bound,
-        pass: gate.pass,
-    });
+    let gates = of.gates.into_iter().map(gate_said);
     let evaluations = of.evaluations.iter().map(|evaluated| rest::LineageEvaluation {
         round: evaluated.round,
         site: evaluated.site.to_string(),
@@ -84,6 +88,7 @@ fn told(app: &App, version: rest::Version, of: Ancestry) -> rest::VersionLineage
         at: moved.ts,
         reason: moved.reason,
         approvals: moved.approvals,
+        gates: moved.gates.into_iter().map(gate_said).collect(),
         index: moved.index,
     });
     rest::VersionLineage {

@@ -1,6 +1,8 @@
 //! Versions of models: what there are and what each came from, and having them move.
 
-use super::{Answer, App, Ctx, ToQuery, Who, people::asker, send_model, to_the_end};
+use super::{
+    Answer, App, Ctx, ToQuery, Who, lineage::gate_said, people::asker, send_model, to_the_end,
+};
 use crate::{
     accept::Peer,
     engine::Handle,
@@ -16,11 +18,12 @@ use axum::{
 };
 use falaj_core::{
     audit::objects::Object,
+    gate::Judged,
     id::{Digest, Place, StudyId},
     registry::{
         card,
         dsse::Envelope,
-        provenance::Provenance,
+        provenance::{GateSaid, Provenance},
         version::{Alias, Registry, Stage},
     },
 };
@@ -63,6 +66,7 @@ pub(super) fn shown(
         manifest_sha256: version.manifest.to_string(),
         safetensors_sha256: version.file.to_string(),
         revision,
+        gates: Vec::new(),
     })
 }
 
@@ -236,9 +240,14 @@ pub(super) async fn show(
     Extension(peer): Who,
     Path((id, version)): Path<(String, String)>,
 ) -> Answer<Response> {
-    let (_, registry, revision, number) =
+    let (handle, registry, revision, number) =
         app.version(&peer, Action::StudyRead, &id, &version).await?;
-    Ok(tagged(StatusCode::OK, shown(&registry, revision, number)?))
+    let mut version = shown(&registry, revision, number)?;
+    let gates = app.versions.gates(&handle, &registry, number).await?;
+    let round = version.round;
+    let read = |judged: &Judged| gate_said(GateSaid::of_line(round, &judged.line()));
+    version.gates = gates.iter().map(read).collect();
+    Ok(tagged(StatusCode::OK, version))
 }
 
 /// What is signed of a version: an in-toto statement with a SLSA provenance, in a DSSE envelope.

@@ -10,7 +10,7 @@ use falaj_core::{
     registry::version::{Alias, Registry, Version},
     round::{
         Aggregating, AnyRound, Collecting, Enrolling, Evaluating, Exchanging, FailReason, Failed,
-        Gated, Phase, Planned, Promoted, Rejected, Round, RoundSpec, Seat, Turn, UpdateRef,
+        Gated, Held, Phase, Planned, Promoted, Rejected, Round, RoundSpec, Seat, Turn, UpdateRef,
     },
     time::Timestamp,
 };
@@ -412,6 +412,16 @@ enum StageJson {
         updates: BTreeMap<String, UpdateJson>,
         candidate: String,
     },
+    Held {
+        updates: BTreeMap<String, UpdateJson>,
+        candidate: String,
+        reasons: Vec<String>,
+        witnesses: Vec<String>,
+        until: i64,
+        approved: Vec<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        progress: Option<ProgressJson>,
+    },
     Promoted {
         updates: BTreeMap<String, UpdateJson>,
         model: String,
@@ -583,6 +593,15 @@ pub(super) fn write_round(round: &AnyRound) -> String {
             updates: write_updates(&r.stage.updates),
             candidate: r.stage.candidate.to_string(),
         },
+        AnyRound::Held(r) => StageJson::Held {
+            updates: write_updates(&r.stage.updates),
+            candidate: r.stage.candidate.to_string(),
+            reasons: r.stage.reasons.clone(),
+            witnesses: r.stage.witnesses.clone(),
+            until: r.stage.until.as_millis(),
+            approved: r.stage.approved.iter().map(ToString::to_string).collect(),
+            progress: write_progress(&r.stage.progress),
+        },
         AnyRound::Promoted(r) => StageJson::Promoted {
             updates: write_updates(&r.stage.updates),
             model: r.stage.model.to_string(),
@@ -681,6 +700,18 @@ fn read_stage(id: RoundId, spec: RoundSpec, stage: StageJson) -> Result<AnyRound
             let updates = read_updates(&updates)?;
             let stage = Gated { updates, candidate: parsed(&candidate)? };
             AnyRound::Gated(Round { id, spec, stage })
+        }
+        StageJson::Held { updates, candidate, reasons, witnesses, until, approved, progress } => {
+            let stage = Held {
+                updates: read_updates(&updates)?,
+                candidate: parsed(&candidate)?,
+                reasons,
+                witnesses,
+                until: at(until),
+                approved: approved.iter().map(|p| parsed(p)).collect::<Result<_, _>>()?,
+                progress: read_progress(progress.as_ref())?,
+            };
+            AnyRound::Held(Round { id, spec, stage })
         }
         StageJson::Promoted { updates, model, progress } => {
             let (updates, model) = (read_updates(&updates)?, parsed(&model)?);

@@ -19,10 +19,11 @@ use falaj_core::{
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What MLflow is told of.
-pub(super) const TOLD: [Kind; 14] = [
+pub(super) const TOLD: [Kind; 15] = [
     Kind::StudySubmitted,
     Kind::ModelPublished,
     Kind::ModelRejected,
+    Kind::CandidateHeld,
     Kind::RoundFailed,
     Kind::ModelRolledBack,
     Kind::StudyFinished,
@@ -210,6 +211,12 @@ impl Teller<'_> {
             }
             Kind::ModelPublished | Kind::ModelRejected | Kind::RoundFailed => {
                 return self.round(study, store, (index, entry), batch).await;
+            }
+            // Its figures are told with what people decide.
+            Kind::CandidateHeld => {
+                let round = entry.round().map_err(|_| unreadable(entry))?;
+                batch.tag("falaj.round", &round.number.to_string());
+                batch.tag("falaj.verdict", "held");
             }
             Kind::ModelRolledBack => {
                 batch.tag("falaj.verdict", "rolled_back");

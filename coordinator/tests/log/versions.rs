@@ -11,20 +11,28 @@ use axum::{
 };
 use falaj_coordinator::{
     accept::Peer,
-    store::{self, Database},
+    clock,
+    store::{
+        self, Database,
+        row::{ModelRow, UpdateRow},
+        writer::{Change, Commit},
+    },
 };
 use falaj_core::{
-    audit::Kind,
-    id::Digest,
+    audit::{Draft, Kind},
+    canon::Node,
+    gate::patience::Progress,
+    id::{Digest, RoundId, SiteId, StudyId},
     registry::{
         dsse::Envelope,
         lineage::Lineage,
         provenance::{PAYLOAD_TYPE, Provenance},
     },
+    round::{AnyRound, Promoted, Round, RoundSpec, UpdateRef},
     witness::InclusionProof,
 };
 use serde_json::{Value, json};
-use std::{fs, sync::Arc};
+use std::{collections::BTreeMap, fs, sync::Arc};
 
 fn version(number: u64, what: &str) -> String {
     format!("studies/{STUDY}/versions/{number}{what}")
@@ -87,6 +95,160 @@ async fn production_needs_another_person_who_did_not_submit_the_study() -> Resul
     ensure!(promoted.approvals()?.len() == 1, "{promoted:?}");
     let shown = world.get(&format!("studies/{STUDY}/versions/champion")).await?;
     ensure!(shown["version"] == number && shown["stage"] == "production", "{shown}");
+    Ok(())
+}
+
+/// A round with two sites whose updates cost 0.5 and 0.75, and which gave a model: durable as an engine makes it.
+async fn gave(world: &World, number: u32) -> Result<()> {
+    let (parts, study): (_, StudyId) = (world.engine.parts(), STUDY.parse()?);
+    let base = world.store.models(&study).await?.first().context("a model")?.sha256;
+    let mut params = parts.models.read(&base).await?;
+    params[0] ^= u8::try_from(number)?;
+    let model = Digest::of(&params);
+    parts.models.put(model, params).await?;
+    let manifest = world.engine.study(&study)?.meta.manifest.digest();
+    let id = RoundId { study: study.clone(), number };
+    let about = |kind| Draft::new(kind).round(&id).count("attempt", 0);
+    let (mut updates, mut rows, mut entries) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for (site, epsilon) in [("hospital-1", "0.5"), ("hospital-2", "0.75")] {
+        let site: SiteId = format!("spiffe://falaj.test/ae-on/ae-az/site/{site}").parse()?;
+        let header = format!("header of {site}").into_bytes();
+        let payload = Digest::of(format!("payload of {site}").as_bytes());
+        let update = UpdateRef { payload, header: Digest::of(&header), weight: 10 };
+        let row = UpdateRow {
+            round: id.clone(),
+            attempt: 0,
+            site: site.clone(),
+            header,
+            signature: vec![0; 64],
+            payload,
+            bytes: 8,
+            epsilon: epsilon.to_owned(),
+            log_index: 0,
+            leaf: payload,
+            committed: clock::now(),
+        };
+        rows.push(Change::Update(row, entries.len()));
+        let accepted = about(Kind::UpdateAccepted)
+            .text("site", &site.to_string())
+            .digest("payload_sha256", &payload)
+            .digest("header_sha256", &update.header)
+            .count("weight", 10)
+            .text("epsilon", epsilon);
+        entries.push(accepted);
+        updates.insert(site, update);
+    }
+    let payloads: Vec<Digest> = updates.values().map(|u: &UpdateRef| u.payload).collect();
+    let published = about(Kind::ModelPublished)
+        .digest("base_sha256", &base)
+        .digest("model_sha256", &model)
+        .digest("manifest_sha256", &manifest)
+        .digests("updates", &payloads)
+        .count("total_weight", 20);
+    entries.push(published);
+    let spec = RoundSpec {
+        base,
+        min_sites: 2,
+        max_sites: 2,
+        expected_sites: 2,
+        deadline_ms: 1_000,
+        grace_ms: 1_000,
+        attempt: 0,
+        masked: false,
+        members: Vec::new(),
+        evaluates: false,
+        good: base,
+        progress: Progress::default(),
+    };
+    let stage = Promoted { updates, model, progress: Progress::default() };
+    let round = Round { id, spec, stage };
+    let published = clock::now();
+    rows.push(Change::Model(ModelRow { study, number, sha256: model, published }));
+    let round = Some((AnyRound::Promoted(round), 0));
+    world.writer.commit(Commit { round, rows, entries }).await?;
+    Ok(())
+}
+
+const AT_PROMOTION: &str = "gates:\n  - { metric: sites, at_least: 3, when: promotion }\n  - { metric: epsilon, at_most: 10, when: promotion }\n";
+
+#[tokio::test]
+async fn a_version_that_fails_a_gate_stays_where_it_stands_and_the_log_says_by_which() -> Result<()>
+{
+    let world = World::asking(AT_PROMOTION).await?;
+    gave(&world, 2).await?;
+    let number = world.promoted(2, &[]).await?;
+    let (promote, staging) = (version(number, "/promote"), json!({ "stage": "staging" }));
+    let before = world.writer.head().0;
+    let failed = (StatusCode::CONFLICT, "gate_failed");
+    let why = refused(&world, &promote, staging.clone(), failed).await?;
+    ensure!(
+        why == "version 1 does not go on to `staging`: it fails 1 of its study's gates that are asked then: sites: 2, at least 3 needed",
+        "{why}"
+    );
+    let lines = ["fail: sites: 2, at least 3 needed", "pass: epsilon: 0.75, at most 10 needed"];
+    let entries = world.entries(before).await?;
+    ensure!(entries.iter().all(|e| e.kind != Kind::VersionPromoted), "{entries:?}");
+    let told = entries.iter().find(|e| e.kind == Kind::AdminRead).context("an entry")?;
+    let said: Vec<_> = told.body().list("gates")?.into_iter().filter_map(Node::as_text).collect();
+    ensure!(said == lines && told.body().text("stage") == Ok("staging"), "{told:?}");
+    ensure!(told.body().text("action") == Ok("version.promote"), "{told:?}");
+    let shown = world.get(&version(number, "")).await?;
+    ensure!(shown["stage"] == "candidate", "{shown}");
+    let gates = shown["gates"].as_array().context("gates")?;
+    ensure!(
+        gates.len() == 2 && gates[0]["name"] == "sites" && gates[0]["pass"] == false,
+        "{shown}"
+    );
+    ensure!(gates[1]["figure"] == "0.75" && gates[1]["bound"] == "at most 10", "{shown}");
+    let counted = world.engine.parts().metrics.text();
+    for line in [
+        "falaj_gates_total{metric=\"sites\",outcome=\"failed\"} 1\n",
+        "falaj_gates_total{metric=\"epsilon\",outcome=\"passed\"} 1\n",
+    ] {
+        ensure!(counted.contains(line), "{line} is not in {counted}");
+    }
+    // Who may not promote is told so, and nothing of gates.
+    let stranger = json!({ "stage": "staging", "place": "gb/gb-lnd" });
+    refused(&world, &promote, stranger, (StatusCode::FORBIDDEN, "denied")).await?;
+    // It may still be put out.
+    let reason = json!({ "reason": "too few sites" });
+    let (status, answer) =
+        world.post(&version(number, "/reject"), &reason, &world.operator).await?;
+    ensure!(status == StatusCode::OK && answer["stage"] == "rejected", "{answer}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_version_that_passes_its_gates_goes_on_and_the_log_says_by_what() -> Result<()> {
+    let world = World::asking(&AT_PROMOTION.replace("at_least: 3", "at_least: 2")).await?;
+    gave(&world, 2).await?;
+    let before = world.writer.head().0;
+    let number = world.promoted(2, &["staging", "production", "archived"]).await?;
+    let entries = world.entries(before).await?;
+    let promoted = entries.iter().filter(|e| e.kind == Kind::VersionPromoted);
+    let said = promoted.map(|e| e.body().list("gates").into_iter().flatten().count());
+    // What is put away is asked nothing.
+    ensure!(said.collect::<Vec<_>>() == [2, 2, 0], "{entries:?}");
+    let told = world.get(&version(number, "/lineage")).await?;
+    let moves = told["moves"].as_array().context("moves")?;
+    ensure!(
+        moves[1]["gates"][0]["name"] == "sites" && moves[1]["gates"][0]["pass"] == true,
+        "{told}"
+    );
+    ensure!(moves[0].get("gates").is_none() && moves[3].get("gates").is_none(), "{told}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_version_whose_round_is_not_there_is_asked_in_vain() -> Result<()> {
+    let world = World::asking(AT_PROMOTION).await?;
+    // The model is there, and nothing of who made it.
+    world.publish(1).await?;
+    let number = world.promoted(1, &[]).await?;
+    let internal = (StatusCode::INTERNAL_SERVER_ERROR, "internal");
+    let staging = json!({ "stage": "staging" });
+    let why = refused(&world, &version(number, "/promote"), staging, internal).await?;
+    ensure!(why.contains("has no round 1 that gave the version's model"), "{why}");
     Ok(())
 }
 

@@ -172,17 +172,23 @@ pub(crate) fn study(name: &str) -> String {
 impl World {
     /// A coordinator with one study.
     pub(crate) async fn new() -> Result<Self> {
-        Self::over(tempfile::tempdir()?).await?.with_a_study().await
+        Self::asking("").await
+    }
+
+    /// A coordinator with one study that says this, too.
+    pub(crate) async fn asking(more: &str) -> Result<Self> {
+        Self::over(tempfile::tempdir()?).await?.with_a_study(more).await
     }
 
     /// A coordinator with one study, and its log in this database.
     pub(crate) async fn on(database: &Database) -> Result<Self> {
-        Self::open(tempfile::tempdir()?, database).await?.with_a_study().await
+        Self::open(tempfile::tempdir()?, database).await?.with_a_study("").await
     }
 
-    async fn with_a_study(self) -> Result<Self> {
+    async fn with_a_study(self, more: &str) -> Result<Self> {
         let this = self;
-        let request = Request::post("/api/v1/studies").body(study(STUDY).into())?;
+        let yaml = study(STUDY) + more;
+        let request = Request::post("/api/v1/studies").body(yaml.into())?;
         let answer = this.ask(request, &this.operator).await?;
         ensure!(answer.status() == StatusCode::CREATED, "{}", text(answer).await?);
         // The round's opening is the last thing that happens by itself.
@@ -496,6 +502,12 @@ impl World {
                         };
                         let path = path.replace("{id}", STUDY).replace("{version}", version);
                         (path, asked.into())
+                    }
+                    path if path.contains("/candidate/") => {
+                        let none = Digest([0; 32]);
+                        let asked =
+                            json!({ "candidate_sha256": none.to_string(), "reason": "fine" });
+                        (path.replace("{id}", STUDY), asked.to_string())
                     }
                     "/api/v1/reinstatements" => (path.clone(), revocation(REVOKED)),
                     "/api/v1/log/mirror" => {

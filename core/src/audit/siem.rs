@@ -120,10 +120,13 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::ConnectionRefused => (Authentication, LOGON, Medium, false),
         Kind::ConnectionEnded => (Authentication, LOGOFF, Medium, false),
         Kind::StudySubmitted | Kind::VersionMade => (ApiActivity, CREATE, Low, true),
-        Kind::CertificateReinstated | Kind::VersionPromoted | Kind::VersionRolledBack => {
-            (ApiActivity, UPDATE, Medium, true)
+        Kind::CertificateReinstated
+        | Kind::CandidateApproved
+        | Kind::VersionPromoted
+        | Kind::VersionRolledBack => (ApiActivity, UPDATE, Medium, true),
+        Kind::VersionRejected | Kind::VersionAliased | Kind::CandidateRefused => {
+            (ApiActivity, UPDATE, Low, true)
         }
-        Kind::VersionRejected | Kind::VersionAliased => (ApiActivity, UPDATE, Low, true),
         Kind::ApprovalGiven | Kind::EnrolmentOffered | Kind::SiteEnrolled => {
             (ApiActivity, CREATE, Medium, true)
         }
@@ -165,6 +168,7 @@ pub const fn shape(kind: Kind) -> Shape {
         Kind::StudyFailed
         | Kind::RoundFailed
         | Kind::ModelRejected
+        | Kind::CandidateHeld
         | Kind::ModelRolledBack
         | Kind::AlertRaised => (Base, OTHER, Medium, false),
     };

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     dp::rdp::Epsilon,
-    gate::{Bound, Declared, Figure, When, patience::Patience},
+    gate::{Bound, Declared, Figure, OnFailure, When, patience::Patience},
     study::{Problem, Study},
 };
 use std::collections::BTreeSet;
@@ -282,6 +282,12 @@ pub fn gates(
             format!("`{}` needs records that are held out", gate.figure.name(None)),
             "add a section `evaluation`, for example with `holdout: 0.2`",
         );
+        p.when(
+            gate.when == When::Promotion && gate.on_failure != OnFailure::Reject,
+            &at,
+            format!("`on_failure: {}` of a gate that no round is asked", gate.on_failure.as_str()),
+            "remove `on_failure`: a version that fails a gate with `when: promotion` stays where it stands",
+        );
         let (Bound::AtLeast(bound) | Bound::AtMost(bound)) = gate.bound;
         p.when(!bound.is_finite(), &at, format!("{bound} is no bound"), "give a number");
         if let Some(says) = gate.bound.decides_nothing(least, most) {
@@ -462,10 +468,7 @@ pub fn fits(metric: Metric, kind: Kind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        evaluation::{Attribute, cells::tests::settings as sound, figures::By},
-        gate::OnFailure,
-    };
+    use crate::evaluation::{Attribute, cells::tests::settings as sound, figures::By};
 
     fn of(change: impl FnOnce(&mut Evaluation)) -> Vec<String> {
         let mut e = sound();
@@ -554,6 +557,15 @@ mod tests {
             said(mae, Bound::AtMost(0.5), Some(&e), 2).contains("for a label that is a number")
         );
         assert!(said(Figure::Epsilon, Bound::AtMost(f64::NAN), None, 2).contains("is no bound"));
+        for (on_failure, count) in [(OnFailure::Reject, 0), (OnFailure::Stop, 1)] {
+            let at_promotion = Declared {
+                when: When::Promotion,
+                on_failure,
+                ..gate(Figure::Sites, Bound::AtLeast(3.0))
+            };
+            let found = gates(&[at_promotion], None, 2);
+            assert_eq!(found.len(), count, "{found:?}");
+        }
     }
 
     #[test]

@@ -102,6 +102,8 @@ pub struct Moved {
     pub approvals: Vec<String>,
     /// What was signed of the version, if the entry says so.
     pub provenance: Option<Digest>,
+    /// What the gates said that are asked when a version is promoted.
+    pub gates: Vec<GateSaid>,
 }
 
 /// An approval of a version's promotion.
@@ -298,9 +300,7 @@ impl Lineage {
             bound: String::new(),
             pass: true,
         });
-        let lines = body.member("gates").into_iter().flat_map(Node::items);
-        let declared = lines.filter_map(Node::as_text).map(|line| GateSaid::of_line(number, line));
-        let gates = declared.chain(witnessed).collect();
+        let gates = asked(body, number).chain(witnessed).collect();
         let made = Made {
             round,
             attempt: body.int("attempt").unwrap_or(0),
@@ -353,6 +353,12 @@ impl Lineage {
                 reason: body.find_text("reason").unwrap_or_default().to_owned(),
                 approvals: entry.approvals()?.into_iter().map(str::to_owned).collect(),
                 provenance: body.find("provenance_sha256"),
+                // Nothing was asked of the version that left for it.
+                gates: if number == change.version {
+                    asked(body, change.next.version(number)?.round).collect()
+                } else {
+                    Vec::new()
+                },
             };
             run.versions.get_mut(&number).into_iter().for_each(|h| h.moves.push(moved.clone()));
         }
@@ -459,6 +465,12 @@ impl Lineage {
     pub fn touched(&self, asked: &Asked) -> Vec<Touched> {
         self.runs.iter().flat_map(|(study, run)| run.touched(study, asked)).collect()
     }
+}
+
+/// What an entry says of the gates that were asked about a round's model.
+fn asked(body: Node<'_>, round: u32) -> impl Iterator<Item = GateSaid> {
+    let lines = body.member("gates").into_iter().flat_map(Node::items);
+    lines.filter_map(Node::as_text).map(move |line| GateSaid::of_line(round, line))
 }
 
 /// That a member is what follows.

@@ -85,6 +85,9 @@ impl Charts {
             | Kind::StudyStopped
             | Kind::ModelPublished
             | Kind::ModelRejected
+            | Kind::CandidateHeld
+            | Kind::CandidateApproved
+            | Kind::CandidateRefused
             | Kind::ModelRolledBack
             | Kind::VersionMade
             | Kind::VersionPromoted

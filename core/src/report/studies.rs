@@ -85,6 +85,8 @@ impl Studies {
             | Kind::StudyStopped
             | Kind::HoldPlaced
             | Kind::HoldReleased
+            | Kind::CandidateApproved
+            | Kind::CandidateRefused
             | Kind::VersionPromoted
             | Kind::VersionRejected
             | Kind::VersionRevoked

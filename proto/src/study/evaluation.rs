@@ -113,11 +113,13 @@ enum WhenYaml {
     #[default]
     EachRound,
     End,
+    Promotion,
 }
 
 #[derive(Deserialize, Clone, Copy, Default)]
 #[serde(rename_all = "snake_case")]
 enum OnFailureYaml {
+    Ask,
     #[default]
     Reject,
     RollBack,
@@ -324,8 +326,10 @@ impl Reader<'_> {
             let when = match y.when.unwrap_or_default() {
                 WhenYaml::EachRound => When::EachRound,
                 WhenYaml::End => When::End,
+                WhenYaml::Promotion => When::Promotion,
             };
             let on_failure = match y.on_failure.unwrap_or_default() {
+                OnFailureYaml::Ask => OnFailure::Ask,
                 OnFailureYaml::Reject => OnFailure::Reject,
                 OnFailureYaml::RollBack => OnFailure::RollBack,
                 OnFailureYaml::Stop => OnFailure::Stop,

@@ -3,7 +3,7 @@
 use crate::masked::masked;
 use anyhow::{Context as _, Result, ensure};
 use falaj_tests::federation::{
-    Federation, Process, SiteSpec, repository, study_yaml, text, wait_for, wisconsin,
+    Federation, Process, SiteSpec, repository, run, study_yaml, text, wait_for, wisconsin,
 };
 use serde_json::Value;
 use std::{fs, path::PathBuf};
@@ -63,7 +63,7 @@ fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<
     // What is evaluated and trained on is paid from the same ledger, each for itself.
     let ledger = federation.dir().join("sites/hospital-1/agent.toml");
     let words = ["budget", "export", "--config", ledger.to_str().context("UTF-8")?];
-    let ledger = falaj_tests::federation::run("falaj-agent", &words)?;
+    let ledger = run("falaj-agent", &words)?;
     for purpose in ["\"round 2\"", "\"evaluation of round 1\"", "\"evaluation of round 2\""] {
         ensure!(ledger.contains(purpose), "{purpose}: {ledger}");
     }
@@ -213,6 +213,59 @@ fn a_model_that_fails_a_gate_is_kept_out_and_the_study_can_end_by_it() -> Result
 }
 
 #[test]
+fn a_version_goes_on_only_if_it_passes_what_is_asked_then() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = federation.start_hospitals()?;
+    let gates = "  - { metric: roc_auc, at_least: 0.02 }\n  - { metric: roc_auc, at_least: 0.01, when: promotion }\n  - { metric: accuracy, each_site: true, at_least: 0.01, when: promotion }\n  - { metric: epsilon, at_most: 900, when: promotion }\n";
+    federation.submit(&evaluated("asked", 2, 1, gates))?;
+    federation.finishes("asked")?;
+    for entry in federation.entries("model.published")? {
+        let gates = lines(&entry, "gates");
+        ensure!(gates.len() == 1 && gates[0].contains("at least 0.02"), "{gates:?}");
+    }
+    let shown = federation.falaj_json(&["model", "show", "asked", "1"])?;
+    let gates = shown["gates"].as_array().context("gates")?;
+    ensure!(gates.len() == 4 && gates.iter().all(|gate| gate["pass"] == true), "{shown}");
+    federation.falaj_json(&["model", "promote", "asked", "1", "--to", "staging"])?;
+    let promoted = federation.entries("version.promoted")?;
+    let said = lines(&promoted[0], "gates");
+    ensure!(said.len() == 4 && said.iter().all(|line| line.starts_with("pass: ")), "{said:?}");
+    ensure!(said[0].starts_with("pass: roc_auc: ") && said[0].contains('['), "{said:?}");
+    ensure!(lines(&promoted[0], "evaluated_by").len() == 2, "{promoted:?}");
+    let lineage = federation.falaj(&["lineage", "--study", "asked", "--version", "1"])?;
+    ensure!(text(&lineage).contains("ASKED AT A PROMOTION"), "{}", text(&lineage));
+
+    // Another one has the same records, and is asked what no model is.
+    let gates = "  - { metric: accuracy, at_least: 0.9999, when: promotion }\n";
+    federation.submit(&evaluated("strict", 2, 2, gates))?;
+    federation.finishes("strict")?;
+    ensure!(federation.entries("model.published")?.len() == 4);
+    let made = federation.falaj_json(&["model", "make", "strict", "--round", "1"])?;
+    ensure!(made["version"] == 2, "{made}");
+    // The first round was not evaluated: what is missing fails.
+    for (version, why) in [("1", "["), ("2", "no site has sent counts")] {
+        let out = federation.falaj(&["model", "promote", "strict", version, "--to", "staging"])?;
+        let told = text(&out);
+        ensure!(!out.status.success() && told.contains("gate_failed"), "{told}");
+        ensure!(told.contains("accuracy: ") && told.contains(why), "{told}");
+        ensure!(told.contains("at least 0.9999 needed"), "{told}");
+        let shown = text(&federation.falaj(&["model", "show", "strict", version])?);
+        ensure!(shown.contains("candidate") && shown.contains("FAILS"), "{shown}");
+    }
+    let kept = federation.entries("admin.read")?;
+    let kept: Vec<_> =
+        kept.iter().map(|entry| lines(entry, "gates")).filter(|l| !l.is_empty()).collect();
+    ensure!(
+        kept.len() == 2 && kept.iter().all(|l| l[0].starts_with("fail: accuracy: ")),
+        "{kept:?}"
+    );
+    ensure!(federation.entries("version.promoted")?.len() == 1);
+    federation.verified()?;
+    Ok(())
+}
+
+#[test]
 fn a_study_goes_back_to_the_last_model_that_passed() -> Result<()> {
     let mut federation = Federation::new()?;
     let _coordinator = federation.start_coordinator()?;
@@ -231,6 +284,103 @@ fn a_study_goes_back_to_the_last_model_that_passed() -> Result<()> {
     ensure!(back.len() == 1 && back[0]["entry"]["model_sha256"] == base(1), "{back:?}");
     ensure!(study["model_sha256"] == base(1), "{study}");
     federation.verified()?;
+    Ok(())
+}
+
+/// The candidate of a study that waits for people.
+fn held(federation: &Federation, study: &str) -> Result<String> {
+    wait_for("a candidate that waits for people", || {
+        let rounds = federation.falaj_json(&["study", "rounds", study])?;
+        let last = rounds["items"].as_array().and_then(|rounds| rounds.last().cloned());
+        if last.is_none_or(|last| last["stage"] != "held") {
+            return Ok(None);
+        }
+        let held = federation.entries("candidate.held")?;
+        let of_study = held.iter().rfind(|told| told["entry"]["study"] == study);
+        Ok(of_study.and_then(|told| told["entry"]["model_sha256"].as_str().map(str::to_owned)))
+    })
+}
+
+#[test]
+fn a_candidate_that_gates_ask_about_becomes_the_model_by_two_people_and_by_no_silence() -> Result<()>
+{
+    let mut federation = Federation::new()?;
+    let mut coordinator = federation.start_coordinator()?;
+    let ca = federation.ca().display().to_string();
+    for (name, group) in [("sara", "operator"), ("lina", "approver"), ("noor", "approver")] {
+        let asked = ["issue", &ca, "operator", name, "--place", "ae-on/ae-az", "--group", group];
+        run("falaj-certs", &asked)?;
+    }
+    let _agents = federation.start_hospitals()?;
+    let gates = "  - { metric: accuracy, at_least: 0.9999, on_failure: ask }\n  - { metric: sites, at_least: 2 }\n";
+    let once = |name: &str| {
+        evaluated(name, 1, 1, gates)
+            .replace("rounds: { count: 1,", "rounds: { count: 1, retries: 0,")
+    };
+    federation.submit(&once("asks"))?;
+    let candidate = held(&federation, "asks")?;
+    let told = &federation.entries("candidate.held")?[0];
+    let said = lines(told, "gates");
+    ensure!(said.len() == 2 && said[0].starts_with("fail: accuracy: "), "{told}");
+    ensure!(federation.metrics()?.contains("falaj_candidates_held 1\n"));
+    // It waits through a restart, and is nothing that anybody can have.
+    coordinator.kill()?;
+    coordinator = federation.start_coordinator()?;
+    ensure!(held(&federation, "asks")? == candidate);
+    ensure!(federation.entries("model.published")?.is_empty());
+    let decide = |by: &str, what: &str, study: &str, candidate: &str| {
+        let words = ["study", what, study, "--candidate", candidate, "--reason", "small round"];
+        Ok::<_, anyhow::Error>(text(&federation.falaj_as(by, &words)?))
+    };
+    let own = federation.falaj(&[
+        "study",
+        "approve",
+        "asks",
+        "--candidate",
+        &candidate,
+        "--reason",
+        "mine",
+    ])?;
+    ensure!(text(&own).contains("their own study"), "{}", text(&own));
+    let operator = decide("sara", "approve", "asks", &candidate)?;
+    ensure!(operator.contains("denied"), "{operator}");
+    let other = decide("lina", "approve", "asks", &"0".repeat(64))?;
+    ensure!(other.contains("conflict") && other.contains("waits for people"), "{other}");
+    let first = decide("lina", "approve", "asks", &candidate)?;
+    ensure!(first.contains("is approved"), "{first}");
+    let again = decide("lina", "approve", "asks", &candidate)?;
+    ensure!(again.contains("duplicate") && again.contains("another person"), "{again}");
+    ensure!(held(&federation, "asks")? == candidate);
+    let second = decide("noor", "approve", "asks", &candidate)?;
+    ensure!(second.contains("is approved"), "{second}");
+    federation.finishes("asks")?;
+    let published = federation.entries("model.published")?;
+    ensure!(published.len() == 1 && published[0]["entry"]["model_sha256"] == candidate.as_str());
+    ensure!(lines(&published[0], "gates") == said, "{published:?}");
+    ensure!(federation.entries("candidate.approved")?.len() == 2);
+    let version = federation.falaj_json(&["model", "show", "asks", "1"])?;
+    ensure!(version["model_sha256"] == candidate.as_str(), "{version}");
+
+    // One who says no is enough.
+    federation.submit(&once("asks-in-vain"))?;
+    let candidate = held(&federation, "asks-in-vain")?;
+    let refused = decide("sara", "refuse", "asks-in-vain", &candidate)?;
+    ensure!(refused.contains("is refused"), "{refused}");
+    let study = federation.study_reaches("asks-in-vain", &["finished", "failed"])?;
+    let why = study["reason"].as_str().unwrap_or_default();
+    ensure!(study["state"] == "failed" && why.contains("it was refused: small round"), "{study}");
+    ensure!(federation.entries("model.published")?.len() == 1);
+    let metrics = federation.metrics()?;
+    for line in [
+        "falaj_candidates_held 0\n",
+        "falaj_verdicts_total{outcome=\"held\"} 1\n",
+        "falaj_verdicts_total{outcome=\"published\"} 1\n",
+        "falaj_verdicts_total{outcome=\"rejected\"} 1\n",
+    ] {
+        ensure!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    federation.verified()?;
+    drop(coordinator);
     Ok(())
 }
 
@@ -541,7 +691,7 @@ fn a_data_set_can_be_kept_for_evaluation_alone() -> Result<()> {
     let counted = federation.entries("evaluation.accepted")?;
     ensure!(counted.len() == 2, "{counted:?}");
     let words = ["budget", "export", "--config", config.to_str().context("UTF-8")?];
-    let ledger = falaj_tests::federation::run("falaj-agent", &words)?;
+    let ledger = run("falaj-agent", &words)?;
     let paid = ledger.lines().filter(|l| l.contains("\"evaluation of round"));
     let paid: Vec<&str> = paid.collect();
     ensure!(paid.len() == 2 && paid.iter().all(|l| l.contains("\"later\"")), "{ledger}");
@@ -614,6 +764,10 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
             "no perturbation `pgd` is listed; there are fgsm(0.05); missing(0.1)",
         ),
         ("{ metric: sites, by: mean_radius, at_least: 2 }", "`sites` has no groups"),
+        (
+            "{ metric: sites, at_least: 2, when: promotion, on_failure: stop }",
+            "`on_failure: stop` of a gate that no round is asked",
+        ),
         (
             "{ metric: epsilon, at_most: 0.01 }",
             "`epsilon` never is at most 0.01: one round of training costs ",

@@ -1,7 +1,7 @@
 //! Studies.
 
 use crate::figures::FiguresArgs;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 /// Work with studies.
@@ -42,9 +42,31 @@ pub(crate) enum StudyCommand {
         after_help = "Examples:\n  falaj study figures bank\n  falaj study figures bank --round 9 --against 5\n  falaj study figures bank --figure roc_auc --history"
     )]
     Figures(FiguresArgs),
+    /// Approve that a candidate which gates ask about becomes the study's model.
+    ///
+    /// It takes two people, neither of whom submitted the study.
+    #[command(
+        after_help = "Examples:\n  falaj study rounds heart                                 # which candidate waits, and why\n  falaj study approve heart --candidate 6d0c… --reason \"few records of women in this round\""
+    )]
+    Approve(DecideArgs),
+    /// Refuse a candidate which gates ask about: the round is tried again, or the study fails.
+    Refuse(DecideArgs),
     /// Stop a study; its models stay.
     Stop {
         /// Its name.
         id: String,
     },
+}
+
+/// What is decided over a candidate that waits for people.
+#[derive(Debug, Args)]
+pub(crate) struct DecideArgs {
+    /// Name of the study.
+    pub(crate) id: String,
+    /// SHA-256 of the candidate.
+    #[arg(long, value_name = "SHA256")]
+    pub(crate) candidate: String,
+    /// Why. It stays in the log: nothing about a person.
+    #[arg(long)]
+    pub(crate) reason: String,
 }

@@ -124,6 +124,9 @@ impl World {
             Record::Answered(site, phase, counts) => self.answered(told, site, *phase, counts)?,
             Record::Published(_) => told.judged(true)?,
             Record::Rejected(..) => told.judged(false)?,
+            Record::Held(..) | Record::Approved(_) | Record::Refused(_) => {
+                return Err("people are asked, and no gate here asks them".into());
+            }
             Record::Failed(_) => told.attempt += 1,
         }
         Ok(())
