@@ -15,7 +15,7 @@ use falaj_core::{
         answer::{CONTEXT, EvaluationHeader, from_bytes},
     },
     gate::{
-        Declared, Evaluated, Facts, Gate, Judged, Verdict, When, compare_updates, judge,
+        Declared, Evaluated, Facts, Gate, Judged, OnFailure, Verdict, When, compare_updates, judge,
         judge_promotion,
         patience::{Patience, Progress},
     },
@@ -59,6 +59,31 @@ impl Gating {
     ) -> Result<Option<Compared>, String> {
         let asked = compare_updates(&self.gates, round == self.rounds, self.is_due(round));
         if asked { compared(entry, sites) } else { Ok(None) }
+    }
+
+    /// The model that a study which has come so far ends with, or None if that is its newest; or why it does not end yet.
+    fn ends(&self, coming: &Coming) -> Result<Option<Digest>, String> {
+        let best = coming.progress.best.as_ref().map(|best| best.model);
+        let patience = self.patience.map(|patience| patience.is_over(&coming.progress));
+        match coming.newest {
+            Some(Outcome::Gave(round)) if round >= self.rounds || patience == Some(true) => {
+                Ok(best)
+            }
+            Some(Outcome::Gave(round)) => Err(format!(
+                "round {round} of {} was its newest{}",
+                self.rounds,
+                patience.map_or("", |_| ", and its patience has not run out")
+            )),
+            Some(Outcome::Kept(_, OnFailure::Stop)) => Ok(best),
+            Some(Outcome::Kept(round, OnFailure::RollBack)) if round >= self.rounds => {
+                Ok(best.or(coming.good))
+            }
+            Some(Outcome::Kept(round, _)) => Err(format!(
+                "the candidate of round {round} of {} was kept out, by no gate that ends it",
+                self.rounds
+            )),
+            None => Err("its newest round gave no model".into()),
+        }
     }
 
     /// Whether a round is evaluated.
@@ -107,12 +132,26 @@ struct Signed {
     counts: Vec<i64>,
 }
 
-/// How far a study with patience has come.
+/// How the newest round of a study has come out.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// It gave a model.
+    Gave(u32),
+    /// Its candidate was kept out, which has this consequence.
+    Kept(u32, OnFailure),
+}
+
+/// How far a study has come.
 #[derive(Default)]
 struct Coming {
+    /// How its models compare, if it has patience.
     progress: Progress,
-    /// The last round that gave a model, while no other was judged after it.
-    given: Option<u32>,
+    /// None while a round is open, or if it failed.
+    newest: Option<Outcome>,
+    /// What a gate rolls it back to: the last model of which everything was asked, or the one that it began with.
+    good: Option<Digest>,
+    /// Where it has gone back for good, and with what it is to finish.
+    back: Option<Digest>,
 }
 
 impl Coming {
@@ -136,7 +175,6 @@ impl Coming {
                 told(ours.as_deref())
             ));
         }
-        self.given = given.map(|(number, _)| number);
         if let Some(weighed) = weighed {
             self.progress = weighed.progress;
         }
@@ -158,7 +196,7 @@ pub(crate) struct Evaluations {
     gave: BTreeMap<RoundId, Round>,
     /// By study and number, the round whose model a version is.
     versions: BTreeMap<(String, u32), u32>,
-    /// How far each study with patience has come.
+    /// How far each study has come.
     coming: BTreeMap<String, Coming>,
     /// Verdicts whose figures were made again.
     pub(crate) judged: u64,
@@ -278,9 +316,8 @@ impl Evaluations {
         let text = |e: CanonError| e.to_string();
         let round = entry.round().map_err(text)?;
         let Some(gating) = self.gatings.get(round.study.as_str()) else { return Ok(()) };
-        if gating.evaluation.is_none() && gating.gates.is_empty() {
-            return Ok(());
-        }
+        let published = entry.kind == Kind::ModelPublished;
+        let coming = self.coming.entry(round.study.as_str().to_owned()).or_default();
         let attempt: u32 = body.int("attempt").map_err(text)?;
         let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
         let place = (round.clone(), attempt);
@@ -292,9 +329,8 @@ impl Evaluations {
                 ));
             }
             // It failed gates, and was refused or forgotten.
-            Some(_) if entry.kind == Kind::ModelRejected => {
-                let coming = self.coming.get_mut(round.study.as_str());
-                coming.into_iter().for_each(|coming| coming.given = None);
+            Some(_) if !published => {
+                coming.newest = Some(Outcome::Kept(round.number, OnFailure::Reject));
                 return Ok(());
             }
             Some(Waits { round: judged, approved, .. }) => {
@@ -314,7 +350,7 @@ impl Evaluations {
         };
         let (facts, verdict) = verdict_on(gating, &self.signed, round.number, &judged)?;
         let let_through = verdict.pass || verdict.asks() && approved >= APPROVERS;
-        if entry.kind == Kind::ModelPublished && !let_through {
+        if published && !let_through {
             return Err(format!(
                 "the model of round {round} fails a gate of its study: {}",
                 verdict.reasons.join("; ")
@@ -325,14 +361,21 @@ impl Evaluations {
         let lists = [("gates", &ours[..]), ("evaluated_by", &sites)];
         same(entry, &format!("round {round}"), &lists)?;
         if let Some(patience) = &gating.patience {
-            let given = (entry.kind == Kind::ModelPublished).then_some((round.number, candidate));
-            let coming = self.coming.entry(round.study.as_str().to_owned()).or_default();
+            let given = published.then_some((round.number, candidate));
             coming.weigh(patience, entry, given, &facts)?;
+        }
+        coming.newest = Some(if published {
+            Outcome::Gave(round.number)
+        } else {
+            Outcome::Kept(round.number, verdict.on_failure)
+        });
+        if published && (gating.evaluation.is_none() || gating.is_due(round.number)) {
+            coming.good = Some(candidate);
         }
         self.judged += u64::from(!ours.is_empty());
         self.compared += u64::from(by_updates(&facts, &verdict));
         let later = gating.gates.iter().any(|gate| gate.when == When::Promotion);
-        if entry.kind == Kind::ModelPublished && later {
+        if published && later {
             self.gave.insert(round, judged);
         }
         Ok(())
@@ -464,44 +507,78 @@ impl Evaluations {
         Ok(())
     }
 
-    /// A round opens, so that its study's patience has not run out.
-    pub(crate) fn opened(&self, round: &RoundId) -> Result<(), String> {
+    /// A round opens on a model, so that its study has not come to its end.
+    pub(crate) fn opened(&mut self, round: &RoundId, base: Digest) -> Result<(), String> {
         let study = round.study.as_str();
-        let patience = self.gatings.get(study).and_then(|gating| gating.patience);
-        let progress = self.coming.get(study).map(|coming| &coming.progress);
-        match patience.zip(progress) {
-            Some((patience, progress)) if patience.is_over(progress) => Err(format!(
+        let Some(gating) = self.gatings.get(study) else { return Ok(()) };
+        let coming = self.coming.entry(study.to_owned()).or_default();
+        if gating.patience.is_some_and(|patience| patience.is_over(&coming.progress)) {
+            return Err(format!(
                 "round {round} opens after {} rounds without a better model, by which its study was to end",
-                progress.without
+                coming.progress.without
+            ));
+        }
+        if let Some(model) = coming.back {
+            return Err(format!("round {round} opens, and its study went back to {model} to end"));
+        }
+        coming.newest = None;
+        coming.good.get_or_insert(base);
+        Ok(())
+    }
+
+    /// A round failed, and was not judged.
+    pub(crate) fn failed(&mut self, round: &RoundId) {
+        let coming = self.coming.get_mut(round.study.as_str());
+        coming.into_iter().for_each(|coming| coming.newest = None);
+    }
+
+    /// A study goes back to a model that it had: to the last good one, because a gate rolls it back, or to the one that it ends with.
+    pub(crate) fn rolled_back(&mut self, round: &RoundId, model: Digest) -> Result<(), String> {
+        let study = round.study.as_str();
+        let Some(gating) = self.gatings.get(study) else { return Ok(()) };
+        let coming = self.coming.entry(study.to_owned()).or_default();
+        match gating.ends(coming) {
+            Ok(Some(with)) if with == model => {
+                coming.back = Some(model);
+                Ok(())
+            }
+            Ok(with) => Err(format!(
+                "study `{study}` goes back to {model} to end, and is to end with {}",
+                with.map_or_else(|| "its newest".into(), |with| with.to_string())
             )),
-            _ => Ok(()),
+            Err(_) if matches!(coming.newest, Some(Outcome::Kept(_, OnFailure::RollBack))) => {
+                match coming.good {
+                    Some(good) if good != model => Err(format!(
+                        "round {round} rolls back to {model}, and the last good model is {good}"
+                    )),
+                    _ => Ok(()),
+                }
+            }
+            Err(why) => Err(format!(
+                "study `{study}` goes back to {model}, and no gate rolls it back: {why}"
+            )),
         }
     }
 
-    /// A study has finished: one with patience, and with a round that gave a model, when it was to, and with its best.
+    /// A study has finished: when it was to, and with the model that it was to.
     pub(crate) fn finished(&self, entry: &Entry) -> Result<(), String> {
         let body = entry.body();
         let text = |e: CanonError| e.to_string();
         let study: StudyId = body.parsed("study").map_err(text)?;
         let Some(gating) = self.gatings.get(study.as_str()) else { return Ok(()) };
-        let coming = self.coming.get(study.as_str());
-        let Some((patience, Coming { progress, given: Some(round) })) =
-            gating.patience.as_ref().zip(coming)
-        else {
-            return Ok(());
-        };
-        if *round < gating.rounds && !patience.is_over(progress) {
-            return Err(format!(
-                "study {study} finishes with round {round} of {}, and its patience has not run out",
-                gating.rounds
-            ));
-        }
+        let none = Coming::default();
+        let coming = self.coming.get(study.as_str()).unwrap_or(&none);
+        let with =
+            gating.ends(coming).map_err(|why| format!("study {study} finishes, and {why}"))?;
         let model: Digest = body.parsed("model_sha256").map_err(text)?;
-        match &progress.best {
-            Some(best) if best.model != model => Err(format!(
-                "study {study} finishes with {model}, and its best model is {} of round {}",
-                best.model, best.round
-            )),
+        match with {
+            Some(with) if with != model => Err(match &coming.progress.best {
+                Some(best) => format!(
+                    "study {study} finishes with {model}, and its best model is {with} of round {}",
+                    best.round
+                ),
+                None => format!("study {study} finishes with {model}, and was to with {with}"),
+            }),
             _ => Ok(()),
         }
     }
@@ -723,24 +800,97 @@ mod tests {
             assert_eq!(line.starts_with(FIRST), number == 1, "{line}");
             published(&mut of, number, right, &line).expect("it follows");
         }
-        assert_eq!(of.opened(&round(3)), Ok(()));
         let early = finished(&of, 2, &model(1)).expect_err("it may go on");
         assert!(
-            early.contains("finishes with round 2 of 4, and its patience has not run out"),
+            early.ends_with("round 2 of 4 was its newest, and its patience has not run out"),
             "{early}"
         );
+        assert_eq!(of.opened(&round(3), model(2)), Ok(()));
 
         let line = due(3, 80, &mut of);
         assert!(line.ends_with(" needed to be better than round 1; 2 of 2 such rounds"), "{line}");
         published(&mut of, 3, 80, &line).expect("it follows");
-        let late = of.opened(&round(4)).expect_err("it was to end");
+        let late = of.opened(&round(4), model(3)).expect_err("it was to end");
         assert!(
             late.starts_with("round s/4 opens after 2 rounds without a better model"),
             "{late}"
         );
         let other = finished(&of, 3, &model(3)).expect_err("it is not the best");
         assert!(other.contains(&format!("its best model is {} of round 1", model(1))), "{other}");
+        let other = of.rolled_back(&round(3), model(2)).expect_err("nor is that one");
+        assert!(other.ends_with(&format!("is to end with {}", model(1))), "{other}");
+        assert_eq!(of.rolled_back(&round(3), model(1)), Ok(()));
         assert_eq!(finished(&of, 3, &model(1)), Ok(()));
+    }
+
+    /// A round's candidate is kept out by a gate of this consequence, on how many sites there are.
+    fn kept(of: &mut Evaluations, number: u32, on_failure: OnFailure) {
+        let gate = Declared {
+            figure: Figure::Sites,
+            bound: Bound::AtLeast(2.0),
+            when: When::EachRound,
+            on_failure,
+        };
+        of.gatings.get_mut("s").expect("it was submitted").gates = vec![gate];
+        let draft = Draft::new(Kind::ModelRejected)
+            .round(&round(number))
+            .count("attempt", 0)
+            .digest("model_sha256", &model(number))
+            .texts("gates", ["fail: sites: 1, at least 2 needed".to_owned()]);
+        let site = "spiffe://t/ae-on/ae-az/site/h-1".parse().expect("valid");
+        let counted = Counted { sites: vec![site], examples: 100, epsilon: None };
+        of.opened(&round(number), model(number - 1)).expect("it goes on");
+        of.verdict(&entry(draft), counted).expect("it follows");
+    }
+
+    #[test]
+    fn what_a_gate_kept_out_ends_a_study_as_the_gate_says_and_not_otherwise() {
+        // Two of four rounds gave a model, of which the first is the best; then one is kept out.
+        let after = |number: u32, on_failure| {
+            let mut of = patient();
+            for (number, right) in [(1, 80), (2, 79)] {
+                of.opened(&round(number), model(number - 1)).expect("it goes on");
+                let line = due(number, right, &mut of);
+                published(&mut of, number, right, &line).expect("it follows");
+            }
+            kept(&mut of, number, on_failure);
+            of
+        };
+        let kept_out = "was kept out, by no gate that ends it";
+        for (number, on_failure) in
+            [(3, OnFailure::Reject), (4, OnFailure::Reject), (3, OnFailure::RollBack)]
+        {
+            let of = after(number, on_failure);
+            for with in [1, 2] {
+                let wrong = finished(&of, number, &model(with)).expect_err("it does not end it");
+                assert!(wrong.ends_with(kept_out), "{wrong}");
+            }
+        }
+        for (number, on_failure) in [(3, OnFailure::Stop), (4, OnFailure::RollBack)] {
+            let mut of = after(number, on_failure);
+            let other = finished(&of, number, &model(2)).expect_err("it is not the best");
+            assert!(other.ends_with("of round 1"), "{other}");
+            assert_eq!(of.rolled_back(&round(number), model(1)), Ok(()));
+            assert_eq!(finished(&of, number, &model(1)), Ok(()));
+            let on = of.opened(&round(number + 1), model(1)).expect_err("it ends");
+            assert!(on.ends_with("to end"), "{on}");
+        }
+
+        // In the middle a gate rolls back to the last good model, and nothing else does.
+        let mut of = after(3, OnFailure::RollBack);
+        let other = of.rolled_back(&round(3), model(1)).expect_err("round 2 was good");
+        assert!(other.ends_with(&format!("the last good model is {}", model(2))), "{other}");
+        assert_eq!(of.rolled_back(&round(3), model(2)), Ok(()));
+        let mut of = after(3, OnFailure::Reject);
+        let why = of.rolled_back(&round(3), model(2)).expect_err("nothing rolls it back");
+        assert!(why.contains("no gate rolls it back") && why.ends_with(kept_out), "{why}");
+
+        // Nor does a study end with a round that failed.
+        let mut of = after(3, OnFailure::Stop);
+        of.opened(&round(4), model(2)).expect("it goes on");
+        of.failed(&round(4));
+        let failed = finished(&of, 4, &model(1)).expect_err("it gave nothing");
+        assert!(failed.ends_with("its newest round gave no model"), "{failed}");
     }
 
     const COMPARED: [&str; 3] =

@@ -248,6 +248,7 @@ impl Replay {
         if !had.is_some_and(|had| had.contains(&model)) {
             return Err(format!("round {round} goes back to {model}, which the study never had"));
         }
+        self.evaluations.rolled_back(round, model)?;
         self.has(round.study.as_str(), model);
         Ok(())
     }
@@ -325,6 +326,7 @@ impl Replay {
             | Kind::AdminRead => self.evaluated(entry)?,
             Kind::RoundFailed => {
                 self.open.remove(&round()?);
+                self.evaluations.failed(&round()?);
             }
             Kind::EnrolmentOffered => self.tokens.offered(entry)?,
             Kind::EnrolmentWithdrawn => self.tokens.withdrawn(entry)?,
@@ -380,8 +382,24 @@ impl Replay {
                 self.evaluations.every_gate_was_asked(entry)?;
                 self.evaluations.made(entry)
             }
-            Kind::StudyFinished => self.evaluations.finished(entry),
+            Kind::StudyFinished => {
+                self.evaluations.finished(entry)?;
+                self.is_newest(entry)
+            }
             _ => self.evaluations.promotion(entry),
+        }
+    }
+
+    /// A study ends with its newest model.
+    fn is_newest(&self, entry: &Entry) -> Result<(), String> {
+        let text = |e: CanonError| e.to_string();
+        let study = entry.body().text("study").map_err(text)?;
+        let model: Digest = entry.body().parsed("model_sha256").map_err(text)?;
+        match self.newest.get(study) {
+            Some(newest) if *newest != model => Err(format!(
+                "study `{study}` finishes with {model}, and its newest model is {newest}"
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -389,7 +407,7 @@ impl Replay {
     fn opened(&mut self, entry: &Entry) -> Result<(), String> {
         let round = entry.round().map_err(|e| e.to_string())?;
         let base: Digest = entry.body().parsed("base_sha256").map_err(|e| e.to_string())?;
-        self.evaluations.opened(&round)?;
+        self.evaluations.opened(&round, base)?;
         let newest = self.newest.get(round.study.as_str());
         if newest != Some(&base) {
             return Err(format!(

@@ -28,10 +28,7 @@ use falaj_core::{
     aggregate::Accumulator,
     audit::{Actor as Who, Draft, Kind},
     dp::Rotation,
-    gate::{
-        self, Facts, Gate, OnFailure, Verdict,
-        patience::{Progress, Weighed},
-    },
+    gate::{self, Facts, Gate, OnFailure, Verdict, patience::Weighed},
     id::{Digest, RoundId, SiteId},
     robust::Rule,
     round::{
@@ -312,7 +309,10 @@ impl Actor {
         let expected = u32::try_from(expected).unwrap_or(0).min(study.sites_max());
         let evaluation = study.evaluation.as_ref();
         let good = match &self.round {
-            Some((AnyRound::Promoted(r), _)) if r.spec.evaluates => r.stage.model,
+            // Gates of a study that is never evaluated are asked of every model.
+            Some((AnyRound::Promoted(r), _)) if r.spec.evaluates || evaluation.is_none() => {
+                r.stage.model
+            }
             Some((round, _)) => round.spec().good,
             None => base,
         };
@@ -1012,7 +1012,9 @@ impl Actor {
         };
         let end = match &round {
             AnyRound::Promoted(r) if study.ends_with(number, &r.stage.progress) => {
-                return self.finish(number, &r.stage.progress).await;
+                let (patience, evaluation) = (study.patience, study.evaluation.as_ref());
+                let why = patience.map(|p| p.reason(&r.stage.progress, evaluation));
+                return self.finish(number, why, r.stage.model).await;
             }
             AnyRound::Promoted(r) => {
                 let model = r.stage.model;
@@ -1025,7 +1027,7 @@ impl Actor {
             AnyRound::Rejected(r) if r.stage.on_failure == OnFailure::Stop => {
                 let why =
                     format!("a gate ended it in round {number}: {}", r.stage.reasons.join("; "));
-                Some(("finished", Kind::StudyFinished, Some(why)))
+                return self.finish(number, Some(why), r.spec.base).await;
             }
             AnyRound::Rejected(r) if r.stage.on_failure == OnFailure::RollBack => {
                 let (good, why) = (r.spec.good, r.stage.reasons.join("; "));
@@ -1048,20 +1050,19 @@ impl Actor {
         let Some((state, kind, reason)) = end else {
             return self.open(number, attempt + 1, round.spec().base).await;
         };
-        self.end((state, kind), number, reason, None).await
+        let newest = self.viewing.borrow().model;
+        self.end((state, kind), number, reason, newest).await
     }
 
-    /// Ends the study with the model that it has, or goes back to another in the same transaction.
+    /// Ends the study with a model, to which it goes back in the same transaction where it has another.
     async fn end(
         &mut self,
         (state, kind): (&'static str, Kind),
         number: u32,
         reason: Option<String>,
-        best: Option<Digest>,
+        model: Digest,
     ) -> Result<(), Failed> {
         let study = self.meta.study.clone();
-        let newest = self.viewing.borrow().model;
-        let model = best.unwrap_or(newest);
         let mut draft = Draft::new(kind)
             .study(&study.id)
             .count("round", u64::from(number))
@@ -1071,9 +1072,13 @@ impl Actor {
         }
         let mut rows = vec![Change::StudyState(study.id.clone(), state, reason.clone())];
         let mut entries = Vec::new();
-        if model != newest {
+        if model != self.viewing.borrow().model {
             let why = reason.as_deref().unwrap_or_default();
             entries.push(self.rolled_back(number, &model, why));
+            // A round that gave a model has a row already.
+            if !matches!(self.round, Some((AnyRound::Promoted(_), _))) {
+                rows.push(self.model_row(number, model));
+            }
         }
         entries.push(draft);
         if kind == Kind::StudyFinished {
@@ -1097,32 +1102,33 @@ impl Actor {
         Ok(())
     }
 
-    /// After a study's last round, or when its patience has run out: with the last model, or, where models were weighed, with
-    /// the best.
-    async fn finish(&mut self, number: u32, progress: &Progress) -> Result<(), Failed> {
-        let study = self.meta.study.clone();
-        let why = study.patience.map(|p| p.reason(progress, study.evaluation.as_ref()));
-        let best = progress.best.as_ref().map(|best| best.model);
-        self.end(("finished", Kind::StudyFinished), number, why, best).await
+    /// Ends the study for what it was to learn: with its best model, or, where none was weighed, with this one.
+    async fn finish(
+        &mut self,
+        number: u32,
+        why: Option<String>,
+        otherwise: Digest,
+    ) -> Result<(), Failed> {
+        let best = self.round.as_ref().and_then(|(round, _)| round.progress().best.as_ref());
+        let model = best.map_or(otherwise, |best| best.model);
+        self.end(("finished", Kind::StudyFinished), number, why, model).await
     }
 
     /// Goes on from the last model that passed every gate: with the next round, or, after the last one, not at all.
     async fn roll_back(&mut self, number: u32, good: Digest, why: String) -> Result<(), Failed> {
         let study = self.meta.study.clone();
+        if number >= study.rounds.count {
+            let why = format!("a gate rolled it back in its last round, {number}: {why}");
+            return self.finish(number, Some(why), good).await;
+        }
         if self.viewing.borrow().model != good {
             let draft = self.rolled_back(number, &good, &why);
-            let published = clock::now();
-            let model = ModelRow { study: study.id.clone(), number, sha256: good, published };
-            let rows = vec![Change::Model(model)];
+            let rows = vec![self.model_row(number, good)];
             self.commit(Commit { round: None, rows, entries: vec![draft] }).await?;
             self.viewing.send_modify(|v| v.model = good);
             self.send_event(None, format!("rolled back to model {good}"));
         }
-        if number < study.rounds.count {
-            return self.open(number + 1, 0, good).await;
-        }
-        let why = format!("a gate rolled it back in its last round, {number}: {why}");
-        self.end(("finished", Kind::StudyFinished), number, Some(why), None).await
+        self.open(number + 1, 0, good).await
     }
 
     /// That the study goes back to a model after a round.

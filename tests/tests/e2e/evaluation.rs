@@ -457,7 +457,7 @@ fn a_study_ends_by_patience_with_its_best_model_and_a_restart_forgets_nothing() 
 #[test]
 fn only_what_was_evaluated_and_became_the_model_is_weighed() -> Result<()> {
     let mut federation = Federation::new()?;
-    let _coordinator = federation.start_coordinator()?;
+    let mut coordinator = federation.start_coordinator()?;
     let _agents = federation.start_hospitals()?;
     let gates = "  - { metric: accuracy, improve_by: 0.95, patience: 2 }\n";
     federation.submit(&evaluated("long", 7, 2, gates))?;
@@ -470,7 +470,41 @@ fn only_what_was_evaluated_and_became_the_model_is_weighed() -> Result<()> {
     ensure!(study["reason"].to_string().contains("rolled it back in its last round, 4"), "{study}");
     let patience = &study["patience"];
     ensure!(patience["without"] == 0 && patience["best"].is_null(), "{study}");
+
+    // What each round costs is known by now. The third is kept out, and the last: the study ends with its best model all the same,
+    // and not with the second, from which a round would go on.
+    let counted = federation.entries("evaluation.accepted")?;
+    let spent = |round: u64| {
+        let mut of_round = counted
+            .iter()
+            .map(|e| &e["entry"])
+            .filter(|e| e["study"] == "short" && e["round"] == round);
+        let epsilon = of_round.next().and_then(|e| e["epsilon"].as_str());
+        Ok::<f64, anyhow::Error>(epsilon.with_context(|| format!("{counted:?}"))?.parse()?)
+    };
+    let between = f64::midpoint(spent(2)?, spent(3)?);
+    let gates = format!(
+        "  - {{ metric: accuracy, improve_by: 0.95, patience: 2 }}\n  - {{ metric: epsilon, at_most: {between}, on_failure: roll_back }}\n"
+    );
+    federation.submit(&evaluated("back", 4, 1, &gates))?;
+    let study = federation.study_reaches("back", &["finished", "failed"])?;
+    let why = "a gate rolled it back in its last round, 4: epsilon: ";
+    ensure!(study["reason"].to_string().contains(why), "{study}");
+    let of = |kind: &str| -> Result<Vec<Value>> {
+        let entries = federation.entries(kind)?.into_iter().map(|mut e| e["entry"].take());
+        Ok(entries.filter(|e| e["study"] == "back").collect())
+    };
+    let (published, back) = (of("model.published")?, of("model.rolled_back")?);
+    ensure!(published.len() == 2 && of("model.rejected")?.len() == 2, "{published:?}");
+    let best = &published[0]["model_sha256"];
+    ensure!(back.len() == 1 && back[0]["model_sha256"] == *best, "{back:?}");
+    ensure!(of("study.finished")?[0]["model_sha256"] == *best, "{study}");
+    ensure!(of("version.made")?[0]["model_sha256"] == *best, "{study}");
     federation.verified()?;
+    coordinator.kill()?;
+    let _coordinator = federation.start_coordinator()?;
+    let study = federation.falaj_json(&["study", "show", "back"])?;
+    ensure!(study["model_sha256"] == *best, "{study}");
     Ok(())
 }
 
