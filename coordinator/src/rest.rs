@@ -24,7 +24,7 @@ use crate::{
     approvals::{Approvals, Taken},
     checkpointer::Checkpointer,
     clock,
-    engine::{Engine, Handle, View, problem_of, unreadable},
+    engine::{Engine, Handle, View, by_name, problem_of, unreadable},
     enrolment::Enrolments,
     erased::{Beyond, Erased},
     erasure::{Asker, Erasures},
@@ -338,8 +338,8 @@ fn shown(app: &App, handle: &Handle) -> Study {
         rounds: meta.study.rounds.count,
         rounds_promoted: view.promoted,
         model_sha256: view.model.to_string(),
-        epsilon_by_site: view.epsilon,
-        bytes_by_site: view.bytes,
+        epsilon_by_site: by_name(&view.epsilon),
+        bytes_by_site: by_name(&view.bytes),
         patience: meta.study.patience.map(|patience| {
             let progress = view.round.as_ref().map(AnyRound::progress).cloned().unwrap_or_default();
             waiting(&patience, progress, meta.study.evaluation.as_ref())

@@ -80,7 +80,7 @@ pub struct Study {
     pub rounds_promoted: u32,
     /// SHA-256 of the newest model's parameters.
     pub model_sha256: String,
-    /// Epsilon per site, as the sites' newest updates state it. A site without a guarantee is absent.
+    /// Epsilon per site, as the sites' newest updates and counts about candidates state it. A site without a guarantee is absent.
     #[serde(serialize_with = "only_finite")]
     pub epsilon_by_site: BTreeMap<String, f64>,
     /// Bytes of update payloads received per site.

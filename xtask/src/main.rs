@@ -62,9 +62,10 @@ enum Command {
     },
     /// Measure, as ratios within one run.
     Bench {
-        /// Parts to run: `fold`, `log`, `durable`, `who-accessed`, `uploads`, `memory`; or `audit`, which is those of the
-        /// log and the verifier; or `privacy`, and of it `accountant`, `sampler`,
-        /// `dp-sgd`, `secagg`; or `utility`, and of it `WDBC`, `credit`, `digits`. Without any: the first six.
+        /// Parts to run: `fold`, `log`, `durable`, `who-accessed`, `uploads`, `memory`, `robust` (rules beside a copy, their memory, and
+        /// what poisoning does to digits under each); or `audit`, which is those of the log and the verifier; or `policy`; or `privacy`,
+        /// and of it `accountant`, `sampler`, `dp-sgd`, `secagg`; or `utility`, and of it `WDBC`, `credit`, `digits`. Without any: the
+        /// first seven, of `robust` without digits.
         parts: Vec<String>,
     },
 }
@@ -89,9 +90,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// What a log's second key is in: a build of its own.
-const SECOND_KEY: [&str; 8] =
-    ["-p", "falaj-core", "-p", "falaj-coordinator", "-p", "falaj-verify", "--features", "ml-dsa"];
+/// What a log's second key is in. Of the whole workspace, so that nothing else is built another time.
+const SECOND_KEY: [&str; 3] = [
+    "--workspace",
+    "--features",
+    "falaj-core/ml-dsa,falaj-coordinator/ml-dsa,falaj-verify/ml-dsa,falaj-report/ml-dsa",
+];
+/// The tests that need it.
+const SECOND_KEY_TESTS: [&str; 6] = ["--test", "ml_dsa", "--test", "bundle", "--test", "store"];
 
 fn test(args: &[String]) -> Result<()> {
     setup::setup()?;
@@ -113,7 +119,7 @@ fn test(args: &[String]) -> Result<()> {
     words.extend(args.iter().map(String::as_str));
     tools::cargo(&words)?;
     if args.is_empty() {
-        tools::cargo(&[&["test"], &SECOND_KEY[..]].concat())?;
+        tools::cargo(&[&["test"], &SECOND_KEY[..], &SECOND_KEY_TESTS].concat())?;
     }
     Ok(())
 }

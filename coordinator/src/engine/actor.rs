@@ -870,7 +870,7 @@ impl Actor {
         let mut facts = Facts::of(updates.values(), true, behind);
         facts.epsilon = {
             let view = self.viewing.borrow();
-            let spent = updates.keys().filter_map(|site| view.epsilon.get(site.name()));
+            let spent = updates.keys().filter_map(|site| view.epsilon.get(site));
             spent.copied().reduce(f64::max)
         };
         facts.compared = combined::compared(&parts.updates, meta, (round, spec), updates).await?;
@@ -1462,7 +1462,7 @@ pub(super) fn event(
         updates_in: small(updates.len()),
         site: site.map(|s| s.name().to_owned()),
         message,
-        epsilon_by_site: view.epsilon.clone(),
+        epsilon_by_site: by_name(&view.epsilon),
         model_sha256: published.then(|| view.model.to_string()),
     }
 }
@@ -1470,8 +1470,19 @@ pub(super) fn event(
 /// Remembers what an update says of its site.
 pub(super) fn note_update(view: &mut View, site: &SiteId, epsilon: &str, bytes: u64) {
     let epsilon = epsilon.parse().unwrap_or(f64::INFINITY);
-    view.epsilon.insert(site.name().to_owned(), epsilon);
-    *view.bytes.entry(site.name().to_owned()).or_default() += bytes;
+    view.epsilon.insert(site.clone(), epsilon);
+    *view.bytes.entry(site.clone()).or_default() += bytes;
+}
+
+/// What is known of sites by their names, and by their ids where several share a name.
+pub(crate) fn by_name<T: Copy>(of: &BTreeMap<SiteId, T>) -> BTreeMap<String, T> {
+    let mut named: BTreeMap<&str, usize> = BTreeMap::new();
+    of.keys().for_each(|site| *named.entry(site.name()).or_default() += 1);
+    let called = |site: &SiteId| match named.get(site.name()) {
+        Some(1) => site.name().to_owned(),
+        _ => site.to_string(),
+    };
+    of.iter().map(|(site, value)| (called(site), *value)).collect()
 }
 
 /// A refusal of the round as a problem.

@@ -7,7 +7,7 @@ mod actor;
 mod combined;
 pub(crate) mod evaluation;
 mod exchange;
-pub(crate) use actor::refusal;
+pub(crate) use actor::{by_name, refusal};
 pub use exchange::MESSAGES_MAX;
 mod leaving;
 pub mod sites;
@@ -34,6 +34,7 @@ use falaj_certs::identity::Identity;
 use falaj_core::{
     aggregate::{params_digest, params_to_bytes},
     audit::{Actor, Draft, Kind, person::Person},
+    evaluation::answer::EvaluationHeader,
     id::{Digest, Place, RoundId, SiteId, StudyId},
     manifest::Manifest,
     note::NoteSigner,
@@ -135,10 +136,10 @@ pub struct View {
     pub promoted: u32,
     /// The newest model.
     pub model: Digest,
-    /// Epsilon as each site's newest update states it.
-    pub epsilon: BTreeMap<String, f64>,
+    /// Epsilon as each site's newest update, or its newest counts about a candidate, states it.
+    pub epsilon: BTreeMap<SiteId, f64>,
     /// Payload bytes by site.
-    pub bytes: BTreeMap<String, u64>,
+    pub bytes: BTreeMap<SiteId, u64>,
     /// The cohort of a masked round, once its members are fixed.
     pub cohort: Option<Digest>,
 }
@@ -699,6 +700,18 @@ impl Engine {
         };
         for update in store.updates(&id).await? {
             actor::note_update(&mut view, &update.site, &update.epsilon, update.bytes);
+        }
+        for row in store.evaluations(&id).await? {
+            let signed = evaluation::stored(&row);
+            let header = signed.and_then(|s| EvaluationHeader::parse(&s.header).ok());
+            let header = header.ok_or_else(|| {
+                StoreError::Corrupt(format!("what {} counted in round {}", row.site, row.round))
+            })?;
+            let before = view.epsilon.get(&row.site).copied().unwrap_or_default();
+            let bytes = row.messages.len() as u64;
+            actor::note_update(&mut view, &row.site, &header.epsilon, bytes);
+            // Of an update and of counts the later one states more.
+            view.epsilon.entry(row.site).and_modify(|now| *now = now.max(before));
         }
         let newest = store.newest_round(&id).await?;
         view.round = newest.as_ref().map(|(round, _)| round.clone());

@@ -49,6 +49,8 @@ struct Run {
     updates: Vec<Seen>,
     /// What sites counted about candidates, and the try of each round.
     evaluations: Vec<(u32, Evaluated)>,
+    /// Which entry said it when a site's epsilon changed, in order.
+    spent: Vec<(u64, SiteId, String)>,
     rounds: BTreeMap<u32, Made>,
     registry: Registry,
     versions: BTreeMap<u32, History>,
@@ -202,7 +204,9 @@ impl Lineage {
             Kind::ModelPublished => self.published(entry)?,
             Kind::EvaluationAccepted => {
                 if let Some(run) = self.run(entry)? {
-                    let (round, site) = (body.int("round")?, body.parsed("site")?);
+                    let (round, site): (_, SiteId) = (body.int("round")?, body.parsed("site")?);
+                    let epsilon = body.find_text("epsilon").map(str::to_owned);
+                    run.spent.extend(epsilon.map(|e| (entry.seq, site.clone(), e)));
                     let evaluated = Evaluated { round, site, index: entry.seq };
                     run.evaluations.push((body.int("attempt").unwrap_or(0), evaluated));
                 }
@@ -251,6 +255,7 @@ impl Lineage {
             sets: BTreeMap::new(),
             updates: Vec::new(),
             evaluations: Vec::new(),
+            spent: Vec::new(),
             rounds: BTreeMap::new(),
             registry: Registry::new(study.clone()),
             versions: BTreeMap::new(),
@@ -272,6 +277,7 @@ impl Lineage {
             epsilon: body.find_text("epsilon").unwrap_or_default().to_owned(),
             index: entry.seq,
         };
+        run.spent.push((entry.seq, update.site.clone(), update.epsilon.clone()));
         let attempt = body.int("attempt").unwrap_or(0);
         run.updates.push(Seen { round: body.int("round")?, attempt, ts: entry.ts.clone(), update });
         Ok(())
@@ -405,11 +411,8 @@ impl Lineage {
         let run = self.runs.get(study)?;
         let (version, history) = (run.registry.versions.get(&number)?, run.versions.get(&number)?);
         let made = run.rounds.get(&version.round)?;
-        let before = |seen: &&Seen| seen.update.index < made.round.index;
-        let mut epsilon = BTreeMap::new();
-        for seen in run.updates.iter().filter(before) {
-            epsilon.insert(seen.update.site.clone(), seen.update.epsilon.clone());
-        }
+        let before = run.spent.iter().filter(|(index, ..)| *index < made.round.index);
+        let epsilon = before.map(|(_, site, epsilon)| (site.clone(), epsilon.clone())).collect();
         let sets = run.sets.iter().filter(|(_, first)| **first < made.round.index);
         let (coordinator, software) = history.coordinator.clone();
         Some(Provenance {

@@ -56,7 +56,7 @@ pub struct Provenance {
     pub policy_sets: Vec<Digest>,
     /// Every round up to its own, and what went into it.
     pub rounds: Vec<RoundMade>,
-    /// Epsilon by site, as each site's newest update states it.
+    /// Epsilon by site, as its newest update, or its newest counts about a candidate, state it.
     pub epsilon: BTreeMap<SiteId, String>,
     /// The gates that were judged, and their figures.
     pub gates: Vec<GateSaid>,

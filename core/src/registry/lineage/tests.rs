@@ -82,8 +82,8 @@ fn promoted(version: u64, number: u32, stage: Stage) -> Draft {
     moved(Kind::VersionPromoted, version, number).text("stage", stage.as_str())
 }
 
-/// Three rounds: `a` in each, `b` in the second and the third, and `c` in a try that failed.
-fn three_rounds() -> Log {
+/// A study was submitted.
+fn begun() -> Log {
     let mut log = Log { lineage: Lineage::default(), seq: 0 };
     let started = Draft::new(Kind::CoordinatorStarted)
         .text("coordinator", "spiffe://t/ae-on/ae-az/coordinator/main")
@@ -97,6 +97,12 @@ fn three_rounds() -> Log {
         .decided(true, &["ACC-201".into()], &digest("policies"));
     let person = Actor { person: Some(Person([7; 16])), ..Actor::default() };
     log.ok(submitted.actor(&person));
+    log
+}
+
+/// Three rounds: `a` in each, `b` in the second and the third, and `c` in a try that failed.
+fn three_rounds() -> Log {
+    let mut log = begun();
     log.ok(update(1, "a"));
     log.ok(published(1, &["a"]));
     log.ok(update(2, "a"));
@@ -120,6 +126,25 @@ fn about() -> About {
 
 fn signed(log: &Log, number: u32) -> Option<Provenance> {
     log.lineage.provenance(&heart(), number, about(), "falaj.test/log", "a proof".into())
+}
+
+#[test]
+fn what_a_site_spent_on_a_version_is_what_it_said_last_before_its_model() {
+    let mut log = begun();
+    let counted = |number: u32, epsilon: &str| {
+        round(Kind::EvaluationAccepted, number)
+            .text("site", &site("a").to_string())
+            .text("epsilon", epsilon)
+    };
+    log.ok(update(1, "a"));
+    log.ok(update(1, "b"));
+    log.ok(counted(1, "0.7"));
+    log.ok(published(1, &["a", "b"]));
+    log.ok(counted(2, "0.9"));
+    log.ok(made(1, 1));
+    let provenance = signed(&log, 1).expect("a version");
+    let spent: Vec<_> = provenance.epsilon.iter().map(|(s, e)| (s.name(), &e[..])).collect();
+    assert_eq!(spent, [("a", "0.7"), ("b", "0.1")]);
 }
 
 #[test]
