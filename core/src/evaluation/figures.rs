@@ -57,6 +57,17 @@ pub enum Missing {
     /// Nobody has counted.
     #[error("no site has sent counts")]
     Nothing,
+    /// A site has not counted.
+    #[error("has sent no counts")]
+    Silent,
+    /// Fewer have counted than it takes to say something of all.
+    #[error("{sites} of the {needed} sites that it takes sent counts")]
+    Sites {
+        /// How many have.
+        sites: u32,
+        /// How many it takes.
+        needed: u32,
+    },
     /// What it is a part of cannot be told from noise.
     #[error("about {0} records are too few to tell it from the noise")]
     TooFew(i64),
