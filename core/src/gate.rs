@@ -511,12 +511,22 @@ fn at(word: &str, site: &SiteId, names: &BTreeMap<&SiteId, String>) -> String {
     format!("{word} at {}", names.get(site).map_or_else(|| site.name(), String::as_str))
 }
 
-/// Which groups nothing is said about, in brackets.
+/// Which groups nothing is said about, and nobody is asked about, in brackets.
 fn left_out(grouped: &Grouped) -> String {
-    if grouped.withheld.is_empty() {
+    let unasked = grouped.withheld.iter().filter(|group| !grouped.small.contains(group));
+    let names: Vec<&str> = unasked.map(String::as_str).collect();
+    if names.is_empty() {
         return String::new();
     }
-    format!(" (without {}: too few records)", grouped.withheld.join("; "))
+    format!(" (without {}, too few records)", names.join("; "))
+}
+
+/// Which groups are looked at as one, in brackets.
+fn merged(grouped: &Grouped) -> String {
+    if grouped.merged.is_empty() {
+        return String::new();
+    }
+    format!(" (merging {})", grouped.merged.join("; "))
 }
 
 impl Figure {
@@ -571,20 +581,26 @@ impl Figure {
             (Self::Drop(number), Ok(all)) => vec![one(name, all.drop_under(number))],
             (Self::Column(metric, number), Ok(all)) => vec![one(name, all.drift(metric, number))],
             (Self::Between(metric, by), Ok(all)) => {
-                let left_out = left_out(&all.groups(by));
-                vec![one(format!("{name}{left_out}"), all.between(metric, by))]
+                let grouped = all.groups(by);
+                let figure = format!("{name}{}{}", merged(&grouped), left_out(&grouped));
+                vec![one(figure, all.between(metric, by))]
             }
             (Self::EachGroup(metric, by), Ok(all)) => {
                 let grouped = all.groups(by);
                 if grouped.groups.is_empty() {
                     return vec![one(name, Err(Missing::Groups(e.group_min)))];
                 }
-                let left_out = left_out(&grouped);
+                let (merged, left_out) = (merged(&grouped), left_out(&grouped));
                 let each = grouped.groups.iter().map(|group| {
-                    let figure = format!("{} of {}{left_out}", metric.as_str(), group.name);
+                    let merged = if grouped.is_merged(group) { merged.as_str() } else { "" };
+                    let figure = format!("{} of {}{merged}{left_out}", metric.as_str(), group.name);
                     one(figure, all.of_group(metric, group))
                 });
-                each.collect()
+                let small = grouped.small.iter().map(|group| {
+                    let why = Missing::Small { least: e.group_min, groups: group.clone() };
+                    one(format!("{} of {group}{left_out}", metric.as_str()), Err(why))
+                });
+                each.chain(small).collect()
             }
         }
     }
@@ -646,7 +662,7 @@ impl Figure {
 mod tests {
     use super::*;
     use crate::evaluation::{
-        Noise,
+        Attribute, Groups, Noise,
         cells::{Tally, tests::settings},
     };
     use crate::robust::Outlier;
@@ -715,7 +731,7 @@ mod tests {
         let wide = verdict(gap, Bound::AtMost(0.32));
         assert!(
             wide.reasons[0].starts_with(
-                "accuracy_difference by SEX (without SEX=other: too few records): 0.3000 ["
+                "accuracy_difference by SEX (without SEX=other, too few records): 0.3000 ["
             ),
             "{wide:?}"
         );
@@ -805,6 +821,69 @@ mod tests {
             judge(&nobody, &gate(accuracy)).reasons,
             ["accuracy: no site has sent counts, at least 0.1 needed"]
         );
+    }
+
+    /// So many records of two declared groups, which are all said right.
+    fn of_groups(e: &Evaluation, [first, second, other]: [usize; 3]) -> Evaluated<'_> {
+        let mut tally = Tally::new(e.layout(2));
+        for (group, records) in [first, second, other].into_iter().enumerate() {
+            (0..records).for_each(|i| {
+                let p = if i % 2 == 1 { 0.8 } else { 0.2 };
+                tally.record(group, i % 2, &[1.0 - p, p]);
+            });
+        }
+        let mut evaluated = Evaluated::new(e, 2, [site(0)], 1);
+        evaluated.add(site(0), 2, &tally.into_counts()).expect("counts");
+        evaluated
+    }
+
+    #[test]
+    fn a_declared_group_that_is_too_small_fails_its_gate_and_what_is_merged_is_named() {
+        let e = Evaluation { noise: Noise::None, group_min: 50, ..settings() };
+        let by = By::attribute(0);
+        let judged = |e, groups, metric: Metric| {
+            let evaluated = Some(of_groups(e, groups));
+            let figure = match metric.kind() {
+                Kind::Groups => Figure::Between(metric, by),
+                _ => Figure::EachGroup(metric, by),
+            };
+            let gate = declared(figure, Bound::AtLeast(0.2));
+            judge(&Facts { evaluated, ..facts() }, &[Gate::Declared(gate)])
+        };
+        // Of the second group there are 30, which nobody is merged with.
+        let each = judged(&e, [200, 30, 0], Metric::Accuracy);
+        let small = "accuracy of SEX=2 (without SEX=other, too few records): fewer than 50 records of SEX=2, at least 0.2 needed";
+        assert_eq!(each.reasons, [small]);
+        assert_eq!(each.judged.len(), 2);
+        // Between two groups that are large enough the third one, which is declared too, is not passed over.
+        let all = Groups::Values(vec!["1".into(), "2".into(), "3".into()]);
+        let attributes = vec![Attribute { column: "SEX".into(), groups: all }];
+        let declares = Evaluation { attributes, ..e.clone() };
+        let worst = judged(&declares, [200, 200, 30], Metric::WorstGroupAccuracy);
+        assert_eq!(
+            worst.reasons,
+            [
+                "worst_group_accuracy by SEX (without SEX=other, too few records): fewer than 50 records of SEX=3, at least 0.2 needed"
+            ]
+        );
+        // *Other* is not declared, and a group that holds nobody for certain is nobody's.
+        assert!(judged(&e, [200, 200, 30], Metric::WorstGroupAccuracy).pass);
+        assert!(judged(&declares, [200, 200, 0], Metric::WorstGroupAccuracy).pass);
+        // With noise nobody knows that it holds nobody.
+        let noised = Evaluation { noise: Noise::Laplace { epsilon: 8.0 }, ..declares.clone() };
+        let uncertain = judged(&noised, [200, 200, 0], Metric::WorstGroupAccuracy);
+        assert!(uncertain.reasons[0].contains("fewer than 50 records of SEX=3"), "{uncertain:?}");
+        // Two that are enough together are judged as one.
+        let merged = judged(&e, [200, 30, 30], Metric::Accuracy);
+        assert!(merged.pass, "{merged:?}");
+        let names: Vec<_> = merged.judged.iter().map(|j| j.figure.as_str()).collect();
+        assert_eq!(
+            names,
+            ["accuracy of SEX=1", "accuracy of smaller groups (merging SEX=2; SEX=other)"]
+        );
+        let worst = judged(&e, [200, 30, 30], Metric::WorstGroupAccuracy);
+        let name = "worst_group_accuracy by SEX (merging SEX=2; SEX=other)";
+        assert!(worst.pass && worst.judged[0].figure == name, "{worst:?}");
     }
 
     #[test]

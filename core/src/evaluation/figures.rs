@@ -74,6 +74,14 @@ pub enum Missing {
     /// There are not two groups to compare.
     #[error("there are not two groups with at least {0} records")]
     Groups(u32),
+    /// Of declared groups there are too few records to say something.
+    #[error("fewer than {least} records of {groups}")]
+    Small {
+        /// The least that a group has to have.
+        least: u32,
+        /// Their names.
+        groups: String,
+    },
     /// It is not defined there.
     #[error("it is not defined for this study")]
     Undefined,

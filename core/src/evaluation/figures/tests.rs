@@ -264,16 +264,31 @@ fn small_groups_are_merged_if_they_are_enough_together_and_withheld_otherwise() 
         let counts = two_class_counts(&e, 2);
         let grouped = pool(&e, 2, &counts).groups(By::BOTH);
         let names: Vec<String> = grouped.groups.into_iter().map(|g| g.name).collect();
-        (names, grouped.merged, grouped.withheld)
+        (names, grouped.merged, (grouped.withheld, grouped.small))
     };
     let (groups, merged, withheld) = all(60);
     assert_eq!(groups.last().map(String::as_str), Some("smaller groups"));
-    assert!(merged.contains(&"SEX=other, AGE<30".to_owned()) && withheld.is_empty(), "{merged:?}");
-    let (groups, merged, withheld) = all(110);
+    assert!(merged.contains(&"SEX=other, AGE<30".to_owned()), "{merged:?}");
+    assert!(withheld.0.is_empty() && withheld.1.is_empty(), "{withheld:?}");
+    // Those that are left out are *other* by one attribute or both, of which nobody is asked.
+    let (groups, merged, (withheld, small)) = all(110);
     assert!(
-        merged.is_empty() && withheld.len() == 6 && groups.len() == 6,
+        merged.is_empty() && withheld.len() == 6 && groups.len() == 6 && small.is_empty(),
+        "{groups:?} {withheld:?} {small:?}"
+    );
+    // 136 and 172 are below 30, and with the others they are enough to be one group.
+    let (groups, merged, (withheld, small)) = all(200);
+    assert!(
+        groups.len() == 5 && withheld.is_empty() && small.is_empty(),
         "{groups:?} {withheld:?}"
     );
+    assert!(merged.contains(&"SEX=1, AGE<30".to_owned()), "{merged:?}");
+    // A declared one that is too small alone is told from those.
+    let e = Evaluation { group_min: 330, ..two_classes(Noise::None) };
+    let counts = two_class_counts(&e, 2);
+    let grouped = pool(&e, 2, &counts).groups(By::attribute(1));
+    assert_eq!(grouped.withheld, ["AGE<30", "AGE=other"]);
+    assert!(grouped.small == ["AGE<30"] && grouped.groups.len() == 2, "{grouped:?}");
 }
 
 #[test]
