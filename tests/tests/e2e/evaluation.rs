@@ -819,6 +819,14 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
         ),
         ("{ metric: roc_auc, at_least: 1.7 }", "`roc_auc` never is at least 1.7"),
         (
+            "{ metric: accuracy, at_least: 1 }",
+            "`accuracy` never is at least 1 by the lower end of its interval",
+        ),
+        (
+            "{ metric: accuracy_difference, by: mean_radius, at_most: 0 }",
+            "never is at most 0 by the upper end of its interval",
+        ),
+        (
             "{ metric: roc_auc, at_least: 0.7, at_most: 0.9 }",
             "it is not clear what the gate asks for",
         ),
