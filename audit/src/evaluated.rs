@@ -37,6 +37,8 @@ pub(crate) struct Gating {
     patience: Option<Patience>,
     target: Target,
     rounds: u32,
+    /// So many sites have to count before anything is said of all together.
+    min_sites: u32,
 }
 
 impl Gating {
@@ -47,6 +49,7 @@ impl Gating {
             patience: study.patience,
             target: study.target(),
             rounds: study.rounds.count,
+            min_sites: study.cohort.min_sites,
         }
     }
 
@@ -620,7 +623,8 @@ fn facts<'a>(
     Round { counted, candidate, taken, compared }: &Round,
 ) -> Result<Facts<'a>, String> {
     let due = gating.evaluation.as_ref().filter(|e| e.is_due(number, gating.rounds));
-    let mut evaluated = due.map(|e| Evaluated::new(e, gating.target));
+    let mut evaluated = due
+        .map(|e| Evaluated::new(e, gating.target, counted.sites.iter().cloned(), gating.min_sites));
     let mut epsilon = counted.epsilon;
     for (site, digest) in taken {
         let signed = signed.get(digest).ok_or("invariant: it was there")?;
@@ -732,6 +736,7 @@ mod tests {
             patience: Some(patience),
             target: Target::Classes(2),
             rounds: 4,
+            min_sites: 1,
             gates: Vec::new(),
         };
         evaluations.submitted("s", gating);
@@ -904,7 +909,8 @@ mod tests {
     /// A study of nine rounds with one gate, which is not evaluated.
     fn gated(gate: Declared) -> Evaluations {
         let (evaluation, patience, target) = (None, None, Target::Classes(2));
-        let gating = Gating { gates: vec![gate], evaluation, patience, target, rounds: 9 };
+        let (rounds, min_sites) = (9, 1);
+        let gating = Gating { gates: vec![gate], evaluation, patience, target, rounds, min_sites };
         let mut evaluations = Evaluations::default();
         evaluations.submitted("s", gating);
         evaluations

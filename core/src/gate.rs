@@ -18,7 +18,10 @@ use crate::{
     study::WitnessQuorum,
 };
 use patience::Weighed;
-use std::fmt;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 /// What is known of a candidate.
 #[derive(Clone, Debug)]
@@ -48,15 +51,25 @@ pub struct Evaluated<'a> {
     pub settings: &'a Evaluation,
     /// All sites together.
     pub all: Pool<'a>,
-    /// Each site alone.
-    pub by_site: Vec<(SiteId, Pool<'a>)>,
+    /// Each site that has counted, alone.
+    pub by_site: BTreeMap<SiteId, Pool<'a>>,
+    /// Whose updates are in the candidate: each was asked.
+    asked: BTreeSet<SiteId>,
+    /// So many have to count before anything is said of all together: otherwise one of many could carry every gate.
+    min_sites: u32,
 }
 
 impl<'a> Evaluated<'a> {
-    /// Nothing counted yet, for a model that says this.
+    /// Nothing counted yet, for a model that says this and was made of these sites' updates, in a study of at least so many.
     #[must_use]
-    pub fn new(settings: &'a Evaluation, target: impl Into<Target>) -> Self {
-        Self { settings, all: Pool::new(settings, target), by_site: Vec::new() }
+    pub fn new(
+        settings: &'a Evaluation,
+        target: impl Into<Target>,
+        asked: impl IntoIterator<Item = SiteId>,
+        min_sites: u32,
+    ) -> Self {
+        let (all, by_site) = (Pool::new(settings, target), BTreeMap::new());
+        Self { settings, all, by_site, asked: asked.into_iter().collect(), min_sites }
     }
 
     /// Adds what a site counted.
@@ -72,8 +85,23 @@ impl<'a> Evaluated<'a> {
         let mut alone = Pool::new(self.settings, target);
         alone.add(counts)?;
         self.all.add(counts)?;
-        self.by_site.push((site, alone));
+        self.by_site.insert(site, alone);
         Ok(())
+    }
+
+    /// What its sites are called, those that are silent included.
+    #[must_use]
+    pub fn names(&self) -> BTreeMap<&SiteId, String> {
+        SiteId::told_apart(self.asked.iter().chain(self.by_site.keys()))
+    }
+
+    /// All sites together, if they are enough.
+    fn whole(&self) -> Result<&Pool<'a>, Missing> {
+        match (self.all.sites(), self.min_sites) {
+            (0, _) => Err(Missing::Nothing),
+            (sites, needed) if sites < needed => Err(Missing::Sites { sites, needed }),
+            _ => Ok(&self.all),
+        }
     }
 }
 
@@ -455,8 +483,9 @@ impl Declared {
                 let why = format!("nobody has compared the {} updates", facts.sites);
                 return one(self.figure.name(None), Err(why));
             };
+            let names = SiteId::told_apart(compared.each(standing).map(|(site, _)| site));
             let each = compared.each(standing).map(|(site, found)| Found {
-                figure: format!("{} at {}", standing.as_str(), site.name()),
+                figure: at(standing.as_str(), site, &names),
                 found: found.map(exactly).map_err(str::to_owned),
             });
             return each.map(|found| self.on(found)).collect();
@@ -477,12 +506,27 @@ pub struct Found {
     pub found: Result<Estimate, String>,
 }
 
-/// Which groups nothing is said about, in brackets.
+/// A site's figure.
+fn at(word: &str, site: &SiteId, names: &BTreeMap<&SiteId, String>) -> String {
+    format!("{word} at {}", names.get(site).map_or_else(|| site.name(), String::as_str))
+}
+
+/// Which groups nothing is said about, and nobody is asked about, in brackets.
 fn left_out(grouped: &Grouped) -> String {
-    if grouped.withheld.is_empty() {
+    let unasked = grouped.withheld.iter().filter(|group| !grouped.small.contains(group));
+    let names: Vec<&str> = unasked.map(String::as_str).collect();
+    if names.is_empty() {
         return String::new();
     }
-    format!(" (without {}: too few records)", grouped.withheld.join("; "))
+    format!(" (without {}, too few records)", names.join("; "))
+}
+
+/// Which groups are looked at as one, in brackets.
+fn merged(grouped: &Grouped) -> String {
+    if grouped.merged.is_empty() {
+        return String::new();
+    }
+    format!(" (merging {})", grouped.merged.join("; "))
 }
 
 impl Figure {
@@ -512,42 +556,52 @@ impl Figure {
     /// What was counted of it: one, or one of each group or site. Nothing where it is not made of counts.
     #[must_use]
     pub fn of(self, evaluated: &Evaluated<'_>) -> Vec<Found> {
-        let (e, all) = (evaluated.settings, &evaluated.all);
+        let (e, whole) = (evaluated.settings, evaluated.whole());
         let one = |figure: String, found: Result<Estimate, Missing>| Found {
             figure,
             found: found.map_err(|why| why.to_string()),
         };
         let name = self.name(Some(e));
-        match self {
-            Self::Overall(metric) => vec![one(name, all.overall(metric))],
-            Self::Drop(number) => vec![one(name, all.drop_under(number))],
-            Self::Column(metric, number) => vec![one(name, all.drift(metric, number))],
-            Self::Between(metric, by) => {
-                let left_out = left_out(&all.groups(by));
-                vec![one(format!("{name}{left_out}"), all.between(metric, by))]
+        match (self, whole) {
+            (Self::EachSite(metric), _) => {
+                let names = evaluated.names();
+                if names.is_empty() {
+                    return vec![one(name, Err(Missing::Nothing))];
+                }
+                let each = names.keys().map(|site| {
+                    let alone = evaluated.by_site.get(*site).ok_or(Missing::Silent);
+                    let found = alone.and_then(|pool| pool.overall(metric));
+                    one(at(metric.as_str(), site, &names), found)
+                });
+                each.collect()
             }
-            Self::EachGroup(metric, by) => {
+            (Self::Epsilon | Self::Sites | Self::Examples | Self::EachUpdate(_), _) => Vec::new(),
+            (_, Err(why)) => vec![one(name, Err(why))],
+            (Self::Overall(metric), Ok(all)) => vec![one(name, all.overall(metric))],
+            (Self::Drop(number), Ok(all)) => vec![one(name, all.drop_under(number))],
+            (Self::Column(metric, number), Ok(all)) => vec![one(name, all.drift(metric, number))],
+            (Self::Between(metric, by), Ok(all)) => {
+                let grouped = all.groups(by);
+                let figure = format!("{name}{}{}", merged(&grouped), left_out(&grouped));
+                vec![one(figure, all.between(metric, by))]
+            }
+            (Self::EachGroup(metric, by), Ok(all)) => {
                 let grouped = all.groups(by);
                 if grouped.groups.is_empty() {
                     return vec![one(name, Err(Missing::Groups(e.group_min)))];
                 }
-                let left_out = left_out(&grouped);
+                let (merged, left_out) = (merged(&grouped), left_out(&grouped));
                 let each = grouped.groups.iter().map(|group| {
-                    let figure = format!("{} of {}{left_out}", metric.as_str(), group.name);
+                    let merged = if grouped.is_merged(group) { merged.as_str() } else { "" };
+                    let figure = format!("{} of {}{merged}{left_out}", metric.as_str(), group.name);
                     one(figure, all.of_group(metric, group))
                 });
-                each.collect()
-            }
-            Self::EachSite(metric) => {
-                if evaluated.by_site.is_empty() {
-                    return vec![one(name, Err(Missing::Nothing))];
-                }
-                let each = evaluated.by_site.iter().map(|(site, pool)| {
-                    one(format!("{} at {}", metric.as_str(), site.name()), pool.overall(metric))
+                let small = grouped.small.iter().map(|group| {
+                    let why = Missing::Small { least: e.group_min, groups: group.clone() };
+                    one(format!("{} of {group}{left_out}", metric.as_str()), Err(why))
                 });
-                each.collect()
+                each.chain(small).collect()
             }
-            Self::Epsilon | Self::Sites | Self::Examples | Self::EachUpdate(_) => Vec::new(),
         }
     }
 
@@ -608,7 +662,7 @@ impl Figure {
 mod tests {
     use super::*;
     use crate::evaluation::{
-        Noise,
+        Attribute, Groups, Noise,
         cells::{Tally, tests::settings},
     };
     use crate::robust::Outlier;
@@ -642,7 +696,12 @@ mod tests {
 
     /// 400 records at each of two sites: 9 of 10 are said right in group 1, 6 of 10 in group 2.
     fn counted(e: &Evaluation) -> Evaluated<'_> {
-        let mut evaluated = Evaluated::new(e, 2);
+        counted_of(e, 2, 2)
+    }
+
+    /// The same of so many asked sites, of which the first two count in a study of at least so many.
+    fn counted_of(e: &Evaluation, asked: u32, min_sites: u32) -> Evaluated<'_> {
+        let mut evaluated = Evaluated::new(e, 2, (0..asked).map(site), min_sites);
         for n in 0..2 {
             let mut tally = Tally::new(e.layout(2));
             for i in 0..400 {
@@ -672,7 +731,7 @@ mod tests {
         let wide = verdict(gap, Bound::AtMost(0.32));
         assert!(
             wide.reasons[0].starts_with(
-                "accuracy_difference by SEX (without SEX=other: too few records): 0.3000 ["
+                "accuracy_difference by SEX (without SEX=other, too few records): 0.3000 ["
             ),
             "{wide:?}"
         );
@@ -709,7 +768,7 @@ mod tests {
         let nothing = judge(&facts(), &gates(roc_auc, When::EachRound));
         assert_eq!(nothing.reasons, ["roc_auc: no site has sent counts, at least 0.1 needed"]);
         let e = settings();
-        let empty = Facts { evaluated: Some(Evaluated::new(&e, 2)), ..facts() };
+        let empty = Facts { evaluated: Some(Evaluated::new(&e, 2, [], 0)), ..facts() };
         assert!(!judge(&empty, &gates(roc_auc, When::End)).pass);
         let by_site = Figure::EachSite(Metric::Accuracy);
         assert!(!judge(&empty, &gates(by_site, When::End)).pass);
@@ -720,6 +779,144 @@ mod tests {
         assert!(judge(&between, &gates(roc_auc, When::EachRound)).pass);
         let not_due = judge(&between, &gates(roc_auc, When::End));
         assert!(not_due.pass && not_due.asked.is_empty(), "{not_due:?}");
+    }
+
+    #[test]
+    fn a_site_that_is_silent_fails_what_is_asked_of_each_and_too_few_fail_what_is_asked_of_all() {
+        let e = Evaluation { noise: Noise::None, ..settings() };
+        let judged = |asked, min_sites, figure| {
+            let evaluated = Some(counted_of(&e, asked, min_sites));
+            let bound = Bound::AtLeast(0.1);
+            judge(&Facts { evaluated, ..facts() }, &[Gate::Declared(declared(figure, bound))])
+        };
+        let (accuracy, at_each) =
+            (Figure::Overall(Metric::Accuracy), Figure::EachSite(Metric::Accuracy));
+        // Two of three have counted, which is enough for what is said of all.
+        assert!(judged(3, 2, accuracy).pass);
+        let silent = judged(3, 2, at_each);
+        assert_eq!(silent.judged.len(), 3);
+        assert_eq!(silent.reasons, ["accuracy at h-2: has sent no counts, at least 0.1 needed"]);
+        assert_eq!(silent.asked, [("accuracy", false)]);
+        assert!(judged(2, 2, at_each).pass);
+        let sex = By::attribute(0);
+        for figure in [
+            accuracy,
+            Figure::EachGroup(Metric::Accuracy, sex),
+            Figure::Between(Metric::WorstGroupAccuracy, sex),
+            Figure::Drop(0),
+        ] {
+            let few = judged(3, 3, figure);
+            let why = format!(
+                "{}: 2 of the 3 sites that it takes sent counts, at least 0.1 needed",
+                figure.name(Some(&e))
+            );
+            assert_eq!(few.reasons, [why]);
+        }
+        // Where nobody has counted, each of them has not.
+        let nobody =
+            Facts { evaluated: Some(Evaluated::new(&e, 2, (0..2).map(site), 2)), ..facts() };
+        let gate = |figure| [Gate::Declared(declared(figure, Bound::AtLeast(0.1)))];
+        assert_eq!(judge(&nobody, &gate(at_each)).reasons.len(), 2);
+        assert_eq!(
+            judge(&nobody, &gate(accuracy)).reasons,
+            ["accuracy: no site has sent counts, at least 0.1 needed"]
+        );
+    }
+
+    /// So many records of two declared groups, which are all said right.
+    fn of_groups(e: &Evaluation, [first, second, other]: [usize; 3]) -> Evaluated<'_> {
+        let mut tally = Tally::new(e.layout(2));
+        for (group, records) in [first, second, other].into_iter().enumerate() {
+            (0..records).for_each(|i| {
+                let p = if i % 2 == 1 { 0.8 } else { 0.2 };
+                tally.record(group, i % 2, &[1.0 - p, p]);
+            });
+        }
+        let mut evaluated = Evaluated::new(e, 2, [site(0)], 1);
+        evaluated.add(site(0), 2, &tally.into_counts()).expect("counts");
+        evaluated
+    }
+
+    #[test]
+    fn a_declared_group_that_is_too_small_fails_its_gate_and_what_is_merged_is_named() {
+        let e = Evaluation { noise: Noise::None, group_min: 50, ..settings() };
+        let by = By::attribute(0);
+        let judged = |e, groups, metric: Metric| {
+            let evaluated = Some(of_groups(e, groups));
+            let figure = match metric.kind() {
+                Kind::Groups => Figure::Between(metric, by),
+                _ => Figure::EachGroup(metric, by),
+            };
+            let gate = declared(figure, Bound::AtLeast(0.2));
+            judge(&Facts { evaluated, ..facts() }, &[Gate::Declared(gate)])
+        };
+        // Of the second group there are 30, which nobody is merged with.
+        let each = judged(&e, [200, 30, 0], Metric::Accuracy);
+        let small = "accuracy of SEX=2 (without SEX=other, too few records): fewer than 50 records of SEX=2, at least 0.2 needed";
+        assert_eq!(each.reasons, [small]);
+        assert_eq!(each.judged.len(), 2);
+        // Between two groups that are large enough the third one, which is declared too, is not passed over.
+        let all = Groups::Values(vec!["1".into(), "2".into(), "3".into()]);
+        let attributes = vec![Attribute { column: "SEX".into(), groups: all }];
+        let declares = Evaluation { attributes, ..e.clone() };
+        let worst = judged(&declares, [200, 200, 30], Metric::WorstGroupAccuracy);
+        assert_eq!(
+            worst.reasons,
+            [
+                "worst_group_accuracy by SEX (without SEX=other, too few records): fewer than 50 records of SEX=3, at least 0.2 needed"
+            ]
+        );
+        // *Other* is not declared, and a group that holds nobody for certain is nobody's.
+        assert!(judged(&e, [200, 200, 30], Metric::WorstGroupAccuracy).pass);
+        assert!(judged(&declares, [200, 200, 0], Metric::WorstGroupAccuracy).pass);
+        // With noise nobody knows that it holds nobody.
+        let noised = Evaluation { noise: Noise::Laplace { epsilon: 8.0 }, ..declares.clone() };
+        let uncertain = judged(&noised, [200, 200, 0], Metric::WorstGroupAccuracy);
+        assert!(uncertain.reasons[0].contains("fewer than 50 records of SEX=3"), "{uncertain:?}");
+        // Two that are enough together are judged as one.
+        let merged = judged(&e, [200, 30, 30], Metric::Accuracy);
+        assert!(merged.pass, "{merged:?}");
+        let names: Vec<_> = merged.judged.iter().map(|j| j.figure.as_str()).collect();
+        assert_eq!(
+            names,
+            ["accuracy of SEX=1", "accuracy of smaller groups (merging SEX=2; SEX=other)"]
+        );
+        let worst = judged(&e, [200, 30, 30], Metric::WorstGroupAccuracy);
+        let name = "worst_group_accuracy by SEX (merging SEX=2; SEX=other)";
+        assert!(worst.pass && worst.judged[0].figure == name, "{worst:?}");
+    }
+
+    #[test]
+    fn sites_of_one_name_are_told_apart_by_their_places() {
+        let e = Evaluation { noise: Noise::None, ..settings() };
+        let clinic = |place: &str| -> SiteId {
+            format!("spiffe://t/ae-on/{place}/site/clinic").parse().expect("valid")
+        };
+        let asked = [clinic("ae-az"), clinic("ae-du"), site(7)];
+        let evaluated = Some(Evaluated::new(&e, 2, asked.clone(), 2));
+        let gate = declared(Figure::EachSite(Metric::Accuracy), Bound::AtLeast(0.1));
+        let verdict = judge(&Facts { evaluated, ..facts() }, &[Gate::Declared(gate)]);
+        let names: Vec<_> = verdict.judged.iter().map(|j| j.figure.as_str()).collect();
+        let (az, du) = (
+            "accuracy at spiffe://t/ae-on/ae-az/site/clinic",
+            "accuracy at spiffe://t/ae-on/ae-du/site/clinic",
+        );
+        assert_eq!(names, [az, "accuracy at h-7", du]);
+        let update = Outlier { norm: 1.0, cosine: Some(0.5) };
+        let mut sites = asked.to_vec();
+        sites.sort();
+        let compared = Some(Compared::new(sites, vec![update; 3]).expect("three"));
+        let gate = declared(Figure::EachUpdate(Standing::Cosine), Bound::AtLeast(0.1));
+        let verdict = judge(&Facts { compared, ..facts() }, &[Gate::Declared(gate)]);
+        let names: Vec<_> = verdict.judged.iter().map(|j| j.figure.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "update_cosine at spiffe://t/ae-on/ae-az/site/clinic",
+                "update_cosine at h-7",
+                "update_cosine at spiffe://t/ae-on/ae-du/site/clinic"
+            ]
+        );
     }
 
     #[test]

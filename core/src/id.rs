@@ -1,7 +1,11 @@
 //! Names: digests, places, SPIFFE identities, studies and rounds. Parsed once, then trusted.
 
 use sha2::{Digest as _, Sha256};
-use std::{fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 /// Why a name was refused. The message names the rule that it broke.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -305,6 +309,23 @@ impl SiteId {
     #[must_use]
     pub fn name(&self) -> &str {
         self.0.name()
+    }
+
+    /// What these sites are called beside each other: by their short names, and in full where several have the same one.
+    #[must_use]
+    pub fn told_apart<'a>(sites: impl IntoIterator<Item = &'a Self>) -> BTreeMap<&'a Self, String> {
+        let sites: BTreeSet<&Self> = sites.into_iter().collect();
+        let (mut seen, mut several) = (BTreeSet::new(), BTreeSet::new());
+        for site in &sites {
+            if !seen.insert(site.name()) {
+                several.insert(site.name());
+            }
+        }
+        let called = |site: &'a Self| {
+            let is_one = !several.contains(site.name());
+            (site, if is_one { site.name().to_owned() } else { site.to_string() })
+        };
+        sites.into_iter().map(called).collect()
     }
 }
 

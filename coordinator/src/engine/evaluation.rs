@@ -131,8 +131,11 @@ pub(crate) async fn kept<'a>(
 ) -> Result<Kept<'a>, CommitError> {
     let failed =
         |what: String| CommitError::Failed(format!("the evaluation cannot be read: {what}"));
-    let target = meta.study.target();
-    let mut kept = Kept { evaluated: Evaluated::new(e, target), candidate: None, epsilon: None };
+    let (target, min_sites) = (meta.study.target(), meta.study.cohort.min_sites);
+    // Those whose updates are in it were asked, whether they have answered or not.
+    let asked = store.counted_sites(round, attempt).await.map_err(|e| failed(e.to_string()))?;
+    let evaluated = Evaluated::new(e, target, asked, min_sites);
+    let mut kept = Kept { evaluated, candidate: None, epsilon: None };
     let rows = store.exchanges(round, attempt).await;
     let mut rows = rows.map_err(|e| failed(e.to_string()))?;
     rows.retain(|r| r.phase == Phase::Evaluation.as_str());
@@ -276,7 +279,7 @@ pub(super) fn said(facts: &Facts<'_>, verdict: &Verdict) -> Vec<(&'static str, V
         said.push(("compared", compared.lines()));
     }
     if let Some(evaluated) = &facts.evaluated {
-        let sites = evaluated.by_site.iter().map(|(site, _)| site.to_string());
+        let sites = evaluated.by_site.keys().map(ToString::to_string);
         said.push(("evaluated_by", sites.collect()));
     }
     said

@@ -105,6 +105,8 @@ async fn of_round(
     let kept = kept.map_err(|e| problem_of(&e))?;
     let Some(candidate) = kept.candidate else { return Ok(None) };
     let evaluated = kept.evaluated;
+    let names = evaluated.names();
+    let sites = evaluated.by_site.keys().filter_map(|site| names.get(site).cloned()).collect();
     let mut figures = Vec::new();
     for figure in gate::Figure::every(e, study.target()) {
         if matches!(figure, gate::Figure::EachSite(_)) && !asked.sites {
@@ -122,7 +124,7 @@ async fn of_round(
         attempt,
         stage: round.stage().into(),
         candidate_sha256: candidate.to_string(),
-        sites: evaluated.by_site.iter().map(|(site, _)| site.name().to_owned()).collect(),
+        sites,
         records: evaluated.all.records(),
         confidence: e.confidence,
         noise: e.noise.as_str().to_owned(),

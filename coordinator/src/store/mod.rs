@@ -430,6 +430,19 @@ impl Store {
         ask!(self, update, round, site, &payload.to_string()).map(UpdateRow::try_from).transpose()
     }
 
+    /// The sites whose updates were counted in one try of a round.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn counted_sites(
+        &self,
+        round: &RoundId,
+        attempt: u32,
+    ) -> Result<Vec<SiteId>, StoreError> {
+        let sites = ask!(self, counted_sites, round, attempt);
+        sites.iter().map(|site| row::parsed(site)).collect()
+    }
+
     /// What sites sent in one try of a masked round, phase by phase, in the order in which it came.
     ///
     /// # Errors

@@ -189,6 +189,21 @@ pub(super) async fn update(
     .await?)
 }
 
+pub(super) async fn counted_sites(
+    pool: &SqlitePool,
+    round: &RoundId,
+    attempt: u32,
+) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT site FROM updates WHERE study = ? AND number = ? AND attempt = ?",
+    )
+    .bind(round.study.as_str())
+    .bind(round.number)
+    .bind(attempt)
+    .fetch_all(pool)
+    .await?)
+}
+
 pub(super) async fn exchanges(
     pool: &SqlitePool,
     round: &RoundId,

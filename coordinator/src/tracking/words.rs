@@ -75,8 +75,10 @@ impl Figures {
 
     /// A name that no other figure of the round has.
     fn key(&mut self, name: &str) -> String {
-        // Which groups nothing is said about changes from round to round; the series is the same.
-        let name = name.split_once(" (without ").map_or(name, |(name, _)| name);
+        // Which groups are merged, or nothing is said about, changes from round to round; the series is the same.
+        let name = [" (without ", " (merging "]
+            .into_iter()
+            .fold(name, |name, word| name.split_once(word).map_or(name, |(name, _)| name));
         let mut key = key(name);
         if !self.keys.insert(key.clone()) {
             key = distinct(&key, name);
@@ -202,7 +204,7 @@ mod tests {
     fn figures_of_a_round_do_not_meet_under_one_name() {
         let mut figures = Figures::at(3, 7);
         figures.add_between(
-            "recall of A=1 (without A=2: too few records)",
+            "recall of A=1 (without A=2, too few records)",
             0.5,
             0.4,
             f64::INFINITY,

@@ -320,6 +320,8 @@ async fn seen(store: &Store) -> Result<Vec<String>> {
         format!("{:?}", store.newest_round(&study).await?),
         format!("{:?}", store.rounds(&study).await?),
         format!("{:?}", updates.iter().map(update).collect::<Vec<_>>()),
+        format!("{:?}", store.counted_sites(&round, 0).await?),
+        format!("{:?}", store.counted_sites(&round, 1).await?),
         format!("{:?}", store.newest_update(&site(1)).await?.as_ref().map(update)),
         format!("{:?}", store.newest_update(&site(2)).await?.is_none()),
         format!(

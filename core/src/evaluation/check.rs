@@ -300,6 +300,11 @@ pub fn gates(
                 ),
             );
         }
+        if let Some((end, mend)) = out_of_reach(gate, (least, most)) {
+            let name = gate.figure.name(e);
+            let what = format!("`{name}` never is {} by the {end} end of its interval", gate.bound);
+            p.when(true, &at, what, mend);
+        }
         if let Figure::Overall(m)
         | Figure::EachGroup(m, _)
         | Figure::EachSite(m)
@@ -444,6 +449,30 @@ pub fn beyond_reach(study: &Study) -> Vec<Problem> {
     p.0
 }
 
+/// Which end of an interval never comes to the bound, which is the most or the least that there can be, and what to do about it: however
+/// many records are right, one more might not be.
+fn out_of_reach(gate: &Declared, (least, most): (f64, f64)) -> Option<(&'static str, String)> {
+    let (Figure::Overall(metric)
+    | Figure::EachGroup(metric, _)
+    | Figure::EachSite(metric)
+    | Figure::Between(metric, _)
+    | Figure::Column(metric, _)) = gate.figure
+    else {
+        return None;
+    };
+    let is = |bound: f64, end: f64| bound.total_cmp(&end).is_eq();
+    match gate.bound {
+        Bound::AtLeast(bound) if is(bound, most) && !metric.reaches_most() => {
+            Some(("lower", format!("give a bound below {most}")))
+        }
+        // There are two zeros.
+        Bound::AtMost(bound) if is(bound + 0.0, least) && !metric.reaches_least() => {
+            Some(("upper", format!("give a bound above {least}")))
+        }
+        _ => None,
+    }
+}
+
 /// Between which values a figure lies.
 fn range(figure: Figure, target: Target) -> (f64, f64) {
     match figure {
@@ -546,6 +575,28 @@ mod tests {
             said(auc, Bound::AtMost(1.0), Some(&e), 2),
             "gates[0]: `roc_auc` always is at most 1"
         );
+        // The worse end of an interval never is all that there can be, however many records are right.
+        let difference = Figure::Between(Metric::EqualOpportunityDifference, By::attribute(0));
+        let column = Figure::Column(Metric::Ks, 0);
+        for (figure, bound, what) in [
+            (auc, Bound::AtLeast(1.0), "`roc_auc` never is at least 1 by the lower end"),
+            (difference, Bound::AtMost(0.0), "never is at most 0 by the upper end"),
+            (difference, Bound::AtMost(-0.0), "by the upper end"),
+            (column, Bound::AtMost(0.0), "never is at most 0 by the upper end"),
+        ] {
+            let found = said(figure, bound, Some(&e), 2);
+            assert!(found.contains(what), "{figure:?}: {found}");
+        }
+        for (figure, bound) in [
+            (auc, Bound::AtLeast(0.999_999)),
+            (difference, Bound::AtMost(0.000_001)),
+            // Where nothing drifts, or nothing is lost, there is no width.
+            (Figure::Column(Metric::Psi, 0), Bound::AtMost(0.0)),
+            (Figure::Drop(0), Bound::AtMost(0.0)),
+            (Figure::Overall(Metric::Brier), Bound::AtMost(0.0)),
+        ] {
+            assert_eq!(said(figure, bound, Some(&e), 2), "", "{figure:?}");
+        }
         let odds = Figure::Between(Metric::EqualizedOddsDifference, By::attribute(0));
         assert!(said(odds, Bound::AtMost(0.1), Some(&e), 5).contains("is for two classes"));
         let each = Figure::EachGroup(Metric::RocAuc, By::attribute(0));

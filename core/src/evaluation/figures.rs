@@ -57,12 +57,31 @@ pub enum Missing {
     /// Nobody has counted.
     #[error("no site has sent counts")]
     Nothing,
+    /// A site has not counted.
+    #[error("has sent no counts")]
+    Silent,
+    /// Fewer have counted than it takes to say something of all.
+    #[error("{sites} of the {needed} sites that it takes sent counts")]
+    Sites {
+        /// How many have.
+        sites: u32,
+        /// How many it takes.
+        needed: u32,
+    },
     /// What it is a part of cannot be told from noise.
     #[error("about {0} records are too few to tell it from the noise")]
     TooFew(i64),
     /// There are not two groups to compare.
     #[error("there are not two groups with at least {0} records")]
     Groups(u32),
+    /// Of declared groups there are too few records to say something.
+    #[error("fewer than {least} records of {groups}")]
+    Small {
+        /// The least that a group has to have.
+        least: u32,
+        /// Their names.
+        groups: String,
+    },
     /// It is not defined there.
     #[error("it is not defined for this study")]
     Undefined,

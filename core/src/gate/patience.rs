@@ -182,8 +182,8 @@ mod tests {
             let p = if (i < right) == (class == 1) { 0.8 } else { 0.2 };
             tally.record(i / 2 % 2, class, &[1.0 - p, p]);
         }
-        let mut evaluated = Evaluated::new(e, 2);
         let site: SiteId = "spiffe://t/ae-on/ae-az/site/h-1".parse().expect("valid");
+        let mut evaluated = Evaluated::new(e, 2, [site.clone()], 1);
         evaluated.add(site, 2, &tally.into_counts()).expect("counts");
         evaluated
     }
@@ -195,7 +195,7 @@ mod tests {
         for (i, right) in rights.iter().enumerate() {
             let evaluated = match right {
                 Some(right) => counted(&e, *right),
-                None => Evaluated::new(&e, 2),
+                None => Evaluated::new(&e, 2, [], 1),
             };
             let facts = Facts { evaluated: Some(evaluated), ..Facts::of([].iter(), true, 0) };
             let round = u32::try_from(i).expect("few") + 1;
@@ -293,7 +293,7 @@ mod tests {
                     let place = f64::from(i % 5) / 5.0;
                     tally.number(0, place, place + off * (0.5 + f64::from(i % 2)));
                 }
-                let mut evaluated = Evaluated::new(&e, target);
+                let mut evaluated = Evaluated::new(&e, target, [site.clone()], 1);
                 evaluated.add(site.clone(), target, &tally.into_counts()).expect("counts");
                 let facts = Facts { evaluated: Some(evaluated), ..Facts::of([].iter(), true, 0) };
                 let model = Digest::of(&round.to_be_bytes());

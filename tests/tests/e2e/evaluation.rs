@@ -508,33 +508,70 @@ fn only_what_was_evaluated_and_became_the_model_is_weighed() -> Result<()> {
     Ok(())
 }
 
-/// What a site does not give is missing, and the gates are asked all the same.
-#[test]
-fn a_site_whose_budget_is_spent_does_not_evaluate_and_the_others_are_judged_alone() -> Result<()> {
-    let mut federation = Federation::new()?;
-    let _coordinator = federation.start_coordinator()?;
-    let mut agents = Vec::new();
-    for (name, epsilon_limit, records) in
-        [("hospital-1", 900.0, &wisconsin(2)?[0]), ("hospital-2", 6.0, &wisconsin(2)?[1])]
-    {
-        // Enough for a round of training, and not for an evaluation at 8.
+/// Sites that train, the last of which has enough for a round of training, and not for an evaluation at 8.
+fn start_with_one_spent(federation: &Federation, names: &[&str]) -> Result<Vec<Process>> {
+    let (parts, last) = (wisconsin(2)?, names.last());
+    let start = |(name, records): (&&str, &String)| {
+        let epsilon_limit = if Some(name) == last { 6.0 } else { 900.0 };
         let site = SiteSpec { epsilon_limit, ..SiteSpec::new(name, "ae-on/ae-az") };
         federation.prepare_site(&site, records)?;
-        agents.push(federation.start_agent(&site)?);
-    }
-    let gates = "  - { metric: accuracy, each_site: true, at_least: 0.2 }\n  - { metric: roc_auc, at_least: 0.55 }\n";
-    federation.submit(&evaluated("spent", 1, 1, gates))?;
-    federation.finishes("spent")?;
-    let published = federation.entries("model.published")?;
-    let by = lines(&published[0], "evaluated_by");
-    ensure!(by.len() == 1 && by[0].ends_with("/hospital-1"), "{by:?}");
-    let gates = lines(&published[0], "gates");
-    ensure!(
-        gates.len() == 2 && gates[0].starts_with("pass: accuracy at hospital-1: "),
-        "{gates:?}"
-    );
+        federation.start_agent(&site)
+    };
+    names.iter().zip(parts.iter().cycle()).map(start).collect()
+}
+
+/// What is said of all sites is said by those who have counted, and who is silent fails what each of them is asked.
+#[test]
+fn a_site_whose_budget_is_spent_does_not_evaluate_and_fails_what_is_asked_of_each() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let names = ["hospital-1", "hospital-2", "hospital-3"];
+    let _agents = start_with_one_spent(&federation, &names)?;
+    let gates = "  - { metric: roc_auc, at_least: 0.3 }\n  - { metric: accuracy, each_site: true, at_least: 0.2, on_failure: stop }\n";
+    let cohort = format!("sites: [{}], min_sites: 2", names.join(", "));
+    let yaml = evaluated("spent", 1, 1, gates).replace("min_sites: 2", &cohort);
+    federation.submit(&yaml.replace("grace_s: 2", "grace_s: 30"))?;
+    let study = federation.study_reaches("spent", &["finished", "failed"])?;
+    let why = study["reason"].as_str().unwrap_or_default();
+    let silent = "accuracy at hospital-3: has sent no counts";
+    ensure!(why.starts_with(&format!("a gate ended it in round 1: {silent}")), "{study}");
+    ensure!(federation.entries("model.published")?.is_empty());
+    let rejected = federation.entries("model.rejected")?;
+    let by = lines(&rejected[0], "evaluated_by");
+    let counted = |name: &str| by.iter().any(|by| by.ends_with(&format!("/{name}")));
+    ensure!(by.len() == 2 && counted("hospital-1") && counted("hospital-2"), "{by:?}");
+    let gates = lines(&rejected[0], "gates");
+    ensure!(gates.len() == 4 && gates[0].starts_with("pass: roc_auc: "), "{gates:?}");
+    ensure!(gates[1].starts_with("pass: accuracy at hospital-1: "), "{gates:?}");
+    ensure!(gates[3] == format!("fail: {silent}, at least 0.2 needed"), "{gates:?}");
     let declined = federation.entries("site.declined")?;
-    ensure!(declined[0].to_string().contains("epsilon_spent"), "{declined:?}");
+    ensure!(declined.iter().any(|d| d.to_string().contains("epsilon_spent")), "{declined:?}");
+    // Also where it is asked again.
+    let listed = federation.falaj_json(&["gate", "list", "spent"])?;
+    let each = &listed["items"][1];
+    ensure!(each["pass"] == false && listed["items"][0]["pass"] == true, "{listed}");
+    let figures = each["figures"].as_array().context("figures")?;
+    ensure!(figures.len() == 3 && figures[2]["missing"] == "has sent no counts", "{listed}");
+    federation.verified()?;
+    Ok(())
+}
+
+/// One of two could otherwise carry every gate.
+#[test]
+fn where_fewer_count_than_a_study_takes_nothing_is_said_of_all() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let _agents = start_with_one_spent(&federation, &["hospital-1", "hospital-2"])?;
+    let gates = "  - { metric: roc_auc, at_least: 0.01 }\n";
+    let yaml = evaluated("few", 1, 1, gates)
+        .replace("rounds: { count: 1,", "rounds: { count: 1, retries: 0,");
+    federation.submit(&yaml)?;
+    let study = federation.study_reaches("few", &["finished", "failed"])?;
+    ensure!(study["state"] == "failed", "{study}");
+    let rejected = federation.entries("model.rejected")?;
+    let gates = lines(&rejected[0], "gates");
+    let few = "fail: roc_auc: 1 of the 2 sites that it takes sent counts, at least 0.01 needed";
+    ensure!(gates == [few] && federation.entries("model.published")?.is_empty(), "{gates:?}");
     federation.verified()?;
     Ok(())
 }
@@ -781,6 +818,14 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
             "there is no metric `roc_acu`; take one of accuracy, ",
         ),
         ("{ metric: roc_auc, at_least: 1.7 }", "`roc_auc` never is at least 1.7"),
+        (
+            "{ metric: accuracy, at_least: 1 }",
+            "`accuracy` never is at least 1 by the lower end of its interval",
+        ),
+        (
+            "{ metric: accuracy_difference, by: mean_radius, at_most: 0 }",
+            "never is at most 0 by the upper end of its interval",
+        ),
         (
             "{ metric: roc_auc, at_least: 0.7, at_most: 0.9 }",
             "it is not clear what the gate asks for",

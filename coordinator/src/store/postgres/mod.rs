@@ -109,6 +109,21 @@ pub(super) async fn update(
         .await?)
 }
 
+pub(super) async fn counted_sites(
+    pool: &PgPool,
+    round: &RoundId,
+    attempt: u32,
+) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT site FROM updates WHERE study = $1 AND number = $2 AND attempt = $3",
+    )
+    .bind(round.study.as_str())
+    .bind(i64::from(round.number))
+    .bind(i64::from(attempt))
+    .fetch_all(pool)
+    .await?)
+}
+
 pub(super) async fn exchanges(
     pool: &PgPool,
     round: &RoundId,

@@ -79,14 +79,17 @@ impl Pool<'_> {
     /// A metric between groups.
     ///
     /// # Errors
-    /// [`Missing`]: also when a group's part of it cannot be told from noise.
+    /// [`Missing`]: also when a group's part of it cannot be told from noise, or a declared group is too small to be looked at.
     pub fn between(&self, metric: Metric, by: By) -> Found<Estimate> {
         if !metric.is_for(self.layout.target) {
             return Err(Missing::Undefined);
         }
-        let Grouped { groups, .. } = self.groups(by);
+        let (Grouped { groups, small, .. }, least) = (self.groups(by), self.e.group_min);
         if groups.len() < 2 {
-            return Err(Missing::Groups(self.e.group_min));
+            return Err(Missing::Groups(least));
+        }
+        if !small.is_empty() {
+            return Err(Missing::Small { least, groups: small.join("; ") });
         }
         let rates = |m: Metric| self.rates(m, &groups);
         let most = metric.most(self.layout.target);

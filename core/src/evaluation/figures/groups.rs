@@ -2,6 +2,7 @@
 
 use super::{Pool, as_f64};
 use crate::evaluation::Evaluation;
+use std::collections::BTreeSet;
 
 /// Attributes by which records are grouped: one, the other, or both at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +58,17 @@ pub struct Grouped {
     pub merged: Vec<String>,
     /// Names of those that nothing is said about.
     pub withheld: Vec<String>,
+    /// Which of them the study declares: all but *other*. Those that hold nobody for certain are not among them: only without noise
+    /// is that certain.
+    pub small: Vec<String>,
+}
+
+impl Grouped {
+    /// Whether this group is of several that are too small each.
+    #[must_use]
+    pub fn is_merged(&self, group: &Group) -> bool {
+        !self.merged.is_empty() && self.groups.last() == Some(group)
+    }
 }
 
 impl Pool<'_> {
@@ -64,19 +76,24 @@ impl Pool<'_> {
     #[must_use]
     pub fn groups(&self, by: By) -> Grouped {
         let attributes = &self.e.attributes;
-        let mut all: Vec<Group> = Vec::new();
+        let (mut all, mut declared) = (Vec::<Group>::new(), BTreeSet::new());
         for cell in 0..self.layout.groups {
             // The first attribute changes slowest.
             let mut rest = cell;
-            let mut names: Vec<String> = Vec::new();
+            let (mut names, mut is_other) = (Vec::new(), false);
             for (i, attribute) in attributes.iter().enumerate().rev() {
                 if by.has(i) {
-                    names.push(attribute.name_of(rest % attribute.len()));
+                    let group = rest % attribute.len();
+                    names.push(attribute.name_of(group));
+                    is_other |= group + 1 == attribute.len();
                 }
                 rest /= attribute.len();
             }
             names.reverse();
             let name = names.join(", ");
+            if !is_other {
+                declared.insert(name.clone());
+            }
             match all.iter_mut().find(|g| g.name == name) {
                 Some(group) => group.cells.push(cell),
                 None => all.push(Group { name, cells: vec![cell] }),
@@ -87,13 +104,18 @@ impl Pool<'_> {
         let (groups, small): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|g| size(&g.cells) >= least);
         let names: Vec<String> = small.iter().map(|g| g.name.clone()).collect();
+        let is_exact = self.noise(self.main()) <= 0.0;
+        let is_nobody = |g: &Group| is_exact && size(&g.cells) < 1.0;
+        let asked = small.iter().filter(|g| declared.contains(&g.name) && !is_nobody(g));
+        let asked: Vec<String> = asked.map(|g| g.name.clone()).collect();
         let cells: Vec<usize> = small.into_iter().flat_map(|g| g.cells).collect();
-        let mut grouped = Grouped { groups, merged: Vec::new(), withheld: Vec::new() };
+        let mut grouped =
+            Grouped { groups, merged: Vec::new(), withheld: Vec::new(), small: Vec::new() };
         if size(&cells) >= least && !cells.is_empty() {
             grouped.groups.push(Group { name: "smaller groups".into(), cells });
             grouped.merged = names;
         } else {
-            grouped.withheld = names;
+            (grouped.withheld, grouped.small) = (names, asked);
         }
         grouped
     }

@@ -310,6 +310,57 @@ impl Metric {
         }
     }
 
+    /// Whether the lower end of an interval can be the largest value: not where there is one more record that might not be so.
+    #[must_use]
+    pub const fn reaches_most(self) -> bool {
+        !matches!(
+            self,
+            Self::Accuracy
+                | Self::BalancedAccuracy
+                | Self::Precision
+                | Self::Recall
+                | Self::Specificity
+                | Self::F1
+                | Self::RocAuc
+                | Self::PrAuc
+                | Self::SelectionRate
+                | Self::WorstClassRecall
+                | Self::DemographicParityRatio
+                | Self::EqualizedOddsRatio
+                | Self::WorstGroupRecall
+                | Self::WorstGroupAccuracy
+        )
+    }
+
+    /// Whether the upper end of an interval can be the smallest value. Of losses it can, and of what noise may put below it.
+    #[must_use]
+    pub const fn reaches_least(self) -> bool {
+        !matches!(
+            self,
+            Self::Accuracy
+                | Self::BalancedAccuracy
+                | Self::Precision
+                | Self::Recall
+                | Self::Specificity
+                | Self::F1
+                | Self::RocAuc
+                | Self::Ece
+                | Self::SelectionRate
+                | Self::WorstClassRecall
+                | Self::DemographicParityDifference
+                | Self::DemographicParityRatio
+                | Self::EqualOpportunityDifference
+                | Self::EqualizedOddsDifference
+                | Self::EqualizedOddsRatio
+                | Self::PredictiveParityDifference
+                | Self::AccuracyDifference
+                | Self::WorstGroupRecall
+                | Self::WorstGroupAccuracy
+                | Self::WorstGroupEce
+                | Self::Ks
+        )
+    }
+
     /// The smallest value that it can have.
     #[must_use]
     pub const fn least(self) -> f64 {

@@ -3,7 +3,8 @@
 //! **A part of a whole** has the interval that Fieller (1954) gives for a ratio whose two counts carry noise, with the spread
 //! of a binomial proportion where Wilson (1927) puts it, at the proportion that is tried and not at the one that was seen:
 //! all `p` with `(part - p·whole)² ≤ z²·(var(noise of part - p·whole) + whole·p·(1 - p))`. It is one quadratic in `p`. Where
-//! everything or nothing was right, it is as wide as it has to be, where the delta method has no width at all.
+//! everything or nothing was right, it is as wide as it has to be, where the delta method has no width at all. Noise that puts
+//! a part beyond its whole makes nobody surer than that.
 //!
 //! **Other figures** have the delta method's (Oehlert 1992), in which one more record, where one moves the figure most, is
 //! counted `z²` times: at the edge this is Wilson's again.
@@ -63,7 +64,19 @@ impl Ratio {
         }
         // Noise can put a part beyond its whole, where no proportion lies within reach: the nearest is both ends.
         let reach = (b * b - a * c).max(0.0).sqrt();
-        ((b - reach) / a, (b + reach) / a)
+        let (low, high) = ((b - reach) / a, (b + reach) / a);
+        if self.trials <= 0.0 {
+            return (low, high);
+        }
+        // Wilson's where all or none of as many are in the part.
+        let edge = z2 / (self.trials + z2);
+        if self.part >= self.whole {
+            (low.min(1.0 - edge), high.max(1.0))
+        } else if self.part <= 0.0 {
+            (low.min(0.0), high.max(edge))
+        } else {
+            (low, high)
+        }
     }
 
     /// How far its two ends are from its value.
@@ -115,7 +128,8 @@ impl Rate {
         }
     }
 
-    /// The ends of its interval, `z` standard deviations away.
+    /// The ends of its interval, `z` standard deviations away. What has no quadratic of its own lies between 0 and 1, wherever noise
+    /// has put it.
     pub(super) fn ends(&self, z: f64) -> (f64, f64) {
         match self.form {
             Form::Part(part) => part.ends(z),
@@ -126,7 +140,8 @@ impl Rate {
             Form::Mean(a, b) => {
                 // Each end from those of both (Newcombe 1998, method 10; Zou and Donner 2008).
                 let ((a_down, a_up), (b_down, b_up)) = (a.reach(z), b.reach(z));
-                (self.value - a_down.hypot(b_down) / 2.0, self.value + a_up.hypot(b_up) / 2.0)
+                let value = self.value.clamp(0.0, 1.0);
+                (value - a_down.hypot(b_down) / 2.0, value + a_up.hypot(b_up) / 2.0)
             }
             Form::Root(mean) => {
                 let (low, high) = mean.ends(z);
@@ -138,7 +153,8 @@ impl Rate {
             }
             Form::Delta { variance, steepest } => {
                 let reach = z * variance.sqrt().hypot(z * steepest);
-                (self.value - reach, self.value + reach)
+                let value = self.value.clamp(0.0, 1.0);
+                (value - reach, value + reach)
             }
         }
     }
@@ -215,6 +231,36 @@ mod tests {
         }
         let nothing = Ratio { of_whole: 10_000.0, ..part };
         assert_eq!(nothing.ends(z), (f64::NEG_INFINITY, f64::INFINITY));
+    }
+
+    /// So that no gate holds that asks for all, or for none, whatever the noise.
+    #[test]
+    fn noise_makes_nobody_surer_than_all_or_none_of_a_sample() {
+        let z = 2.0;
+        for noise in [0.0, 1.0, 9.0, 400.0] {
+            for beyond in [0.0, 1.0, 5.0, 60.0] {
+                let noised = |part| Ratio {
+                    part,
+                    whole: 100.0,
+                    of_part: noise,
+                    of_both: noise,
+                    of_whole: 2.0 * noise,
+                    trials: 100.0,
+                };
+                let (all, none) = (noised(100.0 + beyond), noised(-beyond));
+                let ((low, high), (least, most)) = (all.ends(z), none.ends(z));
+                assert!(low <= 100.0 / 104.0 + 1e-12 && high >= 1.0, "{all:?}: {low} {high}");
+                assert!(least <= 0.0 && most >= 4.0 / 104.0 - 1e-12, "{none:?}: {least} {most}");
+                let mean = Rate::mean(all, all).ends(z);
+                assert!(mean.0 < 1.0 && mean.1 >= 1.0, "{all:?}: {mean:?}");
+                let f1 = Rate::harmonic(all).ends(z);
+                assert!(f1.0 < 1.0, "{all:?}: {f1:?}");
+            }
+        }
+        let beyond = Rate::delta(1.3, 0.01, 0.0).ends(z);
+        assert!((beyond.0 - 0.8).abs() < 1e-12 && beyond.1 > 1.0, "{beyond:?}");
+        let below = Rate::delta(-0.3, 0.01, 0.0).ends(z);
+        assert!(below.0 < 0.0 && (below.1 - 0.2).abs() < 1e-12, "{below:?}");
     }
 
     #[test]
