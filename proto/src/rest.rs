@@ -122,7 +122,8 @@ pub struct BestModel {
 pub struct Round {
     /// Its number, from 1.
     pub round: u32,
-    /// planned, enrolling, collecting, aggregating, evaluating, gated, promoted, rejected or failed.
+    /// planned, enrolling, exchanging keys, exchanging shares, confirming, collecting, unmasking, aggregating, evaluating, gated, held (its
+    /// candidate waits for people), promoted, rejected or failed.
     pub stage: String,
     /// 0 for the first try.
     pub attempt: u32,
