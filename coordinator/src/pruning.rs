@@ -113,8 +113,8 @@ impl Prunings {
     ///
     /// # Errors
     /// [`Code::NotFound`], [`Code::Pruned`], [`Code::Conflict`] when another bundle would be exported now, and
-    /// [`Code::LegalHold`] or [`Code::Retained`] with the article and the day, which the log has too; why the log cannot
-    /// take an entry. Nothing is deleted then.
+    /// [`Code::LegalHold`] or [`Code::Retained`] with the article and the day, which the log has too; why versions cannot be
+    /// signed, or the log cannot take an entry. Nothing is deleted then.
     pub async fn prune(
         &self,
         asker: Asker<'_>,

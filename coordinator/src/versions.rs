@@ -13,7 +13,7 @@ use crate::{
     engine::{
         Engine, Handle, Meta, Parts,
         evaluation::{self, Asked},
-        problem_of, unreadable,
+        unreadable,
     },
     erasure::Asker,
     policy::{Action, Resource},
