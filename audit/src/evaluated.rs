@@ -5,7 +5,7 @@
 //! model. Updates are not in a bundle: how they compare with each other is what the coordinator says, and gates are judged again
 //! by that.
 
-use crate::revoked::UNDER_WAY_MS;
+use crate::revoked::{Revoked, UNDER_WAY_MS};
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
     audit::{Entry, Kind, approvals::Promotion, bundle, person::Person, within_bounds},
@@ -27,7 +27,7 @@ use falaj_core::{
     time::Timestamp,
 };
 use falaj_policies::Action;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// How a study's candidates are judged.
 #[derive(Clone)]
@@ -110,7 +110,47 @@ struct Round {
 struct Waits {
     round: Round,
     until: Timestamp,
-    approved: BTreeSet<Person>,
+    /// Who has approved it, and when they were erased.
+    approved: BTreeMap<Person, Option<Timestamp>>,
+    /// Whose approval counts for less than one thinks, and why.
+    remarks: BTreeMap<Person, &'static str>,
+}
+
+impl Waits {
+    /// Somebody approves it.
+    fn approve(&mut self, by: Person) {
+        match self.approved.insert(by, None) {
+            Some(_) => self.remarks.insert(by, "approved it twice, which counts once"),
+            None => self.remarks.remove(&by),
+        };
+    }
+
+    /// Whoever was revoked or erased by this time has approved nothing.
+    fn hear(&mut self, at: Timestamp, revoked: &Revoked) {
+        self.approved.retain(|person, erased| {
+            let why = if revoked.is_out(&person.to_string(), at) {
+                "was revoked before"
+            } else if erased.is_some_and(|erased| at > erased.plus_ms(UNDER_WAY_MS)) {
+                "was erased before"
+            } else {
+                return true;
+            };
+            self.remarks.insert(*person, why);
+            false
+        });
+    }
+
+    /// That enough people have approved it, or what it lacks.
+    fn is_let_through(&self) -> Result<(), String> {
+        let found = self.approved.len();
+        if found >= APPROVERS {
+            return Ok(());
+        }
+        let people = if found == 1 { "person has" } else { "people have" };
+        let mut lacks = vec![format!("{found} {people} approved it, and {APPROVERS} are needed")];
+        lacks.extend(self.remarks.iter().map(|(who, why)| format!("person {who} {why}")));
+        Err(lacks.join("; "))
+    }
 }
 
 /// What is known of a round's updates.
@@ -321,10 +361,11 @@ impl Evaluations {
         let Some(gating) = self.gatings.get(round.study.as_str()) else { return Ok(()) };
         let published = entry.kind == Kind::ModelPublished;
         let coming = self.coming.entry(round.study.as_str().to_owned()).or_default();
-        let attempt: u32 = body.int("attempt").map_err(text)?;
+        // Entries of the first logs have none.
+        let attempt: u32 = body.int("attempt").unwrap_or_default();
         let candidate: Digest = body.parsed("model_sha256").map_err(text)?;
         let place = (round.clone(), attempt);
-        let (judged, approved) = match self.held.remove(&place) {
+        let (judged, let_through) = match self.held.remove(&place) {
             Some(Waits { round: judged, .. }) if judged.candidate != candidate => {
                 return Err(format!(
                     "{} of round {round} waited for people, and not {candidate}",
@@ -336,28 +377,35 @@ impl Evaluations {
                 coming.newest = Some(Outcome::Kept(round.number, OnFailure::Reject));
                 return Ok(());
             }
-            Some(Waits { round: judged, approved, .. }) => {
+            Some(waits) => {
+                let let_through = waits.is_let_through();
+                let judged = waits.round;
                 let compared = gating.compared(entry, round.number, &judged.counted.sites)?;
                 if compared != judged.compared {
                     return Err(format!(
                         "`compared` of round {round} is not what it was when people were asked"
                     ));
                 }
-                (judged, approved.len())
+                (judged, let_through)
             }
             None => {
                 let taken = self.accepted.remove(&place).unwrap_or_default();
                 let compared = gating.compared(entry, round.number, &counted.sites)?;
-                (Round { counted, candidate, taken, compared }, 0)
+                let nobody = Err("it did not wait for anybody to approve it".to_owned());
+                (Round { counted, candidate, taken, compared }, nobody)
             }
         };
         let (facts, verdict) = verdict_on(gating, &self.signed, round.number, &judged)?;
-        let let_through = verdict.pass || verdict.asks() && approved >= APPROVERS;
-        if published && !let_through {
-            return Err(format!(
+        if published && !verdict.pass {
+            let failed = format!(
                 "the model of round {round} fails a gate of its study: {}",
                 verdict.reasons.join("; ")
-            ));
+            );
+            match let_through {
+                Ok(()) if verdict.asks() => {}
+                Err(lacks) if verdict.asks() => return Err(format!("{failed}; {lacks}")),
+                _ => return Err(failed),
+            }
         }
         let ours: Vec<String> = verdict.judged.iter().map(Judged::line).collect();
         let sites: Vec<String> = judged.taken.keys().map(ToString::to_string).collect();
@@ -410,7 +458,30 @@ impl Evaluations {
         same(entry, &format!("round {round}"), &lists)?;
         self.judged += 1;
         self.compared += u64::from(by_updates(&facts, &verdict));
-        self.held.insert(place, Waits { round: judged, until, approved: BTreeSet::new() });
+        let (approved, remarks) = (BTreeMap::new(), BTreeMap::new());
+        self.held.insert(place, Waits { round: judged, until, approved, remarks });
+        Ok(())
+    }
+
+    /// Whoever was revoked or erased is not heard when somebody else approves the same candidate, nor when it is published: as the
+    /// coordinator has it, which hears of both a little earlier than the log.
+    pub(crate) fn hear(&mut self, entry: &Entry, revoked: &Revoked) -> Result<(), String> {
+        let decides = matches!(entry.kind, Kind::CandidateApproved | Kind::ModelPublished);
+        let erases = entry.kind == Kind::ErasurePerformed;
+        if self.held.is_empty() || !(decides || erases) {
+            return Ok(());
+        }
+        let at = Timestamp::parse(&entry.ts).ok_or_else(|| format!("`{}` is no time", entry.ts))?;
+        if let Some(person) = entry.person().filter(|_| erases) {
+            let erased = self.held.values_mut().filter_map(|w| w.approved.get_mut(&person));
+            erased.for_each(|erased| *erased = Some(at));
+        }
+        if decides
+            && let (Ok(round), Ok(attempt)) = (entry.round(), entry.body().int("attempt"))
+            && let Some(waits) = self.held.get_mut(&(round, attempt))
+        {
+            waits.hear(at, revoked);
+        }
         Ok(())
     }
 
@@ -443,7 +514,7 @@ impl Evaluations {
                     "whoever submitted the study approves the candidate of round {round}"
                 ));
             }
-            waits.approved.insert(by);
+            waits.approve(by);
         }
         Ok(())
     }
@@ -691,7 +762,7 @@ fn differ(
 mod tests {
     use super::*;
     use falaj_core::{
-        audit::Draft,
+        audit::{Actor, Draft},
         evaluation::{HeldOut, Noise, cells::Tally, figures::Metric},
         gate::{Bound, Figure, OnFailure},
         registry::version::Stage,
@@ -1006,5 +1077,66 @@ mod tests {
         assert!(silent.starts_with("`compared` of version 1 says `nothing`"), "{silent}");
         let unseen = promoted(8.0, &[], &COMPARED);
         assert!(unseen.contains("nobody has compared the 3 updates"), "{unseen}");
+    }
+
+    const SARA: Person = Person([1; 16]);
+    const OMAR: Person = Person([2; 16]);
+
+    /// What is wrong with a candidate that is let through so: Sara approves it in the first second, this comes in the second one, and
+    /// Omar approves it then, by which it is published.
+    fn by_two(between: Draft, then_s: i64) -> String {
+        let (figure, bound) = (Figure::Sites, Bound::AtLeast(2.0));
+        let (when, on_failure) = (When::EachRound, OnFailure::Ask);
+        let mut of = gated(Declared { figure, bound, when, on_failure });
+        let about = |kind| Draft::new(kind).round(&round(1)).count("attempt", 0);
+        let about = |kind| about(kind).digest("model_sha256", &model(1));
+        let judged =
+            |kind| about(kind).texts("gates", ["fail: sites: 1, at least 2 needed".into()]);
+        let approved = |who| {
+            let actor = Actor { person: Some(who), ..Actor::default() };
+            about(Kind::CandidateApproved).actor(&actor)
+        };
+        let held = judged(Kind::CandidateHeld).text("until", "2026-01-01T00:00:00.000Z");
+        let mut revoked = Revoked::default();
+        for (at, draft) in [
+            (0, held),
+            (1, approved(SARA)),
+            (2, between),
+            (then_s, approved(OMAR)),
+            (then_s, judged(Kind::ModelPublished)),
+        ] {
+            let bytes = draft.finish(0, Timestamp::from_millis(at * 1_000), [0; 16]);
+            let entry = Entry::parse(&bytes).expect("an entry");
+            revoked.take(&entry, |_| None).expect("nobody is served");
+            of.hear(&entry, &revoked).expect("it has a time");
+            let site = "spiffe://t/ae-on/ae-az/site/h-1".parse().expect("valid");
+            let counted = Counted { sites: vec![site], examples: 100, epsilon: None };
+            let taken = match entry.kind {
+                Kind::CandidateHeld => of.hold(&entry, counted),
+                Kind::CandidateApproved => of.decided(&entry, None),
+                Kind::ModelPublished => of.verdict(&entry, counted),
+                _ => Ok(()),
+            };
+            if let Err(wrong) = taken {
+                return wrong;
+            }
+        }
+        String::new()
+    }
+
+    #[test]
+    fn whoever_was_revoked_or_erased_before_the_second_approval_has_given_none() {
+        let gone = [(Kind::CertificateRevoked, "revoked"), (Kind::ErasurePerformed, "erased")];
+        for (kind, word) in gone {
+            // What was under way has its entry afterwards.
+            assert_eq!(by_two(Draft::new(kind).person(SARA), 7), "");
+            let late = by_two(Draft::new(kind).person(SARA), 8);
+            let why = format!(
+                "1 person has approved it, and 2 are needed; person {SARA} was {word} before"
+            );
+            assert!(late.contains("fails a gate of its study: sites: 1"), "{late}");
+            assert!(late.ends_with(&why), "{late}");
+            assert_eq!(by_two(Draft::new(kind).person(Person([3; 16])), 60), "", "somebody else");
+        }
     }
 }

@@ -272,6 +272,7 @@ impl Replay {
         self.lineage.take(entry).map_err(|e| e.to_string())?;
         let key = |cert: &Digest| self.history.key(cert).map(|key| key.to_bytes());
         self.revoked.take(entry, key)?;
+        self.evaluations.hear(entry, &self.revoked)?;
         let digest = |key: &str| body.parsed::<Digest>(key).map_err(|e| e.to_string());
         let round = || entry.round().map_err(|e| e.to_string());
         match entry.kind {

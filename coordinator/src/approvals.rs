@@ -135,13 +135,6 @@ impl Approvals {
         Ok(standing)
     }
 
-    /// Whether somebody is heard who approved something: not whoever was erased or revoked.
-    #[must_use]
-    pub fn is_heard(&self, giver: Person) -> bool {
-        let id = self.engine.parts().persons.identity(giver);
-        id.is_some_and(|id| !self.trusted.is_revoked(&id))
-    }
-
     /// Every approval in force, whether or not its giver would be heard now.
     ///
     /// # Errors

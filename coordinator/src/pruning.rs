@@ -1,8 +1,8 @@
 //! Pruning: deleting the contents of a shard that has ended, under a written policy that the log keeps. Hashes stay, so that
 //! every proof still verifies, and so do the entries that bind those who come later ([`Kind::KEPT`]).
 //!
-//! Whoever asks shows that they hold all that is deleted: the bundle that the log would export now. The log is the only
-//! memory: what a crash interrupted goes on at the next start.
+//! Whoever asks shows that they hold all that is deleted: the bundle that the log would export now. What there is to say of versions
+//! is signed before. The log is the only memory: what a crash interrupted goes on at the next start.
 
 use crate::{
     checkpointer::Checkpointer,
@@ -16,6 +16,7 @@ use crate::{
         Store,
         writer::{Change, Commit},
     },
+    versions,
 };
 use anyhow::{Context as _, Result};
 use falaj_core::{
@@ -112,8 +113,8 @@ impl Prunings {
     ///
     /// # Errors
     /// [`Code::NotFound`], [`Code::Pruned`], [`Code::Conflict`] when another bundle would be exported now, and
-    /// [`Code::LegalHold`] or [`Code::Retained`] with the article and the day, which the log has too; why the log cannot
-    /// take an entry. Nothing is deleted then.
+    /// [`Code::LegalHold`] or [`Code::Retained`] with the article and the day, which the log has too; why versions cannot be
+    /// signed, or the log cannot take an entry. Nothing is deleted then.
     pub async fn prune(
         &self,
         asker: Asker<'_>,
@@ -132,6 +133,7 @@ impl Prunings {
             let policy = self.read_policy()?;
             let shard = self.shard(origin).await?;
             self.check_bundle(shard, bundle, (scratch, checkpointer)).await?;
+            versions::before_pruning(self.erasures.engine(), checkpointer, &shard.0).await?;
             Ok((policy, shard))
         };
         let ((policy, text), (store, _)) = match read.await {

@@ -694,7 +694,7 @@ struct ExportQuery {
 
 /// Exports the log as one tar for `falaj-verify`: up to and including this access, or up to a checkpoint that was signed
 /// before, which gives the same bytes each time.
-#[utoipa::path(get, path = "/api/v1/log/export", params(ExportQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 503, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/log/export", params(ExportQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 410, body = ProblemJson), (status = 503, body = ProblemJson)))]
 async fn log_export(
     State(app): Ctx,
     Extension(peer): Who,

@@ -3,6 +3,9 @@
 //! How versions may move is `falaj_core::registry::version`'s to say, and who may move them the policies'. A move and the entry
 //! that says so are one transaction, over the change that the move was computed from: of two that race one wins.
 
+mod signed;
+pub(crate) use signed::before_pruning;
+
 use crate::{
     approvals::{Approvals, Taken},
     blob::Blobs,
@@ -10,16 +13,15 @@ use crate::{
     engine::{
         Engine, Handle, Meta, Parts,
         evaluation::{self, Asked},
-        problem_of, unreadable,
+        unreadable,
     },
     erasure::Asker,
     policy::{Action, Resource},
-    proofs,
     store::{
         Store, StoreError,
         objects::Wanted,
         row::RegistryRow,
-        writer::{Change, Commit, Committed},
+        writer::{Change, Committed},
     },
 };
 use anyhow::Context as _;
@@ -29,12 +31,10 @@ use falaj_core::{
     id::{Digest, Place, RoundId, StudyId},
     registry::{
         lineage::{Ancestry, Lineage},
-        provenance::About,
         safetensors,
         version::{self, Alias, Event, Refusal, Registry, Stage, Version, step},
     },
     round::AnyRound,
-    witness::InclusionProof,
 };
 use falaj_proto::problem::{Code, Problem};
 use sha2::{Digest as _, Sha256};
@@ -646,63 +646,7 @@ impl Versions {
     /// # Errors
     /// Why it cannot be read or signed.
     pub async fn provenance(&self, handle: &Handle, number: u32) -> Result<Vec<u8>, Problem> {
-        let (store, study) = (&self.engine.parts().store, &handle.meta.study.id);
-        if let Some(kept) = store.provenance(study, number).await.map_err(unreadable)? {
-            return Ok(kept);
-        }
-        let envelope = self.sign(handle, number).await?;
-        let rows = vec![Change::Provenance(study.clone(), number, envelope)];
-        let commit = Commit { rows, ..Commit::default() };
-        self.engine.parts().writer.commit(commit).await.map_err(|e| problem_of(&e))?;
-        // Of two that sign at once, the first is kept.
-        let kept = store.provenance(study, number).await.map_err(unreadable)?;
-        kept.ok_or_else(|| Code::Internal.because("what was signed of the version is not there"))
-    }
-
-    async fn sign(&self, handle: &Handle, number: u32) -> Result<Vec<u8>, Problem> {
-        let study = &handle.meta.study.id;
-        let failed = |e: anyhow::Error| {
-            tracing::error!(error = %format!("{e:#}"), %study, number, "a version cannot be signed");
-            Code::Internal
-                .because("the coordinator cannot sign what there is to say of this version")
-        };
-        for store in self.engine.parts().store.shards().await.map_err(unreadable)?.iter().rev() {
-            if store.pruned().await.map_err(unreadable)? {
-                continue;
-            }
-            let mut lineage = Lineage::new(true);
-            fold(store, study, &mut lineage).await.map_err(failed)?;
-            if let Some((index, _)) = lineage.made(study, number) {
-                let (origin, proof) = self.proof(store, index).await?;
-                let about = About::of(&handle.meta.study);
-                let provenance = lineage.provenance(study, number, about, &origin, proof);
-                let provenance = provenance.context("its round is not there").map_err(failed)?;
-                let signed = provenance.sign(&self.engine.parts().signer);
-                let envelope = signed.map_err(|e| failed(e.into()))?;
-                return Ok(envelope.to_json().into_bytes());
-            }
-        }
-        Err(Code::Pruned.because(format!(
-            "the entries that tell of version {number} of study `{study}` were deleted, so nothing can be signed of it"
-        )))
-    }
-
-    /// Which log a shard is, and the proof that an entry is in it.
-    async fn proof(&self, store: &Store, index: u64) -> Result<(String, String), Problem> {
-        let (tree_size, note) = if store.ended() {
-            let last = store.newest_checkpoint().await.map_err(unreadable)?;
-            last.ok_or_else(|| Code::NotFound.because("this shard has no checkpoint"))?
-        } else {
-            self.checkpointer.current(store).await.map_err(|e| problem_of(&e))?
-        };
-        if index >= tree_size {
-            return Err(Code::Internal.because("the checkpoint does not reach the version"));
-        }
-        let hashes = proofs::inclusion(store, index, tree_size).await.map_err(unreadable)?;
-        let note = note + &store.cosignatures(tree_size).await.map_err(unreadable)?.concat();
-        let own = || self.engine.parts().signer.verifier().name().to_owned();
-        let origin = store.shard().origin.clone().unwrap_or_else(own);
-        Ok((origin, InclusionProof { index, hashes, note }.to_text()))
+        signed::provenance(&self.engine, &self.checkpointer, handle, number).await
     }
 
     /// Everything that made a version, and what became of it.

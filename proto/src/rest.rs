@@ -122,7 +122,8 @@ pub struct BestModel {
 pub struct Round {
     /// Its number, from 1.
     pub round: u32,
-    /// planned, enrolling, collecting, aggregating, evaluating, gated, promoted, rejected or failed.
+    /// planned, enrolling, exchanging keys, exchanging shares, confirming, collecting, unmasking, aggregating, evaluating, gated, held (its
+    /// candidate waits for people), promoted, rejected or failed.
     pub stage: String,
     /// 0 for the first try.
     pub attempt: u32,
@@ -216,6 +217,10 @@ pub struct Gate {
     pub pass: Option<bool>,
     /// What it looked at: one figure, or one of each group or site.
     pub figures: Vec<GateFigure>,
+    /// SHA-256 of what the candidate's verdict says of all gates, where that was too long for its entry in the log: what it says of this
+    /// one is not known then.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub gates_sha256: Option<String>,
 }
 
 /// One figure that a gate looked at.

@@ -2,7 +2,7 @@
 
 use super::fixture::{Cast, Parts, STUDY, parts, permitted, pinned, policies, signer};
 use falaj_core::{
-    audit::{Draft, Entry, Kind, bundle, policy_set},
+    audit::{Actor, Draft, Entry, Kind, bundle, person::Person, policy_set},
     canon::{self, Canon},
     id::{Digest, RoundId},
     merkle::{self, Hashes, inclusion_proof, node_hash},
@@ -12,6 +12,7 @@ use falaj_core::{
         lineage::Lineage,
         provenance::{About, PAYLOAD_TYPE, Provenance},
     },
+    roles::Roles,
     witness::InclusionProof,
 };
 use falaj_proto::study;
@@ -185,6 +186,83 @@ fn a_candidate_that_waits_for_people_failed_gates_that_ask_and_does_not_become_a
         let (_, wrong) = bundle.wrong();
         assert!(wrong.contains(said), "{said}: {wrong}");
     }
+}
+
+/// Who submitted a study, and two who approve its candidate.
+const OMAR: Person = Person([1; 16]);
+const LINA: Person = Person([2; 16]);
+const NOOR: Person = Person([3; 16]);
+
+/// A person, of whom nothing else is known.
+fn by(person: Person) -> Actor {
+    Actor { person: Some(person), roles: Roles::ALL, ..Actor::default() }
+}
+
+fn approved(who: Person) -> Draft {
+    let draft = Draft::new(Kind::CandidateApproved).actor(&by(who));
+    about(permitted(draft.text("action", "approval.give"), &["ACC-211"]))
+}
+
+fn erased(who: Person) -> Draft {
+    Draft::new(Kind::ErasurePerformed).person(who).text("article", "Article 15")
+}
+
+/// A bundle of a study of Omar's whose candidate waits for people, and is published after these entries. Nobody in it is disclosed, for
+/// in the end all were erased.
+fn let_through(people: impl FnOnce(&Cast) -> Vec<Draft>) -> Parts {
+    let asks = "metric: examples, at_least: 50, on_failure: ask";
+    let fail = "fail: examples: 10, at least 50 needed";
+    let study = format!("{STUDY}gates: [{{ {asks} }}]\n");
+    super::fixture::by_minutes_of(&study, |drafts, cast| {
+        drafts[1] = drafts[1].clone().actor(&by(OMAR));
+        let published = drafts.pop().expect("a model").count("attempt", 0);
+        drafts.push(held(fail));
+        drafts.extend(people(cast));
+        drafts.push(published.texts("gates", [fail.to_owned()]));
+        drafts.extend([OMAR, LINA, NOOR].map(erased));
+        for (seq, draft) in drafts.iter_mut().enumerate() {
+            draft.commit_to_person(seq as u64, [seq.to_le_bytes()[0]; 32]);
+        }
+    })
+}
+
+#[test]
+fn a_candidate_becomes_a_model_by_two_people_who_are_heard_and_did_not_submit_the_study() {
+    let two = let_through(|_| vec![approved(LINA), approved(NOOR)]);
+    assert_eq!(two.verify().expect("verified").models, 1);
+    let of_lina = |cast: &Cast, kind| {
+        cast.may(kind, &cast.operator, "site.revoke", &["ACC-204"]).person(LINA)
+    };
+    let revoked = |cast: &Cast| of_lina(cast, Kind::CertificateRevoked);
+    let few = "fails a gate of its study: examples: 10";
+    let lacks = |why: &str| format!("1 person has approved it, and 2 are needed{why}");
+    for (bundle, said) in [
+        (let_through(|_| vec![approved(LINA)]), lacks("")),
+        (
+            let_through(|_| vec![approved(LINA), approved(LINA)]),
+            lacks(&format!("; person {LINA} approved it twice, which counts once")),
+        ),
+        (
+            let_through(|cast| vec![approved(LINA), revoked(cast), approved(NOOR)]),
+            lacks(&format!("; person {LINA} was revoked before")),
+        ),
+        (
+            let_through(|_| vec![approved(LINA), erased(LINA), approved(NOOR)]),
+            lacks(&format!("; person {LINA} was erased before")),
+        ),
+    ] {
+        let (_, wrong) = bundle.wrong();
+        assert!(wrong.contains(few) && wrong.ends_with(&said), "{said}: {wrong}");
+    }
+    let (index, own) = let_through(|_| vec![approved(LINA), approved(OMAR)]).wrong();
+    assert_eq!(index, 6, "{own}");
+    assert!(own.contains("whoever submitted the study approves the candidate"), "{own}");
+    // Whoever comes back and approves it again counts.
+    let back = |cast: &Cast| {
+        let reinstated = of_lina(cast, Kind::CertificateReinstated);
+        vec![approved(LINA), revoked(cast), approved(NOOR), reinstated, approved(LINA)]
+    };
+    assert_eq!(let_through(back).verify().expect("verified").models, 1);
 }
 
 #[test]

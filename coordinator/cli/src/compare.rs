@@ -449,6 +449,7 @@ mod tests {
                 asked: true,
                 pass: Some(pass),
                 figures: Vec::new(),
+                gates_sha256: None,
             }],
             settings: settings_of(&[("rounds.count", name)]),
             history: Vec::new(),

@@ -114,7 +114,8 @@ pub(crate) fn table(gates: &[Gate], history: Option<&[Figures]>) -> String {
             [figure, value, interval, bound, said.to_owned(), round, when, on_failure, bars]
         };
         if gate.figures.is_empty() {
-            rows.push(row(gate.gate.clone(), "-".into(), "-".into(), "-", String::new()));
+            let why = unknown(gate).unwrap_or_else(|| "-".to_owned());
+            rows.push(row(gate.gate.clone(), "-".into(), why, "-", String::new()));
         }
         rows.extend(gate.figures.iter().map(|figure| {
             let bars = history.map(|history| bars(&figure.figure, history)).unwrap_or_default();
@@ -126,6 +127,12 @@ pub(crate) fn table(gates: &[Gate], history: Option<&[Figures]>) -> String {
     let headings =
         ["FIGURE", "VALUE", "INTERVAL", "BOUND", "SAYS", "ROUND", "WHEN", "ON FAILURE", bars];
     show::table(headings, rows)
+}
+
+/// Why nothing is known of what a gate says, where the log says why.
+fn unknown(gate: &Gate) -> Option<String> {
+    let digest = gate.gates_sha256.as_ref()?;
+    Some(format!("too many gates for the log's entry, which has their SHA-256: {digest}"))
 }
 
 /// What a gate says of a figure, in one word where it counts.
@@ -178,7 +185,8 @@ fn explained(gate: &Gate) -> String {
         return text + "  There is no candidate yet.\n";
     };
     if gate.figures.is_empty() {
-        let _ = writeln!(text, "  Nothing is known of the candidate of round {round}.");
+        let why = unknown(gate).map(|why| format!(": {why}")).unwrap_or_default();
+        let _ = writeln!(text, "  Nothing is known of the candidate of round {round}{why}.");
     }
     for figure in &gate.figures {
         let said = said(gate.asked, figure.pass);
@@ -227,6 +235,7 @@ mod tests {
             asked: true,
             pass: (!figures.is_empty()).then(|| figures.iter().all(|figure| figure.pass)),
             figures,
+            gates_sha256: None,
         }
     }
 
@@ -288,6 +297,11 @@ mod tests {
         assert!(text.contains("FAILS") && text.contains(why), "{text}");
         let sites = gate("sites", "at least 2", vec![figure("sites", Some((3.0, 3.0)), true)]);
         assert!(explained(&sites).contains("it is 3, 1.0000 above the bound"));
+        let unlisted =
+            Gate { gates_sha256: Some("ab12".into()), ..gate("sites", "at least 2", Vec::new()) };
+        let why = "too many gates for the log's entry, which has their SHA-256: ab12";
+        assert!(explained(&unlisted).contains(why), "{}", explained(&unlisted));
+        assert!(table(&[unlisted], None).contains(why));
         let missing = gate("f1", "at least 0.5", vec![figure("f1", None, false)]);
         assert!(explained(&missing).contains("a figure that is missing fails"));
     }

@@ -21,12 +21,13 @@ use crate::{
         row::{ExchangeRow, ModelRow, UpdateRow},
         writer::{Change, Commit, CommitError, Committed},
     },
+    trusted::Trusted,
     versions::{self, MakeError, Making},
 };
 use anyhow::Context as _;
 use falaj_core::{
     aggregate::Accumulator,
-    audit::{Actor as Who, Draft, Kind},
+    audit::{Actor as Who, Draft, Kind, person::Person},
     dp::Rotation,
     gate::{self, Facts, Gate, OnFailure, Verdict, patience::Weighed},
     id::{Digest, RoundId, SiteId},
@@ -46,7 +47,7 @@ use falaj_proto::{
 };
 use sha2::{Digest as _, Sha256};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs::File,
     io::Read as _,
     sync::Arc,
@@ -918,17 +919,21 @@ impl Actor {
             }
         };
         let Decided { peer, action, decision, candidate, approves, reason } = decided;
+        let behind = u32::try_from(held.stage.witnesses.len()).unwrap_or(u32::MAX);
+        let of = (&held.id, &held.spec);
+        let verdict = self.verdict(of, (candidate, &held.stage.updates), behind).await;
+        let (verdict, said) = verdict.map_err(|e| problem_of(&e))?;
+        // Reading took a while: it is decided by who is heard now.
+        peer.identity()?;
         let event = match approves {
-            Some((by, gone)) => Event::Approved { by, gone },
+            Some(by) => {
+                Event::Approved { by, gone: self.gone(&held.stage.approved, &peer.trusted) }
+            }
             None => Event::Refused(reason.clone()),
         };
         let ahead = step(&AnyRound::Held(held.clone()), event.clone(), clock::now());
         let ahead = ahead.map_err(|r| refusal(&r))?;
         let publishes = matches!(ahead.next, AnyRound::Promoted(_));
-        let behind = u32::try_from(held.stage.witnesses.len()).unwrap_or(u32::MAX);
-        let of = (&held.id, &held.spec);
-        let verdict = self.verdict(of, (candidate, &held.stage.updates), behind).await;
-        let (verdict, said) = verdict.map_err(|e| problem_of(&e))?;
         let weighed = verdict.weighed.filter(|_| publishes);
         let rows =
             if publishes { vec![self.model_row(held.id.number, candidate)] } else { Vec::new() };
@@ -951,6 +956,14 @@ impl Actor {
             self.published(candidate);
         }
         Ok(())
+    }
+
+    /// Whoever of these was erased or revoked, and is not heard any more.
+    fn gone(&self, approved: &BTreeSet<Person>, trusted: &Trusted) -> BTreeSet<Person> {
+        let persons = &self.engine.parts().persons;
+        let is_heard =
+            |person: &Person| persons.identity(*person).is_some_and(|id| !trusted.is_revoked(&id));
+        approved.iter().copied().filter(|person| !is_heard(person)).collect()
     }
 
     /// The witnesses that stand behind the round, and how many entries each has cosigned: as soon as there are as many as

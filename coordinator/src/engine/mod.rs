@@ -51,7 +51,7 @@ use falaj_proto::{
 use leaving::Leaving;
 use sites::Sites;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, RwLock, Weak},
 };
 use tokio::sync::{Mutex, broadcast, mpsc, oneshot, watch};
@@ -175,15 +175,6 @@ impl Handle {
         }
     }
 
-    /// The candidate that waits for people, and who has approved it.
-    #[must_use]
-    pub fn held(&self) -> Option<(Digest, BTreeSet<Person>)> {
-        match &self.view.borrow().round {
-            Some(AnyRound::Held(r)) => Some((r.stage.candidate, r.stage.approved.clone())),
-            _ => None,
-        }
-    }
-
     /// What happens to it from now on. It ends with the study.
     #[must_use]
     pub fn watch(&self) -> broadcast::Receiver<StudyEvent> {
@@ -242,8 +233,8 @@ pub struct Decided {
     pub decision: Decision,
     /// The candidate that they have seen.
     pub candidate: Digest,
-    /// Who approves it, and who has done so and is not heard any more; nobody where it is refused.
-    pub approves: Option<(Person, BTreeSet<Person>)>,
+    /// Who approves it; nobody where it is refused.
+    pub approves: Option<Person>,
     /// Why.
     pub reason: String,
 }

@@ -91,10 +91,7 @@ fn ready(
             let why = "nobody approves a candidate of their own study: ask another approver";
             return Err(Code::Denied.because(why));
         }
-        let approved = handle.held().map(|(_, approved)| approved).unwrap_or_default();
-        // Whoever was erased or revoked is not heard.
-        let gone = approved.into_iter().filter(|person| !app.approvals.is_heard(*person));
-        Some((by, gone.collect()))
+        Some(by)
     } else {
         None
     };

@@ -17,13 +17,15 @@ pub(super) const PROBLEM: &str = "application/problem+json";
 /// Bytes of a reason that are kept.
 const REASON_BYTES: usize = 4 << 10;
 /// What any route may answer, whatever else it says.
-const ANYWHERE: [(&str, &str); 6] = [
+const ANYWHERE: [(&str, &str); 8] = [
     ("400", "The request cannot be read."),
     ("401", "It is not known any more who asks."),
     ("403", "Policy does not permit this."),
     ("413", "The request is too large."),
+    ("429", "The audit log has too much to take at once: ask again."),
     ("500", "The coordinator cannot do this."),
     ("503", "The audit log takes no entry now, so nothing is served."),
+    ("507", "The disk is full, so nothing is served."),
 ];
 
 /// Types of answers that are no document: they have no tag.

@@ -69,16 +69,17 @@ pub(super) async fn gates(
         Some(round) if study.gates.iter().any(|g| !g.figure.is_evaluated()) => {
             recorded(&app, round).await?
         }
-        _ => Vec::new(),
+        _ => Recorded::default(),
     };
     let each = study.gates.iter().map(|gate| {
         let name = gate.figure.name(study.evaluation.as_ref());
         let bound = gate.bound.to_string();
-        let (of, figures): (_, Vec<GateFigure>) = if gate.figure.is_evaluated() {
+        let is_evaluated = gate.figure.is_evaluated();
+        let (of, figures): (_, Vec<GateFigure>) = if is_evaluated {
             let found = counted.as_ref().map(|counted| gate.figure.of(counted)).unwrap_or_default();
             (evaluated, found.into_iter().map(|found| shown(gate.on(found))).collect())
         } else {
-            (newest, of_gate(&said, &name, &bound, gate.figure.metric()))
+            (newest, of_gate(&said.gates, &name, &bound, gate.figure.metric()))
         };
         let is_last = |round: &AnyRound| round.id().number == study.rounds.count;
         rest::Gate {
@@ -91,6 +92,7 @@ pub(super) async fn gates(
             asked: of.is_some_and(|round| gate.is_asked(is_last(round), round.spec().evaluates)),
             pass: (!figures.is_empty()).then(|| figures.iter().all(|figure| figure.pass)),
             figures,
+            gates_sha256: said.too_long.clone().filter(|_| !is_evaluated),
         }
     });
     Ok(Json(Page { items: each.collect(), next: None }))
@@ -104,21 +106,31 @@ const fn has_candidate(round: &AnyRound) -> bool {
     )
 }
 
-/// What a round's verdict said of each gate, as its entry has it; nothing before there is one, or where its contents were deleted.
-async fn recorded(app: &App, round: &AnyRound) -> Result<Vec<GateSaid>, Problem> {
+/// What a round's verdict said of gates, as its entry has it.
+#[derive(Default)]
+struct Recorded {
+    gates: Vec<GateSaid>,
+    /// SHA-256 of the list, where it was too long for the entry.
+    too_long: Option<String>,
+}
+
+/// What a round's verdict said of each gate; nothing before there is one, or where its contents were deleted.
+async fn recorded(app: &App, round: &AnyRound) -> Result<Recorded, Problem> {
     let kind = match round {
         AnyRound::Promoted(_) => Kind::ModelPublished,
         AnyRound::Rejected(_) => Kind::ModelRejected,
         AnyRound::Held(_) => Kind::CandidateHeld,
-        _ => return Ok(Vec::new()),
+        _ => return Ok(Recorded::default()),
     };
     let (number, attempt) = place(round);
     let is = |entry: &Entry| entry.body().int::<u32>("attempt").is_ok_and(|of| of == attempt);
     let of = Object::Round(round.id().clone());
     let entry = app.engine.parts().store.find_one(&of, Some(kind), is).await.map_err(unreadable)?;
-    let Some(entry) = entry else { return Ok(Vec::new()) };
+    let Some(entry) = entry else { return Ok(Recorded::default()) };
     let lines = entry.body().member("gates").into_iter().flat_map(Node::items);
-    Ok(lines.filter_map(Node::as_text).map(|line| GateSaid::of_line(number, line)).collect())
+    let gates = lines.filter_map(Node::as_text).map(|line| GateSaid::of_line(number, line));
+    let too_long = entry.body().find_text("gates_sha256").map(str::to_owned);
+    Ok(Recorded { gates: gates.collect(), too_long })
 }
 
 /// What of a verdict is a gate's: one figure by its name, or one of each site. Another gate may have asked the same, and was answered

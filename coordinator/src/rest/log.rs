@@ -273,7 +273,7 @@ impl App {
 }
 
 /// Entries of the log, a page at a time. A page that was sought through in vain can be empty and have a next one.
-#[utoipa::path(get, path = "/api/v1/log/entries", params(EntriesQuery), responses((status = 200, body = Page<LogEntry>), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 503, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/log/entries", params(EntriesQuery), responses((status = 200, body = Page<LogEntry>), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 410, body = ProblemJson), (status = 503, body = ProblemJson)))]
 pub(super) async fn entries(
     State(app): Ctx,
     Extension(peer): Who,
@@ -392,7 +392,7 @@ impl AccessesQuery {
 }
 
 /// Every entry that touched an object, each with the proof that it is in the log under one checkpoint.
-#[utoipa::path(get, path = "/api/v1/log/accesses", params(AccessesQuery), responses((status = 200, body = Accesses), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 503, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/log/accesses", params(AccessesQuery), responses((status = 200, body = Accesses), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 410, body = ProblemJson), (status = 503, body = ProblemJson)))]
 pub(super) async fn accesses(
     State(app): Ctx,
     Extension(peer): Who,

@@ -35,7 +35,7 @@ pub(super) struct MirrorQuery {
 
 /// What a mirror of the log lacks, as one tar: `checkpoint`, up to and including this access, and the bundles of entries
 /// (C2SP tlog-tiles) from the one on in which the mirror ends.
-#[utoipa::path(get, path = "/api/v1/log/mirror", params(MirrorQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 503, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/log/mirror", params(MirrorQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 410, body = ProblemJson), (status = 503, body = ProblemJson)))]
 pub(super) async fn mirror(
     State(app): Ctx,
     Extension(peer): Who,

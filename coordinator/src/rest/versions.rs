@@ -251,7 +251,7 @@ pub(super) async fn show(
 }
 
 /// What is signed of a version: an in-toto statement with a SLSA provenance, in a DSSE envelope.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/versions/{version}/provenance", params(("id" = String, Path), ("version" = String, Path)), responses((status = 200, body = Object, content_type = "application/vnd.dsse.envelope.v1+json"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/studies/{id}/versions/{version}/provenance", params(("id" = String, Path), ("version" = String, Path)), responses((status = 200, body = Object, content_type = "application/vnd.dsse.envelope.v1+json"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 410, body = ProblemJson)))]
 pub(super) async fn provenance(
     State(app): Ctx,
     Extension(peer): Who,
@@ -272,7 +272,7 @@ pub(super) struct CardQuery {
 }
 
 /// A version's model card, made from what is signed of it.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/versions/{version}/card", params(("id" = String, Path), ("version" = String, Path), CardQuery), responses((status = 200, body = String, content_type = "text/markdown"), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/studies/{id}/versions/{version}/card", params(("id" = String, Path), ("version" = String, Path), CardQuery), responses((status = 200, body = String, content_type = "text/markdown"), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 410, body = ProblemJson)))]
 pub(super) async fn card(
     State(app): Ctx,
     Extension(peer): Who,
@@ -365,7 +365,7 @@ pub(super) async fn make(
 }
 
 /// Has a version go on to another stage. Policies say how many other people have to have approved just that.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/promote", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = PromotionRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/promote", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = PromotionRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson), (status = 410, body = ProblemJson)))]
 pub(super) async fn promote(
     State(app): Ctx,
     Extension(peer): Who,

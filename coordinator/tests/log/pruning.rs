@@ -221,3 +221,82 @@ async fn a_pruning_that_was_interrupted_is_finished_at_the_next_start() -> Resul
     }
     Ok(())
 }
+
+/// A version that was made in a shard which was pruned since, and of which nobody had anything signed; three sites had learned it,
+/// in a study with these gates.
+async fn with_a_pruned_version(gates: &str) -> Result<World> {
+    let world = World::over(tempfile::tempdir()?).await?;
+    let yaml = study(STUDY).replace("min_sites: 2", "min_sites: 3") + gates;
+    let request = Request::post("/api/v1/studies").body(yaml.into())?;
+    let answer = world.ask(request, &world.operator).await?;
+    ensure!(answer.status() == StatusCode::CREATED, "{}", text(answer).await?);
+    let answer = world.call(Method::POST, &format!("/api/v1/studies/{STUDY}/stop")).await?;
+    ensure!(answer.status() == StatusCode::OK, "{}", text(answer).await?);
+    let sites = [("hospital-1", "0.5"), ("hospital-2", "0.75"), ("hospital-3", "0.5")];
+    let compared = [
+        "1.000000e0 0.900000 hospital-1",
+        "1.250000e0 0.812500 hospital-2",
+        "1.500000e0 0.500000 hospital-3",
+    ];
+    super::versions::gave_by(&world, 2, &sites, &compared).await?;
+    ensure!(world.promoted(2, &[]).await? == 1);
+    let shown = world.get(&version("")).await?;
+    let passes = shown["gates"].as_array().context("gates")?.iter().all(|g| g["pass"] == true);
+    ensure!(passes && shown["stage"] == "candidate", "{shown}");
+    world.get("log/checkpoint").await?;
+    let world = world.next(NEW).await?;
+    let bundle = exported(&world).await?;
+    fs::write(world.dir.path().join(RETENTION), policy(1))?;
+    let asker = super::erasing::asker(&world.operator);
+    let (shard, by) = ((OLD, &Digest::of(&bundle)), (world.dir.path(), &world.checkpointer));
+    let later = Timestamp::parse("2999-01-01T00:00:00.000Z").context("a time")?;
+    world.prunings.prune(asker, shard, by, later).await?;
+    Ok(world)
+}
+
+fn version(what: &str) -> String {
+    format!("studies/{STUDY}/versions/1{what}")
+}
+
+/// What is answered to an operator who puts the version into staging.
+async fn staged(world: &World) -> Result<(StatusCode, Value)> {
+    let staging = serde_json::json!({ "stage": "staging" });
+    world.post(&version("/promote"), &staging, &world.operator).await
+}
+
+#[tokio::test]
+async fn what_a_version_was_made_of_is_signed_before_it_is_deleted_and_it_goes_on() -> Result<()> {
+    let gates = "gates: [{ metric: sites, at_least: 3, when: promotion }]\n";
+    let world = with_a_pruned_version(gates).await?;
+    let path = format!("/api/v1/{}", version("/provenance"));
+    let answer = world.call(Method::GET, &path).await?;
+    ensure!(answer.status() == StatusCode::OK, "{}", text(answer).await?);
+    let signed = text(answer).await?;
+    let before = world.writer.head().0;
+    let (status, moved) = staged(&world).await?;
+    ensure!(status == StatusCode::OK && moved["stage"] == "staging", "{moved}");
+    let entries = world.entries(before).await?;
+    let promoted = entries.iter().find(|e| e.kind == Kind::VersionPromoted).context("an entry")?;
+    let said = promoted.body().parsed("provenance_sha256");
+    ensure!(said == Ok(Digest::of(signed.as_bytes())), "{promoted:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_version_of_whose_updates_nothing_is_known_any_more_fails_gates_on_them() -> Result<()> {
+    let gates = "gates:\n  - { metric: sites, at_least: 3, when: promotion }\n  - { metric: update_norm_ratio, each_site: true, at_most: 8, when: promotion }\n";
+    let world = with_a_pruned_version(gates).await?;
+    let (status, problem) = staged(&world).await?;
+    ensure!(status == StatusCode::CONFLICT && problem["code"] == "gate_failed", "{problem}");
+    let why = problem["detail"].as_str().context("a detail")?;
+    ensure!(
+        why.ends_with(
+            "it fails 1 of its study's gates that are asked then: update_norm_ratio at each site: nobody has compared the 3 updates, at most 8 needed"
+        ),
+        "{why}"
+    );
+    let shown = world.get(&version("")).await?;
+    ensure!(shown["stage"] == "candidate" && shown["gates"][0]["pass"] == true, "{shown}");
+    ensure!(shown["gates"][1]["pass"] == false, "{shown}");
+    Ok(())
+}

@@ -100,6 +100,16 @@ async fn production_needs_another_person_who_did_not_submit_the_study() -> Resul
 
 /// A round with two sites whose updates cost 0.5 and 0.75, and which gave a model: durable as an engine makes it.
 async fn gave(world: &World, number: u32) -> Result<()> {
+    gave_by(world, number, &[("hospital-1", "0.5"), ("hospital-2", "0.75")], &[]).await
+}
+
+/// A round with these sites, and what each update costs, which gave a model; its entry says how they compare in these lines.
+pub(crate) async fn gave_by(
+    world: &World,
+    number: u32,
+    sites: &[(&str, &str)],
+    compared: &[&str],
+) -> Result<()> {
     let (parts, study): (_, StudyId) = (world.engine.parts(), STUDY.parse()?);
     let base = world.store.models(&study).await?.first().context("a model")?.sha256;
     let mut params = parts.models.read(&base).await?;
@@ -110,7 +120,7 @@ async fn gave(world: &World, number: u32) -> Result<()> {
     let id = RoundId { study: study.clone(), number };
     let about = |kind| Draft::new(kind).round(&id).count("attempt", 0);
     let (mut updates, mut rows, mut entries) = (BTreeMap::new(), Vec::new(), Vec::new());
-    for (site, epsilon) in [("hospital-1", "0.5"), ("hospital-2", "0.75")] {
+    for (site, epsilon) in sites {
         let site: SiteId = format!("spiffe://falaj.test/ae-on/ae-az/site/{site}").parse()?;
         let header = format!("header of {site}").into_bytes();
         let payload = Digest::of(format!("payload of {site}").as_bytes());
@@ -123,7 +133,7 @@ async fn gave(world: &World, number: u32) -> Result<()> {
             signature: vec![0; 64],
             payload,
             bytes: 8,
-            epsilon: epsilon.to_owned(),
+            epsilon: (*epsilon).to_owned(),
             log_index: 0,
             leaf: payload,
             committed: clock::now(),
@@ -144,13 +154,18 @@ async fn gave(world: &World, number: u32) -> Result<()> {
         .digest("model_sha256", &model)
         .digest("manifest_sha256", &manifest)
         .digests("updates", &payloads)
-        .count("total_weight", 20);
+        .count("total_weight", 10 * sites.len() as u64);
+    let published = match compared {
+        [] => published,
+        lines => published.texts("compared", lines.iter().map(|line| (*line).to_owned())),
+    };
     entries.push(published);
+    let there = u32::try_from(sites.len())?;
     let spec = RoundSpec {
         base,
-        min_sites: 2,
-        max_sites: 2,
-        expected_sites: 2,
+        min_sites: there,
+        max_sites: there,
+        expected_sites: there,
         deadline_ms: 1_000,
         grace_ms: 1_000,
         attempt: 0,

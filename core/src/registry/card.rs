@@ -121,7 +121,7 @@ fn parts(of: &Provenance) -> Vec<Part> {
             title: "How to check it",
             body: Body::Says(vec![
                 "Everything here was made from the signed provenance of this version; nothing was typed by hand.",
-                "Updates, weights and epsilon are as the sites signed and stated them. What a table does not have was not measured.",
+                "Updates, weights and epsilon are as the sites signed and stated them. Of what was measured the figures are here that gates asked for, and no others.",
             ]),
         },
     ]

@@ -51,6 +51,8 @@ struct Run {
     evaluations: Vec<(u32, Evaluated)>,
     /// Which entry said it when a site's epsilon changed, in order.
     spent: Vec<(u64, SiteId, String)>,
+    /// Rounds and tries whose candidates waited for people: not every gate let them pass.
+    held: BTreeSet<(u32, u32)>,
     rounds: BTreeMap<u32, Made>,
     registry: Registry,
     versions: BTreeMap<u32, History>,
@@ -211,6 +213,11 @@ impl Lineage {
                     run.evaluations.push((body.int("attempt").unwrap_or(0), evaluated));
                 }
             }
+            Kind::CandidateHeld => {
+                if let Some(run) = self.run(entry)? {
+                    run.held.insert((body.int("round")?, body.int("attempt").unwrap_or(0)));
+                }
+            }
             Kind::TaskSent => {
                 if let Some(run) = self.run(entry)? {
                     run.decided(entry);
@@ -256,6 +263,7 @@ impl Lineage {
             updates: Vec::new(),
             evaluations: Vec::new(),
             spent: Vec::new(),
+            held: BTreeSet::new(),
             rounds: BTreeMap::new(),
             registry: Registry::new(study.clone()),
             versions: BTreeMap::new(),
@@ -306,10 +314,12 @@ impl Lineage {
             bound: String::new(),
             pass: true,
         });
-        let gates = asked(body, number).chain(witnessed).collect();
+        let attempt = body.int("attempt").unwrap_or(0);
+        let pass = !run.held.contains(&(number, attempt));
+        let gates = asked(body, number, pass).chain(witnessed).collect();
         let made = Made {
             round,
-            attempt: body.int("attempt").unwrap_or(0),
+            attempt,
             ts: entry.ts.clone(),
             payloads: payloads.map(|payloads| payloads.into_iter().collect()),
             gates,
@@ -361,7 +371,7 @@ impl Lineage {
                 provenance: body.find("provenance_sha256"),
                 // Nothing was asked of the version that left for it.
                 gates: if number == change.version {
-                    asked(body, change.next.version(number)?.round).collect()
+                    asked(body, change.next.version(number)?.round, true).collect()
                 } else {
                     Vec::new()
                 },
@@ -470,10 +480,14 @@ impl Lineage {
     }
 }
 
-/// What an entry says of the gates that were asked about a round's model.
-fn asked(body: Node<'_>, round: u32) -> impl Iterator<Item = GateSaid> {
+/// What an entry says of the gates that were asked about a round's model. Where that was too long for it, it has the list's digest, and
+/// `pass` is whether every one of them has passed.
+fn asked(body: Node<'_>, round: u32, pass: bool) -> impl Iterator<Item = GateSaid> {
     let lines = body.member("gates").into_iter().flat_map(Node::items);
-    lines.filter_map(Node::as_text).map(move |line| GateSaid::of_line(round, line))
+    let lines = lines.filter_map(Node::as_text).map(move |line| GateSaid::of_line(round, line));
+    let digest = body.find_text("gates_sha256");
+    let unlisted = digest.map(|digest| GateSaid::too_many(round, digest, pass));
+    lines.chain(unlisted)
 }
 
 /// That a member is what follows.

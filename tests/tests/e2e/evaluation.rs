@@ -384,6 +384,50 @@ fn a_candidate_that_gates_ask_about_becomes_the_model_by_two_people_and_by_no_si
     Ok(())
 }
 
+/// Of whoever approved a candidate and was revoked or erased before somebody else did, nothing counts.
+#[test]
+fn a_candidate_does_not_become_the_model_by_somebody_who_was_revoked_or_erased() -> Result<()> {
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    let ca = federation.ca().display().to_string();
+    for name in ["lina", "noor", "maha", "huda"] {
+        let asked =
+            ["issue", &ca, "operator", name, "--place", "ae-on/ae-az", "--group", "approver"];
+        run("falaj-certs", &asked)?;
+    }
+    let _agents = federation.start_hospitals()?;
+    let gates = "  - { metric: accuracy, at_least: 0.9999, on_failure: ask }\n";
+    federation.submit(&evaluated("heard", 1, 1, gates))?;
+    let candidate = held(&federation, "heard")?;
+    let approves = |by: &str, so_far: usize| -> Result<()> {
+        let words = ["study", "approve", "heard", "--candidate", &*candidate, "--reason", "small"];
+        let told = text(&federation.falaj_as(by, &words)?);
+        ensure!(told.contains("is approved"), "{by}: {told}");
+        ensure!(federation.entries("candidate.approved")?.len() == so_far, "{by}");
+        Ok(())
+    };
+    let waits = || -> Result<()> {
+        ensure!(held(&federation, "heard")? == candidate);
+        ensure!(federation.entries("model.published")?.is_empty(), "one person let it through");
+        Ok(())
+    };
+    let id = |name: &str| format!("spiffe://falaj.test/ae-on/ae-az/operator/{name}");
+    approves("lina", 1)?;
+    let revoked = federation.falaj(&["site", "revoke", &id("lina"), "--reason", "left"])?;
+    ensure!(revoked.status.success(), "{}", text(&revoked));
+    approves("noor", 2)?;
+    waits()?;
+    federation.falaj_json(&["person", "erase", &id("noor"), "--article", "Article 15"])?;
+    approves("maha", 3)?;
+    waits()?;
+    approves("huda", 4)?;
+    federation.finishes("heard")?;
+    let published = federation.entries("model.published")?;
+    ensure!(published.len() == 1 && published[0]["entry"]["model_sha256"] == candidate.as_str());
+    federation.verified()?;
+    Ok(())
+}
+
 /// By so much a model never becomes better: the first one is the best.
 const PATIENT: &str =
     "  - { metric: sites, at_least: 2 }\n  - { metric: accuracy, improve_by: 0.95, patience: 6 }\n";

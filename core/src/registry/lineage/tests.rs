@@ -198,6 +198,24 @@ fn gates_are_told_as_the_entry_of_the_model_has_them() {
 }
 
 #[test]
+fn gates_that_were_too_many_for_an_entry_are_told_by_their_digest() {
+    let digest = Digest::of(b"a long list");
+    let figure = format!("too many for the log's entry, which has their SHA-256: {digest}");
+    // All passed, or people let the candidate through that waited for them.
+    for waited in [false, true] {
+        let mut log = three_rounds();
+        if waited {
+            log.ok(round(Kind::CandidateHeld, 4));
+        }
+        log.ok(published(4, &[]).digest("gates_sha256", &digest));
+        log.ok(made(1, 4));
+        let said = signed(&log, 1).expect("one").gates;
+        let told: Vec<_> = said.iter().map(|g| (&*g.name, &*g.figure, g.pass)).collect();
+        assert_eq!(told, [("gates", &*figure, !waited)]);
+    }
+}
+
+#[test]
 fn a_site_leads_to_every_version_that_learned_from_it() {
     let mut log = three_rounds();
     for (version, number) in [(1, 1), (2, 2), (3, 3)] {

@@ -183,6 +183,20 @@ impl GateSaid {
         }
     }
 
+    /// All gates of a round at once, where the list of what was said of them was too long for its entry, which has this SHA-256 of it.
+    #[must_use]
+    pub fn too_many(round: u32, digest: &str, pass: bool) -> Self {
+        Self {
+            round,
+            name: "gates".to_owned(),
+            scope: String::new(),
+            figure: format!("too many for the log's entry, which has their SHA-256: {digest}"),
+            interval: String::new(),
+            bound: String::new(),
+            pass,
+        }
+    }
+
     pub(super) fn to_canon(&self) -> Canon {
         Canon::map([
             ("round", self.round.into()),
