@@ -241,6 +241,7 @@ impl App {
             enrolments: enrolments.clone(),
             checkpointer: checkpointer.clone(),
             timestamps: timestamps.clone(),
+            trusted: trusted.clone(),
             identity: identity.spiffe,
             started: clock::now().to_string(),
             scratch,
@@ -300,6 +301,8 @@ impl App {
             tracking,
         } = self;
         let (listeners, bound) = Listeners::bind(&config).await?;
+        let at = (policy.clone(), trusted.clone());
+        let database = endpoints::watch(&config, at, shutdown.clone())?;
         let signing = checkpointer.clone();
         let checkpoints = tokio::spawn(checkpointer.run(shutdown.clone()));
         let stamping = timestamps.map(|t| tokio::spawn(t.run(shutdown.clone())));
@@ -373,7 +376,7 @@ impl App {
             background.await?;
         }
         checkpoints.await?;
-        Ok(())
+        database.await?
     }
 }
 

@@ -36,6 +36,7 @@ use crate::{
     revocations::Revocations,
     store::{Store, writer::CommitError},
     timestamps::{StampError, Timestamps},
+    trusted::Trusted,
     versions::Versions,
 };
 use axum::{
@@ -98,6 +99,8 @@ pub struct App {
     pub checkpointer: Checkpointer,
     /// Has an authority stamp reports, if there is one.
     pub timestamps: Option<Timestamps>,
+    /// Which networks lie where.
+    pub trusted: Trusted,
     /// Who the coordinator is.
     pub identity: SpiffeId,
     /// When it started.
