@@ -113,6 +113,8 @@ pub struct App {
     pub shutdown: CancellationToken,
 }
 
+pub(crate) use described::{as_problem, problems};
+
 type Ctx = State<Arc<App>>;
 type Who = Extension<Arc<Peer>>;
 /// What a request asks for, by name: for the entry that says so.
@@ -142,7 +144,7 @@ type Answer<T> = Result<T, Refused>;
 #[derive(OpenApi)]
 #[openapi(info(
     title = "Falaj coordinator",
-    description = "What operators and pipelines may ask of a coordinator. Every request is decided by policy and recorded in the audit log before it is served."
+    description = "What operators and pipelines may ask of a coordinator. Every request is decided by policy and recorded in the audit log before it is served. Where operators sign in with a token of an identity provider has an address and a description of its own."
 ))]
 struct Api;
 
