@@ -25,6 +25,7 @@ use falaj_certs::{
 };
 use falaj_core::{
     evaluation::Target,
+    evidence::Declared,
     id::{Digest, Place, Role, SiteId, SpiffeId},
     note::VerifierKey,
     study::{LabelValues, Study},
@@ -872,8 +873,11 @@ async fn explain(
     let key = credentials.signing_key().verifying_key();
     let sources =
         Sources { config: &config, ledger: &ledger, journal: &journal, site: &site, key: &key };
+    // What it says of itself is known when it comes.
+    let declared = Declared::default();
     let asked = Asked {
         coordinator: &coordinator,
+        declared: &declared,
         study: &study,
         study_sha256: digest,
         round: 1,

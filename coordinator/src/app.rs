@@ -345,7 +345,8 @@ impl App {
         let (persons, writer, counted) = following;
         tokio::spawn(policy::follow(policy, persons, writer, counted, shutdown.clone()));
         ready(bound)?;
-        let rpc = Rpc::new(engine.clone(), signing, enrolments, &config.evidence);
+        let rpc = Rpc::new(engine.clone(), signing, enrolments, &config.evidence)
+            .declaring(config.declared.told());
         let service = FederationServer::new(rpc).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let ended = shutdown.clone();
         let ending = engine.clone();

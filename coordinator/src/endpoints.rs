@@ -3,7 +3,8 @@
 //! has now. All but the database are looked up again for each connection, and an address elsewhere is not connected to. The
 //! database is looked up by its driver: it is looked at again every half minute, and the coordinator ends when it has moved.
 //!
-//! The bucket of a mirror is an endpoint, too, to which an operator's program writes.
+//! The bucket of a mirror is an endpoint, too, to which an operator's program writes. And so is where the operator says that
+//! state and log are stored, and that the coordinator computes: sites are told of that, and decide for themselves.
 
 use crate::{
     config::Config,
@@ -46,9 +47,29 @@ struct Endpoint {
     kind: &'static str,
     /// Where the configuration names it.
     key: &'static str,
-    /// Its name or address and its port; none on this machine.
-    at: Option<(String, u16)>,
+    at: At,
     place: Place,
+}
+
+/// Where an endpoint is to be found.
+enum At {
+    /// On this machine.
+    Here,
+    /// Where it is said to be: there is nothing that could be looked up.
+    Said,
+    /// At a name or an address, and a port.
+    Host(String, u16),
+}
+
+impl At {
+    /// For people and entries.
+    fn shown(&self) -> &str {
+        match self {
+            Self::Here => "this machine",
+            Self::Said => "as declared",
+            Self::Host(host, _) => host,
+        }
+    }
 }
 
 /// The database, if it is a server.
@@ -59,7 +80,8 @@ fn database(config: &Config) -> Result<Option<Endpoint>> {
         return Ok(None);
     };
     let local = url.get_socket().is_some() || url.get_host().starts_with('/');
-    let at = (!local).then(|| (url.get_host().to_owned(), url.get_port()));
+    let host = || At::Host(url.get_host().to_owned(), url.get_port());
+    let at = if local { At::Here } else { host() };
     let (kind, key) = ("database", "state.database");
     Ok(Some(Endpoint { kind, key, at, place: database.place.clone() }))
 }
@@ -71,9 +93,17 @@ fn configured(config: &Config) -> Result<Vec<Endpoint>> {
         let url: Url = url.parse().with_context(|| format!("`{key}.url` is no URL: {url}"))?;
         let host = url.host_str().with_context(|| format!("`{key}.url` names no host"))?;
         let host = host.trim_matches(['[', ']']).to_owned();
-        let at = Some((host, url.port_or_known_default().unwrap_or_default()));
+        let at = At::Host(host, url.port_or_known_default().unwrap_or_default());
         Ok(Endpoint { kind, key, at, place: place.clone() })
     };
+    let declared = &config.declared;
+    for (kind, key, said) in [
+        ("storage", "declared.storage", &declared.storage),
+        ("compute", "declared.compute", &declared.compute),
+    ] {
+        let said = said.iter().cloned();
+        all.extend(said.map(|place| Endpoint { kind, key, at: At::Said, place }));
+    }
     if let Some(authority) = &config.log.timestamps {
         all.push(url("timestamps", "log.timestamps", &authority.url, &authority.place)?);
     }
@@ -108,7 +138,7 @@ pub async fn permitted(
     for endpoint in configured(config)? {
         let found = endpoint.found(trusted, me).await?;
         let Endpoint { kind, key, at, place } = endpoint;
-        let shown = at.as_ref().map_or("this machine", |(host, _)| host);
+        let shown = at.shown();
         let decision = policy.decide_endpoint(me, kind, &place, &found);
         if !decision.allow {
             bail!(
@@ -221,10 +251,16 @@ impl Endpoint {
 
     /// What is known of where it is now.
     async fn found(&self, trusted: &Trusted, me: &SpiffeId) -> Result<Evidence> {
-        let Some((host, port)) = &self.at else {
-            // On this machine, which lies where the coordinator's certificate says.
-            let address_in_place = self.place == *me.place();
-            return Ok(Evidence { address_known: true, address_in_place, ..Evidence::default() });
+        let (host, port) = match &self.at {
+            // This machine lies where the coordinator's certificate says.
+            At::Here => {
+                let address_in_place = self.place == *me.place();
+                let known =
+                    Evidence { address_known: true, address_in_place, ..Evidence::default() };
+                return Ok(known);
+            }
+            At::Said => return Ok(Evidence::default()),
+            At::Host(host, port) => (host, port),
         };
         let addresses = addresses(host, *port).await;
         let addresses =
