@@ -80,8 +80,7 @@ fn database(config: &Config) -> Result<Option<Endpoint>> {
         return Ok(None);
     };
     let local = url.get_socket().is_some() || url.get_host().starts_with('/');
-    let host = || At::Host(url.get_host().to_owned(), url.get_port());
-    let at = if local { At::Here } else { host() };
+    let at = if local { At::Here } else { At::Host(url.get_host().to_owned(), url.get_port()) };
     let (kind, key) = ("database", "state.database");
     Ok(Some(Endpoint { kind, key, at, place: database.place.clone() }))
 }
@@ -132,8 +131,7 @@ pub async fn permitted(
     identity: &Identity,
 ) -> Result<Vec<Draft>> {
     let me = &identity.spiffe;
-    let actor =
-        &Actor { id: Some(me.clone()), cert: Some(identity.cert_sha256), ..Actor::default() };
+    let actor = &of(identity);
     let mut entries = Vec::new();
     for endpoint in configured(config)? {
         let found = endpoint.found(trusted, me).await?;
@@ -155,6 +153,12 @@ pub async fn permitted(
     Ok(entries)
 }
 
+/// The coordinator, as whoever asks.
+fn of(identity: &Identity) -> Actor {
+    let (id, cert) = (Some(identity.spiffe.clone()), Some(identity.cert_sha256));
+    Actor { id, cert, ..Actor::default() }
+}
+
 /// The entry about an endpoint, but for what was decided.
 fn about(actor: &Actor, kind: &str, (host, place): (&str, &Place), found: &Evidence) -> Draft {
     Draft::new(Kind::EndpointAllowed)
@@ -166,18 +170,20 @@ fn about(actor: &Actor, kind: &str, (host, place): (&str, &Place), found: &Evide
 
 /// Whether a mirror of the log may be written to a host at these addresses, which is said to lie in a place; and the entry about
 /// it.
-#[must_use]
+///
+/// # Errors
+/// When the coordinator's own certificate names nobody.
 pub fn mirrored(
     (policy, trusted): (&PolicyEngine, &Trusted),
-    me: &SpiffeId,
     (host, addresses): (&str, &[IpAddr]),
     place: &Place,
-) -> (Decision, Draft) {
+) -> Result<(Decision, Draft)> {
+    let identity = trusted.own_identity()?;
+    let me = &identity.spiffe;
     let addresses: Vec<SocketAddr> = addresses.iter().map(|at| (*at, 0).into()).collect();
     let found = located(trusted, place, &addresses);
     let decision = policy.decide_endpoint(me, MIRROR, place, &found);
-    let actor = &Actor { id: Some(me.clone()), ..Actor::default() };
-    (decision, about(actor, MIRROR, (host, place), &found))
+    Ok((decision, about(&of(&identity), MIRROR, (host, place), &found)))
 }
 
 /// Watches whether the database stays where it may be; where it is no server there is nothing to watch. What it comes to is

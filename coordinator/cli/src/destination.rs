@@ -248,6 +248,11 @@ impl Folder {
     }
 }
 
+/// A name leads nowhere: it may lead somewhere later.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` leads to no address")]
+pub(crate) struct Nowhere(String);
+
 /// The one host that a bucket is spoken to at, and its addresses.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Only {
@@ -265,9 +270,9 @@ impl Only {
         let host = url.host_str().with_context(|| format!("{url} names no host"))?;
         let host = host.trim_matches(['[', ']']).to_owned();
         let found = lookup_host((host.as_str(), 0)).await;
-        let found = found.with_context(|| format!("`{host}` leads to no address"))?;
+        let found = found.with_context(|| Nowhere(host.clone()))?;
         let addresses: BTreeSet<IpAddr> = found.map(|at| at.ip()).take(ADDRESSES_MAX).collect();
-        ensure!(!addresses.is_empty(), "`{host}` leads to no address");
+        ensure!(!addresses.is_empty(), Nowhere(host));
         Ok(Self { host, addresses: addresses.into_iter().collect() })
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::{
     client::{Client, ClientError},
-    destination::{CHECKPOINT, Destination},
+    destination::{CHECKPOINT, Destination, Nowhere},
     download::save_as_is,
     show,
 };
@@ -59,7 +59,7 @@ impl Mirror<'_> {
             };
             match done {
                 Ok(()) => begun = true,
-                // Whoever follows outlives absences of the coordinator.
+                // Whoever follows outlives absences of the coordinator, and of name servers.
                 Err(e) if begun && away(&e) => eprintln!("falaj: {e:#}; it is tried again"),
                 Err(e) => return Err(e),
             }
@@ -113,7 +113,7 @@ impl Mirror<'_> {
 }
 
 fn away(e: &anyhow::Error) -> bool {
-    matches!(e.downcast_ref(), Some(ClientError::Unreachable { .. }))
+    matches!(e.downcast_ref(), Some(ClientError::Unreachable { .. })) || e.is::<Nowhere>()
 }
 
 /// What was written.

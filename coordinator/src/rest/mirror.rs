@@ -119,8 +119,13 @@ async fn may_be_at(
 ) -> Result<(), Problem> {
     let parts = app.engine.parts();
     let by = (&parts.policy, &app.trusted);
-    let (decision, draft) = endpoints::mirrored(by, &app.identity, at, place);
-    let recorded = app.engine.record(Action::EndpointUse, decision, draft).await;
+    let recorded = match endpoints::mirrored(by, at, place) {
+        Ok((decision, draft)) => app.engine.record(Action::EndpointUse, decision, draft).await,
+        Err(e) => {
+            tracing::error!(error = %format!("{e:#}"), "a mirror cannot be decided over");
+            Err(Code::Internal.because("the coordinator's own certificate cannot be read"))
+        }
+    };
     if recorded.is_err() {
         parts.outcomes.serving(intent.clone(), 0).fail();
     }
