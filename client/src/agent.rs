@@ -25,7 +25,7 @@ use falaj_core::{
     dp::{DistributedError, Mechanism, Permit, SealError},
     evaluation::answer::{EvaluationHeader, SignedCounts},
     evidence,
-    id::{Digest, RoundId, SiteId, StudyId},
+    id::{Digest, Place, RoundId, SiteId, StudyId},
     note::{self, Checkpoint, VerifierKey},
     round::Phase,
     sign::SignError,
@@ -403,6 +403,14 @@ impl Agent {
         welcome: &Welcome,
     ) -> Result<VerifierKey, TransportError> {
         let broken = |what: String| TransportError::Broken(what);
+        let place = |text: &str| {
+            let place = (!text.is_empty()).then(|| text.parse::<Place>()).transpose();
+            place.map_err(|e| {
+                broken(format!("the place where it is, `{text}`, which is none ({e})"))
+            })
+        };
+        let (storage, compute) = (place(&welcome.storage)?, place(&welcome.compute)?);
+        coordinator.declares(evidence::Declared { storage, compute });
         let key: VerifierKey = welcome
             .log_verifier_key
             .parse()
@@ -580,8 +588,10 @@ impl Agent {
             site: &self.site,
             key: &key,
         };
+        let declared = coordinator.declared();
         let asked = Asked {
             coordinator: coordinator.identity(),
+            declared: &declared,
             study,
             study_sha256: header.study_sha256,
             round: header.round.number,

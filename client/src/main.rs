@@ -14,7 +14,7 @@ use falaj_agent::{
     local::{self, Alone},
     model_file,
     policy::{Approval, Approvals, Asked, PolicyFile, Sources},
-    sandbox,
+    sandbox::{self, Task},
     train::{self, Chance},
     watch,
 };
@@ -25,6 +25,7 @@ use falaj_certs::{
 };
 use falaj_core::{
     evaluation::Target,
+    evidence::Declared,
     id::{Digest, Place, Role, SiteId, SpiffeId},
     note::VerifierKey,
     study::{LabelValues, Study},
@@ -34,7 +35,7 @@ use falaj_sandbox::Probe;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::{
-    fs,
+    fs::{self, File},
     io::IsTerminal as _,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -48,6 +49,9 @@ const EXIT_REFUSED: u8 = 3;
 const STEWARD_BYTES_MAX: usize = 64;
 /// What is said where there is no policy file.
 const NO_POLICY: &str = "none: the configuration alone decides";
+
+/// What is said when nothing but this program keeps records here.
+const OFF: &str = "the sandbox is off: nothing but this program keeps records here";
 
 /// The agent of a Falaj federation: trains beside the records and lets only sealed updates out.
 #[derive(Parser)]
@@ -162,7 +166,7 @@ enum Command {
         study: PathBuf,
         #[command(flatten)]
         config: ConfigArg,
-        /// Where to write the model.
+        /// Where to write the model. What is there stays until training is over.
         #[arg(long, short)]
         out: PathBuf,
         /// Rounds, instead of the study's own number.
@@ -224,10 +228,15 @@ enum SandboxCommand {
     /// Enter the sandbox as `run` does, and try to get out: every attempt has to be refused, and what is needed has to work.
     ///
     /// Ends with code 1 when something is otherwise.
-    #[command(after_help = "Example:\n  falaj-agent sandbox check --config agent.toml")]
+    #[command(
+        after_help = "Examples:\n  falaj-agent sandbox check --config agent.toml\n  falaj-agent sandbox check --config agent.toml --study study.yaml"
+    )]
     Check {
         #[command(flatten)]
         config: ConfigArg,
+        /// As `train` does with this study file instead: it speaks to nobody, not to the coordinator either.
+        #[arg(long)]
+        study: Option<PathBuf>,
     },
 }
 
@@ -409,13 +418,13 @@ fn main() -> ExitCode {
 
 /// The sandbox comes before there is a second thread, which would stay outside.
 fn started(cli: Cli) -> Result<ExitCode> {
+    let mut model = None;
     match &cli.command {
         Command::Run { config, .. } => {
             log_to_stderr(cli.log_format);
-            match sandbox::restrict(&Config::load(&config.config)?, &config.config)? {
-                None => tracing::warn!(
-                    "the sandbox is off: nothing but this program keeps records here"
-                ),
+            let file = &config.config;
+            match sandbox::restrict(&Config::load(file)?, file, Task::Rounds)? {
+                None => tracing::warn!("{OFF}"),
                 Some(entered) if entered.missing.is_empty() => tracing::info!("in the sandbox"),
                 Some(entered) => tracing::warn!(
                     missing = entered.missing.join(", "),
@@ -423,18 +432,35 @@ fn started(cli: Cli) -> Result<ExitCode> {
                 ),
             }
         }
-        Command::Sandbox { command: SandboxCommand::Check { config } } => {
+        Command::Train { study, config, out, .. } => {
             let file = &config.config;
-            return sandbox_check(&Config::load(file)?, file, cli.json);
+            let config = Config::load(file)?;
+            // What is wrong with it is said before a file is made.
+            read_study(study)?;
+            // Opened outside, so that nothing beside it has to be written from inside.
+            model = Some(model_file::open(out)?);
+            match sandbox::restrict(&config, file, Task::Alone(study))? {
+                None => eprintln!("falaj-agent: {OFF}"),
+                Some(entered) if entered.missing.is_empty() => {}
+                Some(entered) => eprintln!(
+                    "falaj-agent: the sandbox has a gap: this kernel cannot refuse {}",
+                    entered.missing.join(", ")
+                ),
+            }
+        }
+        Command::Sandbox { command: SandboxCommand::Check { config, study } } => {
+            let file = &config.config;
+            let task = study.as_deref().map_or(Task::Rounds, Task::Alone);
+            return sandbox_check(&Config::load(file)?, file, task, cli.json);
         }
         _ => {}
     }
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime.worker_threads(2).enable_all().build()?.block_on(run(cli))
+    runtime.worker_threads(2).enable_all().build()?.block_on(run(cli, model))
 }
 
-fn sandbox_check(config: &Config, file: &Path, json: bool) -> Result<ExitCode> {
-    let (entered, probes) = sandbox::check(config, file)?;
+fn sandbox_check(config: &Config, file: &Path, task: Task<'_>, json: bool) -> Result<ExitCode> {
+    let (entered, probes) = sandbox::check(config, file, task)?;
     let right = probes.iter().all(Probe::is_right) && entered.missing.is_empty();
     if json {
         let row = |p: &Probe| json!({ "tried": p.what, "to_be_refused": p.unwanted, "refused": p.refused, "right": p.is_right() });
@@ -453,7 +479,8 @@ fn sandbox_check(config: &Config, file: &Path, json: bool) -> Result<ExitCode> {
     Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn run(cli: Cli) -> Result<ExitCode> {
+/// Does what is asked; `model` is the file for what is trained, if anything is.
+async fn run(cli: Cli, model: Option<File>) -> Result<ExitCode> {
     match cli.command {
         Command::Run {
             config,
@@ -516,7 +543,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Train { study, config, out, rounds, no_privacy } => {
             let how = Alone { rounds, no_privacy };
-            train_alone(&study, &config.config, &out, how, cli.json).await?;
+            let model = model.context("the file for the model was not opened")?;
+            train_alone(&study, &config.config, (&out, model), how, cli.json).await?;
         }
         Command::Evaluate { study, model, data, outputs } => {
             evaluate_at_hand(&study, &model, &data, outputs.as_deref(), cli.json)?;
@@ -668,7 +696,7 @@ fn read_token(path: &Path) -> Result<String> {
     if path == Path::new("-") {
         std::io::stdin().take(most).read_to_string(&mut text)?;
     } else {
-        let file = fs::File::open(path);
+        let file = File::open(path);
         let file = file.with_context(|| format!("reading the token in {}", path.display()))?;
         file.take(most).read_to_string(&mut text)?;
     }
@@ -845,8 +873,11 @@ async fn explain(
     let key = credentials.signing_key().verifying_key();
     let sources =
         Sources { config: &config, ledger: &ledger, journal: &journal, site: &site, key: &key };
+    // What it says of itself is known when it comes.
+    let declared = Declared::default();
     let asked = Asked {
         coordinator: &coordinator,
+        declared: &declared,
         study: &study,
         study_sha256: digest,
         round: 1,
@@ -965,7 +996,7 @@ fn progress_bar(what: &str, json: bool) -> Result<ProgressBar> {
 async fn train_alone(
     study: &Path,
     config: &Path,
-    out: &Path,
+    (out, mut model): (&Path, File),
     how: Alone,
     json: bool,
 ) -> Result<()> {
@@ -984,7 +1015,8 @@ async fn train_alone(
     let trained =
         local::train_alone(&config, &ledger, &study, first, how, Chance::fresh(), progress).await?;
     bar.finish_and_clear();
-    model_file::write(out, &study.manifest()?, &trained.params)?;
+    let written = model_file::write(&mut model, &study.manifest()?, &trained.params);
+    written.with_context(|| format!("writing {}", out.display()))?;
     let epsilon = trained.epsilon.map(|e| e.to_string());
     say(json, &json!({ "model": out, "rounds": trained.rounds, "epsilon": epsilon }));
     Ok(())

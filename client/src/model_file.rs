@@ -3,7 +3,11 @@
 use anyhow::{Context as _, Result, ensure};
 use falaj_core::{aggregate::params_to_bytes, manifest::Manifest};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::Path,
+};
 
 /// Reads a model; it must have exactly the manifest's tensors.
 ///
@@ -34,11 +38,21 @@ pub fn read(path: &Path, manifest: &Manifest) -> Result<Vec<f32>> {
     Ok(params)
 }
 
-/// Writes a model.
+/// Opens a file for a model; what is in it stays until the model is written.
+///
+/// # Errors
+/// When it cannot be opened or made.
+pub fn open(path: &Path) -> Result<File> {
+    let mut how = File::options();
+    let file = how.write(true).create(true).truncate(false).open(path);
+    file.with_context(|| format!("writing {}", path.display()))
+}
+
+/// Writes a model in place of what was in the file.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn write(path: &Path, manifest: &Manifest, params: &[f32]) -> Result<()> {
+pub fn write(file: &mut File, manifest: &Manifest, params: &[f32]) -> Result<()> {
     let bytes = params_to_bytes(params);
     let mut views = Vec::new();
     for (spec, range) in manifest.ranges() {
@@ -46,6 +60,11 @@ pub fn write(path: &Path, manifest: &Manifest, params: &[f32]) -> Result<()> {
         let data = &bytes[range.start * 4..range.end * 4];
         views.push((spec.name.as_str(), TensorView::new(Dtype::F32, shape, data)?));
     }
-    let file = safetensors::serialize(views, None)?;
-    fs::write(path, file).with_context(|| format!("writing {}", path.display()))
+    let model = safetensors::serialize(views, None)?;
+    // A pipe has no length.
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+    }
+    file.write_all(&model)?;
+    Ok(())
 }

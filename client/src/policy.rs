@@ -15,6 +15,7 @@ use ed25519_dalek::VerifyingKey;
 use falaj_core::{
     canon::{self, Canon, CanonError},
     dp::rdp::{AccountantError, Epsilon, RdpCurve},
+    evidence::Declared,
     id::{Digest, SiteId, SpiffeId},
     note,
     sign::SignKey,
@@ -157,6 +158,8 @@ fn read(
 pub struct Asked<'a> {
     /// Who asks, by its certificate.
     pub coordinator: &'a SpiffeId,
+    /// Where they say that they store and compute.
+    pub declared: &'a Declared,
     /// For which study.
     pub study: &'a Study,
     /// SHA-256 of the study's file.
@@ -253,6 +256,7 @@ impl Sources<'_> {
         let (epsilon_study, epsilon_month) = (epsilon(&spent)?, epsilon(&month)?);
         let decision = policies.decide(&SiteRequest {
             coordinator: asked.coordinator,
+            declared: asked.declared,
             study: asked.study,
             dataset: name,
             study_sha256: asked.study_sha256,

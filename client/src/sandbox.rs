@@ -18,12 +18,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// What a process of the agent is about to do.
+#[derive(Clone, Copy, Debug)]
+pub enum Task<'a> {
+    /// To take part in rounds, with a coordinator.
+    Rounds,
+    /// To train the study in this file alone: it speaks to nobody.
+    Alone(&'a Path),
+}
+
 /// What an agent with this configuration needs: its own files, its records, its state, the libraries that it runs with, and
-/// the port of its coordinator.
+/// the port of its coordinator if it speaks to it.
 ///
 /// # Errors
 /// When the address of the coordinator has no port, or the state's folder cannot be made.
-pub fn limits(config: &Config, file: &Path) -> Result<Limits> {
+pub fn limits(config: &Config, file: &Path, task: Task<'_>) -> Result<Limits> {
+    let own = own(config, file)?;
+    if let Task::Alone(study) = task {
+        let read = own.read.into_iter().chain([study.to_owned()]).collect();
+        return Ok(Limits { read, ..own });
+    }
     let (host, port) = config
         .coordinator
         .address
@@ -31,6 +45,16 @@ pub fn limits(config: &Config, file: &Path) -> Result<Limits> {
         .with_context(|| format!("`{}` has no port", config.coordinator.address))?;
     let port = port.parse().with_context(|| format!("`{port}` is no port"))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
+    let (devices, local) = match config.tpm.as_ref().map(|tpm| &tpm.device) {
+        Some(Device::File(path)) => (vec![path.clone()], false),
+        Some(Device::Socket(_)) => (Vec::new(), true),
+        None => (Vec::new(), false),
+    };
+    Ok(Limits { port: Some(port), names: host.parse::<IpAddr>().is_err(), devices, local, ..own })
+}
+
+/// What it needs of its own machine.
+fn own(config: &Config, file: &Path) -> Result<Limits> {
     fs::create_dir_all(&config.state.dir)
         .with_context(|| format!("making {}", config.state.dir.display()))?;
     // Files that are replaced by others of their name: what may be read is their folder.
@@ -48,19 +72,11 @@ pub fn limits(config: &Config, file: &Path) -> Result<Limits> {
         "auto" => Path::new("/dev/nvidiactl").exists(),
         _ => true,
     };
-    let (devices, local) = match config.tpm.as_ref().map(|tpm| &tpm.device) {
-        Some(Device::File(path)) => (vec![path.clone()], false),
-        Some(Device::Socket(_)) => (Vec::new(), true),
-        None => (Vec::new(), false),
-    };
     Ok(Limits {
         read: read.into_iter().collect(),
         write: [&config.state.dir].into_iter().chain(&config.sandbox.token_dirs).cloned().collect(),
-        port: Some(port),
-        names: host.parse::<IpAddr>().is_err(),
         gpu,
-        devices,
-        local,
+        ..Limits::default()
     })
 }
 
@@ -69,11 +85,11 @@ pub fn limits(config: &Config, file: &Path) -> Result<Limits> {
 ///
 /// # Errors
 /// When the sandbox is required and the kernel lacks a part of it, or refuses it.
-pub fn restrict(config: &Config, file: &Path) -> Result<Option<Entered>> {
+pub fn restrict(config: &Config, file: &Path, task: Task<'_>) -> Result<Option<Entered>> {
     if config.sandbox.mode == SandboxMode::Off {
         return Ok(None);
     }
-    let entered = enter(&limits(config, file)?).context("the sandbox cannot be entered")?;
+    let entered = enter(&limits(config, file, task)?).context("the sandbox cannot be entered")?;
     ensure!(
         config.sandbox.mode == SandboxMode::Available || entered.missing.is_empty(),
         "`sandbox.mode` is \"required\", and this kernel cannot refuse {}: use a newer one (6.12 has everything)",
@@ -86,8 +102,8 @@ pub fn restrict(config: &Config, file: &Path) -> Result<Option<Entered>> {
 ///
 /// # Errors
 /// When the attempts cannot be prepared, or the sandbox cannot be entered.
-pub fn check(config: &Config, file: &Path) -> Result<(Entered, Vec<Probe>)> {
-    let limits = limits(config, file)?;
+pub fn check(config: &Config, file: &Path, task: Task<'_>) -> Result<(Entered, Vec<Probe>)> {
+    let limits = limits(config, file, task)?;
     let outside = tempfile::tempdir().context("making a folder outside of the sandbox")?;
     fs::write(outside.path().join("secret"), b"secret")?;
     let _local = UnixListener::bind(outside.path().join("socket"))?;

@@ -11,6 +11,7 @@ use falaj_certs::tls::{self, Credentials, CredentialsError, ServerExpectation};
 use falaj_certs::trust::TrustStore;
 use falaj_core::{
     aggregate::params_from_bytes,
+    evidence::Declared,
     id::{Digest, Place, SpiffeId},
     note,
     note::VerifierKey,
@@ -144,7 +145,8 @@ impl Dialer {
         let identity = identity
             .ok_or_else(|| TransportError::Broken("no certificate that names it".into()))?;
         let channel = self.channel(stream).await?;
-        let link = Link { serial: 0, wire: Wire::new(channel, MESSAGE_BYTES_MAX) };
+        let wire = Wire::new(channel, MESSAGE_BYTES_MAX);
+        let link = Link { serial: 0, wire, declared: Arc::default() };
         Ok(Coordinator { link: Arc::new(RwLock::new(link)), egress: egress.clone(), identity })
     }
 
@@ -238,6 +240,8 @@ struct Link {
     /// How many came before it.
     serial: u64,
     wire: Wire,
+    /// Where whoever is there says that they store and compute.
+    declared: Arc<Declared>,
 }
 
 /// What came of sending an update.
@@ -271,7 +275,19 @@ impl Coordinator {
     pub fn go_over(&self, other: &Self) {
         let wire = other.wire();
         let mut link = self.link.write().unwrap_or_else(PoisonError::into_inner);
-        *link = Link { serial: link.serial + 1, wire };
+        *link = Link { serial: link.serial + 1, wire, declared: link.declared.clone() };
+    }
+
+    /// Keeps where it says that it stores and computes.
+    pub fn declares(&self, declared: Declared) {
+        let mut link = self.link.write().unwrap_or_else(PoisonError::into_inner);
+        link.declared = Arc::new(declared);
+    }
+
+    /// Where it said last that it stores and computes.
+    #[must_use]
+    pub fn declared(&self) -> Arc<Declared> {
+        self.link().declared
     }
 
     fn link(&self) -> Link {

@@ -3,8 +3,8 @@
 use serde_json::Value;
 use std::{error::Error, fs, process::Command};
 
-/// What an attempt comes to, in a sandbox for a coordinator with this address.
-fn checked(address: &str) -> Result<(Value, bool), Box<dyn Error>> {
+/// What an attempt comes to, in a sandbox for a coordinator with this address, or for training a study alone.
+fn checked(address: &str, alone: bool) -> Result<(Value, bool), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let at = |name: &str| dir.path().join(name);
     for name in ["identity", "records", "state", "issuers", "devices"] {
@@ -29,10 +29,15 @@ fn checked(address: &str) -> Result<(Value, bool), Box<dyn Error>> {
         tpm.display()
     );
     fs::write(at("agent.toml"), config)?;
-    let done = Command::new(env!("CARGO_BIN_EXE_falaj-agent"))
-        .args(["sandbox", "check", "--json", "--config"])
-        .arg(at("agent.toml"))
-        .output()?;
+    // It lies among nothing else that is needed.
+    fs::create_dir(at("asked"))?;
+    fs::write(at("asked/study.yaml"), "study: d\n")?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_falaj-agent"));
+    command.args(["sandbox", "check", "--json", "--config"]).arg(at("agent.toml"));
+    if alone {
+        command.arg("--study").arg(at("asked/study.yaml"));
+    }
+    let done = command.output()?;
     let said = serde_json::from_slice(&done.stdout)
         .map_err(|e| format!("{e}: {}", String::from_utf8_lossy(&done.stderr)))?;
     Ok((said, done.status.success()))
@@ -49,11 +54,16 @@ fn is_whole(said: &Value) -> bool {
 
 #[test]
 fn nothing_gets_out_of_the_agent_and_what_it_needs_still_works() -> Result<(), Box<dyn Error>> {
-    for (address, datagrams) in [("127.0.0.1:8440", false), ("coordinator.example:8440", true)] {
-        let (said, ok) = checked(address)?;
+    for (address, alone, datagrams) in [
+        ("127.0.0.1:8440", false, false),
+        ("coordinator.example:8440", false, true),
+        // Who trains alone speaks to nobody: no name is resolved, and no TPM is asked.
+        ("coordinator.example:8440", true, false),
+    ] {
+        let (said, ok) = checked(address, alone)?;
         let probes = said["probes"].as_array().ok_or("no probes")?;
         assert!(probes.len() >= 15, "{said}");
-        let (mut issuers, mut around, mut devices) = (0, 0, 0);
+        let (mut issuers, mut around, mut devices, mut studies) = (0, 0, 0, 0);
         for probe in probes {
             let what = probe["tried"].as_str().ok_or("no words")?;
             // Files and ports need a kernel with Landlock, calls do not.
@@ -67,12 +77,15 @@ fn nothing_gets_out_of_the_agent_and_what_it_needs_still_works() -> Result<(), B
             );
             issuers += usize::from(what.ends_with("issuers"));
             devices += usize::from(what.starts_with("open ") && what.ends_with("devices/tpm"));
+            studies += usize::from(what.ends_with("asked/study.yaml"));
             if what == "send a datagram" {
                 // Names are resolved by datagrams; who writes an address closes that way.
                 assert_eq!(probe["refused"].is_null(), datagrams, "{probe}");
             }
         }
-        assert_eq!((ok, issuers, around, devices), (is_whole(&said), 1, 3, 1), "{said}");
+        let (told, wanted) = ((issuers, around), (1, 3));
+        let of_task = (devices, studies) == if alone { (0, 1) } else { (1, 0) };
+        assert!(ok == is_whole(&said) && told == wanted && of_task, "{said}");
     }
     Ok(())
 }

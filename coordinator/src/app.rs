@@ -241,6 +241,7 @@ impl App {
             enrolments: enrolments.clone(),
             checkpointer: checkpointer.clone(),
             timestamps: timestamps.clone(),
+            trusted: trusted.clone(),
             identity: identity.spiffe,
             started: clock::now().to_string(),
             scratch,
@@ -300,6 +301,8 @@ impl App {
             tracking,
         } = self;
         let (listeners, bound) = Listeners::bind(&config).await?;
+        let at = (policy.clone(), trusted.clone());
+        let database = endpoints::watch(&config, at, shutdown.clone())?;
         let signing = checkpointer.clone();
         let checkpoints = tokio::spawn(checkpointer.run(shutdown.clone()));
         let stamping = timestamps.map(|t| tokio::spawn(t.run(shutdown.clone())));
@@ -342,7 +345,8 @@ impl App {
         let (persons, writer, counted) = following;
         tokio::spawn(policy::follow(policy, persons, writer, counted, shutdown.clone()));
         ready(bound)?;
-        let rpc = Rpc::new(engine.clone(), signing, enrolments, &config.evidence);
+        let rpc = Rpc::new(engine.clone(), signing, enrolments, &config.evidence)
+            .declaring(config.declared.told());
         let service = FederationServer::new(rpc).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let ended = shutdown.clone();
         let ending = engine.clone();
@@ -373,7 +377,7 @@ impl App {
             background.await?;
         }
         checkpoints.await?;
-        Ok(())
+        database.await?
     }
 }
 

@@ -106,7 +106,11 @@ impl Checkpointer {
     }
 
     async fn sign_and_keep(&self) -> Result<(u64, String), CommitError> {
-        let (tree_size, note) = self.make()?;
+        let this = self.clone();
+        // A key in a token takes its time, and whoever comes next waits for it, too.
+        let made = tokio::task::spawn_blocking(move || this.make()).await;
+        let (tree_size, note) = made
+            .map_err(|e| CommitError::Failed(format!("the checkpoint cannot be signed: {e}")))??;
         let rows = vec![Change::Checkpoint(tree_size, note.clone())];
         self.writer.commit(Commit { rows, ..Commit::default() }).await?;
         if let Some(high_water) = self.high_water.clone() {

@@ -7,6 +7,7 @@ use falaj_certs::{
     timestamp::Policy,
 };
 use falaj_core::{
+    evidence::Declared,
     id::Place,
     ml_dsa,
     roles::{OperatorRole, Roles},
@@ -52,6 +53,9 @@ pub struct Config {
     /// What is asked about connections besides certificates.
     #[serde(default)]
     pub evidence: EvidenceConfig,
+    /// Where the operator says that state and log are stored, and that it computes.
+    #[serde(default)]
+    pub declared: DeclaredConfig,
     /// What operators are there for.
     #[serde(default)]
     pub roles: RolesConfig,
@@ -62,6 +66,26 @@ pub struct Config {
     /// What it takes at most.
     #[serde(default)]
     pub limits: Limits,
+}
+
+/// Where the operator says that state and log are stored, and that it computes. Policy decides over it, and sites are told.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeclaredConfig {
+    /// Where state and log are stored, backups among them: `ae-on/ae-az`.
+    #[serde(deserialize_with = "perhaps_place")]
+    pub storage: Option<Place>,
+    /// Where it computes.
+    #[serde(deserialize_with = "perhaps_place")]
+    pub compute: Option<Place>,
+}
+
+impl DeclaredConfig {
+    /// The same, as it is told.
+    #[must_use]
+    pub fn told(&self) -> Declared {
+        Declared { storage: self.storage.clone(), compute: self.compute.clone() }
+    }
 }
 
 /// An MLflow server that is told of studies as they happen.
@@ -341,6 +365,10 @@ pub struct RetiringConfig {
 
 fn place<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Place, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+fn perhaps_place<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Place>, D::Error> {
+    place(deserializer).map(Some)
 }
 
 /// The end of a day such as `"2027-01-31"`.

@@ -1,10 +1,14 @@
 //! What the coordinator itself speaks to, and where that is: its database, witnesses, an authority for time-stamps, identity
 //! providers, a server for tracking. Each is declared with a place; before any of them is spoken to policy decides, over the place and over the addresses that the name
-//! has now. All but the database are looked up again for each connection, and an address elsewhere is not connected to.
+//! has now. All but the database are looked up again for each connection, and an address elsewhere is not connected to. The
+//! database is looked up by its driver: it is looked at again every half minute, and the coordinator ends when it has moved.
+//!
+//! The bucket of a mirror is an endpoint, too, to which an operator's program writes. And so is where the operator says that
+//! state and log are stored, and that the coordinator computes: sites are told of that, and decide for themselves.
 
 use crate::{
     config::Config,
-    policy::{Action, PolicyEngine},
+    policy::{Action, Decision, PolicyEngine},
     store::Database,
     trusted::Trusted,
 };
@@ -13,14 +17,29 @@ use falaj_certs::identity::Identity;
 use falaj_core::{
     audit::{Actor, Draft, Kind},
     evidence::Evidence,
-    id::Place,
+    id::{Place, SpiffeId},
 };
 use reqwest::{
     Url,
     dns::{Addrs, Name, Resolve, Resolving},
 };
-use std::{io, net::SocketAddr};
-use tokio::net::lookup_host;
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+use tokio::{
+    net::lookup_host,
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How often it is looked whether the database is where it was. It has moved when two looks, one after the other, see that.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// What policies call a bucket to which a mirror of the log is written.
+const MIRROR: &str = "mirror";
 
 /// Something that the coordinator speaks to.
 struct Endpoint {
@@ -28,29 +47,62 @@ struct Endpoint {
     kind: &'static str,
     /// Where the configuration names it.
     key: &'static str,
-    /// Its name or address and its port; none on this machine.
-    at: Option<(String, u16)>,
+    at: At,
     place: Place,
+}
+
+/// Where an endpoint is to be found.
+enum At {
+    /// On this machine.
+    Here,
+    /// Where it is said to be: there is nothing that could be looked up.
+    Said,
+    /// At a name or an address, and a port.
+    Host(String, u16),
+}
+
+impl At {
+    /// For people and entries.
+    fn shown(&self) -> &str {
+        match self {
+            Self::Here => "this machine",
+            Self::Said => "as declared",
+            Self::Host(host, _) => host,
+        }
+    }
+}
+
+/// The database, if it is a server.
+fn database(config: &Config) -> Result<Option<Endpoint>> {
+    let (Some(database), Database::Postgres(url)) =
+        (&config.state.database, config.state.database()?)
+    else {
+        return Ok(None);
+    };
+    let local = url.get_socket().is_some() || url.get_host().starts_with('/');
+    let at = if local { At::Here } else { At::Host(url.get_host().to_owned(), url.get_port()) };
+    let (kind, key) = ("database", "state.database");
+    Ok(Some(Endpoint { kind, key, at, place: database.place.clone() }))
 }
 
 /// Every endpoint that a configuration names.
 fn configured(config: &Config) -> Result<Vec<Endpoint>> {
-    let mut all = Vec::new();
-    if let (Some(database), Database::Postgres(url)) =
-        (&config.state.database, config.state.database()?)
-    {
-        let local = url.get_socket().is_some() || url.get_host().starts_with('/');
-        let at = (!local).then(|| (url.get_host().to_owned(), url.get_port()));
-        let (kind, key) = ("database", "state.database");
-        all.push(Endpoint { kind, key, at, place: database.place.clone() });
-    }
+    let mut all: Vec<Endpoint> = database(config)?.into_iter().collect();
     let url = |kind, key, url: &str, place: &Place| -> Result<Endpoint> {
         let url: Url = url.parse().with_context(|| format!("`{key}.url` is no URL: {url}"))?;
         let host = url.host_str().with_context(|| format!("`{key}.url` names no host"))?;
         let host = host.trim_matches(['[', ']']).to_owned();
-        let at = Some((host, url.port_or_known_default().unwrap_or_default()));
+        let at = At::Host(host, url.port_or_known_default().unwrap_or_default());
         Ok(Endpoint { kind, key, at, place: place.clone() })
     };
+    let declared = &config.declared;
+    for (kind, key, said) in [
+        ("storage", "declared.storage", &declared.storage),
+        ("compute", "declared.compute", &declared.compute),
+    ] {
+        let said = said.iter().cloned();
+        all.extend(said.map(|place| Endpoint { kind, key, at: At::Said, place }));
+    }
     if let Some(authority) = &config.log.timestamps {
         all.push(url("timestamps", "log.timestamps", &authority.url, &authority.place)?);
     }
@@ -79,26 +131,12 @@ pub async fn permitted(
     identity: &Identity,
 ) -> Result<Vec<Draft>> {
     let me = &identity.spiffe;
-    let actor =
-        &Actor { id: Some(me.clone()), cert: Some(identity.cert_sha256), ..Actor::default() };
+    let actor = &of(identity);
     let mut entries = Vec::new();
     for endpoint in configured(config)? {
+        let found = endpoint.found(trusted, me).await?;
         let Endpoint { kind, key, at, place } = endpoint;
-        let shown = at.as_ref().map_or("this machine", |(host, _)| host);
-        let found = match &at {
-            // On this machine, which lies where the coordinator's certificate says.
-            None => Evidence {
-                address_known: true,
-                address_in_place: place == *me.place(),
-                ..Evidence::default()
-            },
-            Some((host, port)) => {
-                let addresses = addresses(host, *port).await;
-                let addresses =
-                    addresses.with_context(|| format!("`{key}`: `{host}` leads to no address"))?;
-                located(trusted, &place, &addresses)
-            }
-        };
+        let shown = at.shown();
         let decision = policy.decide_endpoint(me, kind, &place, &found);
         if !decision.allow {
             bail!(
@@ -107,16 +145,134 @@ pub async fn permitted(
             );
         }
         tracing::info!(kind, at = shown, %place, "may be spoken to");
-        let entry = Draft::new(Kind::EndpointAllowed)
-            .actor(actor)
+        let entry = about(actor, kind, (shown, &place), &found)
             .text("action", Action::EndpointUse.as_str())
-            .decided(decision.allow, &decision.policies, &decision.policy_set)
-            .text("endpoint", kind)
-            .asked([("place", &*place.to_string()), ("host", shown)])
-            .evidence(&found);
+            .decided(decision.allow, &decision.policies, &decision.policy_set);
         entries.push(entry);
     }
     Ok(entries)
+}
+
+/// The coordinator, as whoever asks.
+fn of(identity: &Identity) -> Actor {
+    let (id, cert) = (Some(identity.spiffe.clone()), Some(identity.cert_sha256));
+    Actor { id, cert, ..Actor::default() }
+}
+
+/// The entry about an endpoint, but for what was decided.
+fn about(actor: &Actor, kind: &str, (host, place): (&str, &Place), found: &Evidence) -> Draft {
+    Draft::new(Kind::EndpointAllowed)
+        .actor(actor)
+        .text("endpoint", kind)
+        .asked([("place", &*place.to_string()), ("host", host)])
+        .evidence(found)
+}
+
+/// Whether a mirror of the log may be written to a host at these addresses, which is said to lie in a place; and the entry about
+/// it.
+///
+/// # Errors
+/// When the coordinator's own certificate names nobody.
+pub fn mirrored(
+    (policy, trusted): (&PolicyEngine, &Trusted),
+    (host, addresses): (&str, &[IpAddr]),
+    place: &Place,
+) -> Result<(Decision, Draft)> {
+    let identity = trusted.own_identity()?;
+    let me = &identity.spiffe;
+    let addresses: Vec<SocketAddr> = addresses.iter().map(|at| (*at, 0).into()).collect();
+    let found = located(trusted, place, &addresses);
+    let decision = policy.decide_endpoint(me, MIRROR, place, &found);
+    Ok((decision, about(&of(&identity), MIRROR, (host, place), &found)))
+}
+
+/// Watches whether the database stays where it may be; where it is no server there is nothing to watch. What it comes to is
+/// known when everything ends.
+///
+/// # Errors
+/// When the file with the database's URL cannot be used.
+pub fn watch(
+    config: &Config,
+    (policy, trusted): (PolicyEngine, Trusted),
+    shutdown: CancellationToken,
+) -> Result<JoinHandle<Result<()>>> {
+    let (endpoint, me) = (database(config)?, trusted.own_identity()?.spiffe);
+    Ok(tokio::spawn(async move {
+        match endpoint {
+            Some(endpoint) => endpoint.stays((&policy, &trusted), &me, &shutdown).await,
+            None => Ok(()),
+        }
+    }))
+}
+
+/// What looks have seen, one after the other.
+#[derive(Default)]
+struct Moved(bool);
+
+impl Moved {
+    /// Why something is refused, if the look before saw it refused, too: a name server errs, and a list is replaced in two steps.
+    fn sees(&mut self, refused: Option<String>) -> Option<String> {
+        let before = std::mem::replace(&mut self.0, refused.is_some());
+        refused.filter(|why| {
+            if !before {
+                tracing::error!(why, "the database may not be used; the coordinator ends unless the next look sees otherwise");
+            }
+            before
+        })
+    }
+}
+
+impl Endpoint {
+    /// Ends everything when it is somewhere else than where it may be: its name leads elsewhere, or networks or policies have
+    /// changed.
+    async fn stays(
+        &self,
+        (policy, trusted): (&PolicyEngine, &Trusted),
+        me: &SpiffeId,
+        shutdown: &CancellationToken,
+    ) -> Result<()> {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut moved = Moved::default();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                _ = look.tick() => {}
+            }
+            let found = match self.found(trusted, me).await {
+                Ok(found) => found,
+                // A name that leads nowhere leads nobody astray.
+                Err(e) => {
+                    tracing::warn!(error = %format!("{e:#}"), "it is not known where an endpoint is");
+                    continue;
+                }
+            };
+            let decision = policy.decide_endpoint(me, self.kind, &self.place, &found);
+            if let Some(why) = moved.sees((!decision.allow).then_some(decision.reason)) {
+                shutdown.cancel();
+                bail!("`{}`: what is there may not be used any more: {why}", self.key);
+            }
+        }
+    }
+
+    /// What is known of where it is now.
+    async fn found(&self, trusted: &Trusted, me: &SpiffeId) -> Result<Evidence> {
+        let (host, port) = match &self.at {
+            // This machine lies where the coordinator's certificate says.
+            At::Here => {
+                let address_in_place = self.place == *me.place();
+                let known =
+                    Evidence { address_known: true, address_in_place, ..Evidence::default() };
+                return Ok(known);
+            }
+            At::Said => return Ok(Evidence::default()),
+            At::Host(host, port) => (host, port),
+        };
+        let addresses = addresses(host, *port).await;
+        let addresses =
+            addresses.with_context(|| format!("`{}`: `{host}` leads to no address", self.key))?;
+        Ok(located(trusted, &self.place, &addresses))
+    }
 }
 
 /// What is known of addresses that should all lie in a place.
@@ -174,5 +330,21 @@ impl Resolve for Within {
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_look_alone_sees_ends_nothing() {
+        let mut moved = Moved::default();
+        let elsewhere = || Some("elsewhere".to_owned());
+        assert_eq!(moved.sees(None), None);
+        assert_eq!(moved.sees(elsewhere()), None);
+        assert_eq!(moved.sees(None), None);
+        assert_eq!(moved.sees(elsewhere()), None);
+        assert_eq!(moved.sees(elsewhere()), elsewhere());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! It has an address of its own, where nobody needs a certificate and nothing else is served. From then on the operator is one
 //! like any other: over mutual TLS, by roles, revoked within seconds, vouched for by an issuer that is bound to a place. With a
-//! token itself nothing can be asked for. Whom a token names is [`token`]'s to say, purely; this decides what comes of it.
+//! token itself nothing can be asked for. What is served there describes itself at `/openapi.json`, as all else does at the other
+//! address. Whom a token names is [`token`]'s to say, purely; this decides what comes of it.
 
 pub mod jws;
 mod provider;
@@ -15,7 +16,7 @@ use crate::{
     engine::{Engine, problem_of},
     knock::{EVERY, Knock, Pace, accept},
     policy::{Action, Party},
-    rest::Refused,
+    rest::{Refused, as_problem, problems},
     store::writer::Commit,
     trusted::{Trusted, now_unix},
 };
@@ -25,7 +26,8 @@ use axum::{
     body::Bytes,
     extract::{DefaultBodyLimit, State},
     http::StatusCode,
-    routing::{get, post},
+    middleware::map_response,
+    routing::get,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use falaj_certs::{
@@ -41,7 +43,7 @@ use falaj_core::{
     time::Timestamp,
 };
 use falaj_proto::{
-    problem::{Code, Problem},
+    problem::{Code, Problem, ProblemJson},
     rest::{Login, LoginProvider, LoginRequest, Page},
 };
 use hyper_util::{
@@ -60,6 +62,8 @@ use std::{
 use token::{Holder, SKEW_S, TokenError, holder};
 use tokio::{net::TcpListener, sync::Mutex};
 use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 /// A token, a signing request in base64, and what is around them.
 const BODY_BYTES_MAX: usize = TOKEN_BYTES_MAX + 2 * REQUEST_BYTES_MAX;
@@ -67,6 +71,12 @@ const BODY_BYTES_MAX: usize = TOKEN_BYTES_MAX + 2 * REQUEST_BYTES_MAX;
 const CONNECTION: Duration = Duration::from_mins(1);
 /// Tokens that were used and are not over yet.
 const USED_MAX: usize = 65_536;
+/// What any route here may answer, whatever else it says.
+const ANYWHERE: [(&str, &str); 3] = [
+    ("400", "The request cannot be read."),
+    ("413", "The request is too large."),
+    ("500", "The coordinator cannot do this."),
+];
 
 /// Signs operators in. A cheap handle.
 #[derive(Clone)]
@@ -317,18 +327,38 @@ impl Oidc {
     }
 
     fn router(self) -> Router {
-        Router::new()
-            .route("/api/v1/login/providers", get(providers))
-            .route("/api/v1/login", post(login))
+        let (router, api) = routes();
+        router
+            .route("/openapi.json", get(move || std::future::ready(Json(api.clone()))))
             .fallback(|| async {
                 Refused::from(Code::NotFound.because("nothing but signing in is served here"))
             })
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .layer(map_response(as_problem))
             .with_state(self)
     }
 }
 
+/// The description of where operators sign in.
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Falaj coordinator, signing in",
+    description = "What a coordinator with `[oidc]` serves at the address in `oidc.address`, where nobody needs a certificate: for a token of an identity provider an operator's key gets one. It is TLS 1.3 with the coordinator's certificate, and HTTP/1.1. Everything else is asked for at the other address, with that certificate."
+))]
+struct Api;
+
+/// Every route, and their description.
+pub fn routes() -> (Router<Oidc>, utoipa::openapi::OpenApi) {
+    let (router, mut api) = OpenApiRouter::with_openapi(Api::openapi())
+        .routes(routes!(providers))
+        .routes(routes!(login))
+        .split_for_parts();
+    problems(&mut api, &ANYWHERE);
+    (router, api)
+}
+
 /// Where one may sign in.
+#[utoipa::path(get, path = "/api/v1/login/providers", responses((status = 200, body = Page<LoginProvider>)))]
 async fn providers(State(oidc): State<Oidc>) -> Json<Page<LoginProvider>> {
     let shown = |provider: &Provider| {
         let config = &provider.config;
@@ -344,7 +374,8 @@ async fn providers(State(oidc): State<Oidc>) -> Json<Page<LoginProvider>> {
     Json(Page { items: oidc.0.providers.iter().map(shown).collect(), next: None })
 }
 
-/// Gives a certificate for a token.
+/// Gives a certificate for a token: for each token one.
+#[utoipa::path(post, path = "/api/v1/login", request_body = LoginRequest, responses((status = 201, body = Login), (status = 401, description = "The token is not believed, or was used already.", body = ProblemJson), (status = 403, description = "Policy does not let whom the token names come from where they are.", body = ProblemJson), (status = 429, description = "Too many sign in at once.", body = ProblemJson), (status = 503, description = "The provider, the authority or the audit log is away.", body = ProblemJson)))]
 async fn login(
     State(oidc): State<Oidc>,
     Extension(address): Extension<SocketAddr>,

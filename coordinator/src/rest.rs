@@ -36,6 +36,7 @@ use crate::{
     revocations::Revocations,
     store::{Store, writer::CommitError},
     timestamps::{StampError, Timestamps},
+    trusted::Trusted,
     versions::Versions,
 };
 use axum::{
@@ -98,6 +99,8 @@ pub struct App {
     pub checkpointer: Checkpointer,
     /// Has an authority stamp reports, if there is one.
     pub timestamps: Option<Timestamps>,
+    /// Which networks lie where.
+    pub trusted: Trusted,
     /// Who the coordinator is.
     pub identity: SpiffeId,
     /// When it started.
@@ -109,6 +112,8 @@ pub struct App {
     /// Ends what would go on for ever.
     pub shutdown: CancellationToken,
 }
+
+pub(crate) use described::{as_problem, problems};
 
 type Ctx = State<Arc<App>>;
 type Who = Extension<Arc<Peer>>;
@@ -139,7 +144,7 @@ type Answer<T> = Result<T, Refused>;
 #[derive(OpenApi)]
 #[openapi(info(
     title = "Falaj coordinator",
-    description = "What operators and pipelines may ask of a coordinator. Every request is decided by policy and recorded in the audit log before it is served."
+    description = "What operators and pipelines may ask of a coordinator. Every request is decided by policy and recorded in the audit log before it is served. Where operators sign in with a token of an identity provider has an address and a description of its own."
 ))]
 struct Api;
 

@@ -23,6 +23,7 @@ use ed25519_dalek::VerifyingKey;
 use falaj_core::{
     admission::{self, Expectation, HeaderError},
     audit::{Draft, Kind},
+    evidence::Declared,
     id::{Digest, Place, RoundId, SiteId, StudyId},
     round::{self, Event, Phase},
     update::{PayloadCheck, PayloadError, UpdateHeader},
@@ -70,6 +71,7 @@ pub struct Rpc {
     uploads: Arc<Semaphore>,
     upload_serial: AtomicU64,
     probe_every: Duration,
+    declared: Declared,
 }
 
 /// A site that has opened its stream.
@@ -100,7 +102,14 @@ impl Rpc {
         let uploads = Arc::new(Semaphore::new(engine.parts().limits.uploads_max));
         let probe_every = Duration::from_secs(evidence.probe_every_s.max(1));
         let upload_serial = AtomicU64::new(0);
-        Self { engine, checkpointer, enrolments, uploads, upload_serial, probe_every }
+        let declared = Declared::default();
+        Self { engine, checkpointer, enrolments, uploads, upload_serial, probe_every, declared }
+    }
+
+    /// Tells sites where the coordinator's operator says that it stores and computes.
+    #[must_use]
+    pub fn declaring(self, declared: Declared) -> Self {
+        Self { declared, ..self }
     }
 
     /// The shard of the log with this origin; the newest for a site that names none.
@@ -119,6 +128,11 @@ fn peer<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {
 
 fn bytes_of(hashes: &[Digest]) -> Vec<bytes::Bytes> {
     hashes.iter().map(|h| bytes::Bytes::copy_from_slice(&h.0)).collect()
+}
+
+/// Where this coordinator says that something is.
+fn said(place: Option<&Place>) -> String {
+    place.map(ToString::to_string).unwrap_or_default()
 }
 
 /// Where a site says that something is; nothing when it says nothing.
@@ -213,6 +227,8 @@ impl Federation for Rpc {
             newest_signature: newest_signature.into(),
             successions: parts.shards.statements().to_vec(),
             renews: self.enrolments.renews(),
+            storage: said(self.declared.storage.as_ref()),
+            compute: said(self.declared.compute.as_ref()),
         };
         self.engine.sites().push_on(&site, serial, push::Push::Welcome(welcome));
         tracing::info!(%site, "site connected");

@@ -1,20 +1,59 @@
 //! The description of REST in the repository is the one that the handlers give.
 
-use falaj_coordinator::rest;
+use falaj_coordinator::{oidc, rest};
 use serde_json::Value;
-use std::{env, error::Error, fs};
+use std::{env, error::Error, fs, path::Path};
+use utoipa::openapi::OpenApi;
 
-const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/openapi.json");
+const SNAPSHOTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots");
+
+fn is_kept(api: &OpenApi, name: &str) -> Result<(), Box<dyn Error>> {
+    let path = Path::new(SNAPSHOTS).join(name);
+    let now = api.to_pretty_json()? + "\n";
+    if env::var_os("FALAJ_BLESS").is_some() {
+        fs::write(&path, &now)?;
+    }
+    let kept = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    assert!(now == kept, "{name} changed: look at it, then run this with FALAJ_BLESS=1");
+    Ok(())
+}
 
 #[test]
 fn the_api_is_the_one_in_the_repository() -> Result<(), Box<dyn Error>> {
-    let (_, api) = rest::routes();
-    let now = api.to_pretty_json()? + "\n";
-    if env::var_os("FALAJ_BLESS").is_some() {
-        fs::write(SNAPSHOT, &now)?;
+    is_kept(&rest::routes().1, "openapi.json")
+}
+
+#[test]
+fn where_operators_sign_in_is_as_the_repository_has_it() -> Result<(), Box<dyn Error>> {
+    is_kept(&oidc::routes().1, "openapi-login.json")
+}
+
+#[test]
+fn signing_in_says_how_it_fails() -> Result<(), Box<dyn Error>> {
+    let api = serde_json::to_value(oidc::routes().1)?;
+    let paths = api["paths"].as_object().ok_or("no paths")?;
+    let mut all: Vec<&str> = paths.keys().map(String::as_str).collect();
+    all.sort_unstable();
+    assert_eq!(all, ["/api/v1/login", "/api/v1/login/providers"]);
+    let codes = |path: &str, method: &str| -> Vec<String> {
+        let responses = paths[path][method]["responses"].as_object();
+        let mut codes: Vec<_> = responses.into_iter().flatten().map(|(c, _)| c.clone()).collect();
+        codes.sort_unstable();
+        codes
+    };
+    let login = codes("/api/v1/login", "post");
+    assert_eq!(login, ["201", "400", "401", "403", "413", "429", "500", "503"]);
+    assert_eq!(codes("/api/v1/login/providers", "get"), ["200", "400", "413", "500"]);
+    for item in paths.values() {
+        for (method, operation) in item.as_object().into_iter().flatten() {
+            assert!(operation["summary"].is_string(), "{method} has no summary");
+            let responses = operation["responses"].as_object().ok_or("no responses")?;
+            for (code, failure) in responses.iter().filter(|(code, _)| !code.starts_with('2')) {
+                let types = failure["content"].as_object().ok_or("nothing is said")?;
+                assert!(types.keys().eq(["application/problem+json"]), "{method} {code}");
+            }
+        }
     }
-    let kept = fs::read_to_string(SNAPSHOT)?;
-    assert!(now == kept, "the API changed: look at it, then run this with FALAJ_BLESS=1");
     Ok(())
 }
 

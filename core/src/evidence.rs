@@ -39,6 +39,15 @@ pub struct Evidence {
     pub tpm: Option<Tpm>,
 }
 
+/// Where somebody says that they store and compute, if they say it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Declared {
+    /// Where they store.
+    pub storage: Option<Place>,
+    /// Where they compute.
+    pub compute: Option<Place>,
+}
+
 /// How far one clock is from another, either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Skew {

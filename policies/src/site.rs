@@ -12,7 +12,8 @@ use cedar_policy::{
 };
 use falaj_core::{
     evaluation::Evaluation,
-    id::{Digest, SpiffeId},
+    evidence::Declared,
+    id::{Digest, Place, SpiffeId},
     study::{Model, Retention, Study},
     time::Timestamp,
 };
@@ -35,6 +36,8 @@ const DECIMAL_MOST: f64 = 1e14;
 pub struct SiteRequest<'a> {
     /// Who asks.
     pub coordinator: &'a SpiffeId,
+    /// Where they say that they store and compute.
+    pub declared: &'a Declared,
     /// For which study.
     pub study: &'a Study,
     /// For which of its data sets: the one that it trains on, or one that is kept for evaluation.
@@ -124,13 +127,13 @@ impl SitePolicies {
     ) -> Result<SiteDecision, Box<dyn std::error::Error + Send + Sync>> {
         let (who, study) = (asked.coordinator, asked.study);
         let principal = uid("Coordinator", &who.to_string())?;
-        let place = who.place();
-        let attributes = [
-            ("name", text(who.name())),
-            ("trust_domain", text(who.trust_domain())),
-            ("jurisdiction", text(place.jurisdiction())),
-            ("region", text(place.region())),
-        ];
+        let attributes = [("name", text(who.name())), ("trust_domain", text(who.trust_domain()))];
+        let mut attributes: Vec<_> = attributes.into_iter().chain(place_of(who.place())).collect();
+        let Declared { storage, compute } = asked.declared;
+        for (key, said) in [("storage", storage), ("compute", compute)] {
+            let Some(place) = said else { continue };
+            attributes.push((key, RestrictedExpression::new_record(named(place_of(place)))?));
+        }
         let coordinator = Entity::new(principal.clone(), named(attributes), HashSet::new())?;
         let resource = uid("Study", study.id.as_str())?;
         let attributes = named(facts(asked));
@@ -229,6 +232,10 @@ fn decimal(value: f64) -> RestrictedExpression {
     RestrictedExpression::new_decimal(format!("{up:.4}"))
 }
 
+fn place_of(place: &Place) -> [(&'static str, RestrictedExpression); 2] {
+    [("jurisdiction", text(place.jurisdiction())), ("region", text(place.region()))]
+}
+
 fn text(text: &str) -> RestrictedExpression {
     RestrictedExpression::new_string(text.to_owned())
 }
@@ -272,6 +279,8 @@ mod tests {
     struct Case {
         name: String,
         coordinator: Option<String>,
+        storage: Option<String>,
+        compute: Option<String>,
         approved: Option<bool>,
         mechanism: Option<String>,
         legal_basis: Option<bool>,
@@ -337,8 +346,10 @@ mod tests {
         let policies = SitePolicies::parse(text).expect("policies");
         let coordinator = "spiffe://t/ae-on/ae-az/coordinator/main".parse().expect("an id");
         let study = study();
+        let declared = Declared::default();
         let mut asked = SiteRequest {
             coordinator: &coordinator,
+            declared: &declared,
             study: &study,
             dataset: &study.data.dataset,
             study_sha256: Digest::of(b"the file"),
@@ -356,6 +367,7 @@ mod tests {
     fn the_shipped_site_policy_decides_as_its_cases_say() {
         let file: File = toml::from_str(include_str!("../site_test.toml")).expect("cases");
         assert!(file.case.len() >= 10);
+        let place = |text: Option<String>| text.map(|text| text.parse::<Place>().expect("a place"));
         for case in file.case {
             let coordinator = case.coordinator.as_deref().map(|c| c.parse().expect("an id"));
             let mut changed = study();
@@ -368,8 +380,10 @@ mod tests {
             }
             let policies = SitePolicies::parse(SITE_SHIPPED).expect("policies");
             let onshore = "spiffe://t/ae-on/ae-az/coordinator/main".parse().expect("an id");
+            let declared = Declared { storage: place(case.storage), compute: place(case.compute) };
             let said = policies.decide(&SiteRequest {
                 coordinator: coordinator.as_ref().unwrap_or(&onshore),
+                declared: &declared,
                 study: &changed,
                 dataset: &changed.data.dataset,
                 study_sha256: Digest::of(b"the file"),
@@ -442,6 +456,7 @@ mod tests {
             );
             let asked = SiteRequest {
                 coordinator: &coordinator,
+                declared: &Declared::default(),
                 study: &evaluated,
                 dataset: &evaluated.data.dataset,
                 study_sha256: Digest::of(b"the file"),

@@ -3,6 +3,8 @@
 //! One key has one session, and a module does one thing at a time. A call that fails is tried twice more, the second time with
 //! the module begun anew, so that a token that was away and is back is found again. A PIN that was refused is not tried a
 //! second time until its file changes: tokens lock themselves.
+//!
+//! A token may take long, and one that is away longer. Whoever signs waits; the runtime that asked goes on meanwhile.
 
 use super::{TokenError, TokenKey};
 use crate::keys::read_secret;
@@ -28,6 +30,10 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    task::block_in_place,
 };
 use zeroize::Zeroizing;
 
@@ -330,6 +336,13 @@ impl TokenSigner {
     }
 }
 
+/// Does what may take long. Where that is a worker of a runtime with several, another thread takes its place meanwhile: what else
+/// is to be done does not wait for a token, also not where signing cannot be waited for, as in a handshake.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    if matches!(flavor, Ok(RuntimeFlavor::MultiThread)) { block_in_place(work) } else { work() }
+}
+
 /// Ends a session, unless the module has begun anew since.
 fn close(module: &Module, open: &mut Option<Open>) {
     if let Some(open) = open.take()
@@ -347,7 +360,7 @@ impl SignKey for TokenSigner {
     }
 
     fn sign(&self, message: &[u8]) -> Result<[u8; 64], SignError> {
-        self.signed(message).map_err(|e| SignError(e.to_string()))
+        aside(|| self.signed(message)).map_err(|e| SignError(e.to_string()))
     }
 }
 
@@ -362,4 +375,33 @@ impl Drop for TokenSigner {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::mpsc, time::Duration};
+    use tokio::runtime::Builder;
+
+    #[test]
+    fn a_runtime_goes_on_while_its_only_worker_waits_for_a_token() {
+        let runtime = Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
+        let (begun, begins) = mpsc::channel();
+        let (done, hears) = mpsc::channel();
+        // It waits for what the task after it does; nobody else could do that.
+        let signing = runtime.spawn(async move {
+            aside(|| {
+                begun.send(()).expect("somebody hears");
+                hears.recv_timeout(Duration::from_mins(1))
+            })
+        });
+        begins.recv_timeout(Duration::from_mins(1)).expect("it has begun");
+        let other = runtime.spawn(async move { done.send(7) });
+        runtime.block_on(other).expect("it ran").expect("somebody hears");
+        assert_eq!(runtime.block_on(signing).expect("it ran"), Ok(7));
+        // Where there is no runtime, or one of a single thread, it is just done.
+        assert_eq!(aside(|| 1), 1);
+        let single = Builder::new_current_thread().build().expect("a runtime");
+        assert_eq!(single.block_on(async { aside(|| 2) }), 2);
+    }
 }

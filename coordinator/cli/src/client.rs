@@ -1,6 +1,6 @@
 //! REST over mutual TLS: one method per thing that a coordinator can be asked.
 
-use crate::settings::Settings;
+use crate::{destination::Only, settings::Settings};
 use anyhow::{Context as _, Result};
 use falaj_certs::{
     tls::{ServerExpectation, client_config},
@@ -394,14 +394,19 @@ impl Client {
         self.send(self.request(Method::GET, "log/export").query(&of)).await
     }
 
-    /// What a mirror of so many entries in this place lacks.
+    /// What a mirror of so many entries in this place lacks; where it is written to, if that is over the network.
     pub(crate) async fn mirror(
         &self,
         from: u64,
         place: &Place,
+        at: Option<&Only>,
         shard: Option<&str>,
     ) -> Answer<Response> {
         let mut of = vec![("from", from.to_string()), ("place", place.to_string())];
+        if let Some(Only { host, addresses }) = at {
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            of.extend([("host", host.clone()), ("addresses", addresses.join(","))]);
+        }
         of.extend(of_shard(shard));
         self.send(self.request(Method::GET, "log/mirror").query(&of)).await
     }

@@ -6,7 +6,7 @@
 
 use crate::{
     client::{Client, ClientError},
-    destination::{CHECKPOINT, Destination},
+    destination::{CHECKPOINT, Destination, Nowhere},
     download::save_as_is,
     show,
 };
@@ -59,7 +59,7 @@ impl Mirror<'_> {
             };
             match done {
                 Ok(()) => begun = true,
-                // Whoever follows outlives absences of the coordinator.
+                // Whoever follows outlives absences of the coordinator, and of name servers.
                 Err(e) if begun && away(&e) => eprintln!("falaj: {e:#}; it is tried again"),
                 Err(e) => return Err(e),
             }
@@ -87,10 +87,12 @@ impl Mirror<'_> {
     }
 
     async fn once(&self, to: &mut Destination, key: &VerifierKey) -> Result<()> {
+        let at = to.look_up().await?;
         let (from, tiles) = left_off(to, key.name()).await?;
         let scratch = to.scratch().context("making a folder for what comes")?;
         let incoming = scratch.path().join("incoming.tar");
-        let answer = self.client.mirror(from, &self.place, self.shard.as_deref()).await?;
+        let answer =
+            self.client.mirror(from, &self.place, at.as_ref(), self.shard.as_deref()).await?;
         save_as_is(answer, &incoming, self.json).await?;
         let open = || Ok(BufReader::new(File::open(&incoming)?));
         let Taken { head, files, bytes } = take(to, open, (from, tiles), key).await?;
@@ -111,7 +113,7 @@ impl Mirror<'_> {
 }
 
 fn away(e: &anyhow::Error) -> bool {
-    matches!(e.downcast_ref(), Some(ClientError::Unreachable { .. }))
+    matches!(e.downcast_ref(), Some(ClientError::Unreachable { .. })) || e.is::<Nowhere>()
 }
 
 /// What was written.
@@ -516,6 +518,8 @@ mod tests {
         };
         let mut to = server.bucket("logs/public/2026");
         for size in [1, 300, 300, 1_000] {
+            let at = to.look_up().await.expect("found").expect("over the network");
+            assert_eq!(at.host, "127.0.0.1");
             let (bucket, folder) =
                 (mirror(&mut to, size, ONE).await, run(dir.path(), size, ONE).await);
             let (bucket, folder) = (bucket.expect("taken"), folder.expect("taken"));

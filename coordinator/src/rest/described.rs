@@ -54,6 +54,14 @@ pub(super) fn described(mut api: OpenApi) -> OpenApi {
         if let Some(operation) = &mut path.get {
             describe_tag(operation);
         }
+    }
+    problems(&mut api, &ANYWHERE);
+    api
+}
+
+/// Describes problems as what they are, and for every route those that any may answer.
+pub(crate) fn problems(api: &mut OpenApi, anywhere: &[(&str, &str)]) {
+    for path in api.paths.paths.values_mut() {
         let methods = [&mut path.get, &mut path.put, &mut path.post, &mut path.delete];
         for operation in methods.into_iter().flatten() {
             let responses = &mut operation.responses.responses;
@@ -65,9 +73,9 @@ pub(super) fn described(mut api: OpenApi) -> OpenApi {
                     response.content.insert(PROBLEM.to_owned(), content);
                 }
             }
-            for (status, why) in ANYWHERE {
-                responses.entry(status.to_owned()).or_insert_with(|| {
-                    let mut response = Described::new(why);
+            for (status, why) in anywhere {
+                responses.entry((*status).to_owned()).or_insert_with(|| {
+                    let mut response = Described::new(*why);
                     let content = Content::new(Some(Ref::from_schema_name("ProblemJson")));
                     response.content.insert(PROBLEM.to_owned(), RefOr::T(content));
                     RefOr::T(response)
@@ -75,7 +83,6 @@ pub(super) fn described(mut api: OpenApi) -> OpenApi {
             }
         }
     }
-    api
 }
 
 /// Describes the tag of a document, and what is answered to whoever has it already.
@@ -99,7 +106,7 @@ fn describe_tag(operation: &mut Operation) {
 }
 
 /// Makes a problem of what the framework refuses in words of its own: a path, a query or a body that cannot be read.
-pub(super) async fn as_problem(response: Response) -> Response {
+pub(crate) async fn as_problem(response: Response) -> Response {
     let status = response.status();
     let kind = response.headers().get(header::CONTENT_TYPE);
     let is_one = kind.is_some_and(|kind| kind.as_bytes().starts_with(PROBLEM.as_bytes()));

@@ -1,12 +1,15 @@
 //! What a mirror of the log lacks: the newest checkpoint, and the entries that it has not.
 //!
 //! It is an export like any other, to the place that the caller names. Entries go as they were hashed, so people are in it
-//! under their pseudonyms only.
+//! under their pseudonyms only. Of a bucket the caller says where it is spoken to, and policy decides over that, too, as over what
+//! the coordinator itself speaks to.
 
 use super::{Answer, App, Ctx, Who, export_failed, log::malformed, send_file, shards::ShardQuery};
 use crate::{
+    endpoints,
     engine::{problem_of, unreadable},
     export,
+    outcomes::Intent,
     policy::Action,
     store::Store,
 };
@@ -18,7 +21,13 @@ use axum::{
 use falaj_core::id::Place;
 use falaj_proto::problem::{Code, Problem, ProblemJson};
 use serde::Deserialize;
+use std::net::IpAddr;
 use utoipa::IntoParams;
+
+/// The longest name of a host.
+const HOST_BYTES_MAX: usize = 253;
+/// Addresses of one host.
+const ADDRESSES_MAX: usize = 32;
 
 /// What is there already, and where that is.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -31,6 +40,33 @@ pub(super) struct MirrorQuery {
     place: String,
     /// The origin of a shard; the one that is written when absent.
     shard: Option<String>,
+    /// Of a mirror in a bucket: the host to which it is written. Absent when it is a folder.
+    host: Option<String>,
+    /// With `host` all of its addresses to which connections may be made, with commas between them: 32 at most.
+    addresses: Option<String>,
+}
+
+impl MirrorQuery {
+    /// Where the mirror is written to over the network, if it is.
+    fn at(&self) -> Result<Option<(&str, Vec<IpAddr>)>, String> {
+        let (host, addresses) = match (&self.host, &self.addresses) {
+            (None, None) => return Ok(None),
+            (Some(host), Some(addresses)) => (host, addresses),
+            _ => return Err("`host` and `addresses` come together".into()),
+        };
+        if host.is_empty() || host.len() > HOST_BYTES_MAX {
+            return Err(format!("`host` has {} bytes; 1 to {HOST_BYTES_MAX} may be", host.len()));
+        }
+        let address = |text: &str| {
+            text.parse().map_err(|_| format!("`addresses`: `{text}` is no IP address"))
+        };
+        let found: Vec<IpAddr> =
+            addresses.split(',').take(ADDRESSES_MAX + 1).map(address).collect::<Result<_, _>>()?;
+        if found.len() > ADDRESSES_MAX {
+            return Err(format!("`addresses` has more than {ADDRESSES_MAX}"));
+        }
+        Ok(Some((host, found)))
+    }
 }
 
 /// What a mirror of the log lacks, as one tar: `checkpoint`, up to and including this access, and the bundles of entries
@@ -41,14 +77,21 @@ pub(super) async fn mirror(
     Extension(peer): Who,
     Query(query): Query<MirrorQuery>,
 ) -> Answer<Response> {
-    let wanted = ShardQuery { shard: query.shard };
+    let wanted = ShardQuery { shard: query.shard.clone() };
     let shard = wanted.find(&app);
-    let place: Result<Place, _> = query.place.parse();
+    let (place, at): (Result<Place, _>, _) = (query.place.parse(), query.at());
     let mut asked = wanted.asked(&shard);
     asked.push(("from", query.from.to_string()));
     asked.extend(place.as_ref().ok().map(|place| ("place", place.to_string())));
+    if let Ok(Some((host, addresses))) = &at {
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        asked.extend([("host", (*host).to_owned()), ("addresses", addresses.join(","))]);
+    }
     let intent = app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
-    place.map_err(|e| malformed(format!("`place`: {e}")))?;
+    let place = place.map_err(|e| malformed(format!("`place`: {e}")))?;
+    if let Some((host, addresses)) = at.map_err(malformed)? {
+        may_be_at(&app, &intent, (host, &addresses), &place).await?;
+    }
     let (store, _) = shard?;
     store.check_whole().await.map_err(unreadable)?;
     let (tree_size, note) = newest(&app, store).await?;
@@ -65,6 +108,28 @@ pub(super) async fn mirror(
         .await
         .map_err(|e| export_failed(&e))?;
     send_file(&app, intent, &file).await
+}
+
+/// Has policy decide over the host of a bucket; what is refused was not served.
+async fn may_be_at(
+    app: &App,
+    intent: &Intent,
+    at: (&str, &[IpAddr]),
+    place: &Place,
+) -> Result<(), Problem> {
+    let parts = app.engine.parts();
+    let by = (&parts.policy, &app.trusted);
+    let recorded = match endpoints::mirrored(by, at, place) {
+        Ok((decision, draft)) => app.engine.record(Action::EndpointUse, decision, draft).await,
+        Err(e) => {
+            tracing::error!(error = %format!("{e:#}"), "a mirror cannot be decided over");
+            Err(Code::Internal.because("the coordinator's own certificate cannot be read"))
+        }
+    };
+    if recorded.is_err() {
+        parts.outcomes.serving(intent.clone(), 0).fail();
+    }
+    recorded.map(|_| ())
 }
 
 async fn newest(app: &App, store: &Store) -> Result<(u64, String), Problem> {

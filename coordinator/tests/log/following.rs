@@ -15,8 +15,8 @@ use falaj_certs::{
 use falaj_coordinator::{
     app::App,
     config::{
-        Config, EvidenceConfig, IdentityConfig, Limits, ListenConfig, LogConfig, PolicyConfig,
-        RevocationConfig, RolesConfig, StateConfig,
+        Config, DeclaredConfig, EvidenceConfig, IdentityConfig, Limits, ListenConfig, LogConfig,
+        PolicyConfig, RevocationConfig, RolesConfig, StateConfig,
     },
     rest::TAILS_MAX,
 };
@@ -231,6 +231,7 @@ async fn a_coordinator_that_ends_says_so_to_those_who_follow_and_one_that_cannot
         policy: PolicyConfig { dir: policies() },
         revocation: RevocationConfig::default(),
         evidence: EvidenceConfig::default(),
+        declared: DeclaredConfig::default(),
         roles: RolesConfig::default(),
         oidc: None,
         tracking: None,

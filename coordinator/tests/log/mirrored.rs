@@ -1,17 +1,17 @@
 //! What a mirror of the log is given: an export like any other, which leads from what it has to the newest checkpoint.
 
-use super::world::{World, signer, text};
+use super::world::{NETWORKS, PATIENCE, World, signer, text};
 use anyhow::{Context as _, Result, ensure};
 use axum::{
     body::{Body, to_bytes},
     http::{Method, Request, StatusCode},
 };
 use falaj_core::{
-    audit::Kind,
+    audit::{Entry, Kind},
     merkle::{Frontier, entries, leaf_hash},
     note::Checkpoint,
 };
-use std::io::Read as _;
+use std::{fs, io::Read as _};
 
 /// The checkpoint, the files by their paths, and all bytes.
 async fn given(world: &World, from: u64) -> Result<(Checkpoint, Vec<(String, Vec<u8>)>, Vec<u8>)> {
@@ -75,5 +75,65 @@ async fn a_mirror_with_more_than_the_log_or_nowhere_gets_nothing_and_neither_doe
     ensure!(site.status() == StatusCode::FORBIDDEN, "{}", text(site).await?);
     let last = world.entries(0).await?.pop().context("an entry")?;
     ensure!(last.kind == Kind::AccessDenied, "{}", last.kind);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bucket_outside_of_its_place_gets_nothing_and_one_inside_is_in_the_log() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let networks = "192.0.2.0/24,ae-on/ae-az\n127.0.0.0/8,ae-on/ae-az\n198.51.100.0/24,ie/ie-dub\n";
+    fs::write(dir.path().join(NETWORKS), networks)?;
+    let world = World::over(dir).await?;
+    let ask = async |more: &str| {
+        world.call(Method::GET, &format!("/api/v1/log/mirror?from=0&{more}")).await
+    };
+    let inside = "host=s3.example&addresses=192.0.2.7,192.0.2.8";
+    let given = ask(&format!("place=ae-on/ae-az&{inside}")).await?;
+    ensure!(given.status() == StatusCode::OK, "{}", text(given).await?);
+    let entries = world.entries(0).await?;
+    let exported = entries.iter().find(|e| e.kind == Kind::LogExported).context("an export")?;
+    let allowed = entries.iter().find(|e| e.kind == Kind::EndpointAllowed).context("an entry")?;
+    let of = |entry: &Entry, name: &str| -> Result<String> {
+        Ok(entry.body().member("asked").context("asked")?.text(name)?.to_owned())
+    };
+    ensure!(exported.seq < allowed.seq && of(exported, "addresses")? == "192.0.2.7,192.0.2.8");
+    ensure!(of(allowed, "host")? == "s3.example" && of(allowed, "place")? == "ae-on/ae-az");
+    ensure!(allowed.body().text("endpoint")? == "mirror");
+    let evidence = allowed.evidence()?.context("what was known")?;
+    ensure!(evidence.address_known && evidence.address_in_place, "{evidence:?}");
+    for (what, rule) in [
+        // One address is enough, and so is an address of which nothing is known.
+        ("place=ae-on/ae-az&host=s3.example&addresses=192.0.2.7,198.51.100.1", "RES-015"),
+        ("place=ae-on/ae-az&host=s3.example&addresses=203.0.113.1", "RES-015"),
+        ("place=ae-on/ae-du&host=s3.example&addresses=192.0.2.7", "RES-015"),
+    ] {
+        let from = world.writer.head().0;
+        let refused = ask(what).await?;
+        ensure!(refused.status() == StatusCode::FORBIDDEN, "{what}");
+        let why = text(refused).await?;
+        ensure!(why.contains(rule), "{what}: {why}");
+        // What became of it follows.
+        let mut heads = world.writer.heads();
+        tokio::time::timeout(PATIENCE, heads.wait_for(|head| head.0 >= from + 3)).await??;
+        let entries = world.entries(from).await?;
+        let kinds: Vec<Kind> = entries.iter().map(|entry| entry.kind).collect();
+        ensure!(kinds == [Kind::LogExported, Kind::AccessDenied, Kind::AccessServed], "{kinds:?}");
+        ensure!(entries[1].body().text("action")? == "endpoint.use", "{what}");
+        let served = entries[2].body();
+        ensure!(served.text("outcome")? == "failed" && served.int::<u64>("bytes")? == 0, "{what}");
+    }
+    for what in [
+        "host=s3.example",
+        "addresses=192.0.2.7",
+        "host=s3.example&addresses=somewhere",
+        "host=s3.example&addresses=",
+        "host=&addresses=192.0.2.7",
+    ] {
+        let wrong = ask(&format!("place=ae-on/ae-az&{what}")).await?;
+        ensure!(wrong.status() == StatusCode::BAD_REQUEST, "{what}");
+    }
+    let many = vec!["192.0.2.7"; 33].join(",");
+    let many = ask(&format!("place=ae-on/ae-az&host=s3.example&addresses={many}")).await?;
+    ensure!(many.status() == StatusCode::BAD_REQUEST, "{}", text(many).await?);
     Ok(())
 }

@@ -18,7 +18,10 @@ use falaj_coordinator::{
     blob::Blobs,
     checkpointer::Checkpointer,
     clock,
-    config::{EvidenceConfig, IdentityConfig, Limits, LogConfig, ReportsConfig, RevocationConfig},
+    config::{
+        EvidenceConfig, IdentityConfig, Limits, LogConfig, NetworksConfig, ReportsConfig,
+        RevocationConfig,
+    },
     engine::{Engine, Parts},
     enrolment::Enrolments,
     erasure::Erasures,
@@ -71,6 +74,8 @@ pub(crate) const OMAR: &str = "spiffe://falaj.test/ae-on/ae-az/operator/omar";
 pub(crate) const LAYLA: &str = "spiffe://falaj.test/ae-on/ae-az/operator/layla";
 /// The file in a world's folder that may have a policy of retention.
 pub(crate) const RETENTION: &str = "retention.toml";
+/// The file in a world's folder that may say which networks lie where.
+pub(crate) const NETWORKS: &str = "networks.csv";
 /// Somebody who is revoked before every route is asked, and reinstated then.
 pub(crate) const REVOKED: &str = "spiffe://falaj.test/ae-on/ae-az/site/gone";
 /// Somebody who is revoked when every route is asked.
@@ -144,7 +149,11 @@ pub(crate) fn trusted(dir: &Path) -> Result<Trusted> {
     let trust = dir.join("ca/trust.toml");
     let identity =
         IdentityConfig { cert: own.join("cert.pem"), key: (&own.join("key.pem")).into(), trust };
-    Trusted::open(&identity, &RevocationConfig::default(), &EvidenceConfig::default())
+    let file = dir.join(NETWORKS);
+    let networks = file.exists().then_some(NetworksConfig { file, jurisdiction: None });
+    let networks = networks.into_iter().collect();
+    let evidence = EvidenceConfig { networks, ..EvidenceConfig::default() };
+    Trusted::open(&identity, &RevocationConfig::default(), &evidence)
 }
 
 pub(crate) fn policies() -> PathBuf {
@@ -321,6 +330,7 @@ impl World {
             enrolments: enrolments.clone(),
             checkpointer: checkpointer.clone(),
             timestamps: None,
+            trusted: trusted(path)?,
             identity: home,
             started: clock::now().to_string(),
             scratch: path.to_owned(),

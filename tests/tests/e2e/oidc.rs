@@ -177,6 +177,13 @@ impl World {
         ask(tls, &self.at, head, &body)
     }
 
+    /// Asks something else where operators sign in.
+    fn asks(&self, what: &str) -> Result<(u16, Value)> {
+        let expect = ServerExpectation::coordinator(&["ae-on/*"]);
+        let tls = anonymous_client_config(&self.federation.trust()?, &expect, &["http/1.1"])?;
+        ask(tls, &self.at, &format!("{what} HTTP/1.1\r\n"), "")
+    }
+
     fn reasons(&self) -> Result<BTreeSet<String>> {
         let refused = self.federation.entries("connection.refused")?;
         let reason = |e: Value| e["entry"]["reason"].as_str().map(str::to_owned);
@@ -335,6 +342,11 @@ fn a_pipeline_signs_in_by_its_secret_and_a_token_is_one_certificate() -> Result<
     ensure!(status == 401 && answer["detail"].to_string().contains("issuer"), "{answer}");
     let (status, answer) = world.comes(&world.issuer, "no.token.", &key)?;
     ensure!(status == 401 && answer["code"] == "unidentified", "{status}: {answer}");
+    // What is served there says so itself, and is refused by a problem like everything.
+    let (status, api) = world.asks("GET /openapi.json")?;
+    ensure!(status == 200 && api["paths"]["/api/v1/login"]["post"].is_object(), "{status}: {api}");
+    let (status, answer) = world.asks("DELETE /api/v1/login")?;
+    ensure!(status == 405 && answer["code"] == "method_not_allowed", "{status}: {answer}");
     // What `[roles]` says of a role's own word holds for those who sign in, too.
     let out = world.signs_in("omar", &[])?;
     ensure!(!out.status.success() && text(&out).contains("stands for a role"), "{}", text(&out));

@@ -84,6 +84,46 @@ fn a_study_runs_only_after_a_steward_has_approved_its_very_file() -> Result<()> 
     Ok(())
 }
 
+/// Where a coordinator stores and computes is its operator's word: its own policy decides over it first, and then each site.
+#[test]
+fn a_site_refuses_a_coordinator_that_says_it_stores_elsewhere() -> Result<()> {
+    let mut federation = Federation::new()?;
+    federation.coordinator_extra = "[declared]\nstorage = \"ie/ie-dub\"\n".to_owned();
+    let failed = federation.start_coordinator().err().context("it started")?;
+    let told = format!("{failed:#}");
+    ensure!(told.contains("`declared.storage`") && told.contains("RES-014"), "{told}");
+    federation.coordinator_extra =
+        "[declared]\nstorage = \"ae-on/ae-du\"\ncompute = \"ae-on/ae-az\"\n".to_owned();
+    let _coordinator = federation.start_coordinator()?;
+    let allowed = federation.entries("endpoint.allowed")?;
+    let told: Vec<_> = allowed
+        .iter()
+        .map(|e| (e["entry"]["endpoint"].as_str(), e["entry"]["asked"]["place"].as_str()))
+        .collect();
+    let (storage, compute) =
+        ((Some("storage"), Some("ae-on/ae-du")), (Some("compute"), Some("ae-on/ae-az")));
+    ensure!(told == [storage, compute], "{allowed:?}");
+    let site = SiteSpec::new("hospital-1", "ae-on/ae-az");
+    let config = federation.prepare_site(&site, &wisconsin(1)?[0])?;
+    let policy = config.with_file_name("site.cedar");
+    let said = |place: &str| {
+        format!(
+            "permit (principal, action, resource);\n@id(\"NEAR\") @reason(\"it does not store here\") forbid (principal, action, resource)\nunless {{ principal has storage && principal.storage.region == \"{place}\" && principal has compute && principal.compute.region == \"ae-az\" }};\n"
+        )
+    };
+    fs::write(&policy, said("ae-az"))?;
+    let _agent = federation.start_agent(&site)?;
+    federation.submit(&yaml("far"))?;
+    federation.study_reaches("far", &["failed"])?;
+    let declined = federation.entries("site.declined")?;
+    ensure!(declined.len() == 1 && declined[0].to_string().contains("NEAR"), "{declined:?}");
+    fs::write(&policy, said("ae-du"))?;
+    federation.submit(&yaml("near"))?;
+    federation.finishes("near")?;
+    federation.verified()?;
+    Ok(())
+}
+
 #[test]
 fn an_agent_whose_policy_is_broken_does_not_start() -> Result<()> {
     let mut federation = Federation::new()?;
