@@ -17,7 +17,7 @@ use processes::{Running, Stage, wait_for};
 use report::Row;
 use serde_json::Value;
 use std::{
-    fs,
+    env, fs,
     io::{BufRead as _, BufReader, IsTerminal as _},
     path::PathBuf,
     process::Stdio,
@@ -90,7 +90,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "falaj-verify",
     ])?;
     let out = std::path::absolute(&options.out)?;
-    let stage = || Stage { out: out.clone(), bin: tools::root().join("target/release") };
+    // Beside this program, wherever cargo was told to build.
+    let built = env::current_exe().context("this program's own path")?;
+    let built = built.ancestors().nth(2).context("a target folder")?.join("release");
+    let stage = || Stage { out: out.clone(), bin: built.clone() };
     match options.which {
         Which::Bank => return bank::run(&stage()),
         Which::Hospital => return hospital::run(&stage()),
