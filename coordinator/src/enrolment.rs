@@ -26,7 +26,7 @@ use falaj_certs::{
     trust::IssuerEntry,
 };
 use falaj_core::{
-    audit::{Actor, Draft, Kind},
+    audit::{Actor, Draft, Entry, Kind},
     evidence::Evidence,
     id::{Digest, Place, Role, SiteId, SpiffeId},
     time::Timestamp,
@@ -145,6 +145,8 @@ struct Inner {
     /// Where tokens say that sites enrol; none while nobody can.
     public: Mutex<Option<String>>,
     tokens: Mutex<BTreeMap<String, Made>>,
+    /// Whoever has it is the only operator who makes a token or takes one back.
+    one_at_a_time: tokio::sync::Mutex<()>,
     /// What was given last about a key; nothing while it is being signed.
     renewals: Mutex<BTreeMap<[u8; 32], Option<Granted>>>,
     signing: Semaphore,
@@ -196,6 +198,7 @@ impl Enrolments {
             lifetime,
             public,
             tokens,
+            one_at_a_time: tokio::sync::Mutex::default(),
             renewals: Mutex::default(),
             signing,
         })))
@@ -216,7 +219,7 @@ impl Enrolments {
     ///
     /// # Errors
     /// [`Code::Malformed`], [`Code::Unavailable`] while nobody can enrol here, [`Code::Busy`], [`Code::Denied`], or why the log
-    /// cannot take the entry.
+    /// cannot take the entry; [`Code::Conflict`] when the request came before.
     pub async fn offer(
         &self,
         asker: Asker<'_>,
@@ -224,6 +227,10 @@ impl Enrolments {
         place: &str,
         ttl_s: u64,
     ) -> Result<Token, Problem> {
+        let _one_at_a_time = self.0.one_at_a_time.lock().await;
+        if let Some(made) = asker.came_before(&self.0.engine, Action::SiteEnroll).await? {
+            return Err(told_once(&made));
+        }
         let token = match self.token(name, place, ttl_s) {
             Ok(token) => token,
             Err(problem) => {
@@ -236,8 +243,8 @@ impl Enrolments {
             }
         };
         let secret_sha256 = token.secret.digest();
-        let draft = Draft::new(Kind::EnrolmentOffered)
-            .actor(asker.actor)
+        let draft = asker
+            .makes(Kind::EnrolmentOffered)
             .text("identity", &token.site.to_string())
             .text("token", &token.id)
             .digest("secret_sha256", &secret_sha256)
@@ -269,16 +276,21 @@ impl Enrolments {
     /// [`Code::UnknownToken`], [`Code::Conflict`] when it was used, [`Code::Denied`], or why the log cannot take the entry.
     pub async fn withdraw(&self, asker: Asker<'_>, id: &str) -> Result<Told, Problem> {
         let (engine, action) = (&self.0.engine, Action::SiteEnroll);
+        let _one_at_a_time = self.0.one_at_a_time.lock().await;
+        if asker.came_before(engine, action).await?.is_some() {
+            let told = self.all().into_iter().find(|told| told.id == id);
+            return told.ok_or_else(|| unknown_token(id));
+        }
         let may = engine.parts().policy.decide(asker.party(), action, &Resource::Service).allow;
         // Before its entry, so that nobody is given a certificate for it after that.
         let taken = if may { self.take_back(id) } else { Err(unknown_token(id)) };
         let draft = match &taken {
-            Ok((told, _)) => Draft::new(Kind::EnrolmentWithdrawn)
+            Ok((told, _)) => asker
+                .makes(Kind::EnrolmentWithdrawn)
                 .text("token", id)
                 .text("identity", &told.site.to_string()),
-            Err(_) => Draft::new(Kind::AdminRead),
+            Err(_) => Draft::new(Kind::AdminRead).actor(asker.actor),
         };
-        let draft = draft.actor(asker.actor);
         let granted = engine.grant(asker.party(), action, &Resource::Service, draft).await;
         if let Err(problem) = granted {
             // What the log has not taken in time it may take yet.
@@ -715,6 +727,14 @@ enum Claimed {
     Again(SiteId, Digest),
     /// Nothing yet: another request with the same key is served.
     UnderWay,
+}
+
+/// What whoever comes again is told of the token that was made for them: its secret was in the one answer, and is nowhere.
+fn told_once(made: &Entry) -> Problem {
+    let id = made.body().find_text("token").unwrap_or_default();
+    Code::Conflict.because(format!(
+        "token {id} was made when this request came before, and its secret was in that answer alone: take it back with `falaj site withdraw-token {id}`, and ask under another `Idempotency-Key`"
+    ))
 }
 
 fn unknown_token(id: &str) -> Problem {

@@ -4,6 +4,7 @@
 //! the handlers.
 
 mod approvals;
+mod asking;
 mod candidates;
 mod described;
 mod enrolment;
@@ -27,7 +28,7 @@ use crate::{
     engine::{Engine, Handle, View, problem_of, unreadable},
     enrolment::Enrolments,
     erased::{Beyond, Erased},
-    erasure::{Asker, Erasures},
+    erasure::Erasures,
     export,
     outcomes::Intent,
     policy::{Action, Resource},
@@ -38,11 +39,12 @@ use crate::{
     timestamps::{StampError, Timestamps},
     versions::Versions,
 };
+use asking::{Asking, asker};
 use axum::{
     Extension, Json, Router,
     body::{Body, Bytes},
     extract::{DefaultBodyLimit, Path, Query, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{StatusCode, header},
     response::{
         IntoResponse, Response,
         sse::{Event as Sse, KeepAlive},
@@ -402,12 +404,16 @@ async fn sites(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Site>>
 async fn submit(
     State(app): Ctx,
     Extension(peer): Who,
-    headers: HeaderMap,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<(StatusCode, Json<Study>)> {
-    let identity = peer.identity()?;
-    let file = headers.get("falaj-file-name").and_then(|v| v.to_str().ok()).unwrap_or("study.yaml");
-    let handle = app.engine.submit(body, file, identity, &peer.actor).await?;
+    let once = asking.once(&peer)?;
+    let Asking { parts, body } = asking;
+    let engine = app.engine.clone();
+    let submitted = to_the_end("a submission", async move {
+        let file = parts.headers.get("falaj-file-name").and_then(|name| name.to_str().ok());
+        engine.submit(body, file.unwrap_or("study.yaml"), asker(&peer, once)?).await
+    });
+    let handle = submitted.await?;
     Ok((StatusCode::CREATED, Json(shown(&app, &handle))))
 }
 
@@ -453,10 +459,14 @@ async fn stop(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
+    asking: Asking,
 ) -> Answer<Json<Study>> {
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyStop, Some(&handle)).await?;
-    app.engine.stop(&handle.meta.study.id, &peer.actor).await?;
+    let once = asking.once(&peer)?;
+    let (engine, study) = (app.engine.clone(), handle.meta.study.id.clone());
+    let stopped = async move { engine.stop(&study, &peer.actor, once).await };
+    to_the_end("a study's stop", stopped).await?;
     Ok(Json(shown(&app, &handle)))
 }
 

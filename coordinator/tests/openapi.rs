@@ -19,6 +19,30 @@ fn the_api_is_the_one_in_the_repository() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
+fn every_change_says_that_it_takes_a_key() -> Result<(), Box<dyn Error>> {
+    let (_, api) = rest::routes();
+    let api = serde_json::to_value(api)?;
+    let mut changes = 0;
+    for (path, item) in api["paths"].as_object().ok_or("no paths")? {
+        for (method, operation) in item.as_object().into_iter().flatten() {
+            let parameters = operation["parameters"].as_array().into_iter().flatten();
+            let keys = parameters
+                .filter(|p| p["name"] == "Idempotency-Key" && p["in"] == "header")
+                .count();
+            let wanted = usize::from(method != "get");
+            assert!(keys == wanted, "{method} {path}: {keys} keys");
+            assert!(
+                method == "get" || operation["responses"]["409"].is_object(),
+                "{method} {path}: no 409"
+            );
+            changes += wanted;
+        }
+    }
+    assert!(changes >= 19, "{changes} changes");
+    Ok(())
+}
+
+#[test]
 fn every_operation_says_what_it_does_and_how_it_fails() -> Result<(), Box<dyn Error>> {
     let (_, api) = rest::routes();
     let api = serde_json::to_value(api)?;

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     blob::is_full,
     clock,
+    once::Once,
     policy::{Action, Resource},
     store::{
         StoreError,
@@ -228,8 +229,8 @@ impl Actor {
             }
             // That is done next, before anything else.
             Mail::Look => {}
-            Mail::Stop(actor, reply) => {
-                let answer = self.stop(&actor).await;
+            Mail::Stop(actor, once, reply) => {
+                let answer = self.stop(&actor, once).await;
                 let _ = reply.send(answer);
             }
         }
@@ -917,7 +918,7 @@ impl Actor {
                 )));
             }
         };
-        let Decided { peer, action, decision, candidate, approves, reason } = decided;
+        let Decided { peer, action, decision, candidate, approves, reason, once } = decided;
         let event = match approves {
             Some((by, gone)) => Event::Approved { by, gone },
             None => Event::Refused(reason.clone()),
@@ -937,6 +938,7 @@ impl Actor {
             let mut entries = entries.into_iter();
             let first = entries.next().map(|first| {
                 let first = first.text("reason", &reason).text("action", action.as_str());
+                let first = once.iter().fold(first, |first, once| once.tell(first));
                 first.decided(true, &decision.policies, &decision.policy_set)
             });
             let then = entries.next().map(|then| named(then, lines, said, weighed));
@@ -1306,8 +1308,9 @@ impl Actor {
         }
     }
 
-    async fn stop(&mut self, who: &Who) -> Result<(), Problem> {
-        match self.apply_with(Event::Stop, who, Vec::new(), |d| d).await {
+    async fn stop(&mut self, who: &Who, once: Option<Once>) -> Result<(), Problem> {
+        let tell = |draft: Draft| once.iter().fold(draft, |draft, once| once.tell(draft));
+        match self.apply_with(Event::Stop, who, Vec::new(), tell).await {
             Ok(_) => Ok(()),
             Err(Failed::Refused(r)) => Err(refusal(&r)),
             Err(Failed::Commit(e)) => Err(problem_of(&e)),

@@ -1,10 +1,13 @@
 //! Approvals by a second person.
 
-use super::{Answer, App, Ctx, Who, people::asker, to_the_end};
+use super::{
+    Answer, App, Ctx, Who,
+    asking::{Asking, asker},
+    to_the_end,
+};
 use crate::{approvals::Asked, policy::Action};
 use axum::{
     Extension, Json,
-    body::Bytes,
     extract::{Path, State},
     http::StatusCode,
 };
@@ -45,9 +48,10 @@ pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<P
 pub(super) async fn give(
     State(app): Ctx,
     Extension(peer): Who,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<(StatusCode, Json<Approval>)> {
-    let asked: ApprovalRequest = app.document(&peer, Action::ApprovalGive, &body).await?;
+    let (asked, once): (ApprovalRequest, _) =
+        app.document(&peer, Action::ApprovalGive, &asking).await?;
     let approvals = app.approvals.clone();
     let given = to_the_end("an approval", async move {
         let asked = Asked {
@@ -59,7 +63,7 @@ pub(super) async fn give(
             place: asked.place.as_deref(),
             ttl_s: asked.ttl_s,
         };
-        approvals.give(asker(&peer)?, &asked).await
+        approvals.give(asker(&peer, once)?, &asked).await
     });
     let given = given.await?;
     Ok((StatusCode::CREATED, Json(shown(&app, given))))
@@ -71,10 +75,15 @@ pub(super) async fn withdraw(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
+    asking: Asking,
 ) -> Answer<Json<Approval>> {
+    let once = app.keyed(&peer, (Action::ApprovalWithdraw, None), &asking).await?;
     let approvals = app.approvals.clone();
     let was =
-        to_the_end("an approval", async move { approvals.withdraw(asker(&peer)?, &id).await });
+        to_the_end(
+            "an approval",
+            async move { approvals.withdraw(asker(&peer, once)?, &id).await },
+        );
     let was = was.await?;
     Ok(Json(shown(&app, was)))
 }

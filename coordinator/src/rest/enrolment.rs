@@ -1,10 +1,13 @@
 //! Tokens by which sites get their first certificates.
 
-use super::{Answer, Ctx, Who, people::asker};
+use super::{
+    Answer, Ctx, Who,
+    asking::{Asking, asker},
+    to_the_end,
+};
 use crate::{enrolment::Told, policy::Action};
 use axum::{
     Extension, Json,
-    body::Bytes,
     extract::{Path, State},
     http::StatusCode,
 };
@@ -39,20 +42,32 @@ pub(super) async fn withdraw(
     State(app): Ctx,
     Extension(peer): Who,
     Path(token): Path<String>,
+    asking: Asking,
 ) -> Answer<Json<EnrolmentTokenState>> {
-    Ok(Json(shown(app.enrolments.withdraw(asker(&peer)?, &token).await?)))
+    let once = app.keyed(&peer, (Action::SiteEnroll, None), &asking).await?;
+    let enrolments = app.enrolments.clone();
+    let withdrawn = to_the_end("a token's withdrawal", async move {
+        enrolments.withdraw(asker(&peer, once)?, &token).await
+    });
+    Ok(Json(shown(withdrawn.await?)))
 }
 
-/// Makes a token by which one site gets its first certificate, once. Its secret is in this answer and nowhere else.
+/// Makes a token by which one site gets its first certificate, once. Its secret is in this answer and nowhere else: the same
+/// request under the same key is refused, and names the token that it made.
 #[utoipa::path(post, path = "/api/v1/enrolment-tokens", request_body = EnrolmentTokenRequest, responses((status = 201, body = EnrolmentToken), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 503, body = ProblemJson)))]
 pub(super) async fn offer(
     State(app): Ctx,
     Extension(peer): Who,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<(StatusCode, Json<EnrolmentToken>)> {
-    let asked: EnrolmentTokenRequest = app.document(&peer, Action::SiteEnroll, &body).await?;
+    let (asked, once): (EnrolmentTokenRequest, _) =
+        app.document(&peer, Action::SiteEnroll, &asking).await?;
     let EnrolmentTokenRequest { name, place, ttl_s } = asked;
-    let token = app.enrolments.offer(asker(&peer)?, &name, &place, ttl_s).await?;
+    let enrolments = app.enrolments.clone();
+    let token = to_the_end("a token", async move {
+        enrolments.offer(asker(&peer, once)?, &name, &place, ttl_s).await
+    });
+    let token = token.await?;
     let offered = EnrolmentToken {
         token: token.to_string(),
         id: token.id,

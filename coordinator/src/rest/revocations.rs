@@ -1,8 +1,12 @@
 //! What operators have revoked, and revoking.
 
-use super::{Answer, Ctx, Who, people::asker, to_the_end};
+use super::{
+    Answer, Ctx, Who,
+    asking::{Asking, asker},
+    to_the_end,
+};
 use crate::{policy::Action, revocations};
-use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use falaj_proto::{
     problem::ProblemJson,
     rest::{Page, Revocation, RevocationRequest},
@@ -25,12 +29,13 @@ pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<P
 pub(super) async fn revoke(
     State(app): Ctx,
     Extension(peer): Who,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<(StatusCode, Json<Revocation>)> {
-    let asked: RevocationRequest = app.document(&peer, Action::SiteRevoke, &body).await?;
+    let (asked, once): (RevocationRequest, _) =
+        app.document(&peer, Action::SiteRevoke, &asking).await?;
     let revocations = app.revocations.clone();
     let done = to_the_end("a revocation", async move {
-        revocations.revoke(asker(&peer)?, &asked.subject, &asked.reason).await
+        revocations.revoke(asker(&peer, once)?, &asked.subject, &asked.reason).await
     });
     Ok((StatusCode::CREATED, Json(shown(done.await?))))
 }
@@ -40,12 +45,13 @@ pub(super) async fn revoke(
 pub(super) async fn reinstate(
     State(app): Ctx,
     Extension(peer): Who,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<Json<Revocation>> {
-    let asked: RevocationRequest = app.document(&peer, Action::SiteRevoke, &body).await?;
+    let (asked, once): (RevocationRequest, _) =
+        app.document(&peer, Action::SiteRevoke, &asking).await?;
     let revocations = app.revocations.clone();
     let was = to_the_end("a revocation", async move {
-        revocations.reinstate(asker(&peer)?, &asked.subject, &asked.reason).await
+        revocations.reinstate(asker(&peer, once)?, &asked.subject, &asked.reason).await
     });
     Ok(Json(shown(was.await?)))
 }

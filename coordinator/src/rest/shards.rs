@@ -1,8 +1,12 @@
 //! The shards of the log, and which one a request is about.
 
-use super::{Answer, App, Asked, Ctx, Who, people::asker};
+use super::{
+    Answer, App, Asked, Ctx, Who,
+    asking::{Asking, asker},
+    to_the_end,
+};
 use crate::{clock, engine::unreadable, policy::Action, store::Store};
-use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use falaj_core::{
     id::Digest,
     succession::{LogKeys, ORIGIN_CHARS_MAX},
@@ -85,22 +89,20 @@ pub(super) async fn shards(State(app): Ctx, Extension(peer): Who) -> Answer<Json
 pub(super) async fn prune(
     State(app): Ctx,
     Extension(peer): Who,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<(StatusCode, Json<Pruning>)> {
-    let asked: PruningRequest = app.document(&peer, Action::LogPrune, &body).await?;
+    let (asked, once): (PruningRequest, _) = app.document(&peer, Action::LogPrune, &asking).await?;
     let Ok(bundle) = asked.bundle_sha256.parse::<Digest>() else {
         app.grant(&peer, Action::LogPrune, None).await?;
         let why = "`bundle_sha256` is the SHA-256 of the bundle, 64 lower-case hexadecimal digits";
         return Err(Code::Malformed.because(why).into());
     };
-    // Whoever asked may go away; what was begun is finished.
-    let pruning = tokio::spawn(async move {
-        let asker = asker(&peer)?;
+    let pruning = to_the_end("a pruning", async move {
+        let asker = asker(&peer, once)?;
         let shard = (&*asked.shard, &bundle);
         let by = (&*app.scratch, &app.checkpointer);
         let done = app.prunings.prune(asker, shard, by, clock::now()).await?;
-        Ok::<_, Problem>(Pruning { shard: asked.shard, entries: done.entries, index: done.index })
+        Ok(Pruning { shard: asked.shard, entries: done.entries, index: done.index })
     });
-    let pruned = pruning.await.map_err(|e| Code::Internal.because(e))??;
-    Ok((StatusCode::CREATED, Json(pruned)))
+    Ok((StatusCode::CREATED, Json(pruning.await?)))
 }

@@ -1,5 +1,6 @@
 //! The log, asked over the real router and the real RPC service, with real certificates and a real database.
 
+mod again;
 mod asking;
 mod closed;
 mod erasing;
