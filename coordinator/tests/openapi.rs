@@ -42,6 +42,35 @@ fn every_change_says_that_it_takes_a_key() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Lists that have an end by themselves: the gates of one study's file.
+const SHORT: [&str; 1] = ["/api/v1/studies/{id}/gates"];
+
+#[test]
+fn every_list_comes_in_pages() -> Result<(), Box<dyn Error>> {
+    let (_, api) = rest::routes();
+    let api = serde_json::to_value(api)?;
+    let mut lists = 0;
+    for (path, item) in api["paths"].as_object().ok_or("no paths")? {
+        let content = &item["get"]["responses"]["200"]["content"]["application/json"];
+        let schema = content["schema"]["$ref"].as_str().unwrap_or_default();
+        let schema = schema.rsplit('/').next().unwrap_or_default();
+        let is_list = api["components"]["schemas"][schema]["properties"]["next"].is_object();
+        if !is_list || SHORT.contains(&&**path) {
+            continue;
+        }
+        lists += 1;
+        let parameters = item["get"]["parameters"].as_array().into_iter().flatten();
+        let named: Vec<_> = parameters.filter_map(|p| p["name"].as_str()).collect();
+        for parameter in ["cursor", "limit"] {
+            // Entries of the log go on from an index.
+            let goes_on = parameter == "cursor" && named.contains(&"from");
+            assert!(goes_on || named.contains(&parameter), "{path}: no `{parameter}`: {named:?}");
+        }
+    }
+    assert!(lists >= 16, "{lists} lists");
+    Ok(())
+}
+
 #[test]
 fn every_operation_says_what_it_does_and_how_it_fails() -> Result<(), Box<dyn Error>> {
     let (_, api) = rest::routes();

@@ -3,12 +3,13 @@
 use super::{
     Answer, App, Ctx, Who,
     asking::{Asking, asker},
+    pages::PageQuery,
     to_the_end,
 };
 use crate::{approvals::Asked, policy::Action};
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::StatusCode,
 };
 use falaj_core::audit::{approvals, objects::Object, person};
@@ -33,13 +34,18 @@ fn shown(app: &App, approval: approvals::Approval) -> Approval {
     }
 }
 
-/// The approvals in force.
-#[utoipa::path(get, path = "/api/v1/approvals", responses((status = 200, body = Page<Approval>), (status = 403, body = ProblemJson)))]
-pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Approval>>> {
+/// The approvals in force, in the order in which they were given.
+#[utoipa::path(get, path = "/api/v1/approvals", params(PageQuery), responses((status = 200, body = Page<Approval>), (status = 403, body = ProblemJson)))]
+pub(super) async fn list(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<Page<Approval>>> {
     app.grant(&peer, Action::ApprovalRead, None).await?;
-    let all = app.approvals.all().await?;
-    let items = all.into_iter().map(|approval| shown(&app, approval)).collect();
-    Ok(Json(Page { items, next: None }))
+    // All of them are in one shard, where no two have the same place.
+    let (approvals, next) = query.of(app.approvals.all().await?, |approval| approval.index)?;
+    let items = approvals.into_iter().map(|approval| shown(&app, approval)).collect();
+    Ok(Json(Page { items, next }))
 }
 
 /// Approves that another person has a model or the log, and takes it somewhere, or promotes a version. The same again takes the place of what the

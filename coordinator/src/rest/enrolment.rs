@@ -3,12 +3,13 @@
 use super::{
     Answer, Ctx, Who,
     asking::{Asking, asker},
+    pages::PageQuery,
     to_the_end,
 };
 use crate::{enrolment::Told, policy::Action};
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::StatusCode,
 };
 use falaj_proto::{
@@ -26,14 +27,15 @@ fn shown(told: Told) -> EnrolmentTokenState {
 }
 
 /// The tokens that can be used, and what became of the others of the last thirty days. No secret is among this.
-#[utoipa::path(get, path = "/api/v1/enrolment-tokens", responses((status = 200, body = Page<EnrolmentTokenState>), (status = 403, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/enrolment-tokens", params(PageQuery), responses((status = 200, body = Page<EnrolmentTokenState>), (status = 403, body = ProblemJson)))]
 pub(super) async fn list(
     State(app): Ctx,
     Extension(peer): Who,
+    Query(query): Query<PageQuery>,
 ) -> Answer<Json<Page<EnrolmentTokenState>>> {
     app.grant(&peer, Action::SiteEnroll, None).await?;
-    let items = app.enrolments.all().into_iter().map(shown).collect();
-    Ok(Json(Page { items, next: None }))
+    let (tokens, next) = query.of(app.enrolments.all(), |told| told.id.clone())?;
+    Ok(Json(Page { items: tokens.into_iter().map(shown).collect(), next }))
 }
 
 /// Takes a token back that nobody has used.

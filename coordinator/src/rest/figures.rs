@@ -1,6 +1,9 @@
 //! Figures of candidates: what sites have counted on records that they hold out.
 
-use super::{Answer, App, Ctx, Who};
+use super::{
+    Answer, App, Ctx, Who,
+    pages::{Try, foreign},
+};
 use crate::{
     engine::{Handle, evaluation, problem_of, unreadable},
     policy::Action,
@@ -14,7 +17,7 @@ use falaj_core::{
     round::AnyRound,
 };
 use falaj_proto::{
-    problem::{Code, ProblemJson},
+    problem::ProblemJson,
     rest::{self, Page},
 };
 use serde::Deserialize;
@@ -54,40 +57,29 @@ pub(super) async fn figures(
 ) -> Answer<Json<Page<rest::Figures>>> {
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
-    let before = match asked.cursor.as_deref().map(|cursor| {
-        let (number, attempt) = cursor.split_once('-')?;
-        Some((number.parse::<u32>().ok()?, attempt.parse::<u32>().ok()?))
-    }) {
-        None => None,
-        Some(Some(before)) => Some(before),
-        Some(None) => {
-            let why = "`cursor` is none that this interface gave";
-            return Err(Code::Malformed.because(why).into());
-        }
-    };
+    let before = asked.cursor.as_deref().map(|cursor| cursor.parse::<Try>().map_err(|_| foreign()));
+    let before = before.transpose()?;
     let rounds = app.engine.parts().store.rounds(&handle.meta.study.id).await;
     let mut rounds = rounds.map_err(unreadable)?;
-    rounds.sort_by_key(|r| std::cmp::Reverse(place(r)));
+    rounds.sort_by_key(|round| std::cmp::Reverse(Try::of(round)));
     let wanted = rounds.iter().filter(|r| {
         r.spec().evaluates
-            && before.is_none_or(|before| place(r) < before)
+            && before.is_none_or(|before| Try::of(r) < before)
             && asked.round.is_none_or(|round| r.id().number == round)
     });
     let limit = asked.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let (mut items, mut next) = (Vec::new(), None);
     for round in wanted {
         if items.len() == limit {
-            next = items.last().map(|i: &rest::Figures| format!("{}-{}", i.round, i.attempt));
+            let last = items.last();
+            next = last.map(|last: &rest::Figures| {
+                Try { number: last.round, attempt: last.attempt }.to_string()
+            });
             break;
         }
         items.extend(of_round(&app, &handle, round, &asked).await?);
     }
     Ok(Json(Page { items, next }))
-}
-
-/// Number and try.
-pub(super) fn place(round: &AnyRound) -> (u32, u32) {
-    (round.id().number, round.spec().attempt)
 }
 
 /// What was counted about a round's candidate, if anybody has.

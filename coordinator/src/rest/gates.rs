@@ -1,6 +1,6 @@
 //! Gates of a study: what it declares, and what each says of a candidate.
 
-use super::{Answer, App, Ctx, Who, figures::place};
+use super::{Answer, App, Ctx, Who, pages::Try};
 use crate::{
     engine::{evaluation, problem_of, unreadable},
     policy::Action,
@@ -47,7 +47,7 @@ pub(super) async fn gates(
     let (store, meta) = (&app.engine.parts().store, &handle.meta);
     let study = &meta.study;
     let mut rounds = store.rounds(&study.id).await.map_err(unreadable)?;
-    rounds.sort_by_key(|r| std::cmp::Reverse(place(r)));
+    rounds.sort_by_key(|round| std::cmp::Reverse(Try::of(round)));
     if let Some(number) = asked.round {
         rounds.retain(|r| r.id().number == number);
         if rounds.is_empty() {
@@ -112,7 +112,7 @@ async fn recorded(app: &App, round: &AnyRound) -> Result<Vec<GateSaid>, Problem>
         AnyRound::Held(_) => Kind::CandidateHeld,
         _ => return Ok(Vec::new()),
     };
-    let (number, attempt) = place(round);
+    let Try { number, attempt } = Try::of(round);
     let is = |entry: &Entry| entry.body().int::<u32>("attempt").is_ok_and(|of| of == attempt);
     let of = Object::Round(round.id().clone());
     let entry = app.engine.parts().store.find_one(&of, Some(kind), is).await.map_err(unreadable)?;

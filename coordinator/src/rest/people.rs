@@ -3,12 +3,13 @@
 use super::{
     Answer, Ctx, Who,
     asking::{Asking, asker},
+    pages::PageQuery,
     to_the_end,
 };
 use crate::{clock, policy::Action};
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::StatusCode,
 };
 use falaj_core::audit::{erasure, objects::Object};
@@ -22,15 +23,19 @@ fn shown(hold: erasure::Hold) -> Hold {
 }
 
 /// Who the people in the log are, as far as they were not erased.
-#[utoipa::path(get, path = "/api/v1/persons", responses((status = 200, body = Page<Person>), (status = 403, body = ProblemJson)))]
-pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Person>>> {
+#[utoipa::path(get, path = "/api/v1/persons", params(PageQuery), responses((status = 200, body = Page<Person>), (status = 403, body = ProblemJson)))]
+pub(super) async fn list(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<Page<Person>>> {
     app.grant(&peer, Action::PersonRead, None).await?;
+    let (persons, next) = query.of(app.engine.parts().persons.all(), |(person, _)| *person)?;
     let person = |(person, id): (_, falaj_core::id::SpiffeId)| Person {
         person: Object::Person(person).to_string(),
         id: id.to_string(),
     };
-    let items = app.engine.parts().persons.all().into_iter().map(person).collect();
-    Ok(Json(Page { items, next: None }))
+    Ok(Json(Page { items: persons.into_iter().map(person).collect(), next }))
 }
 
 /// Erases a person: nobody can tell any more whom the pseudonym named.
@@ -53,11 +58,15 @@ pub(super) async fn erase(
 }
 
 /// The legal holds that stand.
-#[utoipa::path(get, path = "/api/v1/holds", responses((status = 200, body = Page<Hold>), (status = 403, body = ProblemJson)))]
-pub(super) async fn holds(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Hold>>> {
+#[utoipa::path(get, path = "/api/v1/holds", params(PageQuery), responses((status = 200, body = Page<Hold>), (status = 403, body = ProblemJson)))]
+pub(super) async fn holds(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<Page<Hold>>> {
     app.grant(&peer, Action::HoldRead, None).await?;
-    let items = app.erasures.holds().await.into_iter().map(shown).collect();
-    Ok(Json(Page { items, next: None }))
+    let (holds, next) = query.of(app.erasures.holds().await, |hold| hold.id.clone())?;
+    Ok(Json(Page { items: holds.into_iter().map(shown).collect(), next }))
 }
 
 /// Places a legal hold on a person, or on everybody who acted in a study.

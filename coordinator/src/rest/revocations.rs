@@ -3,10 +3,15 @@
 use super::{
     Answer, Ctx, Who,
     asking::{Asking, asker},
+    pages::PageQuery,
     to_the_end,
 };
 use crate::{policy::Action, revocations};
-use axum::{Extension, Json, extract::State, http::StatusCode};
+use axum::{
+    Extension, Json,
+    extract::{Query, State},
+    http::StatusCode,
+};
 use falaj_proto::{
     problem::ProblemJson,
     rest::{Page, Revocation, RevocationRequest},
@@ -17,11 +22,15 @@ fn shown(r: revocations::Revocation) -> Revocation {
 }
 
 /// The revocations that stand. Those on issuers' lists and in the deny file are not among them.
-#[utoipa::path(get, path = "/api/v1/revocations", responses((status = 200, body = Page<Revocation>), (status = 403, body = ProblemJson)))]
-pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Revocation>>> {
+#[utoipa::path(get, path = "/api/v1/revocations", params(PageQuery), responses((status = 200, body = Page<Revocation>), (status = 403, body = ProblemJson)))]
+pub(super) async fn list(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<Page<Revocation>>> {
     app.grant(&peer, Action::SiteRevoke, None).await?;
-    let items = app.revocations.all().await.into_iter().map(shown).collect();
-    Ok(Json(Page { items, next: None }))
+    let (revocations, next) = query.of(app.revocations.all().await, |r| r.subject.clone())?;
+    Ok(Json(Page { items: revocations.into_iter().map(shown).collect(), next }))
 }
 
 /// Revokes a certificate, or an identity whatever its certificate: whoever is connected by it is ended within seconds.

@@ -3,10 +3,15 @@
 use super::{
     Answer, App, Asked, Ctx, Who,
     asking::{Asking, asker},
+    pages::PageQuery,
     to_the_end,
 };
 use crate::{clock, engine::unreadable, policy::Action, store::Store};
-use axum::{Extension, Json, extract::State, http::StatusCode};
+use axum::{
+    Extension, Json,
+    extract::{Query, State},
+    http::StatusCode,
+};
 use falaj_core::{
     id::Digest,
     succession::{LogKeys, ORIGIN_CHARS_MAX},
@@ -67,11 +72,18 @@ pub(super) fn named<'a>(
 }
 
 /// The shards of the log, oldest first: each goes on where the one before ended.
-#[utoipa::path(get, path = "/api/v1/log/shards", responses((status = 200, body = Page<LogShard>), (status = 403, body = ProblemJson)))]
-pub(super) async fn shards(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<LogShard>>> {
+#[utoipa::path(get, path = "/api/v1/log/shards", params(PageQuery), responses((status = 200, body = Page<LogShard>), (status = 403, body = ProblemJson)))]
+pub(super) async fn shards(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<Page<LogShard>>> {
     app.grant_asked(&peer, Action::LogRead, None, &[("shards", "all".to_owned())]).await?;
     let mut items = Vec::new();
-    for (store, keys) in app.engine.parts().shards.all() {
+    // None is ever taken away, nor put before another.
+    let shards = app.engine.parts().shards.all().iter().enumerate();
+    let (shards, next) = query.of(shards, |(place, _)| *place)?;
+    for (_, (store, keys)) in shards {
         items.push(LogShard {
             origin: keys.newest().name().to_owned(),
             entries: store.size().await.map_err(unreadable)?,
@@ -81,7 +93,7 @@ pub(super) async fn shards(State(app): Ctx, Extension(peer): Who) -> Answer<Json
             log_ml_dsa_key: keys.ml_dsa().map(ToString::to_string),
         });
     }
-    Ok(Json(Page { items, next: None }))
+    Ok(Json(Page { items, next }))
 }
 
 /// Deletes the contents of a shard that has ended, under the coordinator's policy of retention.

@@ -4,6 +4,7 @@ use super::{
     Answer, App, Ctx, ToQuery, Who,
     asking::{Asking, asker},
     lineage::gate_said,
+    pages::{PageQuery, limited},
     send_model, to_the_end,
 };
 use crate::{accept::Peer, engine::Handle, policy::Action, versions::Act};
@@ -31,10 +32,6 @@ use falaj_proto::{
 use serde::{Deserialize, de::DeserializeOwned};
 use utoipa::IntoParams;
 
-/// On one page, at most: versions, or studies whose versions are on it.
-const PAGE_MAX: u32 = 200;
-/// On one page unless asked otherwise.
-const PAGE: u32 = 50;
 /// The type of a DSSE envelope.
 const ENVELOPE_TYPE: &str = "application/vnd.dsse.envelope.v1+json";
 
@@ -131,16 +128,6 @@ impl App {
     }
 }
 
-/// How much is asked for at once.
-pub(super) fn limited(limit: Option<u32>) -> Result<u32, Problem> {
-    let limit = limit.unwrap_or(PAGE);
-    if (1..=PAGE_MAX).contains(&limit) {
-        Ok(limit)
-    } else {
-        Err(malformed(format!("`limit` is 1 to {PAGE_MAX}")))
-    }
-}
-
 /// The versions of every study, by study.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -148,7 +135,7 @@ pub(super) fn limited(limit: Option<u32>) -> Result<u32, Problem> {
 pub(super) struct ListQuery {
     /// Studies whose names come after this one; `next` of one page is the `cursor` of the one after it.
     cursor: Option<String>,
-    /// Studies on the page, at most 200.
+    /// Studies on the page, at most 200; 50 when absent.
     limit: Option<u32>,
 }
 
@@ -175,35 +162,18 @@ pub(super) async fn list(
     Ok(Json(Page { items, next }))
 }
 
-/// Which versions of a study.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct OfStudyQuery {
-    /// Versions after this one; `next` of one page is the `cursor` of the one after it.
-    #[serde(default)]
-    cursor: u32,
-    /// Versions on the page, at most 200.
-    limit: Option<u32>,
-}
-
 /// The versions of a study.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/versions", params(("id" = String, Path), OfStudyQuery), responses((status = 200, body = Page<rest::Version>), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/studies/{id}/versions", params(("id" = String, Path), PageQuery), responses((status = 200, body = Page<rest::Version>), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
 pub(super) async fn of_study(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
-    Query(query): Query<OfStudyQuery>,
+    Query(query): Query<PageQuery>,
 ) -> Answer<Json<Page<rest::Version>>> {
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
-    let limit = limited(query.limit)?;
     let (registry, revision) = app.versions.of(&handle.meta.study.id).await?;
-    let mut items = all_of(&registry, revision)?;
-    items.retain(|version| version.version > query.cursor);
-    let more = items.len() > limit as usize;
-    items.truncate(limit as usize);
-    let next = items.last().filter(|_| more).map(|last| last.version.to_string());
+    let (items, next) = query.of(all_of(&registry, revision)?, |version| version.version)?;
     Ok(Json(Page { items, next }))
 }
 

@@ -7,6 +7,7 @@ mod erasing;
 mod following;
 mod mirrored;
 mod outcomes;
+mod paged;
 mod pruning;
 mod reads;
 mod reporting;

@@ -99,7 +99,7 @@ async fn production_needs_another_person_who_did_not_submit_the_study() -> Resul
 }
 
 /// A round with two sites whose updates cost 0.5 and 0.75, and which gave a model: durable as an engine makes it.
-async fn gave(world: &World, number: u32) -> Result<()> {
+pub(super) async fn gave(world: &World, number: u32) -> Result<()> {
     let (parts, study): (_, StudyId) = (world.engine.parts(), STUDY.parse()?);
     let base = world.store.models(&study).await?.first().context("a model")?.sha256;
     let mut params = parts.models.read(&base).await?;
