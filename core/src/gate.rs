@@ -455,17 +455,21 @@ impl Declared {
                 let why = format!("nobody has compared the {} updates", facts.sites);
                 return one(self.figure.name(None), Err(why));
             };
-            let each = compared.each(standing).map(|(site, found)| Found {
-                figure: format!("{} at {}", standing.as_str(), site.name()),
-                found: found.map(exactly).map_err(str::to_owned),
-            });
-            return each.map(|found| self.on(found)).collect();
+            return of_updates(compared, standing).map(|found| self.on(found)).collect();
         }
         let Some(evaluated) = &facts.evaluated else {
             return one(self.figure.name(None), Err(Missing::Nothing.to_string()));
         };
         self.figure.of(evaluated).into_iter().map(|found| self.on(found)).collect()
     }
+}
+
+/// How each update stands among the others: a figure of each site.
+pub fn of_updates(compared: &Compared, standing: Standing) -> impl Iterator<Item = Found> {
+    compared.each(standing).map(move |(site, found)| Found {
+        figure: format!("{} at {}", standing.as_str(), site.name()),
+        found: found.map(exactly).map_err(str::to_owned),
+    })
 }
 
 /// One figure of what was counted.

@@ -104,19 +104,24 @@ const fn has_candidate(round: &AnyRound) -> bool {
     )
 }
 
-/// What a round's verdict said of each gate, as its entry has it; nothing before there is one, or where its contents were deleted.
-async fn recorded(app: &App, round: &AnyRound) -> Result<Vec<GateSaid>, Problem> {
+/// The entry that has a round's verdict; none before there is one, or where its contents were deleted.
+pub(super) async fn verdict(app: &App, round: &AnyRound) -> Result<Option<Entry>, Problem> {
     let kind = match round {
         AnyRound::Promoted(_) => Kind::ModelPublished,
         AnyRound::Rejected(_) => Kind::ModelRejected,
         AnyRound::Held(_) => Kind::CandidateHeld,
-        _ => return Ok(Vec::new()),
+        _ => return Ok(None),
     };
-    let Try { number, attempt } = Try::of(round);
+    let attempt = Try::of(round).attempt;
     let is = |entry: &Entry| entry.body().int::<u32>("attempt").is_ok_and(|of| of == attempt);
     let of = Object::Round(round.id().clone());
-    let entry = app.engine.parts().store.find_one(&of, Some(kind), is).await.map_err(unreadable)?;
-    let Some(entry) = entry else { return Ok(Vec::new()) };
+    app.engine.parts().store.find_one(&of, Some(kind), is).await.map_err(unreadable)
+}
+
+/// What a round's verdict said of each gate, as its entry has it.
+async fn recorded(app: &App, round: &AnyRound) -> Result<Vec<GateSaid>, Problem> {
+    let Some(entry) = verdict(app, round).await? else { return Ok(Vec::new()) };
+    let number = Try::of(round).number;
     let lines = entry.body().member("gates").into_iter().flat_map(Node::items);
     Ok(lines.filter_map(Node::as_text).map(|line| GateSaid::of_line(number, line)).collect())
 }

@@ -4,6 +4,7 @@ mod again;
 mod asking;
 mod closed;
 mod erasing;
+mod figures;
 mod following;
 mod mirrored;
 mod outcomes;

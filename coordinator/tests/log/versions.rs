@@ -100,7 +100,18 @@ async fn production_needs_another_person_who_did_not_submit_the_study() -> Resul
 
 /// A round with two sites whose updates cost 0.5 and 0.75, and which gave a model: durable as an engine makes it.
 pub(super) async fn gave(world: &World, number: u32) -> Result<()> {
-    let (parts, study): (_, StudyId) = (world.engine.parts(), STUDY.parse()?);
+    let sites = [("hospital-1", "0.5"), ("hospital-2", "0.75")];
+    gave_in(world, (STUDY, number), &sites, |published| published).await
+}
+
+/// The same, with these sites, and what their updates cost; `more` is said of the model that is published.
+pub(super) async fn gave_in(
+    world: &World,
+    (study, number): (&str, u32),
+    sites: &[(&str, &str)],
+    more: impl FnOnce(Draft) -> Draft,
+) -> Result<()> {
+    let (parts, study): (_, StudyId) = (world.engine.parts(), study.parse()?);
     let base = world.store.models(&study).await?.first().context("a model")?.sha256;
     let mut params = parts.models.read(&base).await?;
     params[0] ^= u8::try_from(number)?;
@@ -110,7 +121,7 @@ pub(super) async fn gave(world: &World, number: u32) -> Result<()> {
     let id = RoundId { study: study.clone(), number };
     let about = |kind| Draft::new(kind).round(&id).count("attempt", 0);
     let (mut updates, mut rows, mut entries) = (BTreeMap::new(), Vec::new(), Vec::new());
-    for (site, epsilon) in [("hospital-1", "0.5"), ("hospital-2", "0.75")] {
+    for &(site, epsilon) in sites {
         let site: SiteId = format!("spiffe://falaj.test/ae-on/ae-az/site/{site}").parse()?;
         let header = format!("header of {site}").into_bytes();
         let payload = Digest::of(format!("payload of {site}").as_bytes());
@@ -145,7 +156,7 @@ pub(super) async fn gave(world: &World, number: u32) -> Result<()> {
         .digest("manifest_sha256", &manifest)
         .digests("updates", &payloads)
         .count("total_weight", 20);
-    entries.push(published);
+    entries.push(more(published));
     let spec = RoundSpec {
         base,
         min_sites: 2,

@@ -1,5 +1,6 @@
 //! End to end over real processes, certificates, sockets and records. One binary, many modules.
 
+mod again;
 mod api;
 mod approvals;
 mod approvers;
