@@ -228,8 +228,11 @@ impl Enrolments {
         ttl_s: u64,
     ) -> Result<Token, Problem> {
         let _one_at_a_time = self.0.one_at_a_time.lock().await;
-        if let Some(made) = asker.came_before(&self.0.engine, Action::SiteEnroll).await? {
-            return Err(told_once(&made));
+        if let Some(entry) = asker.came_before(&self.0.engine, Action::SiteEnroll).await? {
+            // If the log took it too late to be told of, it is known now, so that it can be taken back.
+            let (id, made) = offered(&entry).map_err(|e| Code::Internal.because(e))?;
+            self.tokens().entry(id.clone()).or_insert(made);
+            return Err(told_once(&id));
         }
         let token = match self.token(name, place, ttl_s) {
             Ok(token) => token,
@@ -730,8 +733,7 @@ enum Claimed {
 }
 
 /// What whoever comes again is told of the token that was made for them: its secret was in the one answer, and is nowhere.
-fn told_once(made: &Entry) -> Problem {
-    let id = made.body().find_text("token").unwrap_or_default();
+fn told_once(id: &str) -> Problem {
     Code::Conflict.because(format!(
         "token {id} was made when this request came before, and its secret was in that answer alone: take it back with `falaj site withdraw-token {id}`, and ask under another `Idempotency-Key`"
     ))
@@ -742,19 +744,24 @@ fn unknown_token(id: &str) -> Problem {
         .because(format!("there is no token `{id}`; `falaj site tokens` shows those there are"))
 }
 
+/// The token that an entry tells of, as it was made.
+fn offered(entry: &Entry) -> Result<(String, Made)> {
+    let body = entry.body();
+    let until = Timestamp::parse(body.text("until").unwrap_or_default());
+    let until = until.context("a token in the log has no end")?;
+    let (secret_sha256, site) = (body.parsed("secret_sha256")?, body.parsed("identity")?);
+    let made = Made { secret_sha256, site, until, used: None, withdrawn: false };
+    Ok((body.text("token")?.to_owned(), made))
+}
+
 /// The tokens that the log tells of.
 async fn read(engine: &Engine) -> Result<BTreeMap<String, Made>> {
     let mut tokens = BTreeMap::new();
     let now = clock::now();
     for entry in entries(engine, Kind::EnrolmentOffered).await? {
-        let body = entry.body();
-        let until = Timestamp::parse(body.text("until").unwrap_or_default());
-        let until = until.context("a token in the log has no end")?;
-        if now.since_ms(until) < KEPT_MS {
-            let secret_sha256 = body.parsed("secret_sha256")?;
-            let site = body.parsed("identity")?;
-            let made = Made { secret_sha256, site, until, used: None, withdrawn: false };
-            tokens.insert(body.text("token")?.to_owned(), made);
+        let (id, made) = offered(&entry)?;
+        if now.since_ms(made.until) < KEPT_MS {
+            tokens.insert(id, made);
         }
     }
     if tokens.is_empty() {

@@ -81,14 +81,7 @@ impl Erasures {
     /// # Errors
     /// When the log cannot be read, or somebody cannot be erased.
     pub async fn open(engine: Engine) -> Result<Self> {
-        let mut holds = BTreeMap::new();
-        for entry in entries(&engine, Kind::HoldPlaced).await? {
-            let hold = hold(&entry)?;
-            holds.insert(hold.id.clone(), hold);
-        }
-        for entry in entries(&engine, Kind::HoldReleased).await? {
-            holds.remove(entry.body().text("hold")?);
-        }
+        let holds = standing(&engine).await?;
         let mut begun = BTreeMap::new();
         for entry in entries(&engine, Kind::ErasureBegun).await? {
             begun.insert(about(&entry)?, entry);
@@ -174,7 +167,7 @@ impl Erasures {
     ) -> Result<Hold, Problem> {
         let mut holds = self.holds.lock().await;
         if let Some(placed) = asker.came_before(&self.engine, Action::HoldPlace).await? {
-            return hold(&placed).map_err(|e| Code::Internal.because(e));
+            return self.held_before(&mut holds, &placed).await;
         }
         let read = self.held_object(person, study).and_then(|o| Ok((o, checked(article)?)));
         let read = match read {
@@ -205,7 +198,7 @@ impl Erasures {
     pub async fn release(&self, asker: Asker<'_>, id: &str) -> Result<Hold, Problem> {
         let mut holds = self.holds.lock().await;
         if let Some(released) = asker.came_before(&self.engine, Action::HoldRelease).await? {
-            return hold(&released).map_err(|e| Code::Internal.because(e));
+            return self.held_before(&mut holds, &released).await;
         }
         let Some(hold) = holds.get(id).cloned() else {
             let problem = Code::UnknownHold
@@ -217,6 +210,20 @@ impl Erasures {
         self.grant(asker, Action::HoldRelease, draft).await?;
         holds.remove(id);
         Ok(hold)
+    }
+
+    /// The hold that was placed or released before, as the entry says. Whatever the log took too late to be told of is known now.
+    async fn held_before(
+        &self,
+        holds: &mut BTreeMap<String, Hold>,
+        entry: &Entry,
+    ) -> Result<Hold, Problem> {
+        let untold = |e: anyhow::Error| {
+            tracing::error!(error = %format!("{e:#}"), "holds cannot be read again");
+            Code::Internal.because("the coordinator cannot read its log")
+        };
+        *holds = standing(&self.engine).await.map_err(untold)?;
+        hold(entry).map_err(untold)
     }
 
     /// The engine whose people these are.
@@ -396,6 +403,19 @@ fn checked(article: &str) -> Result<&str, Problem> {
 /// The person that an entry is about.
 fn about(entry: &Entry) -> Result<Person> {
     entry.person().with_context(|| format!("log entry {} names no person", entry.seq))
+}
+
+/// The holds that stand, as the log says.
+async fn standing(engine: &Engine) -> Result<BTreeMap<String, Hold>> {
+    let mut holds = BTreeMap::new();
+    for entry in entries(engine, Kind::HoldPlaced).await? {
+        let hold = hold(&entry)?;
+        holds.insert(hold.id.clone(), hold);
+    }
+    for entry in entries(engine, Kind::HoldReleased).await? {
+        holds.remove(entry.body().text("hold")?);
+    }
+    Ok(holds)
 }
 
 /// The hold that an entry placed.

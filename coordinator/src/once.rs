@@ -6,10 +6,10 @@
 //! token) is kept nowhere, and not answered again.
 
 use crate::{
-    engine::{Engine, unreadable},
+    engine::{Engine, Parts, problem_of, unreadable},
     erasure::Asker,
     policy::{Action, Resource},
-    store::Store,
+    store::writer::Commit,
 };
 use falaj_core::{
     audit::{Draft, Entry, Kind, objects::Object},
@@ -43,14 +43,16 @@ impl Once {
 /// asks sees to it that nothing is done for the same request between this and the change.
 ///
 /// # Errors
-/// [`Code::Conflict`] when another request came under this key; why the log cannot be read.
-pub(crate) async fn before(store: &Store, once: Option<Once>) -> Result<Option<Entry>, Problem> {
+/// [`Code::Conflict`] when another request came under this key; why the log cannot be read, or takes no entries.
+pub(crate) async fn before(parts: &Parts, once: Option<Once>) -> Result<Option<Entry>, Problem> {
     let Some(Once { key, request }) = once else { return Ok(None) };
+    // Commits are made in their order: what the log had not taken in time is decided when a later one is.
+    parts.writer.commit(Commit::default()).await.map_err(|e| problem_of(&e))?;
     let is_change = |entry: &Entry| {
         entry.kind != Kind::AccessDenied && entry.body().find::<Digest>(KEY) == Some(key)
     };
-    let found = store.find_one(&Object::Digest(key), None, is_change).await.map_err(unreadable)?;
-    match found {
+    let found = parts.store.find_one(&Object::Digest(key), None, is_change).await;
+    match found.map_err(unreadable)? {
         Some(entry) if entry.body().find::<Digest>(REQUEST) != Some(request) => {
             let why = "this `Idempotency-Key` came with another request before: take a new one";
             Err(Code::Conflict.because(why))
@@ -76,7 +78,7 @@ impl Asker<'_> {
         engine: &Engine,
         action: Action,
     ) -> Result<Option<Entry>, Problem> {
-        let found = before(&engine.parts().store, self.once).await;
+        let found = before(engine.parts(), self.once).await;
         if !matches!(found, Ok(None)) {
             let draft = Draft::new(Kind::AdminRead).actor(self.actor);
             engine.grant(self.party(), action, &Resource::Service, draft).await?;
@@ -91,13 +93,13 @@ impl Asker<'_> {
 /// # Errors
 /// As [`before`], and why it cannot be done.
 pub(crate) async fn once(
-    store: &Store,
+    parts: &Parts,
     once: Option<Once>,
     work: impl Future<Output = Result<(), Problem>> + Send,
 ) -> Result<bool, Problem> {
-    if before(store, once).await?.is_some() {
+    if before(parts, once).await?.is_some() {
         return Ok(true);
     }
     let Err(problem) = work.await else { return Ok(false) };
-    before(store, once).await?.map(|_| true).ok_or(problem)
+    before(parts, once).await?.map(|_| true).ok_or(problem)
 }

@@ -13,7 +13,7 @@ use crate::{
         problem_of, unreadable,
     },
     erasure::Asker,
-    once,
+    once::{self, Once},
     policy::{Action, Resource},
     proofs,
     store::{
@@ -425,15 +425,9 @@ impl Versions {
         let study = &handle.meta.study.id;
         let mut ready = self.ready(asker, handle, act, expected).await;
         // Looked up after the versions were read: what is done from then on changes them, and this is refused.
-        match once::before(&self.engine.parts().store, asker.once).await {
-            Ok(before) => {
-                // An alias that was taken away is nobody's, so that taking it away again is refused anyway.
-                let told = |entry: Entry| Some((entry.body().int("version").ok()?, entry.seq));
-                if let Some((number, index)) = before.and_then(told) {
-                    let (registry, revision) = self.of(study).await?;
-                    return Ok(Done { registry, revision, number, index, again: true });
-                }
-            }
+        match self.done_before(asker.once, study).await {
+            Ok(None) => {}
+            Ok(Some(done)) => return Ok(done),
             Err(problem) => ready = Err(problem.into()),
         }
         match ready {
@@ -442,7 +436,13 @@ impl Versions {
                 let row = Change::Registry(change.next.clone(), over);
                 let draft = act.asked(draft).study(study).actor(asker.actor);
                 let draft = act.reason().iter().fold(draft, |draft, why| draft.text("reason", why));
-                let committed = self.grant(asker, handle, act, draft, vec![row]).await?;
+                let committed = match self.grant(asker, handle, act, draft, vec![row]).await {
+                    Ok(committed) => committed,
+                    // The same request may have been quicker.
+                    Err(problem) => {
+                        return self.done_before(asker.once, study).await?.ok_or(problem);
+                    }
+                };
                 self.count(&asked);
                 let (number, index) = (change.version, committed.first);
                 let (registry, revision) = (change.next, over + 1);
@@ -566,6 +566,20 @@ impl Versions {
             draft = draft.digest("provenance_sha256", &Digest::of(&envelope));
         }
         Ok(Ready { change, over, draft, asked })
+    }
+
+    /// What was done when a request came before. An alias that was taken away is nobody's, so that taking it away again is refused
+    /// anyway.
+    async fn done_before(
+        &self,
+        once: Option<Once>,
+        study: &StudyId,
+    ) -> Result<Option<Done>, Problem> {
+        let before = once::before(self.engine.parts(), once).await?;
+        let told = |entry: Entry| Some((entry.body().int("version").ok()?, entry.seq));
+        let Some((number, index)) = before.and_then(told) else { return Ok(None) };
+        let (registry, revision) = self.of(study).await?;
+        Ok(Some(Done { registry, revision, number, index, again: true }))
     }
 
     /// Whether a promotion would be allowed as things stand, so that nobody has models hashed who may not promote them.

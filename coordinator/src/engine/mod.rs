@@ -512,11 +512,11 @@ impl Engine {
             self.parts().writer.record(denied).await.map_err(|e| problem_of(&e))?;
             return Err(Code::Denied.because(&decision.reason));
         }
-        if once::before(&self.parts().store, asker.once).await?.is_some() {
+        if once::before(self.parts(), asker.once).await?.is_some() {
             // The same file under the same key: it is this study, and how it stands is an access like any other.
             let again = Draft::new(Kind::AdminRead).actor(asker.actor).study(&id);
             self.grant(asker.party(), submit, &resource, again).await?;
-            return self.study(&id);
+            return self.submitted_before(&id).await;
         }
         if self.study(&id).is_ok() {
             return Err(Code::StudyExists
@@ -563,6 +563,24 @@ impl Engine {
             entries: vec![entry],
         };
         self.parts().writer.commit(commit).await.map_err(|e| problem_of(&e))?;
+        self.take_up(row).await
+    }
+
+    /// A study that was stored before, and is taken up now if the log took its entry too late for that.
+    async fn submitted_before(&self, id: &StudyId) -> Result<Handle, Problem> {
+        if let Ok(handle) = self.study(id) {
+            return Ok(handle);
+        }
+        let rows = self.parts().store.studies().await.map_err(unreadable)?;
+        match rows.into_iter().find(|row| row.id == *id) {
+            Some(row) => self.take_up(row).await,
+            None => self.study(id),
+        }
+    }
+
+    /// Takes up a study that has just been stored.
+    async fn take_up(&self, row: StudyRow) -> Result<Handle, Problem> {
+        let id = row.id.clone();
         self.resume(row).await.map_err(|e| {
             tracing::error!(error = %format!("{e:#}"), study = %id, "a new study cannot be taken up");
             Code::Internal.because("the study was stored and will be taken up on the next start")
@@ -589,7 +607,7 @@ impl Engine {
             handle.mailbox.send(mail).await.map_err(|_| over())?;
             answer.await.map_err(|_| over())?
         };
-        once::once(&self.parts().store, once, work).await.map(|_| ())
+        once::once(self.parts(), once, work).await.map(|_| ())
     }
 
     /// Decides over a candidate that waits for people, unless this request did so before: whether it did. It is durable when this
@@ -608,7 +626,7 @@ impl Engine {
             handle.mailbox.send(mail).await.map_err(|_| over())?;
             answer.await.map_err(|_| over())?
         };
-        once::once(&self.parts().store, once, work).await
+        once::once(self.parts(), once, work).await
     }
 
     /// A site's agent has connected: every study that it may join hears of it.

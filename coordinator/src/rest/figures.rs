@@ -144,7 +144,7 @@ async fn of_round(
             told.noise = Some(e.noise.as_str().to_owned());
         }
     }
-    if let Some((of, compared)) = of_updates(app, handle, round, updates).await? {
+    if let Some((of, compared)) = of_updates(app, round, updates).await? {
         candidate = candidate.or(Some(of));
         for standing in Standing::ALL {
             let figure = gate::Figure::EachUpdate(standing);
@@ -159,7 +159,7 @@ async fn of_round(
     }))
 }
 
-/// Whose updates were counted in each try of a round, in the order of their ids.
+/// Whose updates were counted in each try of a round, in the order of their ids; none where nothing has them compared.
 type Updates = BTreeMap<Try, BTreeSet<SiteId>>;
 
 /// Whether a study has gates for which updates are compared with each other.
@@ -170,12 +170,10 @@ fn compares(study: &Study) -> bool {
 /// How a round's updates compare with each other, and the candidate that they make, as the log has it with the round's verdict.
 async fn of_updates(
     app: &App,
-    handle: &Handle,
     round: &AnyRound,
     updates: &Updates,
 ) -> Answer<Option<(Digest, Compared)>> {
-    let sites = updates.get(&Try::of(round)).filter(|_| compares(&handle.meta.study));
-    let Some(sites) = sites else { return Ok(None) };
+    let Some(sites) = updates.get(&Try::of(round)) else { return Ok(None) };
     let Some(entry) = verdict(app, round).await? else { return Ok(None) };
     let body = entry.body();
     let (Some(candidate), Some(lines)) = (body.find("model_sha256"), body.member("compared"))

@@ -127,6 +127,7 @@ fn a_change_whose_answer_is_lost_is_asked_for_again_and_made_once() -> Result<()
     lossy.lose();
     let stopped = federation.falaj_json(&["study", "stop", "heart"])?;
     ensure!(lossy.has_lost() && stopped["id"] == "heart", "{stopped}");
+    federation.study_reaches("heart", &["stopped"])?;
     // The secret of a token was in the answer that is lost, and is nowhere else.
     lossy.lose();
     let offer = ["site", "enroll-token", "hospital-9", "--at-place", "ae-on/ae-az"];
