@@ -149,6 +149,9 @@ impl Approvals {
     /// [`Code::Malformed`], [`Code::UnknownStudy`], [`Code::Denied`], [`Code::Busy`], or why the log cannot take the entry.
     pub async fn give(&self, asker: Asker<'_>, asked: &Asked<'_>) -> Result<Approval, Problem> {
         let mut standing = self.standing().await?;
+        if let Some(given) = asker.came_before(&self.engine, Action::ApprovalGive).await? {
+            return Approval::read(&given).map_err(|e| Code::Internal.because(e));
+        }
         let Read { action, study, submitter, promotion, whom, place, ttl } =
             match self.read(asker, asked) {
                 Ok(read) => read,
@@ -171,7 +174,7 @@ impl Approvals {
             let why = "nobody approves that a version of their own study is promoted: ask another approver";
             return Err(self.refuse_unread(asker, give, Code::Denied.because(why)).await);
         }
-        let draft = Draft::new(Kind::ApprovalGiven).actor(asker.actor);
+        let draft = asker.makes(Kind::ApprovalGiven);
         if !decision.allow {
             let draft = draft.asked([("place", place.to_string().as_str())]);
             let draft = study.iter().fold(draft, |draft, (study, _)| draft.study(study));
@@ -211,6 +214,9 @@ impl Approvals {
     /// [`Code::NotFound`], [`Code::Denied`], or why the log cannot take the entry.
     pub async fn withdraw(&self, asker: Asker<'_>, id: &str) -> Result<Approval, Problem> {
         let mut standing = self.standing().await?;
+        if let Some(gone) = asker.came_before(&self.engine, Action::ApprovalWithdraw).await? {
+            return self.withdrawn_before(&gone).await;
+        }
         let found = standing.approvals.all().find(|approval| approval.id == id).cloned();
         let Some(approval) = found else {
             let problem = Code::NotFound.because(
@@ -218,7 +224,7 @@ impl Approvals {
             );
             return Err(self.refuse_unread(asker, Action::ApprovalWithdraw, problem).await);
         };
-        let draft = Draft::new(Kind::ApprovalWithdrawn).actor(asker.actor);
+        let draft = asker.makes(Kind::ApprovalWithdrawn);
         let draft = Approval::tell(draft, id, &approval.of);
         let (withdraw, resource) = (Action::ApprovalWithdraw, Resource::Service);
         let recorded = self.engine.grant(asker.party(), withdraw, &resource, draft).await;
@@ -226,6 +232,18 @@ impl Approvals {
         standing.approvals.withdraw(id);
         self.count(&mut standing, &approval.of.action, "withdrawn");
         Ok(approval)
+    }
+
+    /// The approval that was taken back before, as it was given.
+    async fn withdrawn_before(&self, gone: &Entry) -> Result<Approval, Problem> {
+        let untold = || Code::Internal.because("the log does not tell which approval it was");
+        let id = gone.body().find_text("approval").ok_or_else(untold)?;
+        let whom = Object::Person(gone.person().ok_or_else(untold)?);
+        let is = |entry: &Entry| entry.body().find_text("approval") == Some(id);
+        let store = &self.engine.parts().store;
+        let given =
+            store.find_one(&whom, Some(Kind::ApprovalGiven), is).await.map_err(unreadable)?;
+        Approval::read(&given.ok_or_else(untold)?).map_err(|e| Code::Internal.because(e))
     }
 
     /// Decides over what a person takes to a place, by who has approved it, and records that; `rows` become durable with it if it

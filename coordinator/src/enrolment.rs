@@ -26,7 +26,7 @@ use falaj_certs::{
     trust::IssuerEntry,
 };
 use falaj_core::{
-    audit::{Actor, Draft, Kind},
+    audit::{Actor, Draft, Entry, Kind},
     evidence::Evidence,
     id::{Digest, Place, Role, SiteId, SpiffeId},
     time::Timestamp,
@@ -145,6 +145,8 @@ struct Inner {
     /// Where tokens say that sites enrol; none while nobody can.
     public: Mutex<Option<String>>,
     tokens: Mutex<BTreeMap<String, Made>>,
+    /// Whoever has it is the only operator who makes a token or takes one back.
+    one_at_a_time: tokio::sync::Mutex<()>,
     /// What was given last about a key; nothing while it is being signed.
     renewals: Mutex<BTreeMap<[u8; 32], Option<Granted>>>,
     signing: Semaphore,
@@ -196,6 +198,7 @@ impl Enrolments {
             lifetime,
             public,
             tokens,
+            one_at_a_time: tokio::sync::Mutex::default(),
             renewals: Mutex::default(),
             signing,
         })))
@@ -216,7 +219,7 @@ impl Enrolments {
     ///
     /// # Errors
     /// [`Code::Malformed`], [`Code::Unavailable`] while nobody can enrol here, [`Code::Busy`], [`Code::Denied`], or why the log
-    /// cannot take the entry.
+    /// cannot take the entry; [`Code::Conflict`] when the request came before.
     pub async fn offer(
         &self,
         asker: Asker<'_>,
@@ -224,6 +227,13 @@ impl Enrolments {
         place: &str,
         ttl_s: u64,
     ) -> Result<Token, Problem> {
+        let _one_at_a_time = self.0.one_at_a_time.lock().await;
+        if let Some(entry) = asker.came_before(&self.0.engine, Action::SiteEnroll).await? {
+            // If the log took it too late to be told of, it is known now, so that it can be taken back.
+            let (id, made) = offered(&entry).map_err(|e| Code::Internal.because(e))?;
+            self.tokens().entry(id.clone()).or_insert(made);
+            return Err(told_once(&id));
+        }
         let token = match self.token(name, place, ttl_s) {
             Ok(token) => token,
             Err(problem) => {
@@ -236,8 +246,8 @@ impl Enrolments {
             }
         };
         let secret_sha256 = token.secret.digest();
-        let draft = Draft::new(Kind::EnrolmentOffered)
-            .actor(asker.actor)
+        let draft = asker
+            .makes(Kind::EnrolmentOffered)
             .text("identity", &token.site.to_string())
             .text("token", &token.id)
             .digest("secret_sha256", &secret_sha256)
@@ -269,16 +279,21 @@ impl Enrolments {
     /// [`Code::UnknownToken`], [`Code::Conflict`] when it was used, [`Code::Denied`], or why the log cannot take the entry.
     pub async fn withdraw(&self, asker: Asker<'_>, id: &str) -> Result<Told, Problem> {
         let (engine, action) = (&self.0.engine, Action::SiteEnroll);
+        let _one_at_a_time = self.0.one_at_a_time.lock().await;
+        if asker.came_before(engine, action).await?.is_some() {
+            let told = self.all().into_iter().find(|told| told.id == id);
+            return told.ok_or_else(|| unknown_token(id));
+        }
         let may = engine.parts().policy.decide(asker.party(), action, &Resource::Service).allow;
         // Before its entry, so that nobody is given a certificate for it after that.
         let taken = if may { self.take_back(id) } else { Err(unknown_token(id)) };
         let draft = match &taken {
-            Ok((told, _)) => Draft::new(Kind::EnrolmentWithdrawn)
+            Ok((told, _)) => asker
+                .makes(Kind::EnrolmentWithdrawn)
                 .text("token", id)
                 .text("identity", &told.site.to_string()),
-            Err(_) => Draft::new(Kind::AdminRead),
+            Err(_) => Draft::new(Kind::AdminRead).actor(asker.actor),
         };
-        let draft = draft.actor(asker.actor);
         let granted = engine.grant(asker.party(), action, &Resource::Service, draft).await;
         if let Err(problem) = granted {
             // What the log has not taken in time it may take yet.
@@ -717,9 +732,26 @@ enum Claimed {
     UnderWay,
 }
 
+/// What whoever comes again is told of the token that was made for them: its secret was in the one answer, and is nowhere.
+fn told_once(id: &str) -> Problem {
+    Code::Conflict.because(format!(
+        "token {id} was made when this request came before, and its secret was in that answer alone: take it back with `falaj site withdraw-token {id}`, and ask under another `Idempotency-Key`"
+    ))
+}
+
 fn unknown_token(id: &str) -> Problem {
     Code::UnknownToken
         .because(format!("there is no token `{id}`; `falaj site tokens` shows those there are"))
+}
+
+/// The token that an entry tells of, as it was made.
+fn offered(entry: &Entry) -> Result<(String, Made)> {
+    let body = entry.body();
+    let until = Timestamp::parse(body.text("until").unwrap_or_default());
+    let until = until.context("a token in the log has no end")?;
+    let (secret_sha256, site) = (body.parsed("secret_sha256")?, body.parsed("identity")?);
+    let made = Made { secret_sha256, site, until, used: None, withdrawn: false };
+    Ok((body.text("token")?.to_owned(), made))
 }
 
 /// The tokens that the log tells of.
@@ -727,14 +759,9 @@ async fn read(engine: &Engine) -> Result<BTreeMap<String, Made>> {
     let mut tokens = BTreeMap::new();
     let now = clock::now();
     for entry in entries(engine, Kind::EnrolmentOffered).await? {
-        let body = entry.body();
-        let until = Timestamp::parse(body.text("until").unwrap_or_default());
-        let until = until.context("a token in the log has no end")?;
-        if now.since_ms(until) < KEPT_MS {
-            let secret_sha256 = body.parsed("secret_sha256")?;
-            let site = body.parsed("identity")?;
-            let made = Made { secret_sha256, site, until, used: None, withdrawn: false };
-            tokens.insert(body.text("token")?.to_owned(), made);
+        let (id, made) = offered(&entry)?;
+        if now.since_ms(made.until) < KEPT_MS {
+            tokens.insert(id, made);
         }
     }
     if tokens.is_empty() {

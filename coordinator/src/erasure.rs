@@ -5,6 +5,7 @@
 
 use crate::{
     engine::{Engine, problem_of, unreadable},
+    once::Once,
     policy::{Action, Party, Resource},
     store::{Store, objects::Wanted},
 };
@@ -53,6 +54,8 @@ pub struct Asker<'a> {
     pub id: &'a SpiffeId,
     /// For the log.
     pub actor: &'a Actor,
+    /// How the request is known when it comes again, if whoever asks gave it a key.
+    pub once: Option<Once>,
 }
 
 impl<'a> Asker<'a> {
@@ -78,14 +81,7 @@ impl Erasures {
     /// # Errors
     /// When the log cannot be read, or somebody cannot be erased.
     pub async fn open(engine: Engine) -> Result<Self> {
-        let mut holds = BTreeMap::new();
-        for entry in entries(&engine, Kind::HoldPlaced).await? {
-            let hold = hold(&entry)?;
-            holds.insert(hold.id.clone(), hold);
-        }
-        for entry in entries(&engine, Kind::HoldReleased).await? {
-            holds.remove(entry.body().text("hold")?);
-        }
+        let holds = standing(&engine).await?;
         let mut begun = BTreeMap::new();
         for entry in entries(&engine, Kind::ErasureBegun).await? {
             begun.insert(about(&entry)?, entry);
@@ -122,6 +118,9 @@ impl Erasures {
         now: Timestamp,
     ) -> Result<(Person, u64), Problem> {
         let holds = self.holds.lock().await;
+        if let Some(begun) = asker.came_before(&self.engine, Action::PersonErase).await? {
+            return self.erased_before(&begun).await;
+        }
         let read = self.person(whom).and_then(|person| Ok((person, checked(article)?)));
         let (person, article) = match read {
             Ok(read) => read,
@@ -136,18 +135,24 @@ impl Erasures {
             self.grant(asker, Action::PersonErase, draft).await?;
             return Err(code.because(kept));
         }
-        let draft = Draft::new(Kind::ErasureBegun)
-            .actor(asker.actor)
-            .person(person)
-            .text("article", article);
+        let draft = asker.makes(Kind::ErasureBegun).person(person).text("article", article);
         self.grant(asker, Action::PersonErase, draft).await?;
         self.forget(person).await.map_err(|e| {
             tracing::error!(error = %format!("{e:#}"), %person, "a person cannot be erased");
-            Code::Internal.because("the erasure was begun, and the coordinator could not finish it: it goes on when it is started again")
+            unfinished()
         })?;
         let draft = performed(person, article).actor(asker.actor);
         let done = self.engine.parts().writer.record(vec![draft]).await;
         Ok((person, done.map_err(|e| problem_of(&e))?.first))
+    }
+
+    /// Whom an erasure was about that was begun before, and the entry that says that it is done.
+    async fn erased_before(&self, begun: &Entry) -> Result<(Person, u64), Problem> {
+        let person = about(begun).map_err(|e| Code::Internal.because(e))?;
+        let (store, object) = (&self.engine.parts().store, Object::Person(person));
+        let done = store.find_one(&object, Some(Kind::ErasurePerformed), |_| true).await;
+        let done = done.map_err(unreadable)?.ok_or_else(unfinished)?;
+        Ok((person, done.seq))
     }
 
     /// Places a hold on a person or on a study.
@@ -161,6 +166,9 @@ impl Erasures {
         article: &str,
     ) -> Result<Hold, Problem> {
         let mut holds = self.holds.lock().await;
+        if let Some(placed) = asker.came_before(&self.engine, Action::HoldPlace).await? {
+            return self.held_before(&mut holds, &placed).await;
+        }
         let read = self.held_object(person, study).and_then(|o| Ok((o, checked(article)?)));
         let read = match read {
             Ok(_) if holds.len() >= HOLDS_MAX => {
@@ -174,7 +182,7 @@ impl Erasures {
                 return Err(self.refuse_unread(asker, Action::HoldPlace, problem).await);
             }
         };
-        let draft = on(Draft::new(Kind::HoldPlaced).actor(asker.actor), &object);
+        let draft = on(asker.makes(Kind::HoldPlaced), &object);
         let id = hex::encode(&crate::clock::nonce()[..8]);
         let draft = draft.text("hold", &id).text("article", article);
         self.grant(asker, Action::HoldPlace, draft).await?;
@@ -189,16 +197,33 @@ impl Erasures {
     /// [`Code::UnknownHold`], or why the log cannot take an entry.
     pub async fn release(&self, asker: Asker<'_>, id: &str) -> Result<Hold, Problem> {
         let mut holds = self.holds.lock().await;
+        if let Some(released) = asker.came_before(&self.engine, Action::HoldRelease).await? {
+            return self.held_before(&mut holds, &released).await;
+        }
         let Some(hold) = holds.get(id).cloned() else {
             let problem = Code::UnknownHold
                 .because("no hold of this name stands; `falaj hold list` shows those that do");
             return Err(self.refuse_unread(asker, Action::HoldRelease, problem).await);
         };
-        let draft = on(Draft::new(Kind::HoldReleased).actor(asker.actor), &hold.object);
+        let draft = on(asker.makes(Kind::HoldReleased), &hold.object);
         let draft = draft.text("hold", id).text("article", &hold.article);
         self.grant(asker, Action::HoldRelease, draft).await?;
         holds.remove(id);
         Ok(hold)
+    }
+
+    /// The hold that was placed or released before, as the entry says. Whatever the log took too late to be told of is known now.
+    async fn held_before(
+        &self,
+        holds: &mut BTreeMap<String, Hold>,
+        entry: &Entry,
+    ) -> Result<Hold, Problem> {
+        let untold = |e: anyhow::Error| {
+            tracing::error!(error = %format!("{e:#}"), "holds cannot be read again");
+            Code::Internal.because("the coordinator cannot read its log")
+        };
+        *holds = standing(&self.engine).await.map_err(untold)?;
+        hold(entry).map_err(untold)
     }
 
     /// The engine whose people these are.
@@ -345,6 +370,11 @@ pub(crate) fn refused(draft: Draft, kept: &Kept) -> (Draft, Code) {
     }
 }
 
+/// What is answered about an erasure that the log has begun, and that is not done.
+fn unfinished() -> Problem {
+    Code::Internal.because("the erasure was begun, and the coordinator could not finish it: it goes on when it is started again")
+}
+
 /// The entry that says that a person has been erased.
 fn performed(person: Person, article: &str) -> Draft {
     Draft::new(Kind::ErasurePerformed).person(person).text("article", article)
@@ -373,6 +403,19 @@ fn checked(article: &str) -> Result<&str, Problem> {
 /// The person that an entry is about.
 fn about(entry: &Entry) -> Result<Person> {
     entry.person().with_context(|| format!("log entry {} names no person", entry.seq))
+}
+
+/// The holds that stand, as the log says.
+async fn standing(engine: &Engine) -> Result<BTreeMap<String, Hold>> {
+    let mut holds = BTreeMap::new();
+    for entry in entries(engine, Kind::HoldPlaced).await? {
+        let hold = hold(&entry)?;
+        holds.insert(hold.id.clone(), hold);
+    }
+    for entry in entries(engine, Kind::HoldReleased).await? {
+        holds.remove(entry.body().text("hold")?);
+    }
+    Ok(holds)
 }
 
 /// The hold that an entry placed.

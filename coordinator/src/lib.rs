@@ -23,6 +23,7 @@ mod knock;
 pub mod memory;
 pub mod metrics;
 pub mod oidc;
+pub mod once;
 pub mod outcomes;
 pub mod persons;
 pub mod policy;

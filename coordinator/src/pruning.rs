@@ -129,6 +129,9 @@ impl Prunings {
             return Err(self.erasures.refuse_unread(asker, Action::LogPrune, denied).await);
         }
         let _one_at_a_time = self.one_at_a_time.lock().await;
+        if let Some(begun) = asker.came_before(self.erasures.engine(), Action::LogPrune).await? {
+            return self.pruned_before(&begun, bundle).await;
+        }
         let read = async {
             let policy = self.read_policy()?;
             let shard = self.shard(origin).await?;
@@ -146,17 +149,21 @@ impl Prunings {
         let begun = {
             // No hold is placed between the look and the intent.
             let holds = self.erasures.standing().await;
-            let about = |kind| Draft::new(kind).actor(asker.actor).text("log", origin);
             let kept = match self.held(store, holds.values()).await? {
                 Some(hold) => Some(hold),
                 None => self.kept(store, size, &policy, now).await?,
             };
             if let Some(kept) = kept {
-                let (draft, code) = refused(about(Kind::PruningRefused), &kept);
+                let (draft, code) = refused(
+                    Draft::new(Kind::PruningRefused).actor(asker.actor).text("log", origin),
+                    &kept,
+                );
                 self.erasures.grant(asker, Action::LogPrune, draft).await?;
                 return Err(code.because(kept));
             }
-            let draft = about(Kind::PruningBegun)
+            let draft = asker
+                .makes(Kind::PruningBegun)
+                .text("log", origin)
                 .text("article", &policy.article)
                 .text("bundle_sha256", &bundle.to_string())
                 .texts("policy", text.split('\n').map(str::to_owned))
@@ -175,9 +182,18 @@ impl Prunings {
         };
         let done = finished.await.map_err(|e| {
             tracing::error!(error = %format!("{e:#}"), shard = origin, "a shard cannot be pruned");
-            Code::Internal.because("the pruning was begun, and the coordinator could not finish it: it goes on when it is started again")
+            unfinished()
         })?;
         Ok(Pruned { entries: size, index: done.map_err(|e| problem_of(&e))?.first })
+    }
+
+    /// What was pruned by what this entry began.
+    async fn pruned_before(&self, begun: &Entry, bundle: &Digest) -> Result<Pruned, Problem> {
+        let (store, object) = (&self.erasures.engine().parts().store, Object::Digest(*bundle));
+        let done = store.find_one(&object, Some(Kind::PruningPerformed), |_| true).await;
+        let done = done.map_err(unreadable)?.ok_or_else(unfinished)?;
+        let entries = begun.body().int("entries").map_err(|e| Code::Internal.because(e))?;
+        Ok(Pruned { entries, index: done.seq })
     }
 
     /// The policy, and its text.
@@ -318,6 +334,11 @@ impl Prunings {
         }
         Ok(())
     }
+}
+
+/// What is answered about a pruning that the log has begun, and that is not done.
+fn unfinished() -> Problem {
+    Code::Internal.because("the pruning was begun, and the coordinator could not finish it: it goes on when it is started again")
 }
 
 fn rows(change: Change) -> Commit {

@@ -4,6 +4,7 @@
 //! the handlers.
 
 mod approvals;
+mod asking;
 mod candidates;
 mod described;
 mod enrolment;
@@ -12,6 +13,7 @@ mod gates;
 mod lineage;
 mod log;
 mod mirror;
+mod pages;
 mod people;
 mod revocations;
 mod shards;
@@ -27,7 +29,7 @@ use crate::{
     engine::{Engine, Handle, View, by_name, problem_of, unreadable},
     enrolment::Enrolments,
     erased::{Beyond, Erased},
-    erasure::{Asker, Erasures},
+    erasure::Erasures,
     export,
     outcomes::Intent,
     policy::{Action, Resource},
@@ -39,11 +41,12 @@ use crate::{
     trusted::Trusted,
     versions::Versions,
 };
+use asking::{Asking, asker};
 use axum::{
     Extension, Json, Router,
     body::{Body, Bytes},
     extract::{DefaultBodyLimit, Path, Query, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{StatusCode, header},
     response::{
         IntoResponse, Response,
         sse::{Event as Sse, KeepAlive},
@@ -64,6 +67,7 @@ use falaj_proto::{
     study::STUDY_BYTES_MAX,
 };
 use futures_util::StreamExt as _;
+use pages::{PageQuery, Try};
 use serde::Deserialize;
 use shards::{Shard, ShardQuery};
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
@@ -389,17 +393,22 @@ async fn status(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Status>> {
 }
 
 /// The sites that are connected.
-#[utoipa::path(get, path = "/api/v1/sites", responses((status = 200, body = Page<Site>), (status = 403, body = ProblemJson)))]
-async fn sites(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Site>>> {
+#[utoipa::path(get, path = "/api/v1/sites", params(PageQuery), responses((status = 200, body = Page<Site>), (status = 403, body = ProblemJson)))]
+async fn sites(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<Page<Site>>> {
     app.grant(&peer, Action::StatusRead, None).await?;
-    let items = app.engine.sites().all().into_iter().map(|(id, c)| Site {
+    let (sites, next) = query.of(app.engine.sites().all(), |(id, _)| id.clone())?;
+    let items = sites.into_iter().map(|(id, c)| Site {
         id: id.to_string(),
         connected: c.since.to_string(),
         address: c.address,
         agent_version: c.agent_version,
         datasets: c.datasets,
     });
-    Ok(Json(Page { items: items.collect(), next: None }))
+    Ok(Json(Page { items: items.collect(), next }))
 }
 
 /// Submits a study: the body is the YAML file.
@@ -407,21 +416,30 @@ async fn sites(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Site>>
 async fn submit(
     State(app): Ctx,
     Extension(peer): Who,
-    headers: HeaderMap,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<(StatusCode, Json<Study>)> {
-    let identity = peer.identity()?;
-    let file = headers.get("falaj-file-name").and_then(|v| v.to_str().ok()).unwrap_or("study.yaml");
-    let handle = app.engine.submit(body, file, identity, &peer.actor).await?;
+    let once = asking.once(&peer)?;
+    let Asking { parts, body } = asking;
+    let engine = app.engine.clone();
+    let submitted = to_the_end("a submission", async move {
+        let file = parts.headers.get("falaj-file-name").and_then(|name| name.to_str().ok());
+        engine.submit(body, file.unwrap_or("study.yaml"), asker(&peer, once)?).await
+    });
+    let handle = submitted.await?;
     Ok((StatusCode::CREATED, Json(shown(&app, &handle))))
 }
 
-/// Every study.
-#[utoipa::path(get, path = "/api/v1/studies", responses((status = 200, body = Page<Study>), (status = 403, body = ProblemJson)))]
-async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Study>>> {
+/// Every study, by name.
+#[utoipa::path(get, path = "/api/v1/studies", params(PageQuery), responses((status = 200, body = Page<Study>), (status = 403, body = ProblemJson)))]
+async fn list(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<Page<Study>>> {
     app.grant(&peer, Action::StatusRead, None).await?;
-    let items = app.engine.studies().iter().map(|handle| shown(&app, handle)).collect();
-    Ok(Json(Page { items, next: None }))
+    let (studies, next) = query.of(app.engine.studies(), |handle| handle.meta.study.id.clone())?;
+    let items = studies.iter().map(|handle| shown(&app, handle)).collect();
+    Ok(Json(Page { items, next }))
 }
 
 /// One study.
@@ -458,25 +476,31 @@ async fn stop(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
+    asking: Asking,
 ) -> Answer<Json<Study>> {
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyStop, Some(&handle)).await?;
-    app.engine.stop(&handle.meta.study.id, &peer.actor).await?;
+    let once = asking.once(&peer)?;
+    let (engine, study) = (app.engine.clone(), handle.meta.study.id.clone());
+    let stopped = async move { engine.stop(&study, &peer.actor, once).await };
+    to_the_end("a study's stop", stopped).await?;
     Ok(Json(shown(&app, &handle)))
 }
 
-/// The rounds of a study, tries included.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/rounds", params(("id" = String, Path)), responses((status = 200, body = Page<Round>), (status = 404, body = ProblemJson)))]
+/// The rounds of a study, tries included, in the order in which they were opened.
+#[utoipa::path(get, path = "/api/v1/studies/{id}/rounds", params(("id" = String, Path), PageQuery), responses((status = 200, body = Page<Round>), (status = 404, body = ProblemJson)))]
 async fn rounds(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
+    Query(query): Query<PageQuery>,
 ) -> Answer<Json<Page<Round>>> {
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     let rounds = app.engine.parts().store.rounds(&handle.meta.study.id).await;
-    let items = rounds.map_err(unreadable)?.iter().map(round_shown).collect();
-    Ok(Json(Page { items, next: None }))
+    let (rounds, next) = query.of(rounds.map_err(unreadable)?, Try::of)?;
+    let items = rounds.iter().map(round_shown).collect();
+    Ok(Json(Page { items, next }))
 }
 
 fn round_shown(round: &AnyRound) -> Round {
@@ -538,16 +562,18 @@ async fn events(State(app): Ctx, Extension(peer): Who, Path(id): Path<String>) -
 }
 
 /// The models of a study; round 0 is the first, untrained one.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/models", params(("id" = String, Path)), responses((status = 200, body = Page<Model>), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/studies/{id}/models", params(("id" = String, Path), PageQuery), responses((status = 200, body = Page<Model>), (status = 404, body = ProblemJson)))]
 async fn models(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
+    Query(query): Query<PageQuery>,
 ) -> Answer<Json<Page<Model>>> {
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     let manifest = &handle.meta.manifest;
     let rows = app.engine.parts().store.models(&handle.meta.study.id).await.map_err(unreadable)?;
+    let (rows, next) = query.of(rows, |row| row.number)?;
     let items = rows.into_iter().map(|m| Model {
         round: m.number,
         model_sha256: m.sha256.to_string(),
@@ -555,7 +581,7 @@ async fn models(
         params: manifest.params() as u64,
         published: m.published.to_string(),
     });
-    Ok(Json(Page { items: items.collect(), next: None }))
+    Ok(Json(Page { items: items.collect(), next }))
 }
 
 /// Where something is taken to.
@@ -667,8 +693,12 @@ async fn prove(
 }
 
 /// Who stands behind how much of the log, by cosignatures.
-#[utoipa::path(get, path = "/api/v1/log/witnesses", responses((status = 200, body = Page<Witness>), (status = 403, body = ProblemJson)))]
-async fn witnesses(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Witness>>> {
+#[utoipa::path(get, path = "/api/v1/log/witnesses", params(PageQuery), responses((status = 200, body = Page<Witness>), (status = 403, body = ProblemJson)))]
+async fn witnesses(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<Page<Witness>>> {
     app.grant(&peer, Action::LogRead, None).await?;
     let parts = app.engine.parts();
     let size = parts.writer.head().0;
@@ -678,7 +708,8 @@ async fn witnesses(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Wi
         since: size.saturating_sub(tree_size),
     };
     let all = parts.store.witnesses().await.map_err(unreadable)?;
-    Ok(Json(Page { items: all.into_iter().map(witness).collect(), next: None }))
+    let (all, next) = query.of(all, |(witness, _)| witness.clone())?;
+    Ok(Json(Page { items: all.into_iter().map(witness).collect(), next }))
 }
 
 /// How much of the log.

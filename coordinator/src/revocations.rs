@@ -50,6 +50,14 @@ pub struct Revocation {
     pub index: u64,
 }
 
+impl Revocation {
+    /// The one that an entry tells of.
+    fn of(subject: Subject, entry: &Entry) -> Self {
+        let reason = entry.body().text("reason").unwrap_or_default().to_owned();
+        Self { subject, reason, at: entry.ts.clone(), index: entry.seq }
+    }
+}
+
 /// Revokes, and knows what is revoked. A cheap handle.
 #[derive(Clone)]
 pub struct Revocations {
@@ -90,9 +98,7 @@ impl Revocations {
                 standing.remove(&subject);
                 continue;
             }
-            let reason = entry.body().text("reason").unwrap_or_default().to_owned();
-            let (at, index) = (entry.ts.clone(), entry.seq);
-            standing.insert(subject.clone(), Revocation { subject, reason, at, index });
+            standing.insert(subject.clone(), Revocation::of(subject, &entry));
         }
         self.put_in_force(&standing).await?;
         Ok(())
@@ -172,6 +178,9 @@ impl Revocations {
         reason: &str,
     ) -> Result<Revocation, Problem> {
         let mut standing = self.standing.lock().await;
+        if let Some(revoked) = asker.came_before(&self.engine, Action::SiteRevoke).await? {
+            return self.told_by(&revoked);
+        }
         let read = match self.read(subject).and_then(|s| Ok((s, checked(reason)?))) {
             Ok(_) if standing.len() >= DENIED_MAX => {
                 Err(Code::Busy.because(format!("{DENIED_MAX} revocations stand already")))
@@ -204,6 +213,9 @@ impl Revocations {
         reason: &str,
     ) -> Result<Revocation, Problem> {
         let mut standing = self.standing.lock().await;
+        if let Some(reinstated) = asker.came_before(&self.engine, Action::SiteRevoke).await? {
+            return self.reinstated_before(&reinstated).await;
+        }
         let read = self.read(subject).and_then(|subject| {
             if self.engine.parts().policy.broken().is_some() {
                 return Err(Code::Denied.because(
@@ -227,6 +239,26 @@ impl Revocations {
         standing.remove(&was.subject);
         self.take_up(&standing).await;
         Ok(was)
+    }
+
+    /// The revocation that an entry tells of.
+    fn told_by(&self, entry: &Entry) -> Result<Revocation, Problem> {
+        let erased = || Code::UnknownPerson.because("whoever this was about was erased since");
+        Ok(Revocation::of(subject(&self.engine, entry).ok_or_else(erased)?, entry))
+    }
+
+    /// The revocation that this entry takes back, as it was.
+    async fn reinstated_before(&self, reinstated: &Entry) -> Result<Revocation, Problem> {
+        let whom = self.told_by(reinstated)?.subject;
+        let mut all = entries(&self.engine, Kind::CertificateRevoked).await.map_err(|e| {
+            tracing::error!(error = %format!("{e:#}"), "revocations cannot be read again");
+            Code::Internal.because("the coordinator cannot read its log")
+        })?;
+        let is_of = |entry: &Entry| subject(&self.engine, entry).as_ref() == Some(&whom);
+        let place = |entry: &Entry| (entry.ts.clone(), entry.seq);
+        all.retain(|entry| place(entry) < place(reinstated) && is_of(entry));
+        let was = all.iter().max_by_key(|entry| place(entry));
+        self.told_by(was.unwrap_or(reinstated))
     }
 
     /// Whom a text names. People are named by their identity here, and by their pseudonym in the log.
@@ -261,7 +293,7 @@ impl Revocations {
         asker: Asker<'_>,
         subject: &Subject,
     ) -> Result<Draft, Problem> {
-        let draft = Draft::new(kind).actor(asker.actor);
+        let draft = asker.makes(kind);
         Ok(match subject {
             Subject::Certificate(digest) => draft.digest("cert_sha256", digest),
             Subject::Identity(id) if is_person(id) => {

@@ -16,6 +16,7 @@ use crate::{
         unreadable,
     },
     erasure::Asker,
+    once::{self, Once},
     policy::{Action, Resource},
     store::{
         Store, StoreError,
@@ -26,7 +27,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use falaj_core::{
-    audit::{Draft, Entry, Kind, approvals::Promotion, objects::Object},
+    audit::{Draft, Entry, Kind, approvals::Promotion},
     gate::{Declared, Judged, When},
     id::{Digest, Place, RoundId, StudyId},
     registry::{
@@ -93,16 +94,6 @@ pub enum Act {
 }
 
 impl Act {
-    /// What entries tell of something done.
-    const KINDS: [Kind; 6] = [
-        Kind::VersionMade,
-        Kind::VersionPromoted,
-        Kind::VersionRejected,
-        Kind::VersionRevoked,
-        Kind::VersionRolledBack,
-        Kind::VersionAliased,
-    ];
-
     const fn action(&self) -> Action {
         match self {
             Self::Make { .. } => Action::VersionMake,
@@ -324,22 +315,6 @@ fn failed_gates(number: u32, to: Stage, reasons: &[String]) -> Problem {
     ))
 }
 
-/// A request that is done once, however often it comes.
-#[derive(Clone, Copy, Debug)]
-pub struct Once {
-    /// SHA-256 of who asks, and of the key that they gave it.
-    pub key: Digest,
-    /// SHA-256 of what it asks for.
-    pub request: Digest,
-}
-
-impl Once {
-    /// Puts it into the entry, which is where it is found again.
-    fn tell(&self, draft: Draft) -> Draft {
-        draft.digest("idempotency_sha256", &self.key).digest("request_sha256", &self.request)
-    }
-}
-
 /// What was done.
 #[derive(Clone, Debug)]
 pub struct Done {
@@ -434,8 +409,8 @@ impl Versions {
         }
     }
 
-    /// Does something with a version; `expected` is how often the study's versions were changed when whoever asks looked. What came
-    /// `once` before is not done again. This must be run to its end.
+    /// Does something with a version; `expected` is how often the study's versions were changed when whoever asks looked. This must
+    /// be run to its end.
     ///
     /// # Errors
     /// [`Code::UnknownModel`], [`Code::WrongStage`], [`Code::ModelDamaged`], [`Code::Denied`], [`Code::Conflict`], or why the log
@@ -445,28 +420,29 @@ impl Versions {
         asker: Asker<'_>,
         handle: &Handle,
         act: &Act,
-        (expected, once): (Option<u64>, Option<Once>),
+        expected: Option<u64>,
     ) -> Result<Done, Problem> {
         let study = &handle.meta.study.id;
         let mut ready = self.ready(asker, handle, act, expected).await;
-        if let Some(once) = once {
-            // Looked up after the versions were read: what is done from then on changes them, and this is refused.
-            match self.done_before(&once).await {
-                Ok(None) => {}
-                Ok(Some((number, index))) => {
-                    let (registry, revision) = self.of(study).await?;
-                    return Ok(Done { registry, revision, number, index, again: true });
-                }
-                Err(problem) => ready = Err(problem.into()),
-            }
+        // Looked up after the versions were read: what is done from then on changes them, and this is refused.
+        match self.done_before(asker.once, study).await {
+            Ok(None) => {}
+            Ok(Some(done)) => return Ok(done),
+            Err(problem) => ready = Err(problem.into()),
         }
         match ready {
             Ok(Ready { change, over, draft, asked }) => {
-                let draft = once.iter().fold(draft, |draft, once| once.tell(draft));
+                let draft = asker.once.iter().fold(draft, |draft, once| once.tell(draft));
                 let row = Change::Registry(change.next.clone(), over);
                 let draft = act.asked(draft).study(study).actor(asker.actor);
                 let draft = act.reason().iter().fold(draft, |draft, why| draft.text("reason", why));
-                let committed = self.grant(asker, handle, act, draft, vec![row]).await?;
+                let committed = match self.grant(asker, handle, act, draft, vec![row]).await {
+                    Ok(committed) => committed,
+                    // The same request may have been quicker.
+                    Err(problem) => {
+                        return self.done_before(asker.once, study).await?.ok_or(problem);
+                    }
+                };
                 self.count(&asked);
                 let (number, index) = (change.version, committed.first);
                 let (registry, revision) = (change.next, over + 1);
@@ -592,19 +568,18 @@ impl Versions {
         Ok(Ready { change, over, draft, asked })
     }
 
-    /// With which version a request was done that came before, and the entry that says so. An alias that was taken away is nobody's, so
-    /// that taking it away again is refused anyway.
-    async fn done_before(&self, once: &Once) -> Result<Option<(u32, u64)>, Problem> {
-        let (store, key) = (&self.engine.parts().store, Object::Digest(once.key));
-        // What was denied was not done.
-        let is_move = |entry: &Entry| Act::KINDS.contains(&entry.kind);
-        let found = store.find_one(&key, None, is_move).await.map_err(unreadable)?;
-        let Some(entry) = found else { return Ok(None) };
-        if entry.body().find::<Digest>("request_sha256") != Some(once.request) {
-            let why = "this `Idempotency-Key` came with another request before: take a new one";
-            return Err(Code::Conflict.because(why));
-        }
-        Ok(entry.body().int("version").ok().map(|number| (number, entry.seq)))
+    /// What was done when a request came before. An alias that was taken away is nobody's, so that taking it away again is refused
+    /// anyway.
+    async fn done_before(
+        &self,
+        once: Option<Once>,
+        study: &StudyId,
+    ) -> Result<Option<Done>, Problem> {
+        let before = once::before(self.engine.parts(), once).await?;
+        let told = |entry: Entry| Some((entry.body().int("version").ok()?, entry.seq));
+        let Some((number, index)) = before.and_then(told) else { return Ok(None) };
+        let (registry, revision) = self.of(study).await?;
+        Ok(Some(Done { registry, revision, number, index, again: true }))
     }
 
     /// Whether a promotion would be allowed as things stand, so that nobody has models hashed who may not promote them.

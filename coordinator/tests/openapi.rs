@@ -58,6 +58,59 @@ fn signing_in_says_how_it_fails() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
+fn every_change_says_that_it_takes_a_key() -> Result<(), Box<dyn Error>> {
+    let (_, api) = rest::routes();
+    let api = serde_json::to_value(api)?;
+    let mut changes = 0;
+    for (path, item) in api["paths"].as_object().ok_or("no paths")? {
+        for (method, operation) in item.as_object().into_iter().flatten() {
+            let parameters = operation["parameters"].as_array().into_iter().flatten();
+            let keys = parameters
+                .filter(|p| p["name"] == "Idempotency-Key" && p["in"] == "header")
+                .count();
+            let wanted = usize::from(method != "get");
+            assert!(keys == wanted, "{method} {path}: {keys} keys");
+            assert!(
+                method == "get" || operation["responses"]["409"].is_object(),
+                "{method} {path}: no 409"
+            );
+            changes += wanted;
+        }
+    }
+    assert!(changes >= 19, "{changes} changes");
+    Ok(())
+}
+
+/// Lists that have an end by themselves: the gates of one study's file.
+const SHORT: [&str; 1] = ["/api/v1/studies/{id}/gates"];
+
+#[test]
+fn every_list_comes_in_pages() -> Result<(), Box<dyn Error>> {
+    let (_, api) = rest::routes();
+    let api = serde_json::to_value(api)?;
+    let mut lists = 0;
+    for (path, item) in api["paths"].as_object().ok_or("no paths")? {
+        let content = &item["get"]["responses"]["200"]["content"]["application/json"];
+        let schema = content["schema"]["$ref"].as_str().unwrap_or_default();
+        let schema = schema.rsplit('/').next().unwrap_or_default();
+        let is_list = api["components"]["schemas"][schema]["properties"]["next"].is_object();
+        if !is_list || SHORT.contains(&&**path) {
+            continue;
+        }
+        lists += 1;
+        let parameters = item["get"]["parameters"].as_array().into_iter().flatten();
+        let named: Vec<_> = parameters.filter_map(|p| p["name"].as_str()).collect();
+        for parameter in ["cursor", "limit"] {
+            // Entries of the log go on from an index.
+            let goes_on = parameter == "cursor" && named.contains(&"from");
+            assert!(goes_on || named.contains(&parameter), "{path}: no `{parameter}`: {named:?}");
+        }
+    }
+    assert!(lists >= 16, "{lists} lists");
+    Ok(())
+}
+
+#[test]
 fn every_operation_says_what_it_does_and_how_it_fails() -> Result<(), Box<dyn Error>> {
     let (_, api) = rest::routes();
     let api = serde_json::to_value(api)?;

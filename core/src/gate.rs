@@ -483,18 +483,27 @@ impl Declared {
                 let why = format!("nobody has compared the {} updates", facts.sites);
                 return one(self.figure.name(None), Err(why));
             };
-            let names = SiteId::told_apart(compared.each(standing).map(|(site, _)| site));
-            let each = compared.each(standing).map(|(site, found)| Found {
-                figure: at(standing.as_str(), site, &names),
-                found: found.map(exactly).map_err(str::to_owned),
-            });
-            return each.map(|found| self.on(found)).collect();
+            return of_updates(compared, standing)
+                .into_iter()
+                .map(|found| self.on(found))
+                .collect();
         }
         let Some(evaluated) = &facts.evaluated else {
             return one(self.figure.name(None), Err(Missing::Nothing.to_string()));
         };
         self.figure.of(evaluated).into_iter().map(|found| self.on(found)).collect()
     }
+}
+
+/// How each update stands among the others: a figure of each site.
+#[must_use]
+pub fn of_updates(compared: &Compared, standing: Standing) -> Vec<Found> {
+    let names = SiteId::told_apart(compared.each(standing).map(|(site, _)| site));
+    let each = compared.each(standing).map(|(site, found)| Found {
+        figure: at(standing.as_str(), site, &names),
+        found: found.map(exactly).map_err(str::to_owned),
+    });
+    each.collect()
 }
 
 /// One figure of what was counted.

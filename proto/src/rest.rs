@@ -139,7 +139,7 @@ pub struct Round {
     pub reason: Option<String>,
 }
 
-/// What sites have counted about the candidate of one round.
+/// What sites have counted about the candidate of one round, and how the updates that it is made of compare with each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Figures {
     /// The round.
@@ -150,15 +150,17 @@ pub struct Figures {
     pub stage: String,
     /// SHA-256 of the candidate's parameters.
     pub candidate_sha256: String,
-    /// The sites that have counted.
+    /// The sites that have counted; none where no site was asked to.
     pub sites: Vec<String>,
     /// About how many records were counted.
     pub records: i64,
-    /// What an interval covers, such as 0.95.
-    pub confidence: f64,
-    /// none, laplace or gaussian.
-    pub noise: String,
-    /// Each figure.
+    /// What an interval covers, such as 0.95, where sites have counted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub confidence: Option<f64>,
+    /// none, laplace or gaussian, where sites have counted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub noise: Option<String>,
+    /// Each figure; of updates, `update_norm_ratio at mafraq` and `update_cosine at mafraq` of each site.
     pub figures: Vec<Figure>,
 }
 

@@ -114,9 +114,11 @@ impl Client {
     pub(crate) async fn submit(&self, yaml: String, file: &str) -> Answer<Study> {
         let name: String = file.chars().filter(char::is_ascii_graphic).collect();
         let name = HeaderValue::from_str(&name).unwrap_or(HeaderValue::from_static("study.yaml"));
-        let request = self.request(Method::POST, "studies");
-        let request = request.header(FILE_NAME, name).header("content-type", "application/yaml");
-        self.read(request.body(yaml)).await
+        self.once(|| {
+            let request = self.request(Method::POST, "studies").body(yaml.clone());
+            request.header(FILE_NAME, &name).header("content-type", "application/yaml")
+        })
+        .await
     }
 
     /// Every study.
@@ -143,7 +145,7 @@ impl Client {
 
     /// Stops a study.
     pub(crate) async fn stop(&self, id: &StudyId) -> Answer<Study> {
-        self.read(self.request(Method::POST, &format!("studies/{id}/stop"))).await
+        self.change(&format!("studies/{id}/stop"), None::<&()>).await
     }
 
     /// Decides over a candidate that waits for people: `approve` or `reject`.
@@ -154,7 +156,7 @@ impl Client {
         asked: &CandidateRequest,
     ) -> Answer<Study> {
         let path = format!("studies/{id}/candidate/{what}");
-        self.read(self.request(Method::POST, &path).json(asked)).await
+        self.change(&path, Some(asked)).await
     }
 
     /// The rounds of a study.
@@ -264,8 +266,7 @@ impl Client {
         Ok(all)
     }
 
-    /// Has a study's versions move: `what` is a path under the study. Only if they are at the revision, if one is named. When the
-    /// connection breaks the same is asked again, under a key by which it is done once.
+    /// Has a study's versions move: `what` is a path under the study. Only if they are at the revision, if one is named.
     pub(crate) async fn move_version(
         &self,
         id: &StudyId,
@@ -273,34 +274,15 @@ impl Client {
         asked: &impl Serialize,
         revision: Option<u64>,
     ) -> Answer<Version> {
-        let mut bytes = [0; 16];
-        // Without chance there is no key, and what may have been done is not tried again.
-        let drawn = getrandom::fill(&mut bytes).is_ok();
-        let key = drawn.then(|| format!("{:032x}", u128::from_be_bytes(bytes)));
-        for _ in 0..AGAIN {
-            match self.read(self.moving(id, what, asked, (revision, key.as_ref()))).await {
-                Err(ClientError::Unreachable { .. }) if key.is_some() => {}
-                answer => return answer,
+        let path = format!("studies/{id}/{what}");
+        self.once(|| {
+            let request = self.request(Method::POST, &path).json(asked);
+            match revision {
+                Some(revision) => request.header("if-match", format!("\"{revision}\"")),
+                None => request,
             }
-        }
-        self.read(self.moving(id, what, asked, (revision, key.as_ref()))).await
-    }
-
-    fn moving(
-        &self,
-        id: &StudyId,
-        what: &str,
-        asked: &impl Serialize,
-        (revision, key): (Option<u64>, Option<&String>),
-    ) -> RequestBuilder {
-        let mut request = self.request(Method::POST, &format!("studies/{id}/{what}")).json(asked);
-        if let Some(revision) = revision {
-            request = request.header("if-match", format!("\"{revision}\""));
-        }
-        if let Some(key) = key {
-            request = request.header("idempotency-key", key);
-        }
-        request
+        })
+        .await
     }
 
     fn of_version(
@@ -320,12 +302,12 @@ impl Client {
 
     /// Who stands behind how much of the log.
     pub(crate) async fn witnesses(&self) -> Answer<Page<Witness>> {
-        self.get("log/witnesses").await
+        self.pages("log/witnesses").await
     }
 
     /// The shards of the log.
     pub(crate) async fn shards(&self) -> Answer<Page<LogShard>> {
-        self.get("log/shards").await
+        self.pages("log/shards").await
     }
 
     /// One page of log entries: of those that pass the filters, by name, which are not empty.
@@ -418,12 +400,12 @@ impl Client {
 
     /// Erases a person.
     pub(crate) async fn erase(&self, asked: &ErasureRequest) -> Answer<Erasure> {
-        self.read(self.request(Method::POST, "erasures").json(asked)).await
+        self.change("erasures", Some(asked)).await
     }
 
     /// Prunes a shard that has ended.
     pub(crate) async fn prune(&self, asked: &PruningRequest) -> Answer<Pruning> {
-        self.read(self.request(Method::POST, "log/prunings").json(asked)).await
+        self.change("log/prunings", Some(asked)).await
     }
 
     /// The legal holds that stand.
@@ -433,12 +415,12 @@ impl Client {
 
     /// Places a legal hold.
     pub(crate) async fn place_hold(&self, asked: &HoldRequest) -> Answer<Hold> {
-        self.read(self.request(Method::POST, "holds").json(asked)).await
+        self.change("holds", Some(asked)).await
     }
 
     /// Releases a legal hold.
     pub(crate) async fn release_hold(&self, hold: &str) -> Answer<Hold> {
-        self.read(self.request(Method::POST, &format!("holds/{hold}/release"))).await
+        self.change(&format!("holds/{hold}/release"), None::<&()>).await
     }
 
     /// Makes a token by which a site enrols.
@@ -446,7 +428,7 @@ impl Client {
         &self,
         asked: &EnrolmentTokenRequest,
     ) -> Answer<EnrolmentToken> {
-        self.read(self.request(Method::POST, "enrolment-tokens").json(asked)).await
+        self.change("enrolment-tokens", Some(asked)).await
     }
 
     /// The tokens that can be used, and what became of others.
@@ -456,7 +438,7 @@ impl Client {
 
     /// Takes a token back that nobody has used.
     pub(crate) async fn withdraw_token(&self, id: &str) -> Answer<EnrolmentTokenState> {
-        self.read(self.request(Method::POST, &format!("enrolment-tokens/{id}/withdraw"))).await
+        self.change(&format!("enrolment-tokens/{id}/withdraw"), None::<&()>).await
     }
 
     /// The approvals in force.
@@ -466,12 +448,12 @@ impl Client {
 
     /// Approves what another person is to take.
     pub(crate) async fn approve(&self, asked: &ApprovalRequest) -> Answer<Approval> {
-        self.read(self.request(Method::POST, "approvals").json(asked)).await
+        self.change("approvals", Some(asked)).await
     }
 
     /// Takes an approval back.
     pub(crate) async fn withdraw(&self, approval: &str) -> Answer<Approval> {
-        self.read(self.request(Method::POST, &format!("approvals/{approval}/withdraw"))).await
+        self.change(&format!("approvals/{approval}/withdraw"), None::<&()>).await
     }
 
     /// The revocations that stand.
@@ -481,12 +463,12 @@ impl Client {
 
     /// Revokes a certificate or an identity.
     pub(crate) async fn revoke(&self, asked: &RevocationRequest) -> Answer<Revocation> {
-        self.read(self.request(Method::POST, "revocations").json(asked)).await
+        self.change("revocations", Some(asked)).await
     }
 
     /// Takes a revocation back.
     pub(crate) async fn reinstate(&self, asked: &RevocationRequest) -> Answer<Revocation> {
-        self.read(self.request(Method::POST, "reinstatements").json(asked)).await
+        self.change("reinstatements", Some(asked)).await
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -517,6 +499,38 @@ impl Client {
             all.items.extend(page.items);
         }
         Ok(all)
+    }
+
+    /// Asks for a change: `path` takes it, with a document if there is one.
+    async fn change<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        asked: Option<&impl Serialize>,
+    ) -> Answer<T> {
+        self.once(|| {
+            let request = self.request(Method::POST, path);
+            match asked {
+                Some(asked) => request.json(asked),
+                None => request,
+            }
+        })
+        .await
+    }
+
+    /// Asks for a change that is made once: when the connection breaks the same is asked again, under the same key.
+    async fn once<T: DeserializeOwned>(&self, ask: impl Fn() -> RequestBuilder) -> Answer<T> {
+        let mut bytes = [0; 16];
+        // Without chance there is no key, and what may have been done is not tried again.
+        let drawn = getrandom::fill(&mut bytes).is_ok();
+        let key = drawn.then(|| format!("{:032x}", u128::from_be_bytes(bytes)));
+        let Some(key) = key else { return self.read(ask()).await };
+        for _ in 0..AGAIN {
+            match self.read(ask().header("idempotency-key", &key)).await {
+                Err(ClientError::Unreachable { .. }) => {}
+                answer => return answer,
+            }
+        }
+        self.read(ask().header("idempotency-key", &key)).await
     }
 
     async fn read<T: DeserializeOwned>(&self, request: RequestBuilder) -> Answer<T> {

@@ -435,8 +435,8 @@ mod tests {
                 candidate_sha256: "ef".repeat(32),
                 sites: vec!["mafraq".into()],
                 records: 800,
-                confidence: 0.95,
-                noise: "laplace".into(),
+                confidence: Some(0.95),
+                noise: Some("laplace".into()),
                 figures,
             }),
             gates: vec![Gate {

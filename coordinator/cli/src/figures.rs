@@ -1,4 +1,4 @@
-//! `falaj study figures`: what sites have counted about candidates.
+//! `falaj study figures`: what sites have counted about candidates, and how their updates compare.
 
 use crate::{client::Client, show};
 use anyhow::{Context as _, Result};
@@ -13,19 +13,19 @@ use std::fmt::Write as _;
 pub(crate) struct FiguresArgs {
     /// Name of the study.
     id: String,
-    /// The round; the newest that was evaluated when absent.
+    /// The round; the newest that was evaluated, or whose updates were compared, when absent.
     #[arg(long, conflicts_with = "history")]
     round: Option<u32>,
     /// Another round to compare it with.
     #[arg(long, value_name = "ROUND", conflicts_with = "history")]
     against: Option<u32>,
-    /// Figures that begin with this alone, such as `roc_auc` or `recall of SEX`.
+    /// Figures that begin with this alone, such as `roc_auc`, `recall of SEX` or `update_cosine`.
     #[arg(long, value_name = "NAME")]
     figure: Option<String>,
     /// Each figure over all rounds.
     #[arg(long, requires = "figure")]
     history: bool,
-    /// Those of each site alone, too.
+    /// What each site has counted alone, too.
     #[arg(long)]
     sites: bool,
 }
@@ -68,9 +68,11 @@ impl FiguresArgs {
         filters.extend(round.map(|round| ("round", round.to_string())));
         let page: Page<Figures> = client.newest_figures(id, &filters).await?;
         page.items.into_iter().next().with_context(|| match round {
-            Some(round) => format!("no site has counted anything about round {round} of {id}"),
+            Some(round) => format!(
+                "no site has counted anything about round {round} of {id}, and its updates were not compared"
+            ),
             None => format!(
-                "no candidate of {id} was evaluated: `evaluation` in a study file asks sites to do it"
+                "no candidate of {id} was evaluated: `evaluation` in a study file asks sites to do it, and a gate on `update_norm_ratio` or `update_cosine` has updates compared"
             ),
         })
     }
@@ -84,16 +86,19 @@ struct Compared {
 }
 
 fn heading(of: &Figures) -> String {
+    let counted = match (of.confidence, &of.noise) {
+        (Some(confidence), Some(noise)) => format!(
+            "about {} records at {}; {:.0} % intervals, noise: {noise}",
+            of.records,
+            of.sites.join(", "),
+            confidence * 100.0
+        ),
+        _ => "its updates, compared with each other".to_owned(),
+    };
+    let candidate = show::short(&of.candidate_sha256);
     format!(
-        "round {} (try {}, {}), candidate {}: about {} records at {}; {:.0} % intervals, noise: {}\n",
-        of.round,
-        of.attempt,
-        of.stage,
-        show::short(&of.candidate_sha256),
-        of.records,
-        of.sites.join(", "),
-        of.confidence * 100.0,
-        of.noise,
+        "round {} (try {}, {}), candidate {candidate}: {counted}\n",
+        of.round, of.attempt, of.stage
     )
 }
 
@@ -192,10 +197,28 @@ mod tests {
             candidate_sha256: "ab".repeat(32),
             sites: vec!["dubai".into(), "mafraq".into()],
             records: 800,
-            confidence: 0.95,
-            noise: "laplace".into(),
+            confidence: Some(0.95),
+            noise: Some("laplace".into()),
             figures: vec![figure("roc_auc", value)],
         }
+    }
+
+    #[test]
+    fn a_round_that_no_site_has_counted_says_what_its_figures_are_of() {
+        let counted = heading(&figures(5, 0.8));
+        assert!(
+            counted.contains(": about 800 records at dubai, mafraq; 95 % intervals"),
+            "{counted}"
+        );
+        let compared = Figures {
+            sites: Vec::new(),
+            records: 0,
+            confidence: None,
+            noise: None,
+            ..figures(5, 0.8)
+        };
+        let text = heading(&compared);
+        assert!(text.ends_with(": its updates, compared with each other\n"), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     blob::is_full,
     clock,
+    once::Once,
     policy::{Action, Resource},
     store::{
         StoreError,
@@ -229,8 +230,8 @@ impl Actor {
             }
             // That is done next, before anything else.
             Mail::Look => {}
-            Mail::Stop(actor, reply) => {
-                let answer = self.stop(&actor).await;
+            Mail::Stop(actor, once, reply) => {
+                let answer = self.stop(&actor, once).await;
                 let _ = reply.send(answer);
             }
         }
@@ -918,7 +919,7 @@ impl Actor {
                 )));
             }
         };
-        let Decided { peer, action, decision, candidate, approves, reason } = decided;
+        let Decided { peer, action, decision, candidate, approves, reason, once } = decided;
         let behind = u32::try_from(held.stage.witnesses.len()).unwrap_or(u32::MAX);
         let of = (&held.id, &held.spec);
         let verdict = self.verdict(of, (candidate, &held.stage.updates), behind).await;
@@ -942,6 +943,7 @@ impl Actor {
             let mut entries = entries.into_iter();
             let first = entries.next().map(|first| {
                 let first = first.text("reason", &reason).text("action", action.as_str());
+                let first = once.iter().fold(first, |first, once| once.tell(first));
                 first.decided(true, &decision.policies, &decision.policy_set)
             });
             let then = entries.next().map(|then| named(then, lines, said, weighed));
@@ -1319,8 +1321,9 @@ impl Actor {
         }
     }
 
-    async fn stop(&mut self, who: &Who) -> Result<(), Problem> {
-        match self.apply_with(Event::Stop, who, Vec::new(), |d| d).await {
+    async fn stop(&mut self, who: &Who, once: Option<Once>) -> Result<(), Problem> {
+        let tell = |draft: Draft| once.iter().fold(draft, |draft, once| once.tell(draft));
+        match self.apply_with(Event::Stop, who, Vec::new(), tell).await {
             Ok(_) => Ok(()),
             Err(Failed::Refused(r)) => Err(refusal(&r)),
             Err(Failed::Commit(e)) => Err(problem_of(&e)),
@@ -1487,15 +1490,10 @@ pub(super) fn note_update(view: &mut View, site: &SiteId, epsilon: &str, bytes: 
     *view.bytes.entry(site.clone()).or_default() += bytes;
 }
 
-/// What is known of sites by their names, and by their ids where several share a name.
+/// What is known of sites, by what they are called.
 pub(crate) fn by_name<T: Copy>(of: &BTreeMap<SiteId, T>) -> BTreeMap<String, T> {
-    let mut named: BTreeMap<&str, usize> = BTreeMap::new();
-    of.keys().for_each(|site| *named.entry(site.name()).or_default() += 1);
-    let called = |site: &SiteId| match named.get(site.name()) {
-        Some(1) => site.name().to_owned(),
-        _ => site.to_string(),
-    };
-    of.iter().map(|(site, value)| (called(site), *value)).collect()
+    let mut names = SiteId::told_apart(of.keys());
+    of.iter().filter_map(|(site, value)| Some((names.remove(site)?, *value))).collect()
 }
 
 /// A refusal of the round as a problem.

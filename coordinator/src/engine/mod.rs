@@ -16,7 +16,9 @@ use crate::{
     accept::Peer,
     blob::Blobs,
     config::Limits,
+    erasure::Asker,
     metrics::Metrics,
+    once::{self, Once},
     outcomes::Outcomes,
     persons::Persons,
     policy::{Action, Decision, Party, PolicyEngine, Resource},
@@ -30,7 +32,6 @@ use crate::{
     witnesses::Counted,
 };
 use bytes::Bytes;
-use falaj_certs::identity::Identity;
 use falaj_core::{
     aggregate::{params_digest, params_to_bytes},
     audit::{Actor, Draft, Kind, person::Person},
@@ -237,6 +238,8 @@ pub struct Decided {
     pub approves: Option<Person>,
     /// Why.
     pub reason: String,
+    /// How the request is known when it comes again.
+    pub once: Option<Once>,
 }
 
 /// A signed promise that an update is counted.
@@ -256,7 +259,7 @@ enum Mail {
     Update(Box<Arrived>, oneshot::Sender<Result<SignedReceipt, Problem>>),
     Answered(Box<Answer>, oneshot::Sender<Result<(), Problem>>),
     Decided(Box<Decided>, oneshot::Sender<Result<(), Problem>>),
-    Stop(Actor, oneshot::Sender<Result<(), Problem>>),
+    Stop(Actor, Option<Once>, oneshot::Sender<Result<(), Problem>>),
     /// Somebody is leaving: see [`Leaving`].
     Look,
 }
@@ -466,16 +469,16 @@ impl Engine {
         }
     }
 
-    /// Starts a study.
+    /// Starts a study; gives the one that it started when this request came before.
     ///
     /// # Errors
-    /// [`Code::StudyInvalid`], [`Code::Denied`], [`Code::StudyExists`], or why it cannot be stored.
+    /// [`Code::StudyInvalid`], [`Code::Denied`], [`Code::StudyExists`], [`Code::Conflict`] when another request came under its key,
+    /// or why it cannot be stored.
     pub async fn submit(
         &self,
         yaml: Bytes,
         file: &str,
-        who: &Identity,
-        actor: &Actor,
+        asker: Asker<'_>,
     ) -> Result<Handle, Problem> {
         let text = std::str::from_utf8(&yaml)
             .map_err(|e| Code::StudyInvalid.because(format!("{file} is not UTF-8: {e}")))?;
@@ -485,24 +488,27 @@ impl Engine {
         let id = study.id.clone();
         let digest = Digest::of(&yaml);
         let mechanism = study.privacy.mechanism.as_str();
-        let decision = self.parts().policy.decide(
-            Party { id: &who.spiffe, roles: actor.roles },
-            Action::StudySubmit,
-            &Resource::Study(&id, mechanism),
-        );
-        let draft = |kind| {
-            Draft::new(kind)
-                .actor(actor)
+        let (submit, resource) = (Action::StudySubmit, Resource::Study(&id, mechanism));
+        let decision = self.parts().policy.decide(asker.party(), submit, &resource);
+        let draft = |draft: Draft| {
+            draft
                 .study(&id)
                 .digest("study_sha256", &digest)
                 .text("mechanism", mechanism)
-                .text("action", Action::StudySubmit.as_str())
+                .text("action", submit.as_str())
                 .decided(decision.allow, &decision.policies, &decision.policy_set)
         };
         if !decision.allow {
-            let denied = vec![draft(Kind::AccessDenied).text("reason", &decision.reason)];
+            let denied = draft(Draft::new(Kind::AccessDenied).actor(asker.actor));
+            let denied = vec![denied.text("reason", &decision.reason)];
             self.parts().writer.record(denied).await.map_err(|e| problem_of(&e))?;
             return Err(Code::Denied.because(&decision.reason));
+        }
+        if once::before(self.parts(), asker.once).await?.is_some() {
+            // The same file under the same key: it is this study, and how it stands is an access like any other.
+            let again = Draft::new(Kind::AdminRead).actor(asker.actor).study(&id);
+            self.grant(asker.party(), submit, &resource, again).await?;
+            return self.submitted_before(&id).await;
         }
         if self.study(&id).is_ok() {
             return Err(Code::StudyExists
@@ -535,9 +541,9 @@ impl Engine {
             state: "running".into(),
             reason: None,
             submitted: crate::clock::now(),
-            submitted_by: actor.name(),
+            submitted_by: asker.actor.name(),
         };
-        let entry = draft(Kind::StudySubmitted)
+        let entry = draft(asker.makes(Kind::StudySubmitted))
             .digest("model_sha256", &model)
             .digest("manifest_sha256", &manifest.digest())
             .count("rounds", u64::from(study.rounds.count));
@@ -549,6 +555,24 @@ impl Engine {
             entries: vec![entry],
         };
         self.parts().writer.commit(commit).await.map_err(|e| problem_of(&e))?;
+        self.take_up(row).await
+    }
+
+    /// A study that was stored before, and is taken up now if the log took its entry too late for that.
+    async fn submitted_before(&self, id: &StudyId) -> Result<Handle, Problem> {
+        if let Ok(handle) = self.study(id) {
+            return Ok(handle);
+        }
+        let rows = self.parts().store.studies().await.map_err(unreadable)?;
+        match rows.into_iter().find(|row| row.id == *id) {
+            Some(row) => self.take_up(row).await,
+            None => self.study(id),
+        }
+    }
+
+    /// Takes up a study that has just been stored.
+    async fn take_up(&self, row: StudyRow) -> Result<Handle, Problem> {
+        let id = row.id.clone();
         self.resume(row).await.map_err(|e| {
             tracing::error!(error = %format!("{e:#}"), study = %id, "a new study cannot be taken up");
             Code::Internal.because("the study was stored and will be taken up on the next start")
@@ -556,30 +580,45 @@ impl Engine {
         self.study(&id)
     }
 
-    /// Stops a study.
+    /// Stops a study, unless this request stopped it before.
     ///
     /// # Errors
-    /// [`Code::UnknownStudy`], [`Code::StudyOver`], or why it cannot be stored.
-    pub async fn stop(&self, id: &StudyId, actor: &Actor) -> Result<(), Problem> {
+    /// [`Code::UnknownStudy`], [`Code::StudyOver`], [`Code::Conflict`] when another request came under its key, or why it cannot be
+    /// stored.
+    pub async fn stop(
+        &self,
+        id: &StudyId,
+        actor: &Actor,
+        once: Option<Once>,
+    ) -> Result<(), Problem> {
         let handle = self.study(id)?;
-        let (reply, answer) = oneshot::channel();
         let over = || Code::StudyOver.because(format!("study `{id}` is over"));
-        handle.mailbox.send(Mail::Stop(actor.clone(), reply)).await.map_err(|_| over())?;
-        answer.await.map_err(|_| over())?
+        let work = async {
+            let (reply, answer) = oneshot::channel();
+            let mail = Mail::Stop(actor.clone(), once, reply);
+            handle.mailbox.send(mail).await.map_err(|_| over())?;
+            answer.await.map_err(|_| over())?
+        };
+        once::once(self.parts(), once, work).await.map(|_| ())
     }
 
-    /// Decides over a candidate that waits for people. It is durable when this returns.
+    /// Decides over a candidate that waits for people, unless this request did so before: whether it did. It is durable when this
+    /// returns.
     ///
     /// # Errors
-    /// [`Code::UnknownStudy`], [`Code::StudyOver`], [`Code::Conflict`] where no such candidate waits, [`Code::Duplicate`] of whoever
-    /// has approved it, or why it cannot be stored.
-    pub async fn decided(&self, study: &StudyId, decided: Decided) -> Result<(), Problem> {
+    /// [`Code::UnknownStudy`], [`Code::StudyOver`], [`Code::Conflict`] where no such candidate waits, or another request came under
+    /// the key, [`Code::Duplicate`] of whoever has approved it, or why it cannot be stored.
+    pub async fn decided(&self, study: &StudyId, decided: Decided) -> Result<bool, Problem> {
         let handle = self.study(study)?;
-        let (reply, answer) = oneshot::channel();
         let over = || Code::StudyOver.because(format!("study `{study}` is over"));
-        let mail = Mail::Decided(Box::new(decided), reply);
-        handle.mailbox.send(mail).await.map_err(|_| over())?;
-        answer.await.map_err(|_| over())?
+        let once = decided.once;
+        let work = async {
+            let (reply, answer) = oneshot::channel();
+            let mail = Mail::Decided(Box::new(decided), reply);
+            handle.mailbox.send(mail).await.map_err(|_| over())?;
+            answer.await.map_err(|_| over())?
+        };
+        once::once(self.parts(), once, work).await
     }
 
     /// A site's agent has connected: every study that it may join hears of it.

@@ -1,11 +1,15 @@
 //! Approvals by a second person.
 
-use super::{Answer, App, Ctx, Who, people::asker, to_the_end};
+use super::{
+    Answer, App, Ctx, Who,
+    asking::{Asking, asker},
+    pages::PageQuery,
+    to_the_end,
+};
 use crate::{approvals::Asked, policy::Action};
 use axum::{
     Extension, Json,
-    body::Bytes,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::StatusCode,
 };
 use falaj_core::audit::{approvals, objects::Object, person};
@@ -30,13 +34,18 @@ fn shown(app: &App, approval: approvals::Approval) -> Approval {
     }
 }
 
-/// The approvals in force.
-#[utoipa::path(get, path = "/api/v1/approvals", responses((status = 200, body = Page<Approval>), (status = 403, body = ProblemJson)))]
-pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Approval>>> {
+/// The approvals in force, in the order in which they were given.
+#[utoipa::path(get, path = "/api/v1/approvals", params(PageQuery), responses((status = 200, body = Page<Approval>), (status = 403, body = ProblemJson)))]
+pub(super) async fn list(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<Page<Approval>>> {
     app.grant(&peer, Action::ApprovalRead, None).await?;
-    let all = app.approvals.all().await?;
-    let items = all.into_iter().map(|approval| shown(&app, approval)).collect();
-    Ok(Json(Page { items, next: None }))
+    // All of them are in one shard, where no two have the same place.
+    let (approvals, next) = query.of(app.approvals.all().await?, |approval| approval.index)?;
+    let items = approvals.into_iter().map(|approval| shown(&app, approval)).collect();
+    Ok(Json(Page { items, next }))
 }
 
 /// Approves that another person has a model or the log, and takes it somewhere, or promotes a version. The same again takes the place of what the
@@ -45,9 +54,10 @@ pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<P
 pub(super) async fn give(
     State(app): Ctx,
     Extension(peer): Who,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<(StatusCode, Json<Approval>)> {
-    let asked: ApprovalRequest = app.document(&peer, Action::ApprovalGive, &body).await?;
+    let (asked, once): (ApprovalRequest, _) =
+        app.document(&peer, Action::ApprovalGive, &asking).await?;
     let approvals = app.approvals.clone();
     let given = to_the_end("an approval", async move {
         let asked = Asked {
@@ -59,7 +69,7 @@ pub(super) async fn give(
             place: asked.place.as_deref(),
             ttl_s: asked.ttl_s,
         };
-        approvals.give(asker(&peer)?, &asked).await
+        approvals.give(asker(&peer, once)?, &asked).await
     });
     let given = given.await?;
     Ok((StatusCode::CREATED, Json(shown(&app, given))))
@@ -71,10 +81,15 @@ pub(super) async fn withdraw(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
+    asking: Asking,
 ) -> Answer<Json<Approval>> {
+    let once = app.keyed(&peer, (Action::ApprovalWithdraw, None), &asking).await?;
     let approvals = app.approvals.clone();
     let was =
-        to_the_end("an approval", async move { approvals.withdraw(asker(&peer)?, &id).await });
+        to_the_end(
+            "an approval",
+            async move { approvals.withdraw(asker(&peer, once)?, &id).await },
+        );
     let was = was.await?;
     Ok(Json(shown(&app, was)))
 }

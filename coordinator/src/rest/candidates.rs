@@ -1,6 +1,6 @@
 //! Candidates that gates ask people about: approved, or refused.
 
-use super::{Answer, App, Ctx, Who, shown, to_the_end};
+use super::{Answer, App, Ctx, Who, asking::Asking, shown, to_the_end};
 use crate::{
     accept::Peer,
     engine::{Decided, Handle},
@@ -9,7 +9,6 @@ use crate::{
 };
 use axum::{
     Extension, Json,
-    body::Bytes,
     extract::{Path, State},
 };
 use falaj_core::id::Digest;
@@ -25,9 +24,9 @@ pub(super) async fn approve(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<Json<Study>> {
-    decide(&app, peer, &id, &body, Action::ApprovalGive).await
+    decide(&app, peer, &id, &asking, Action::ApprovalGive).await
 }
 
 /// Refuses a candidate which gates ask about: it does not become the study's model.
@@ -36,20 +35,20 @@ pub(super) async fn reject(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<Json<Study>> {
-    decide(&app, peer, &id, &body, Action::VersionReject).await
+    decide(&app, peer, &id, &asking, Action::VersionReject).await
 }
 
 async fn decide(
     app: &Arc<App>,
     peer: Arc<Peer>,
     id: &str,
-    body: &[u8],
+    asking: &Asking,
     action: Action,
 ) -> Answer<Json<Study>> {
     let handle = app.study(&peer, id).await?;
-    let decided = match ready(app, &peer, &handle, body, action) {
+    let decided = match ready(app, &peer, &handle, asking, action) {
         Ok(Some(decided)) => {
             let (engine, study) = (app.engine.clone(), handle.meta.study.id.clone());
             let work = async move { engine.decided(&study, decided).await };
@@ -59,11 +58,11 @@ async fn decide(
         Ok(None) => Err(Code::Denied.because("policy does not permit it")),
         Err(problem) => Err(problem),
     };
-    if let Err(problem) = decided {
-        // Why it cannot be done is told to those only who might do it.
+    if !matches!(decided, Ok(false)) {
+        // Why it cannot be done, or that it was done before, is told to those only who might do it.
         app.grant(&peer, action, Some(&handle)).await?;
-        return Err(problem.into());
     }
+    decided?;
     Ok(Json(shown(app, &handle)))
 }
 
@@ -72,14 +71,11 @@ fn ready(
     app: &App,
     peer: &Arc<Peer>,
     handle: &Handle,
-    body: &[u8],
+    asking: &Asking,
     action: Action,
 ) -> Result<Option<Decided>, Problem> {
-    let asked: CandidateRequest = serde_json::from_slice(body).map_err(|e| {
-        // The error says where it is wrong, and could repeat what stands there.
-        let at = format!("line {}, column {}", e.line(), e.column());
-        Code::Malformed.because(format!("the body is not the JSON that is asked for: {at}"))
-    })?;
+    let asked: CandidateRequest = asking.read()?;
+    let once = asking.once(peer)?;
     let candidate: Digest = asked.candidate_sha256.parse().map_err(|_| {
         Code::Malformed.because("`candidate_sha256` is the SHA-256 of a candidate, in 64 digits")
     })?;
@@ -100,5 +96,5 @@ fn ready(
     let decision = app.engine.parts().policy.decide(peer.party()?, action, &resource);
     let (peer, reason) = (peer.clone(), asked.reason);
     let allowed = decision.allow;
-    Ok(allowed.then_some(Decided { peer, action, decision, candidate, approves, reason }))
+    Ok(allowed.then_some(Decided { peer, action, decision, candidate, approves, reason, once }))
 }

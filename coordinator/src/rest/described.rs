@@ -1,5 +1,6 @@
 //! What this interface says when it says no: the same everywhere, and described everywhere.
 
+use super::asking::{IDEMPOTENCY_KEY, KEY_CHARS_MAX};
 use axum::{
     body::{Body, to_bytes},
     http::{HeaderValue, StatusCode, header},
@@ -8,7 +9,8 @@ use axum::{
 use falaj_proto::problem::{Code, ProblemJson};
 use std::collections::BTreeMap;
 use utoipa::openapi::{
-    Content, Header, Object, OpenApi, Ref, RefOr, Required, Response as Described, Type,
+    Content, Header, Object, ObjectBuilder, OpenApi, Ref, RefOr, Required, Response as Described,
+    Type,
     path::{Operation, ParameterBuilder, ParameterIn},
 };
 
@@ -31,8 +33,8 @@ const ANYWHERE: [(&str, &str); 8] = [
 /// Types of answers that are no document: they have no tag.
 const STREAMS: [&str; 3] = ["text/event-stream", "application/octet-stream", "application/x-tar"];
 
-/// Describes problems as what they are, those that any route may answer for every route, and the tags of documents. Names of
-/// operations are made such that each is one's own.
+/// Describes problems as what they are, those that any route may answer for every route, the tags of documents, and the keys under
+/// which changes are made once. Names of operations are made such that each is one's own.
 pub(super) fn described(mut api: OpenApi) -> OpenApi {
     let mut named: BTreeMap<String, u32> = BTreeMap::new();
     for path in api.paths.paths.values() {
@@ -54,6 +56,9 @@ pub(super) fn described(mut api: OpenApi) -> OpenApi {
         if let Some(operation) = &mut path.get {
             describe_tag(operation);
         }
+        if let Some(operation) = &mut path.post {
+            describe_key(operation);
+        }
     }
     problems(&mut api, &ANYWHERE);
     api
@@ -74,15 +79,37 @@ pub(crate) fn problems(api: &mut OpenApi, anywhere: &[(&str, &str)]) {
                 }
             }
             for (status, why) in anywhere {
-                responses.entry((*status).to_owned()).or_insert_with(|| {
-                    let mut response = Described::new(*why);
-                    let content = Content::new(Some(Ref::from_schema_name("ProblemJson")));
-                    response.content.insert(PROBLEM.to_owned(), RefOr::T(content));
-                    RefOr::T(response)
-                });
+                responses.entry((*status).to_owned()).or_insert_with(|| problem(why));
             }
         }
     }
+}
+
+/// A problem, and why it is answered.
+fn problem(why: &str) -> RefOr<Described> {
+    let mut response = Described::new(why);
+    let content = Content::new(Some(Ref::from_schema_name("ProblemJson")));
+    response.content.insert(PROBLEM.to_owned(), RefOr::T(content));
+    RefOr::T(response)
+}
+
+/// Describes the key under which a change is made once.
+fn describe_key(operation: &mut Operation) {
+    let key = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .min_length(Some(1))
+        .max_length(Some(KEY_CHARS_MAX))
+        .pattern(Some("^[!-~]+$"));
+    let parameter = ParameterBuilder::new()
+        .name(IDEMPOTENCY_KEY)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some("Under which this is done once, however often whoever asks sends it. The same key with another path or document is refused."))
+        .schema(Some(key));
+    operation.parameters.get_or_insert_default().push(RefOr::T(parameter.build()));
+    let responses = &mut operation.responses.responses;
+    let why = "Another request came under this key before.";
+    responses.entry("409".to_owned()).or_insert_with(|| problem(why));
 }
 
 /// Describes the tag of a document, and what is answered to whoever has it already.

@@ -1,11 +1,15 @@
 //! Tokens by which sites get their first certificates.
 
-use super::{Answer, Ctx, Who, people::asker};
+use super::{
+    Answer, Ctx, Who,
+    asking::{Asking, asker},
+    pages::PageQuery,
+    to_the_end,
+};
 use crate::{enrolment::Told, policy::Action};
 use axum::{
     Extension, Json,
-    body::Bytes,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::StatusCode,
 };
 use falaj_proto::{
@@ -23,14 +27,15 @@ fn shown(told: Told) -> EnrolmentTokenState {
 }
 
 /// The tokens that can be used, and what became of the others of the last thirty days. No secret is among this.
-#[utoipa::path(get, path = "/api/v1/enrolment-tokens", responses((status = 200, body = Page<EnrolmentTokenState>), (status = 403, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/enrolment-tokens", params(PageQuery), responses((status = 200, body = Page<EnrolmentTokenState>), (status = 403, body = ProblemJson)))]
 pub(super) async fn list(
     State(app): Ctx,
     Extension(peer): Who,
+    Query(query): Query<PageQuery>,
 ) -> Answer<Json<Page<EnrolmentTokenState>>> {
     app.grant(&peer, Action::SiteEnroll, None).await?;
-    let items = app.enrolments.all().into_iter().map(shown).collect();
-    Ok(Json(Page { items, next: None }))
+    let (tokens, next) = query.of(app.enrolments.all(), |told| told.id.clone())?;
+    Ok(Json(Page { items: tokens.into_iter().map(shown).collect(), next }))
 }
 
 /// Takes a token back that nobody has used.
@@ -39,20 +44,32 @@ pub(super) async fn withdraw(
     State(app): Ctx,
     Extension(peer): Who,
     Path(token): Path<String>,
+    asking: Asking,
 ) -> Answer<Json<EnrolmentTokenState>> {
-    Ok(Json(shown(app.enrolments.withdraw(asker(&peer)?, &token).await?)))
+    let once = app.keyed(&peer, (Action::SiteEnroll, None), &asking).await?;
+    let enrolments = app.enrolments.clone();
+    let withdrawn = to_the_end("a token's withdrawal", async move {
+        enrolments.withdraw(asker(&peer, once)?, &token).await
+    });
+    Ok(Json(shown(withdrawn.await?)))
 }
 
-/// Makes a token by which one site gets its first certificate, once. Its secret is in this answer and nowhere else.
+/// Makes a token by which one site gets its first certificate, once. Its secret is in this answer and nowhere else: the same
+/// request under the same key is refused, and names the token that it made.
 #[utoipa::path(post, path = "/api/v1/enrolment-tokens", request_body = EnrolmentTokenRequest, responses((status = 201, body = EnrolmentToken), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 503, body = ProblemJson)))]
 pub(super) async fn offer(
     State(app): Ctx,
     Extension(peer): Who,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<(StatusCode, Json<EnrolmentToken>)> {
-    let asked: EnrolmentTokenRequest = app.document(&peer, Action::SiteEnroll, &body).await?;
+    let (asked, once): (EnrolmentTokenRequest, _) =
+        app.document(&peer, Action::SiteEnroll, &asking).await?;
     let EnrolmentTokenRequest { name, place, ttl_s } = asked;
-    let token = app.enrolments.offer(asker(&peer)?, &name, &place, ttl_s).await?;
+    let enrolments = app.enrolments.clone();
+    let token = to_the_end("a token", async move {
+        enrolments.offer(asker(&peer, once)?, &name, &place, ttl_s).await
+    });
+    let token = token.await?;
     let offered = EnrolmentToken {
         token: token.to_string(),
         id: token.id,

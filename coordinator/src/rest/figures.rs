@@ -1,6 +1,10 @@
-//! Figures of candidates: what sites have counted on records that they hold out.
+//! Figures of candidates: what sites have counted on records that they hold out, and how the updates that went into them compare.
 
-use super::{Answer, App, Ctx, Who};
+use super::{
+    Answer, App, Ctx, Who,
+    gates::verdict,
+    pages::{Try, foreign},
+};
 use crate::{
     engine::{Handle, evaluation, problem_of, unreadable},
     policy::Action,
@@ -10,15 +14,22 @@ use axum::{
     extract::{Path, Query, State},
 };
 use falaj_core::{
+    canon::Node,
     gate::{self, Found},
+    id::{Digest, SiteId},
+    robust::{Compared, Standing},
     round::AnyRound,
+    study::Study,
 };
 use falaj_proto::{
-    problem::{Code, ProblemJson},
+    problem::ProblemJson,
     rest::{self, Page},
 };
 use serde::Deserialize;
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use utoipa::IntoParams;
 
 /// Rounds on one page, at most.
@@ -31,11 +42,11 @@ const PAGE: usize = 10;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct FiguresQuery {
-    /// This round alone, every try of it; every round that was evaluated when absent.
+    /// This round alone, every try of it; every round that was evaluated, or whose updates were compared, when absent.
     round: Option<u32>,
     /// Figures that begin with this alone: `roc_auc`, `recall of SEX`.
     figure: Option<String>,
-    /// Those of each site alone, too.
+    /// What each site has counted alone, too.
     #[serde(default)]
     sites: bool,
     /// Rounds before this one; `next` of one page is the `cursor` of the one after it.
@@ -44,7 +55,8 @@ pub(super) struct FiguresQuery {
     limit: Option<usize>,
 }
 
-/// Figures of candidates, the newest round first: each with its interval, and what the study's gates say of it.
+/// Figures of candidates, the newest round first: each with its interval, and what the study's gates say of it. Where a gate asks how
+/// updates compare with each other, those figures of each update are among them, as the log has them with the verdict.
 #[utoipa::path(get, path = "/api/v1/studies/{id}/figures", params(("id" = String, Path), FiguresQuery), responses((status = 200, body = Page<rest::Figures>), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
 pub(super) async fn figures(
     State(app): Ctx,
@@ -54,82 +66,124 @@ pub(super) async fn figures(
 ) -> Answer<Json<Page<rest::Figures>>> {
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
-    let before = match asked.cursor.as_deref().map(|cursor| {
-        let (number, attempt) = cursor.split_once('-')?;
-        Some((number.parse::<u32>().ok()?, attempt.parse::<u32>().ok()?))
-    }) {
-        None => None,
-        Some(Some(before)) => Some(before),
-        Some(None) => {
-            let why = "`cursor` is none that this interface gave";
-            return Err(Code::Malformed.because(why).into());
-        }
-    };
+    let before = asked.cursor.as_deref().map(|cursor| cursor.parse::<Try>().map_err(|_| foreign()));
+    let before = before.transpose()?;
     let rounds = app.engine.parts().store.rounds(&handle.meta.study.id).await;
     let mut rounds = rounds.map_err(unreadable)?;
-    rounds.sort_by_key(|r| std::cmp::Reverse(place(r)));
+    rounds.sort_by_key(|round| std::cmp::Reverse(Try::of(round)));
+    let mut updates = Updates::new();
+    if compares(&handle.meta.study) {
+        let rows = app.engine.parts().store.updates(&handle.meta.study.id).await;
+        for row in rows.map_err(unreadable)? {
+            let of = Try { number: row.round.number, attempt: row.attempt };
+            updates.entry(of).or_default().insert(row.site);
+        }
+    }
     let wanted = rounds.iter().filter(|r| {
-        r.spec().evaluates
-            && before.is_none_or(|before| place(r) < before)
+        (r.spec().evaluates || updates.contains_key(&Try::of(r)))
+            && before.is_none_or(|before| Try::of(r) < before)
             && asked.round.is_none_or(|round| r.id().number == round)
     });
     let limit = asked.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let (mut items, mut next) = (Vec::new(), None);
     for round in wanted {
         if items.len() == limit {
-            next = items.last().map(|i: &rest::Figures| format!("{}-{}", i.round, i.attempt));
+            let last = items.last();
+            next = last.map(|last: &rest::Figures| {
+                Try { number: last.round, attempt: last.attempt }.to_string()
+            });
             break;
         }
-        items.extend(of_round(&app, &handle, round, &asked).await?);
+        items.extend(of_round(&app, &handle, round, (&asked, &updates)).await?);
     }
     Ok(Json(Page { items, next }))
 }
 
-/// Number and try.
-pub(super) fn place(round: &AnyRound) -> (u32, u32) {
-    (round.id().number, round.spec().attempt)
-}
-
-/// What was counted about a round's candidate, if anybody has.
+/// What was counted about a round's candidate, if anybody has, and how its updates compare, if anybody has asked.
 async fn of_round(
     app: &Arc<App>,
     handle: &Handle,
     round: &AnyRound,
-    asked: &FiguresQuery,
+    (asked, updates): (&FiguresQuery, &Updates),
 ) -> Answer<Option<rest::Figures>> {
     let study = &handle.meta.study;
-    let Some(e) = &study.evaluation else { return Ok(None) };
-    let (round_id, attempt) = (round.id(), round.spec().attempt);
-    let store = &app.engine.parts().store;
-    let kept = evaluation::kept(store, &handle.meta, e, (round_id, attempt)).await;
-    let kept = kept.map_err(|e| problem_of(&e))?;
-    let Some(candidate) = kept.candidate else { return Ok(None) };
-    let evaluated = kept.evaluated;
-    let names = evaluated.names();
-    let sites = evaluated.by_site.keys().filter_map(|site| names.get(site).cloned()).collect();
-    let mut figures = Vec::new();
-    for figure in gate::Figure::every(e, study.target()) {
-        if matches!(figure, gate::Figure::EachSite(_)) && !asked.sites {
-            continue;
-        }
-        let gates: Vec<_> = study.gates.iter().filter(|g| g.figure == figure).collect();
-        for found in figure.of(&evaluated) {
-            if asked.figure.as_ref().is_none_or(|begin| found.figure.starts_with(begin)) {
-                figures.push(shown(found, &gates));
-            }
-        }
-    }
-    Ok(Some(rest::Figures {
-        round: round_id.number,
+    let Try { number, attempt } = Try::of(round);
+    let mut told = rest::Figures {
+        round: number,
         attempt,
         stage: round.stage().into(),
-        candidate_sha256: candidate.to_string(),
-        sites,
-        records: evaluated.all.records(),
-        confidence: e.confidence,
-        noise: e.noise.as_str().to_owned(),
-        figures,
+        candidate_sha256: String::new(),
+        sites: Vec::new(),
+        records: 0,
+        confidence: None,
+        noise: None,
+        figures: Vec::new(),
+    };
+    let is_wanted =
+        |found: &Found| asked.figure.as_ref().is_none_or(|begin| found.figure.starts_with(begin));
+    let mut candidate = None;
+    if let Some(e) = study.evaluation.as_ref().filter(|_| round.spec().evaluates) {
+        let store = &app.engine.parts().store;
+        let kept = evaluation::kept(store, &handle.meta, e, (round.id(), attempt)).await;
+        let kept = kept.map_err(|e| problem_of(&e))?;
+        if kept.candidate.is_some() {
+            candidate = kept.candidate;
+            let evaluated = kept.evaluated;
+            for figure in gate::Figure::every(e, study.target()) {
+                if matches!(figure, gate::Figure::EachSite(_)) && !asked.sites {
+                    continue;
+                }
+                let gates: Vec<_> = study.gates.iter().filter(|g| g.figure == figure).collect();
+                let found = figure.of(&evaluated).into_iter().filter(is_wanted);
+                told.figures.extend(found.map(|found| shown(found, &gates)));
+            }
+            let names = evaluated.names();
+            let sites = evaluated.by_site.keys().filter_map(|site| names.get(site).cloned());
+            told.sites = sites.collect();
+            told.records = evaluated.all.records();
+            told.confidence = Some(e.confidence);
+            told.noise = Some(e.noise.as_str().to_owned());
+        }
+    }
+    if let Some((of, compared)) = of_updates(app, round, updates).await? {
+        candidate = candidate.or(Some(of));
+        for standing in Standing::ALL {
+            let figure = gate::Figure::EachUpdate(standing);
+            let gates: Vec<_> = study.gates.iter().filter(|g| g.figure == figure).collect();
+            let found = gate::of_updates(&compared, standing).into_iter().filter(is_wanted);
+            told.figures.extend(found.map(|found| shown(found, &gates)));
+        }
+    }
+    Ok(candidate.map(|candidate| {
+        told.candidate_sha256 = candidate.to_string();
+        told
     }))
+}
+
+/// Whose updates were counted in each try of a round, in the order of their ids; none where nothing has them compared.
+type Updates = BTreeMap<Try, BTreeSet<SiteId>>;
+
+/// Whether a study has gates for which updates are compared with each other.
+fn compares(study: &Study) -> bool {
+    study.gates.iter().any(|gate| matches!(gate.figure, gate::Figure::EachUpdate(_)))
+}
+
+/// How a round's updates compare with each other, and the candidate that they make, as the log has it with the round's verdict.
+async fn of_updates(
+    app: &App,
+    round: &AnyRound,
+    updates: &Updates,
+) -> Answer<Option<(Digest, Compared)>> {
+    let Some(sites) = updates.get(&Try::of(round)) else { return Ok(None) };
+    let Some(entry) = verdict(app, round).await? else { return Ok(None) };
+    let body = entry.body();
+    let (Some(candidate), Some(lines)) = (body.find("model_sha256"), body.member("compared"))
+    else {
+        return Ok(None);
+    };
+    let sites: Vec<SiteId> = sites.iter().cloned().collect();
+    let compared = Compared::parse(lines.items().filter_map(Node::as_text), &sites);
+    Ok(compared.ok().map(|compared| (candidate, compared)))
 }
 
 fn shown(found: Found, gates: &[&gate::Declared]) -> rest::Figure {

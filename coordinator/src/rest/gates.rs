@@ -1,6 +1,6 @@
 //! Gates of a study: what it declares, and what each says of a candidate.
 
-use super::{Answer, App, Ctx, Who, figures::place};
+use super::{Answer, App, Ctx, Who, pages::Try};
 use crate::{
     engine::{evaluation, problem_of, unreadable},
     policy::Action,
@@ -47,7 +47,7 @@ pub(super) async fn gates(
     let (store, meta) = (&app.engine.parts().store, &handle.meta);
     let study = &meta.study;
     let mut rounds = store.rounds(&study.id).await.map_err(unreadable)?;
-    rounds.sort_by_key(|r| std::cmp::Reverse(place(r)));
+    rounds.sort_by_key(|round| std::cmp::Reverse(Try::of(round)));
     if let Some(number) = asked.round {
         rounds.retain(|r| r.id().number == number);
         if rounds.is_empty() {
@@ -114,19 +114,24 @@ struct Recorded {
     too_long: Option<String>,
 }
 
-/// What a round's verdict said of each gate; nothing before there is one, or where its contents were deleted.
-async fn recorded(app: &App, round: &AnyRound) -> Result<Recorded, Problem> {
+/// The entry that has a round's verdict; none before there is one, or where its contents were deleted.
+pub(super) async fn verdict(app: &App, round: &AnyRound) -> Result<Option<Entry>, Problem> {
     let kind = match round {
         AnyRound::Promoted(_) => Kind::ModelPublished,
         AnyRound::Rejected(_) => Kind::ModelRejected,
         AnyRound::Held(_) => Kind::CandidateHeld,
-        _ => return Ok(Recorded::default()),
+        _ => return Ok(None),
     };
-    let (number, attempt) = place(round);
+    let attempt = Try::of(round).attempt;
     let is = |entry: &Entry| entry.body().int::<u32>("attempt").is_ok_and(|of| of == attempt);
     let of = Object::Round(round.id().clone());
-    let entry = app.engine.parts().store.find_one(&of, Some(kind), is).await.map_err(unreadable)?;
-    let Some(entry) = entry else { return Ok(Recorded::default()) };
+    app.engine.parts().store.find_one(&of, Some(kind), is).await.map_err(unreadable)
+}
+
+/// What a round's verdict said of each gate; nothing before there is one, or where its contents were deleted.
+async fn recorded(app: &App, round: &AnyRound) -> Result<Recorded, Problem> {
+    let Some(entry) = verdict(app, round).await? else { return Ok(Recorded::default()) };
+    let number = Try::of(round).number;
     let lines = entry.body().member("gates").into_iter().flat_map(Node::items);
     let gates = lines.filter_map(Node::as_text).map(|line| GateSaid::of_line(number, line));
     let too_long = entry.body().find_text("gates_sha256").map(str::to_owned);

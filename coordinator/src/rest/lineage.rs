@@ -2,7 +2,8 @@
 
 use super::{
     Answer, App, Ctx, Who,
-    versions::{limited, malformed, shown},
+    pages::{foreign, limited},
+    versions::{malformed, shown},
 };
 use crate::policy::Action;
 use axum::{
@@ -121,7 +122,7 @@ pub(super) struct LineageQuery {
     until: Option<String>,
     /// Versions after this one; `next` of one page is the `cursor` of the one after it.
     cursor: Option<String>,
-    /// Versions on the page, at most 200.
+    /// Versions on the page, at most 200; 50 when absent.
     limit: Option<u32>,
 }
 
@@ -133,7 +134,7 @@ impl LineageQuery {
             Some((study.parse::<StudyId>().ok()?, version.parse::<u32>().ok()?))
         });
         match after {
-            Some(None) => Err(malformed("`cursor` is none that this interface gave")),
+            Some(None) => Err(foreign()),
             after => Ok((after.flatten(), limited(self.limit)? as usize)),
         }
     }

@@ -1,8 +1,17 @@
 //! What operators have revoked, and revoking.
 
-use super::{Answer, Ctx, Who, people::asker, to_the_end};
+use super::{
+    Answer, Ctx, Who,
+    asking::{Asking, asker},
+    pages::PageQuery,
+    to_the_end,
+};
 use crate::{policy::Action, revocations};
-use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
+use axum::{
+    Extension, Json,
+    extract::{Query, State},
+    http::StatusCode,
+};
 use falaj_proto::{
     problem::ProblemJson,
     rest::{Page, Revocation, RevocationRequest},
@@ -13,11 +22,15 @@ fn shown(r: revocations::Revocation) -> Revocation {
 }
 
 /// The revocations that stand. Those on issuers' lists and in the deny file are not among them.
-#[utoipa::path(get, path = "/api/v1/revocations", responses((status = 200, body = Page<Revocation>), (status = 403, body = ProblemJson)))]
-pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<Revocation>>> {
+#[utoipa::path(get, path = "/api/v1/revocations", params(PageQuery), responses((status = 200, body = Page<Revocation>), (status = 403, body = ProblemJson)))]
+pub(super) async fn list(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<Page<Revocation>>> {
     app.grant(&peer, Action::SiteRevoke, None).await?;
-    let items = app.revocations.all().await.into_iter().map(shown).collect();
-    Ok(Json(Page { items, next: None }))
+    let (revocations, next) = query.of(app.revocations.all().await, |r| r.subject.clone())?;
+    Ok(Json(Page { items: revocations.into_iter().map(shown).collect(), next }))
 }
 
 /// Revokes a certificate, or an identity whatever its certificate: whoever is connected by it is ended within seconds.
@@ -25,12 +38,13 @@ pub(super) async fn list(State(app): Ctx, Extension(peer): Who) -> Answer<Json<P
 pub(super) async fn revoke(
     State(app): Ctx,
     Extension(peer): Who,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<(StatusCode, Json<Revocation>)> {
-    let asked: RevocationRequest = app.document(&peer, Action::SiteRevoke, &body).await?;
+    let (asked, once): (RevocationRequest, _) =
+        app.document(&peer, Action::SiteRevoke, &asking).await?;
     let revocations = app.revocations.clone();
     let done = to_the_end("a revocation", async move {
-        revocations.revoke(asker(&peer)?, &asked.subject, &asked.reason).await
+        revocations.revoke(asker(&peer, once)?, &asked.subject, &asked.reason).await
     });
     Ok((StatusCode::CREATED, Json(shown(done.await?))))
 }
@@ -40,12 +54,13 @@ pub(super) async fn revoke(
 pub(super) async fn reinstate(
     State(app): Ctx,
     Extension(peer): Who,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<Json<Revocation>> {
-    let asked: RevocationRequest = app.document(&peer, Action::SiteRevoke, &body).await?;
+    let (asked, once): (RevocationRequest, _) =
+        app.document(&peer, Action::SiteRevoke, &asking).await?;
     let revocations = app.revocations.clone();
     let was = to_the_end("a revocation", async move {
-        revocations.reinstate(asker(&peer)?, &asked.subject, &asked.reason).await
+        revocations.reinstate(asker(&peer, once)?, &asked.subject, &asked.reason).await
     });
     Ok(Json(shown(was.await?)))
 }

@@ -1,8 +1,17 @@
 //! The shards of the log, and which one a request is about.
 
-use super::{Answer, App, Asked, Ctx, Who, people::asker};
+use super::{
+    Answer, App, Asked, Ctx, Who,
+    asking::{Asking, asker},
+    pages::PageQuery,
+    to_the_end,
+};
 use crate::{clock, engine::unreadable, policy::Action, store::Store};
-use axum::{Extension, Json, body::Bytes, extract::State, http::StatusCode};
+use axum::{
+    Extension, Json,
+    extract::{Query, State},
+    http::StatusCode,
+};
 use falaj_core::{
     id::Digest,
     succession::{LogKeys, ORIGIN_CHARS_MAX},
@@ -63,11 +72,18 @@ pub(super) fn named<'a>(
 }
 
 /// The shards of the log, oldest first: each goes on where the one before ended.
-#[utoipa::path(get, path = "/api/v1/log/shards", responses((status = 200, body = Page<LogShard>), (status = 403, body = ProblemJson)))]
-pub(super) async fn shards(State(app): Ctx, Extension(peer): Who) -> Answer<Json<Page<LogShard>>> {
+#[utoipa::path(get, path = "/api/v1/log/shards", params(PageQuery), responses((status = 200, body = Page<LogShard>), (status = 403, body = ProblemJson)))]
+pub(super) async fn shards(
+    State(app): Ctx,
+    Extension(peer): Who,
+    Query(query): Query<PageQuery>,
+) -> Answer<Json<Page<LogShard>>> {
     app.grant_asked(&peer, Action::LogRead, None, &[("shards", "all".to_owned())]).await?;
     let mut items = Vec::new();
-    for (store, keys) in app.engine.parts().shards.all() {
+    // None is ever taken away, nor put before another.
+    let shards = app.engine.parts().shards.all().iter().enumerate();
+    let (shards, next) = query.of(shards, |(place, _)| *place)?;
+    for (_, (store, keys)) in shards {
         items.push(LogShard {
             origin: keys.newest().name().to_owned(),
             entries: store.size().await.map_err(unreadable)?,
@@ -77,7 +93,7 @@ pub(super) async fn shards(State(app): Ctx, Extension(peer): Who) -> Answer<Json
             log_ml_dsa_key: keys.ml_dsa().map(ToString::to_string),
         });
     }
-    Ok(Json(Page { items, next: None }))
+    Ok(Json(Page { items, next }))
 }
 
 /// Deletes the contents of a shard that has ended, under the coordinator's policy of retention.
@@ -85,22 +101,20 @@ pub(super) async fn shards(State(app): Ctx, Extension(peer): Who) -> Answer<Json
 pub(super) async fn prune(
     State(app): Ctx,
     Extension(peer): Who,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<(StatusCode, Json<Pruning>)> {
-    let asked: PruningRequest = app.document(&peer, Action::LogPrune, &body).await?;
+    let (asked, once): (PruningRequest, _) = app.document(&peer, Action::LogPrune, &asking).await?;
     let Ok(bundle) = asked.bundle_sha256.parse::<Digest>() else {
         app.grant(&peer, Action::LogPrune, None).await?;
         let why = "`bundle_sha256` is the SHA-256 of the bundle, 64 lower-case hexadecimal digits";
         return Err(Code::Malformed.because(why).into());
     };
-    // Whoever asked may go away; what was begun is finished.
-    let pruning = tokio::spawn(async move {
-        let asker = asker(&peer)?;
+    let pruning = to_the_end("a pruning", async move {
+        let asker = asker(&peer, once)?;
         let shard = (&*asked.shard, &bundle);
         let by = (&*app.scratch, &app.checkpointer);
         let done = app.prunings.prune(asker, shard, by, clock::now()).await?;
-        Ok::<_, Problem>(Pruning { shard: asked.shard, entries: done.entries, index: done.index })
+        Ok(Pruning { shard: asked.shard, entries: done.entries, index: done.index })
     });
-    let pruned = pruning.await.map_err(|e| Code::Internal.because(e))??;
-    Ok((StatusCode::CREATED, Json(pruned)))
+    Ok((StatusCode::CREATED, Json(pruning.await?)))
 }

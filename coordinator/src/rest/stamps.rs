@@ -1,6 +1,10 @@
 //! Time-stamps of the log, as an authority gave them.
 
-use super::{Answer, Ctx, Who, shards::ShardQuery};
+use super::{
+    Answer, Ctx, Who,
+    pages::{foreign, limited},
+    shards::ShardQuery,
+};
 use crate::{
     engine::unreadable,
     policy::Action,
@@ -21,16 +25,15 @@ use falaj_proto::{
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-/// Time-stamps on one page.
-const PAGE: u32 = 200;
-
 /// Which time-stamps.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct TimestampsQuery {
     /// `next` of the page before this one.
-    cursor: Option<u64>,
+    cursor: Option<String>,
+    /// On the page, at most 200; 50 when absent.
+    limit: Option<u32>,
     /// The origin of a shard; the one that is written when absent.
     shard: Option<String>,
 }
@@ -42,15 +45,20 @@ pub(super) async fn timestamps(
     Extension(peer): Who,
     Query(query): Query<TimestampsQuery>,
 ) -> Answer<Json<Page<Timestamp>>> {
-    let after = query.cursor.unwrap_or(0);
+    let after = query.cursor.as_deref().map_or(Ok(0), |cursor| cursor.parse::<u64>());
     let wanted = ShardQuery { shard: query.shard };
     let shard = wanted.find(&app);
     let mut asked = wanted.asked(&shard);
-    asked.push(("timestamps", after.to_string()));
+    asked.push(("timestamps", after.as_ref().copied().unwrap_or(0).to_string()));
     app.grant_asked(&peer, Action::LogRead, None, &asked).await?;
     let (store, _) = shard?;
-    let rows = store.timestamps(after, u64::MAX, PAGE).await.map_err(unreadable)?;
-    let next = rows.last().filter(|_| rows.len() >= PAGE as usize).map(|r| r.tree_size.to_string());
+    let (after, limit) = (after.map_err(|_| foreign())?, limited(query.limit)?);
+    // One more than is shown says whether there is another page.
+    let rows = store.timestamps(after, u64::MAX, limit + 1).await;
+    let mut rows = rows.map_err(unreadable)?;
+    let more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let next = rows.last().filter(|_| more).map(|row| row.tree_size.to_string());
     let mut items = Vec::with_capacity(rows.len());
     for row in rows {
         items.push(stamp_shown(store, row).await?);

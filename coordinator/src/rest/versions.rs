@@ -1,25 +1,22 @@
 //! Versions of models: what there are and what each came from, and having them move.
 
 use super::{
-    Answer, App, Ctx, ToQuery, Who, lineage::gate_said, people::asker, send_model, to_the_end,
+    Answer, App, Ctx, ToQuery, Who,
+    asking::{Asking, asker},
+    lineage::gate_said,
+    pages::{PageQuery, limited},
+    send_model, to_the_end,
 };
-use crate::{
-    accept::Peer,
-    engine::Handle,
-    policy::Action,
-    versions::{Act, Once},
-};
+use crate::{accept::Peer, engine::Handle, policy::Action, versions::Act};
 use axum::{
     Extension, Json,
-    body::Bytes,
     extract::{Path, Query, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use falaj_core::{
-    audit::objects::Object,
     gate::Judged,
-    id::{Digest, Place, StudyId},
+    id::{Place, StudyId},
     registry::{
         card,
         dsse::Envelope,
@@ -35,14 +32,6 @@ use falaj_proto::{
 use serde::{Deserialize, de::DeserializeOwned};
 use utoipa::IntoParams;
 
-/// On one page, at most: versions, or studies whose versions are on it.
-const PAGE_MAX: u32 = 200;
-/// On one page unless asked otherwise.
-const PAGE: u32 = 50;
-/// Under which a request is done once, however often it comes.
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// The longest.
-const KEY_BYTES_MAX: usize = 128;
 /// The type of a DSSE envelope.
 const ENVELOPE_TYPE: &str = "application/vnd.dsse.envelope.v1+json";
 
@@ -95,24 +84,6 @@ fn expected(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     }
 }
 
-/// By what a request is known when it comes again, if whoever asks gave it a key: the same person, key, path and document.
-fn once(peer: &Peer, parts: &Parts, body: &[u8]) -> Result<Option<Once>, Problem> {
-    let Some(key) = parts.headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
-    let key = key.as_bytes();
-    if !(1..=KEY_BYTES_MAX).contains(&key.len()) || !key.iter().all(u8::is_ascii_graphic) {
-        let why = format!("`Idempotency-Key` has 1 to {KEY_BYTES_MAX} visible ASCII characters");
-        return Err(malformed(why));
-    }
-    let who = match (peer.actor.person, &peer.actor.id) {
-        (Some(person), _) => Object::Person(person).to_string(),
-        (None, Some(id)) => id.to_string(),
-        (None, None) => return Ok(None),
-    };
-    let digest = |first: &[u8], second: &[u8]| Digest::of(&[first, &b"\0"[..], second].concat());
-    let request = digest(parts.uri.path().as_bytes(), body);
-    Ok(Some(Once { key: digest(who.as_bytes(), key), request }))
-}
-
 /// A version's number, or the version that has an alias.
 fn find(registry: &Registry, version: &str) -> Result<u32, Problem> {
     let study = &registry.study;
@@ -157,16 +128,6 @@ impl App {
     }
 }
 
-/// How much is asked for at once.
-pub(super) fn limited(limit: Option<u32>) -> Result<u32, Problem> {
-    let limit = limit.unwrap_or(PAGE);
-    if (1..=PAGE_MAX).contains(&limit) {
-        Ok(limit)
-    } else {
-        Err(malformed(format!("`limit` is 1 to {PAGE_MAX}")))
-    }
-}
-
 /// The versions of every study, by study.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -174,7 +135,7 @@ pub(super) fn limited(limit: Option<u32>) -> Result<u32, Problem> {
 pub(super) struct ListQuery {
     /// Studies whose names come after this one; `next` of one page is the `cursor` of the one after it.
     cursor: Option<String>,
-    /// Studies on the page, at most 200.
+    /// Studies on the page, at most 200; 50 when absent.
     limit: Option<u32>,
 }
 
@@ -201,35 +162,18 @@ pub(super) async fn list(
     Ok(Json(Page { items, next }))
 }
 
-/// Which versions of a study.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct OfStudyQuery {
-    /// Versions after this one; `next` of one page is the `cursor` of the one after it.
-    #[serde(default)]
-    cursor: u32,
-    /// Versions on the page, at most 200.
-    limit: Option<u32>,
-}
-
 /// The versions of a study.
-#[utoipa::path(get, path = "/api/v1/studies/{id}/versions", params(("id" = String, Path), OfStudyQuery), responses((status = 200, body = Page<rest::Version>), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/studies/{id}/versions", params(("id" = String, Path), PageQuery), responses((status = 200, body = Page<rest::Version>), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson)))]
 pub(super) async fn of_study(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
-    Query(query): Query<OfStudyQuery>,
+    Query(query): Query<PageQuery>,
 ) -> Answer<Json<Page<rest::Version>>> {
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
-    let limit = limited(query.limit)?;
     let (registry, revision) = app.versions.of(&handle.meta.study.id).await?;
-    let mut items = all_of(&registry, revision)?;
-    items.retain(|version| version.version > query.cursor);
-    let more = items.len() > limit as usize;
-    items.truncate(limit as usize);
-    let next = items.last().filter(|_| more).map(|last| last.version.to_string());
+    let (items, next) = query.of(all_of(&registry, revision)?, |version| version.version)?;
     Ok(Json(Page { items, next }))
 }
 
@@ -317,19 +261,14 @@ async fn act<T: DeserializeOwned>(
     peer: std::sync::Arc<Peer>,
     action: Action,
     id: &str,
-    (parts, body): (&Parts, &[u8]),
+    asking: &Asking,
     read: impl FnOnce(T) -> Result<Act, Problem>,
 ) -> Answer<Response> {
     let handle = app.study(&peer, id).await?;
-    let wanted = serde_json::from_slice(body)
-        .map_err(|e| {
-            // The error says where it is wrong, and could repeat what stands there.
-            let at = format!("line {}, column {}", e.line(), e.column());
-            malformed(format!("the body is not the JSON that is asked for: {at}"))
-        })
-        .and_then(read)
-        .and_then(|act| Ok((act, (expected(&parts.headers)?, once(&peer, parts, body)?))));
-    let (wanted, how) = match wanted {
+    let wanted = asking.read().and_then(read);
+    let wanted =
+        wanted.and_then(|act| Ok((act, expected(&asking.parts.headers)?, asking.once(&peer)?)));
+    let (wanted, expected, once) = match wanted {
         Ok(wanted) => wanted,
         Err(problem) => {
             app.grant(&peer, action, Some(&handle)).await?;
@@ -341,7 +280,7 @@ async fn act<T: DeserializeOwned>(
     let versions = app.versions.clone();
     let (of, by) = (handle.clone(), peer.clone());
     let done = to_the_end("a version's move", async move {
-        versions.act(asker(&by)?, &of, &wanted, how).await
+        versions.act(asker(&by, once)?, &of, &wanted, expected).await
     });
     let done = done.await?;
     if done.again {
@@ -352,26 +291,24 @@ async fn act<T: DeserializeOwned>(
 }
 
 /// Makes a round's model a version.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/versions", params(("id" = String, Path), ("Idempotency-Key" = Option<String>, Header)), request_body = VersionRequest, responses((status = 201, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/versions", params(("id" = String, Path)), request_body = VersionRequest, responses((status = 201, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 pub(super) async fn make(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
-    parts: Parts,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<Response> {
     let read = |asked: VersionRequest| Ok(Act::Make { round: asked.round });
-    act(app, peer, Action::VersionMake, &id, (&parts, &body[..]), read).await
+    act(app, peer, Action::VersionMake, &id, &asking, read).await
 }
 
 /// Has a version go on to another stage. Policies say how many other people have to have approved just that.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/promote", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = PromotionRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson), (status = 410, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/promote", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header)), request_body = PromotionRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson), (status = 410, body = ProblemJson)))]
 pub(super) async fn promote(
     State(app): Ctx,
     Extension(peer): Who,
     Path((id, version)): Path<(String, String)>,
-    parts: Parts,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<Response> {
     let read = |asked: PromotionRequest| {
         let place = asked.place.map(|place| place.parse::<Place>()).transpose();
@@ -379,64 +316,60 @@ pub(super) async fn promote(
         let stage: Stage = asked.stage.parse().map_err(|e| malformed(format!("`stage`: {e}")))?;
         Ok(Act::Promote { number: numbered(&version)?, stage, place })
     };
-    act(app, peer, Action::VersionPromote, &id, (&parts, &body[..]), read).await
+    act(app, peer, Action::VersionPromote, &id, &asking, read).await
 }
 
 /// Says that a version is not good enough.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/reject", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/reject", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 pub(super) async fn reject(
     State(app): Ctx,
     Extension(peer): Who,
     Path((id, version)): Path<(String, String)>,
-    parts: Parts,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<Response> {
     let read = |asked: ReasonRequest| {
         Ok(Act::Reject { number: numbered(&version)?, reason: asked.reason })
     };
-    act(app, peer, Action::VersionReject, &id, (&parts, &body[..]), read).await
+    act(app, peer, Action::VersionReject, &id, &asking, read).await
 }
 
 /// Says that a version must not be used any more: it is not served from then on.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/revoke", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/versions/{version}/revoke", params(("id" = String, Path), ("version" = u32, Path), ("If-Match" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 pub(super) async fn revoke(
     State(app): Ctx,
     Extension(peer): Who,
     Path((id, version)): Path<(String, String)>,
-    parts: Parts,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<Response> {
     let read = |asked: ReasonRequest| {
         Ok(Act::Revoke { number: numbered(&version)?, reason: asked.reason })
     };
-    act(app, peer, Action::VersionRevoke, &id, (&parts, &body[..]), read).await
+    act(app, peer, Action::VersionRevoke, &id, &asking, read).await
 }
 
 /// Has the version that was in production before serve again.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/roll-back", params(("id" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/roll-back", params(("id" = String, Path), ("If-Match" = Option<String>, Header)), request_body = ReasonRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 pub(super) async fn roll_back(
     State(app): Ctx,
     Extension(peer): Who,
     Path(id): Path<String>,
-    parts: Parts,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<Response> {
     let read = |asked: ReasonRequest| Ok(Act::RollBack { reason: asked.reason });
-    act(app, peer, Action::VersionRollBack, &id, (&parts, &body[..]), read).await
+    act(app, peer, Action::VersionRollBack, &id, &asking, read).await
 }
 
 /// Gives an alias to a version, or takes it away. The answer is whoever has it, or had it.
-#[utoipa::path(post, path = "/api/v1/studies/{id}/aliases/{alias}", params(("id" = String, Path), ("alias" = String, Path), ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header)), request_body = AliasRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
+#[utoipa::path(post, path = "/api/v1/studies/{id}/aliases/{alias}", params(("id" = String, Path), ("alias" = String, Path), ("If-Match" = Option<String>, Header)), request_body = AliasRequest, responses((status = 200, body = rest::Version, headers(("ETag" = String))), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 409, body = ProblemJson)))]
 pub(super) async fn alias(
     State(app): Ctx,
     Extension(peer): Who,
     Path((id, alias)): Path<(String, String)>,
-    parts: Parts,
-    body: Bytes,
+    asking: Asking,
 ) -> Answer<Response> {
     let read = |asked: AliasRequest| {
         let alias: Alias = alias.parse().map_err(malformed)?;
         Ok(Act::Alias { alias, number: asked.version })
     };
-    act(app, peer, Action::VersionAlias, &id, (&parts, &body[..]), read).await
+    act(app, peer, Action::VersionAlias, &id, &asking, read).await
 }

@@ -35,7 +35,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc};
 const ADDRESS: &str = "198.51.100.23:47113";
 
 pub(super) fn asker(peer: &Peer) -> Asker<'_> {
-    Asker { id: peer.actor.id.as_ref().expect("an operator"), actor: &peer.actor }
+    Asker { id: peer.actor.id.as_ref().expect("an operator"), actor: &peer.actor, once: None }
 }
 
 /// Somebody who comes as the accept loop lets them in: certificate and entry, in one commit.

@@ -1,11 +1,14 @@
 //! The log, asked over the real router and the real RPC service, with real certificates and a real database.
 
+mod again;
 mod asking;
 mod closed;
 mod erasing;
+mod figures;
 mod following;
 mod mirrored;
 mod outcomes;
+mod paged;
 mod pruning;
 mod reads;
 mod reporting;

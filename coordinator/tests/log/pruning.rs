@@ -238,7 +238,8 @@ async fn with_a_pruned_version(gates: &str) -> Result<World> {
         "1.250000e0 0.812500 hospital-2",
         "1.500000e0 0.500000 hospital-3",
     ];
-    super::versions::gave_by(&world, 2, &sites, &compared).await?;
+    let tell = |published: Draft| published.texts("compared", compared.map(str::to_owned));
+    super::versions::gave_in(&world, (STUDY, 2), &sites, tell).await?;
     ensure!(world.promoted(2, &[]).await? == 1);
     let shown = world.get(&version("")).await?;
     let passes = shown["gates"].as_array().context("gates")?.iter().all(|g| g["pass"] == true);

@@ -20,6 +20,7 @@ async fn every_route_is_an_entry_before_it_is_served() -> Result<()> {
     let sara = Asker {
         id: world.operator.actor.id.as_ref().context("an operator")?,
         actor: &world.operator.actor,
+        once: None,
     };
     world.revocations.revoke(sara, REVOKED, "left").await?;
     let hold = world.erasures.place(sara, (None, Some(STUDY)), "Article 1").await?;

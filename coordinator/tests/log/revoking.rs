@@ -38,7 +38,7 @@ async fn what_is_in_the_log_is_in_force_once_it_is_read_again() -> Result<()> {
     let trusted = trusted(world.dir.path())?;
     let other = Revocations::open(world.engine.clone(), trusted.clone()).await?;
     let operator = world.operator.actor.id.as_ref().context("an operator")?;
-    let asker = Asker { id: operator, actor: &world.operator.actor };
+    let asker = Asker { id: operator, actor: &world.operator.actor, once: None };
     let site = world.site.identity()?;
     let subject = site.spiffe.to_string();
     world.revocations.revoke(asker, &subject, "key lost").await?;

@@ -99,18 +99,19 @@ async fn production_needs_another_person_who_did_not_submit_the_study() -> Resul
 }
 
 /// A round with two sites whose updates cost 0.5 and 0.75, and which gave a model: durable as an engine makes it.
-async fn gave(world: &World, number: u32) -> Result<()> {
-    gave_by(world, number, &[("hospital-1", "0.5"), ("hospital-2", "0.75")], &[]).await
+pub(super) async fn gave(world: &World, number: u32) -> Result<()> {
+    let sites = [("hospital-1", "0.5"), ("hospital-2", "0.75")];
+    gave_in(world, (STUDY, number), &sites, |published| published).await
 }
 
-/// A round with these sites, and what each update costs, which gave a model; its entry says how they compare in these lines.
-pub(crate) async fn gave_by(
+/// The same, with these sites, and what their updates cost; `more` is said of the model that is published.
+pub(super) async fn gave_in(
     world: &World,
-    number: u32,
+    (study, number): (&str, u32),
     sites: &[(&str, &str)],
-    compared: &[&str],
+    more: impl FnOnce(Draft) -> Draft,
 ) -> Result<()> {
-    let (parts, study): (_, StudyId) = (world.engine.parts(), STUDY.parse()?);
+    let (parts, study): (_, StudyId) = (world.engine.parts(), study.parse()?);
     let base = world.store.models(&study).await?.first().context("a model")?.sha256;
     let mut params = parts.models.read(&base).await?;
     params[0] ^= u8::try_from(number)?;
@@ -120,7 +121,7 @@ pub(crate) async fn gave_by(
     let id = RoundId { study: study.clone(), number };
     let about = |kind| Draft::new(kind).round(&id).count("attempt", 0);
     let (mut updates, mut rows, mut entries) = (BTreeMap::new(), Vec::new(), Vec::new());
-    for (site, epsilon) in sites {
+    for &(site, epsilon) in sites {
         let site: SiteId = format!("spiffe://falaj.test/ae-on/ae-az/site/{site}").parse()?;
         let header = format!("header of {site}").into_bytes();
         let payload = Digest::of(format!("payload of {site}").as_bytes());
@@ -155,11 +156,7 @@ pub(crate) async fn gave_by(
         .digest("manifest_sha256", &manifest)
         .digests("updates", &payloads)
         .count("total_weight", 10 * sites.len() as u64);
-    let published = match compared {
-        [] => published,
-        lines => published.texts("compared", lines.iter().map(|line| (*line).to_owned())),
-    };
-    entries.push(published);
+    entries.push(more(published));
     let there = u32::try_from(sites.len())?;
     let spec = RoundSpec {
         base,

@@ -221,17 +221,22 @@ impl World {
 
     /// Puts a time-stamp into the store, of a checkpoint of one entry: what is in it is for other tests.
     pub(crate) async fn stamp(&self) -> Result<()> {
+        self.stamp_of(1, "note").await
+    }
+
+    /// The same, of a checkpoint of so many entries, which this note stands for.
+    pub(crate) async fn stamp_of(&self, tree_size: u64, note: &str) -> Result<()> {
         let row = TimestampRow {
             what: Stamped::Checkpoint,
-            imprint: Digest::of(b"note"),
-            tree_size: 1,
+            imprint: Digest::of(note.as_bytes()),
+            tree_size,
             authority: "CN=Authority".into(),
             stamped: clock::now(),
             answer: b"answer".to_vec(),
             log_index: 0,
             committed: clock::now(),
         };
-        let rows = vec![Change::Checkpoint(1, "note".into()), Change::Timestamp(row)];
+        let rows = vec![Change::Checkpoint(tree_size, note.into()), Change::Timestamp(row)];
         let entries = vec![Draft::new(Kind::CheckpointStamped)];
         self.writer.commit(Commit { rows, entries, round: None }).await?;
         Ok(())

@@ -1,5 +1,6 @@
 //! End to end over real processes, certificates, sockets and records. One binary, many modules.
 
+mod again;
 mod alone;
 mod api;
 mod approvals;

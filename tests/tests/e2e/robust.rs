@@ -1,7 +1,7 @@
 //! Robust rules over real sockets: two sites that shout, and what the log and its verifier say of the rule.
 
 use crate::evaluation::lines;
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use falaj_core::{id::Digest, update::UpdateHeader};
 use falaj_tests::{
     federation::{Federation, SiteSpec, study_yaml, wisconsin},
@@ -172,6 +172,15 @@ fn a_site_whose_update_stands_out_is_named_and_its_round_gives_no_model() -> Res
     ensure!(gates.len() == 8 && gates.iter().all(|g| g.starts_with("pass: ")), "{gates:?}");
     let cosines = lines(&published[0], "compared");
     ensure!(cosines.iter().all(|line| line.contains(" 1.000000 ")), "{cosines:?}");
+    // And they are shown: the loud one by its length, with what its gate says.
+    let ratio = ["study", "figures", "shouted", "--figure", "update_norm_ratio"];
+    let shown = federation.falaj_json(&ratio)?;
+    let figures = shown["figures"].as_array().context("figures")?;
+    ensure!(figures.len() == 4, "{shown}");
+    for figure in figures {
+        let bad = figure["figure"] == "update_norm_ratio at bad";
+        ensure!(figure["value"].is_f64() && figure["gates"][0]["pass"] == !bad, "{figure}");
+    }
     let metrics = federation.metrics()?;
     for line in [
         "falaj_gates_total{metric=\"update_norm_ratio\",outcome=\"failed\"} 1\n",
