@@ -16,11 +16,11 @@ pub(crate) enum Decided {
     Nothing,
 }
 
-/// Actions that have kinds of their own, so that no other entry stands for them.
-const OWN: [Action; 8] = [
+/// Actions that have kinds of their own, so that no other entry stands for them. Submitting a study has one, too, and whoever asks for
+/// it again under the same key reads what came of it.
+const OWN: [Action; 7] = [
     Action::Connect,
     Action::EndpointUse,
-    Action::StudySubmit,
     Action::StudyJoin,
     Action::TaskGet,
     Action::UpdateSend,

@@ -325,10 +325,7 @@ impl Replay {
             | Kind::VersionPromoted
             | Kind::StudyFinished
             | Kind::AdminRead => self.evaluated(entry)?,
-            Kind::RoundFailed => {
-                self.open.remove(&round()?);
-                self.evaluations.failed(&round()?);
-            }
+            Kind::RoundFailed => self.failed(&round()?),
             Kind::EnrolmentOffered => self.tokens.offered(entry)?,
             Kind::EnrolmentWithdrawn => self.tokens.withdrawn(entry)?,
             Kind::SiteEnrolled => self.enrolled(entry, &digest("cert_sha256")?)?,
@@ -389,6 +386,12 @@ impl Replay {
             }
             _ => self.evaluations.promotion(entry),
         }
+    }
+
+    /// A round gave nothing.
+    fn failed(&mut self, round: &RoundId) {
+        self.open.remove(round);
+        self.evaluations.failed(round);
     }
 
     /// A study ends with its newest model.

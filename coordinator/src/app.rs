@@ -180,9 +180,8 @@ impl App {
         let there = (store, writing.sealing(persons.clone()));
         let kept = config.log.high_water.as_deref().map(high_water).transpose()?.flatten();
         let me = identity.spiffe.to_string();
-        let opened =
+        let Opened { store, writer, begins } =
             shards::open(there, &config.log, &keys, kept.as_deref(), &me, &metrics).await?;
-        let Opened { store, writer, begins } = opened;
         if begins.is_none() {
             outcomes::settle(&store, &writer).await?;
         }

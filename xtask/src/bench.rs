@@ -24,10 +24,8 @@ pub(crate) fn run(parts: &[String]) -> Result<()> {
     let all = privacy.is_empty() && utility.is_empty() && policy.is_empty();
     if all || !others.is_empty() {
         // The benchmark starts the programs that lie beside it, so they are built first.
-        let programs = ["falaj-certs", "falaj-coordinator", "falaj-cli"];
-        let mut words = vec!["build", "--release"];
-        words.extend(programs.iter().flat_map(|p| ["-p", p]));
-        tools::cargo(&words)?;
+        setup::setup()?;
+        tools::programs()?;
         let mut words = vec!["bench", "-p", "falaj-tests", "--bench", "ratios", "--"];
         words.extend(&others);
         tools::cargo(&words)?;
@@ -36,7 +34,6 @@ pub(crate) fn run(parts: &[String]) -> Result<()> {
         tools::cargo(&["bench", "-p", "falaj-verify", "--bench", "verify"])?;
     }
     if others.contains(&"robust") {
-        setup::setup()?;
         tools::cargo(&["bench", "-p", "falaj-agent", "--bench", "poisoning"])?;
     }
     for (bench, its) in [("privacy", privacy), ("utility", utility)] {

@@ -13,6 +13,13 @@ pub(crate) fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
+/// Builds the programs that a deployment runs, all at once: others beside them would have what they are built from built anew.
+pub(crate) fn programs() -> Result<()> {
+    let all = ["falaj-certs", "falaj-coordinator", "falaj-cli", "falaj-agent", "falaj-verify"];
+    let words = ["build", "--release"].into_iter();
+    cargo(&words.chain(all.into_iter().flat_map(|p| ["-p", p])).collect::<Vec<_>>())
+}
+
 /// Runs cargo in the repository.
 pub(crate) fn cargo(args: &[&str]) -> Result<()> {
     cargo_with(args, &[])

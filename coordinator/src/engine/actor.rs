@@ -1436,7 +1436,7 @@ type Said = Vec<(&'static str, Vec<String>)>;
 /// said.
 fn named(draft: Draft, witnesses: Vec<String>, said: Said, weighed: Option<Weighed>) -> Draft {
     let draft = if witnesses.is_empty() { draft } else { draft.texts("witnesses", witnesses) };
-    let draft = weighed.iter().fold(draft, |draft, weighed| draft.text("patience", &weighed.line));
+    let draft = weighed.into_iter().fold(draft, |draft, w| draft.text("patience", &w.line));
     said.into_iter().fold(draft, |draft, (name, lines)| draft.texts(name, lines))
 }
 

@@ -6,7 +6,7 @@ use axum::{
     body::Bytes,
     extract::{FromRequest, Request},
     http::request::Parts,
-    response::{IntoResponse as _, Response},
+    response::{IntoResponse, Response},
 };
 use falaj_core::{audit::objects::Object, id::Digest};
 use falaj_proto::problem::{Code, Problem};
@@ -32,7 +32,7 @@ impl<S: Send + Sync> FromRequest<S> for Asking {
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts.clone(), body);
         let body = Bytes::from_request(request, state).await;
-        Ok(Self { parts, body: body.map_err(|refused| refused.into_response())? })
+        Ok(Self { parts, body: body.map_err(IntoResponse::into_response)? })
     }
 }
 

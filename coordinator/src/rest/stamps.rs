@@ -45,7 +45,7 @@ pub(super) async fn timestamps(
     Extension(peer): Who,
     Query(query): Query<TimestampsQuery>,
 ) -> Answer<Json<Page<Timestamp>>> {
-    let after = query.cursor.as_deref().map_or(Ok(0), |cursor| cursor.parse::<u64>());
+    let after = query.cursor.as_deref().map_or(Ok(0), str::parse::<u64>);
     let wanted = ShardQuery { shard: query.shard };
     let shard = wanted.find(&app);
     let mut asked = wanted.asked(&shard);

@@ -69,7 +69,7 @@ pub(crate) async fn before_pruning(
                 Some(envelope) => keep(engine, study, number, envelope).await?,
                 // Nothing could be signed of it before, either.
                 None => {
-                    tracing::warn!(%study, number, "the shard does not tell of the version's round: nothing is signed of it")
+                    tracing::warn!(%study, number, "the shard does not tell of the version's round: nothing is signed of it");
                 }
             }
         }

@@ -124,15 +124,15 @@ pub const fn shape(kind: Kind) -> Shape {
         | Kind::CandidateApproved
         | Kind::VersionPromoted
         | Kind::VersionRolledBack => (ApiActivity, UPDATE, Medium, true),
-        Kind::VersionRejected | Kind::VersionAliased | Kind::CandidateRefused => {
-            (ApiActivity, UPDATE, Low, true)
-        }
         Kind::ApprovalGiven | Kind::EnrolmentOffered | Kind::SiteEnrolled => {
             (ApiActivity, CREATE, Medium, true)
         }
-        Kind::StudyStopped | Kind::HoldPlaced | Kind::HoldReleased => {
-            (ApiActivity, UPDATE, Low, true)
-        }
+        Kind::StudyStopped
+        | Kind::HoldPlaced
+        | Kind::HoldReleased
+        | Kind::VersionRejected
+        | Kind::VersionAliased
+        | Kind::CandidateRefused => (ApiActivity, UPDATE, Low, true),
         Kind::CertificateRenewed | Kind::SiteJoined | Kind::SiteDeclined => {
             (ApiActivity, UPDATE, Informational, true)
         }

@@ -75,20 +75,7 @@ struct Outcome {
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::setup()?;
     eprintln!("building the programs that a deployment runs (release)");
-    tools::cargo(&[
-        "build",
-        "--release",
-        "-p",
-        "falaj-certs",
-        "-p",
-        "falaj-coordinator",
-        "-p",
-        "falaj-cli",
-        "-p",
-        "falaj-agent",
-        "-p",
-        "falaj-verify",
-    ])?;
+    tools::programs()?;
     let out = std::path::absolute(&options.out)?;
     // Beside this program, wherever cargo was told to build.
     let built = env::current_exe().context("this program's own path")?;
