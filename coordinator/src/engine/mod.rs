@@ -33,7 +33,7 @@ use crate::{
 };
 use bytes::Bytes;
 use falaj_core::{
-    aggregate::{params_digest, params_to_bytes},
+    aggregate::params_to_bytes,
     audit::{Actor, Draft, Kind, person::Person},
     evaluation::answer::EvaluationHeader,
     id::{Digest, Place, RoundId, SiteId, StudyId},
@@ -50,13 +50,21 @@ use falaj_proto::{
     rest::StudyEvent,
 };
 use leaving::Leaving;
+use sha2::{Digest as _, Sha256};
 use sites::Sites;
 use std::{
     collections::BTreeMap,
+    io,
     sync::{Arc, RwLock, Weak},
 };
-use tokio::sync::{Mutex, broadcast, mpsc, oneshot, watch};
+use tokio::{
+    sync::{Mutex, broadcast, mpsc, oneshot, watch},
+    task::spawn_blocking,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Parameters that are written at once.
+const BLOCK_PARAMS: usize = 1 << 16;
 
 /// Mail that one study's actor lets wait.
 const MAILBOX: usize = 1_024;
@@ -524,9 +532,8 @@ impl Engine {
         let invalid = |e: falaj_core::manifest::ManifestError| Code::StudyInvalid.because(e);
         let manifest = study.manifest().map_err(invalid)?;
         let params = study.model_spec().init(Study::model_seed(&digest)).map_err(invalid)?;
-        let model = params_digest(&params);
-        let stored = self.parts().models.put(model, params_to_bytes(&params)).await;
-        stored.map_err(|e| {
+        let stored = first_model(self.parts().models.clone(), id.to_string(), params).await;
+        let model = stored.map_err(|e| {
             if crate::blob::is_full(&e) {
                 problem_of(&CommitError::Full)
             } else {
@@ -790,6 +797,22 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Makes a study's first model durable, block by block: it is in memory once.
+async fn first_model(models: Blobs, study: String, params: Vec<f32>) -> io::Result<Digest> {
+    let write = move || {
+        let (mut new, mut hash) = (models.begin(&study)?, Sha256::new());
+        for block in params.chunks(BLOCK_PARAMS) {
+            let bytes = params_to_bytes(block);
+            hash.update(&bytes);
+            new.write(&bytes)?;
+        }
+        let digest = Digest(hash.finalize().into());
+        new.finish(&digest)?;
+        Ok(digest)
+    };
+    spawn_blocking(write).await?
 }
 
 fn state_word(state: &str) -> &'static str {
