@@ -265,7 +265,9 @@ fn large_study(name: &str, rounds: u32, sites: usize, rule: Option<Rule>) -> Str
         .replace("deadline_s: 60", "deadline_s: 600");
     let Some(rule) = rule else { return yaml };
     let byzantine = match rule {
-        Rule::Krum { byzantine } => format!(", byzantine: {byzantine}"),
+        Rule::TrimmedMean { byzantine }
+        | Rule::Krum { byzantine }
+        | Rule::MultiKrum { byzantine, .. } => format!(", byzantine: {byzantine}"),
         _ => String::new(),
     };
     let aggregation = format!("aggregation: {{ rule: {}{byzantine} }}", rule.as_str());
