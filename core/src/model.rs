@@ -6,6 +6,7 @@
 use crate::manifest::{Manifest, ManifestError, TensorSpec};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
+use std::iter;
 
 /// One convolution: kernel, group normalisation if asked for, `ReLU`, then a max-pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +165,23 @@ enum First {
     One,
     /// Uniform in ±sqrt(6 / fan-in).
     Uniform(u64),
+}
+
+impl First {
+    fn draw(self, rng: &mut ChaCha20Rng) -> f32 {
+        match self {
+            Self::Zero => 0.0,
+            Self::One => 1.0,
+            Self::Uniform(fan_in) => {
+                #[expect(clippy::cast_precision_loss, reason = "a fan-in is below 2^53")]
+                let bound = (6.0 / fan_in as f64).sqrt();
+                let unit = f64::from(rng.next_u32()) / f64::from(u32::MAX);
+                #[expect(clippy::cast_possible_truncation, reason = "parameters are f32")]
+                let value = ((2.0 * unit - 1.0) * bound) as f32;
+                value
+            }
+        }
+    }
 }
 
 impl Layer {
@@ -326,35 +344,31 @@ impl ModelSpec {
         Manifest::new(tensors)
     }
 
-    /// The first parameters: weights uniform in ±sqrt(6 / fan-in) (He et al. 2015, section 2.2), biases
-    /// zero, scales after normalisation one. The same seed gives the same bits on every platform: nothing
-    /// but multiplication, division and square roots, which IEEE 754 rounds in one way.
+    /// The first parameters, in order: weights uniform in ±sqrt(6 / fan-in) (He et al. 2015, section 2.2),
+    /// biases zero, scales after normalisation one. The same seed gives the same bits on every platform:
+    /// nothing but multiplication, division and square roots, which IEEE 754 rounds in one way. They are drawn
+    /// one by one, such that nobody need hold a model to store it.
+    ///
+    /// # Errors
+    /// [`ManifestError`] when the model cannot exist.
+    pub fn first(
+        &self,
+        seed: [u8; 32],
+    ) -> Result<impl Iterator<Item = f32> + use<>, ManifestError> {
+        let manifest = self.manifest()?;
+        let firsts = self.layers()?.into_iter().flat_map(Layer::tensors).map(|(_, _, first)| first);
+        let tensors: Vec<_> = firsts.zip(manifest.ranges().map(|(_, range)| range.len())).collect();
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        let each = tensors.into_iter().flat_map(|(first, count)| iter::repeat_n(first, count));
+        Ok(each.map(move |first| first.draw(&mut rng)))
+    }
+
+    /// [`Self::first`], all at once.
     ///
     /// # Errors
     /// [`ManifestError`] when the model cannot exist.
     pub fn init(&self, seed: [u8; 32]) -> Result<Vec<f32>, ManifestError> {
-        let manifest = self.manifest()?;
-        let mut rng = ChaCha20Rng::from_seed(seed);
-        let mut params = vec![0.0_f32; manifest.params()];
-        let firsts = self.layers()?.into_iter().flat_map(Layer::tensors).map(|(_, _, first)| first);
-        for (first, (_, range)) in firsts.zip(manifest.ranges()) {
-            let params = &mut params[range];
-            match first {
-                First::Zero => {}
-                First::One => params.fill(1.0),
-                First::Uniform(fan_in) => {
-                    #[expect(clippy::cast_precision_loss, reason = "a fan-in is below 2^53")]
-                    let bound = (6.0 / fan_in as f64).sqrt();
-                    for p in params {
-                        let unit = f64::from(rng.next_u32()) / f64::from(u32::MAX);
-                        #[expect(clippy::cast_possible_truncation, reason = "parameters are f32")]
-                        let value = ((2.0 * unit - 1.0) * bound) as f32;
-                        *p = value;
-                    }
-                }
-            }
-        }
-        Ok(params)
+        Ok(self.first(seed)?.collect())
     }
 }
 

@@ -531,7 +531,7 @@ impl Engine {
         }
         let invalid = |e: falaj_core::manifest::ManifestError| Code::StudyInvalid.because(e);
         let manifest = study.manifest().map_err(invalid)?;
-        let params = study.model_spec().init(Study::model_seed(&digest)).map_err(invalid)?;
+        let params = study.model_spec().first(Study::model_seed(&digest)).map_err(invalid)?;
         let stored = first_model(self.parts().models.clone(), id.to_string(), params).await;
         let model = stored.map_err(|e| {
             if crate::blob::is_full(&e) {
@@ -799,12 +799,22 @@ impl Engine {
     }
 }
 
-/// Makes a study's first model durable, block by block: it is in memory once.
-async fn first_model(models: Blobs, study: String, params: Vec<f32>) -> io::Result<Digest> {
+/// Makes a study's first model durable as it is drawn: no more than a block of it is in memory.
+async fn first_model(
+    models: Blobs,
+    study: String,
+    mut params: impl Iterator<Item = f32> + Send + 'static,
+) -> io::Result<Digest> {
     let write = move || {
         let (mut new, mut hash) = (models.begin(&study)?, Sha256::new());
-        for block in params.chunks(BLOCK_PARAMS) {
-            let bytes = params_to_bytes(block);
+        let mut block = Vec::with_capacity(BLOCK_PARAMS);
+        loop {
+            block.clear();
+            block.extend(params.by_ref().take(BLOCK_PARAMS));
+            if block.is_empty() {
+                break;
+            }
+            let bytes = params_to_bytes(&block);
             hash.update(&bytes);
             new.write(&bytes)?;
         }

@@ -291,13 +291,16 @@ pub fn gates(
         let (Bound::AtLeast(bound) | Bound::AtMost(bound)) = gate.bound;
         p.when(!bound.is_finite(), &at, format!("{bound} is no bound"), "give a number");
         if let Some(says) = gate.bound.decides_nothing(least, most) {
+            let bounds = if most < f64::MAX {
+                format!("between {least} and {most}")
+            } else {
+                format!("above {least}")
+            };
             p.when(
                 true,
                 &at,
                 format!("`{}` {says} is {}", gate.figure.name(e), gate.bound),
-                format!(
-                    "give a bound between {least} and {most}, so that the gate decides something"
-                ),
+                format!("give a bound {bounds}, so that the gate decides something"),
             );
         }
         if let Some((end, mend)) = out_of_reach(gate, (least, most)) {
@@ -330,7 +333,7 @@ pub fn gates(
 
 /// Whether a metric is for a label such as the study's: a number, or classes.
 fn suits(metric: Metric, target: Target, at: &str, p: &mut Found) -> bool {
-    if metric.is_of_numbers() == target.is_number() {
+    if metric == Metric::Records || metric.is_of_numbers() == target.is_number() {
         return true;
     }
     let (is, other, mend) = if target.is_number() {

@@ -221,6 +221,7 @@ impl<'a> Pool<'a> {
             return Err(Missing::Undefined);
         }
         match metric {
+            Metric::Records => self.counted(cells),
             Metric::Ece => self.ece(cells),
             Metric::WorstClassRecall => Ok(self.worst(&self.recalls(cells)?)),
             _ => Ok(self.estimate(metric, self.rate(metric, cells)?)),
@@ -239,8 +240,7 @@ impl<'a> Pool<'a> {
         }
         let (lost, gained) = (as_f64(self.counts[at]), as_f64(self.counts[at + 1]));
         let everybody = self.everybody();
-        let (n, (_, each)) = (self.size(&everybody), self.of_main());
-        let noise_of_records = self.noise(self.main()) * float(everybody.len() * each);
+        let (n, noise_of_records) = (self.size(&everybody), self.noise_of_size(&everybody));
         self.distinct(n, noise_of_records)?;
         let noise = self.noise(Block::Changed);
         // Where nothing was lost, one more record that is counts as it does elsewhere: see `rate`.

@@ -323,7 +323,11 @@ mod tests {
         for metric in Metric::ALL {
             let says_nothing = matches!(
                 metric,
-                Metric::SelectionRate | Metric::Psi | Metric::Ks | Metric::JensenShannon
+                Metric::Records
+                    | Metric::SelectionRate
+                    | Metric::Psi
+                    | Metric::Ks
+                    | Metric::JensenShannon
             );
             assert_eq!(metric.better().is_none(), says_nothing, "{metric:?}");
         }

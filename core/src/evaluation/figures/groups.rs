@@ -1,6 +1,6 @@
 //! Which records a figure is of.
 
-use super::{Pool, as_f64};
+use super::{Estimate, Found, Pool, as_f64, float};
 use crate::evaluation::Evaluation;
 use std::collections::BTreeSet;
 
@@ -127,6 +127,20 @@ impl Pool<'_> {
             self.counts[from..from + each].iter().map(|c| as_f64(*c)).sum::<f64>()
         };
         cells.iter().map(|cell| of(*cell)).sum()
+    }
+
+    /// The variance of the noise on a group's size.
+    pub(super) fn noise_of_size(&self, cells: &[usize]) -> f64 {
+        let (_, each) = self.of_main();
+        self.noise(self.main()) * float(cells.len() * each)
+    }
+
+    /// How many records these groups have. These are not a sample of anything: the interval is that of the noise.
+    pub(super) fn counted(&self, cells: &[usize]) -> Found<Estimate> {
+        let (value, noise) = (self.size(cells), self.noise_of_size(cells));
+        self.distinct(value, noise)?;
+        let reach = self.z(self.tail()) * noise.sqrt();
+        Ok(Estimate { value, low: (value - reach).max(0.0), high: value + reach })
     }
 
     /// Where the main block begins, and how many of its cells belong to one group.

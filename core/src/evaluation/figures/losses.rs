@@ -16,8 +16,7 @@ impl Pool<'_> {
         let sum: f64 = cells.iter().map(|c| as_f64(self.counts[start + c]) * unit).sum();
         let noise = self.noise(block) * unit * unit * float(cells.len());
         let records = self.size(cells);
-        let (_, each) = self.of_main();
-        let noise_of_records = self.noise(self.main()) * float(cells.len() * each);
+        let noise_of_records = self.noise_of_size(cells);
         self.distinct(records, noise_of_records)?;
         let mean = sum / records;
         let squares = self.squared_losses(metric, cells, (mean, records));

@@ -9,6 +9,8 @@ const R2_LEAST: f64 = -1_000.0;
 /// What is measured. The definitions are those of scikit-learn and fairlearn, by these names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Metric {
+    /// How many records were counted. It says who takes part, and nothing of the model.
+    Records,
     /// Ratio of the records whose class was said.
     Accuracy,
     /// Mean of the classes' recalls.
@@ -111,7 +113,8 @@ impl Better {
 
 impl Metric {
     /// Every metric.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
+        Self::Records,
         Self::Accuracy,
         Self::BalancedAccuracy,
         Self::Precision,
@@ -150,6 +153,7 @@ impl Metric {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Records => "records",
             Self::Accuracy => "accuracy",
             Self::BalancedAccuracy => "balanced_accuracy",
             Self::Precision => "precision",
@@ -195,7 +199,8 @@ impl Metric {
     #[must_use]
     pub const fn kind(self) -> Kind {
         match self {
-            Self::Accuracy
+            Self::Records
+            | Self::Accuracy
             | Self::BalancedAccuracy
             | Self::Precision
             | Self::Recall
@@ -249,7 +254,9 @@ impl Metric {
             | Self::MaeDifference
             | Self::WorstGroupMae
             | Self::AccuracyDrop => Some(Better::Lower),
-            Self::SelectionRate | Self::Psi | Self::Ks | Self::JensenShannon => None,
+            Self::Records | Self::SelectionRate | Self::Psi | Self::Ks | Self::JensenShannon => {
+                None
+            }
         }
     }
 
@@ -284,6 +291,7 @@ impl Metric {
     #[must_use]
     pub const fn is_for(self, target: Target) -> bool {
         match target {
+            _ if matches!(self, Self::Records) => true,
             Target::Number { .. } => self.is_of_numbers() || matches!(self.kind(), Kind::Column),
             Target::Classes(classes) => {
                 !self.is_of_numbers() && (classes == 2 || !self.is_binary_only())
@@ -301,6 +309,7 @@ impl Metric {
     #[must_use]
     pub const fn most(self, target: Target) -> f64 {
         match (self, target) {
+            (Self::Records, _) => f64::MAX,
             (Self::LogLoss, _) => LOG_LOSS_MAX,
             (Self::Psi, _) => PSI_MAX,
             (Self::R2, _) => 1.0,
@@ -337,7 +346,8 @@ impl Metric {
     pub const fn reaches_least(self) -> bool {
         !matches!(
             self,
-            Self::Accuracy
+            Self::Records
+                | Self::Accuracy
                 | Self::BalancedAccuracy
                 | Self::Precision
                 | Self::Recall
