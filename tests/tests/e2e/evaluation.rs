@@ -27,7 +27,7 @@ fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<
     let mut federation = Federation::new()?;
     let _coordinator = federation.start_coordinator()?;
     let _agents = federation.start_hospitals()?;
-    let gates = "  - { metric: roc_auc, at_least: 0.55 }\n  - { metric: accuracy_difference, by: mean_radius, at_most: 0.99 }\n  - { metric: accuracy_drop, under: fgsm, at_most: 0.9 }\n  - { metric: ks, of: mean_radius, at_most: 0.9 }\n  - { metric: accuracy, each_site: true, at_least: 0.2 }\n  - { metric: epsilon, at_most: 900 }\n";
+    let gates = "  - { metric: roc_auc, at_least: 0.55 }\n  - { metric: accuracy_difference, by: mean_radius, at_most: 0.99 }\n  - { metric: accuracy_drop, under: fgsm, at_most: 0.9 }\n  - { metric: ks, of: mean_radius, at_most: 0.9 }\n  - { metric: accuracy, each_site: true, at_least: 0.2 }\n  - { metric: epsilon, at_most: 900 }\n  - { metric: records, each_group: mean_radius, at_least: 10 }\n";
     federation.submit(&evaluated("good", 2, 1, gates))?;
     federation.finishes("good")?;
     let counted = federation.entries("evaluation.accepted")?;
@@ -41,8 +41,8 @@ fn a_model_that_is_good_enough_is_published_with_every_gates_figure() -> Result<
     ensure!(published.len() == 2, "{published:?}");
     for entry in &published {
         let gates = lines(entry, "gates");
-        // Accuracy is judged at each of two sites.
-        ensure!(gates.len() == 7 && gates.iter().all(|g| g.starts_with("pass: ")), "{gates:?}");
+        // Accuracy is judged at each of two sites, and records are counted of each of two groups.
+        ensure!(gates.len() == 9 && gates.iter().all(|g| g.starts_with("pass: ")), "{gates:?}");
         ensure!(gates[0].starts_with("pass: roc_auc: ") && gates[0].contains('['), "{gates:?}");
         ensure!(lines(entry, "evaluated_by").len() == 2, "{entry}");
     }
@@ -117,7 +117,7 @@ fn figures_are_shown(federation: &Federation) -> Result<()> {
 fn gates_are_shown(federation: &Federation) -> Result<()> {
     let gates = federation.falaj_json(&["gate", "list", "good", "--history"])?;
     let items = gates["items"].as_array().context("gates")?;
-    ensure!(items.len() == 6, "{gates}");
+    ensure!(items.len() == 7, "{gates}");
     for gate in items {
         ensure!(gate["round"] == 2 && gate["asked"] == true && gate["pass"] == true, "{gate}");
         ensure!(gate["when"] == "each_round" && gate["on_failure"] == "reject", "{gate}");
@@ -859,7 +859,7 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
     for (gate, said) in [
         (
             "{ metric: roc_acu, at_least: 0.7 }",
-            "there is no metric `roc_acu`; take one of accuracy, ",
+            "there is no metric `roc_acu`; take one of records, accuracy, ",
         ),
         ("{ metric: roc_auc, at_least: 1.7 }", "`roc_auc` never is at least 1.7"),
         (
@@ -907,6 +907,10 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
             "{ metric: mae, at_most: 9 }",
             "`mae` is for a label that is a number, and this one has classes",
         ),
+        (
+            "{ metric: records, each_group: mean_radius, at_least: 0 }",
+            "always is at least 0; give a bound above 0, so that the gate decides something",
+        ),
         ("{ metric: ks, at_most: 0.2 }", "it is not clear whose `ks` is meant; give `of: COLUMN`"),
         (
             "{ metric: update_cosine, at_least: 0.2 }",
@@ -933,7 +937,7 @@ fn patience_that_makes_no_sense_is_refused_with_its_line() -> Result<()> {
     for (gate, said) in [
         (
             "{ metric: roc_acu, improve_by: 0.01, patience: 2 }",
-            "there is no metric `roc_acu`; take one of accuracy, ",
+            "there is no metric `roc_acu`; take one of records, accuracy, ",
         ),
         (
             "{ metric: roc_auc, improve_by: -0.01, patience: 2 }",
