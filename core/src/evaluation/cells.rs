@@ -503,9 +503,17 @@ impl Tally {
         }
     }
 
-    /// Counts a record: its group, its class, and the model's probability of each class.
+    /// Counts a record: its group, its class, and the model's probability of each class. Probabilities that are no numbers are as
+    /// wrong as can be.
     pub fn record(&mut self, group: usize, class: usize, probabilities: &[f64]) {
         let (k, b) = (self.layout.classes, self.layout.bins);
+        let wrong: Vec<f64>;
+        let probabilities = if probabilities.iter().any(|p| p.is_nan()) {
+            wrong = (0..k).map(|c| f64::from(u8::from(c == (class + 1) % k))).collect();
+            &wrong
+        } else {
+            probabilities
+        };
         let said = self.layout.said(probabilities);
         if self.layout.is_binary() {
             let bin = self.layout.bin(probabilities[1]);
@@ -628,6 +636,28 @@ pub(crate) mod tests {
                 changes(&two, group, class, &[1.0 - p, p], p > 0.2);
                 let rest = (1.0 - p) / 4.0;
                 changes(&five, group, class, &[p, rest, rest, rest, rest], p > 0.2);
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_model_says_that_is_no_number_is_as_wrong_as_can_be() {
+        for classes in [2, 5] {
+            let layout = settings().layout(classes);
+            for class in 0..classes as usize {
+                let wrong = |p: f64| {
+                    let mut all = vec![p; classes as usize];
+                    if !p.is_nan() {
+                        all = vec![0.0; classes as usize];
+                        all[(class + 1) % classes as usize] = p;
+                    }
+                    let mut tally = Tally::new(layout.clone());
+                    tally.record(0, class, &all);
+                    tally.into_counts()
+                };
+                assert_eq!(wrong(f64::NAN), wrong(1.0), "class {class} of {classes}");
+                let start = layout.range(Block::LogLoss).start;
+                assert_eq!(wrong(f64::NAN)[start], 14 << LOSS_BITS, "class {class} of {classes}");
             }
         }
     }

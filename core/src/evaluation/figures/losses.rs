@@ -19,7 +19,7 @@ impl Pool<'_> {
         let noise_of_records = self.noise_of_size(cells);
         self.distinct(records, noise_of_records)?;
         let mean = sum / records;
-        let squares = self.squared_losses(metric, cells, (mean, records));
+        let squares = self.squared_losses(metric, cells, sum) / records;
         let spread = self.if_sampled((squares - mean * mean).max(0.0) * records);
         Ok(Rate::from(Ratio {
             part: sum,
@@ -31,37 +31,33 @@ impl Pool<'_> {
         }))
     }
 
-    /// The mean of the squared losses, from where the scores lie; or a bound on it.
-    fn squared_losses(&self, metric: Metric, cells: &[usize], (mean, records): (f64, f64)) -> f64 {
+    /// The most that the squared losses come to, given how many scores lie in which bin, and what all losses sum to.
+    fn squared_losses(&self, metric: Metric, cells: &[usize], sum: f64) -> f64 {
         let bins = self.layout.bins;
-        let middle = |bin: usize| (float(bin) + 0.5) / float(bins);
+        let most = metric.most(self.layout.target);
         // Of a record whose class had this probability.
-        let of = |p: f64| match metric {
-            Metric::LogLoss => p.ln().powi(2),
-            _ => (1.0 - p).powi(4),
+        let loss = |p: f64| match metric {
+            Metric::LogLoss => -p.ln(),
+            _ => (1.0 - p).powi(2),
         };
-        if self.layout.is_binary() {
+        // Between which losses so many records lie whose class's probability is in this bin.
+        let within = |records: f64, bin: usize| {
+            let [low, high] = [bin + 1, bin].map(|edge| loss(float(edge) / float(bins)).min(most));
+            (records.max(0.0), low.max(0.0), high)
+        };
+        let known: Vec<_> = if self.layout.is_binary() {
             let curve = self.curve(cells);
-            let one = |(bin, (p, n)): (usize, (&f64, &f64))| {
-                p.max(0.0) * of(middle(bin)) + n.max(0.0) * of(1.0 - middle(bin))
-            };
-            let sum: f64 = curve.of.iter().zip(&curve.not).enumerate().map(one).sum();
-            return sum / records;
-        }
-        if metric == Metric::LogLoss {
-            // How probable the true classes were, over all groups.
-            let curves = (0..self.layout.classes).map(|c| self.against_rest(c).of);
-            let (mut sum, mut all) = (0.0, 0.0);
-            for of_class in curves {
-                for (bin, p) in of_class.iter().enumerate() {
-                    sum += p.max(0.0) * of(middle(bin));
-                    all += p.max(0.0);
-                }
-            }
-            return if all > 0.0 { sum / all } else { mean * metric.most(self.layout.target) };
-        }
-        // The mean of squares of what lies between 0 and the most is at most that times the mean (Bhatia, Davis 2000).
-        mean * metric.most(self.layout.target)
+            let of = curve.of.iter().enumerate().map(|(bin, n)| within(*n, bin));
+            let not = curve.not.iter().enumerate().map(|(bin, n)| within(*n, bins - 1 - bin));
+            of.chain(not).collect()
+        } else if metric == Metric::LogLoss && cells.len() == self.layout.groups {
+            let curves = (0..self.layout.classes).map(|class| self.against_rest(class).of);
+            let each = |of: Vec<f64>| of.into_iter().enumerate().map(|(bin, n)| within(n, bin));
+            curves.flat_map(each).collect()
+        } else {
+            Vec::new()
+        };
+        most_of_squares(known, sum, most)
     }
 
     /// The expected calibration error with its interval. Its value is that of the noised counts, which noise makes larger.
@@ -117,4 +113,20 @@ impl Pool<'_> {
             high: (ece + z * slopes.sqrt() / n).clamp(0.0, 1.0),
         })
     }
+}
+
+/// The most that squares come to whose roots sum to this and are `most` at most, so many of which lie between these two. A square is
+/// at most the chord between the ends (Bhatia, Davis 2000), which is steepest where the ends are largest: what the sum has beyond
+/// the lower ends is put there first.
+fn most_of_squares(mut known: Vec<(f64, f64, f64)>, sum: f64, most: f64) -> f64 {
+    known.sort_by(|(_, a, b), (_, c, d)| (c + d).total_cmp(&(a + b)));
+    let mut left = sum - known.iter().map(|(n, low, _)| n * low).sum::<f64>();
+    let mut squares = 0.0;
+    for (n, low, high) in known {
+        let more = left.clamp(0.0, n * (high - low));
+        squares += n * low * low + (low + high) * more;
+        left -= more;
+    }
+    // What is still left is noise, or nothing is known of where they lie.
+    (squares + left.max(0.0) * 2.0 * most).min(sum.max(0.0) * most)
 }

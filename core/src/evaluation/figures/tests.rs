@@ -293,6 +293,61 @@ fn intervals_of_four_classes_cover_the_pooled_value() {
     figures_cover(Noise::Gaussian { rho: 0.02 }, 4, 3);
 }
 
+/// Models that are sure of themselves, and wrong: what a score's bin says of a loss is little there.
+#[test]
+fn intervals_of_losses_cover_what_the_records_are_a_sample_of() {
+    // How many of a hundred are wrong, with which probability of the true class; and with which the others are right.
+    for (wrong, sure, right) in
+        [(11, 1e-9, 0.999), (20, 1e-3, 0.9), (30, 0.02, 0.98), (3, 0.3, 0.6)]
+    {
+        for (classes, bins) in [(2, 2), (2, 50), (4, 50)] {
+            let e = Evaluation {
+                bins,
+                calibration_bins: 2,
+                attributes: vec![two_classes(Noise::None).attributes[0].clone()],
+                group_min: 1,
+                ..four_classes(Noise::None)
+            };
+            let kept = |row: u32| if row < wrong { sure } else { right };
+            let said = |row: u32, class: usize| -> Vec<f64> {
+                let rest = (1.0 - kept(row)) / f64::from(classes - 1);
+                (0..classes as usize).map(|c| if c == class { kept(row) } else { rest }).collect()
+            };
+            let mean =
+                |loss: &dyn Fn(f64) -> f64| (0..100).map(|r| loss(kept(r))).sum::<f64>() / 100.0;
+            let others = f64::from(classes - 1);
+            let brier =
+                |p: f64| (1.0 - p).powi(2) * if classes == 2 { 1.0 } else { 1.0 + 1.0 / others };
+            let truth = [mean(&|p| (-p.ln()).min(14.0)), mean(&brier)];
+            let mut covered = [[0; 2]; 2];
+            for run in 0..RUNS {
+                let mut rng = ChaCha20Rng::seed_from_u64(run);
+                let mut tally = Tally::new(e.layout(classes));
+                for _ in 0..1_000 {
+                    let (row, class) = (rng.next_u32() % 100, rng.next_u32() % classes);
+                    tally.record(
+                        rng.next_u32() as usize % 2,
+                        class as usize,
+                        &said(row, class as usize),
+                    );
+                }
+                let pool = pool(&e, classes, &[tally.into_counts()]);
+                let group = &pool.groups(By::attribute(0)).groups[0];
+                for (which, metric) in [Metric::LogLoss, Metric::Brier].into_iter().enumerate() {
+                    let found = [pool.overall(metric), pool.of_group(metric, group)];
+                    for (hits, found) in covered[which].iter_mut().zip(found) {
+                        let found = found.expect("a figure");
+                        *hits +=
+                            usize::from(found.low <= truth[which] && truth[which] <= found.high);
+                    }
+                }
+            }
+            let few = covered.iter().flatten().any(|hits| *hits < COVERED);
+            assert!(!few, "{wrong} wrong at {sure}, {classes} classes, {bins} bins: {covered:?}");
+        }
+    }
+}
+
 /// Perturbations that cost much, little, nothing, and less than nothing.
 #[test]
 fn intervals_of_what_a_perturbation_costs_cover_the_pooled_value() {
