@@ -158,7 +158,7 @@ pub(crate) struct Counted {
     /// Whose they are, in the order of ids.
     pub(crate) sites: Vec<SiteId>,
     pub(crate) examples: u64,
-    /// The most epsilon that one of their headers states.
+    /// The most epsilon that a site had spent on the study by then, as headers state, whether its update is among them or not.
     pub(crate) epsilon: Option<f64>,
 }
 
@@ -241,6 +241,8 @@ pub(crate) struct Evaluations {
     versions: BTreeMap<(String, u32), u32>,
     /// How far each study has come.
     coming: BTreeMap<String, Coming>,
+    /// The most epsilon that a site has spent on each study, as headers state.
+    spent: BTreeMap<StudyId, f64>,
     /// Verdicts whose figures were made again.
     pub(crate) judged: u64,
     /// Verdicts by figures of updates, which are what the coordinator says.
@@ -321,6 +323,17 @@ impl Evaluations {
         self.gatings.insert(study.to_owned(), gating);
     }
 
+    /// A site has spent so much epsilon on a study, as it states.
+    pub(crate) fn spent(&mut self, study: &StudyId, epsilon: f64) {
+        let most = self.spent.entry(study.clone()).or_insert(epsilon);
+        *most = most.max(epsilon);
+    }
+
+    /// The most that a site has spent on a study.
+    pub(crate) fn most_spent(&self, study: &StudyId) -> Option<f64> {
+        self.spent.get(study).copied()
+    }
+
     /// A site's counts were taken.
     pub(crate) fn accepted(&mut self, entry: &Entry) -> Result<(), String> {
         let body = entry.body();
@@ -345,6 +358,8 @@ impl Evaluations {
         if !same {
             return Err(format!("the header that {site} signed speaks of other counts"));
         }
+        let spent = header.epsilon.parse::<f64>().map_err(|e| e.to_string())?;
+        self.spent(&round.study, spent);
         let of_round = self.accepted.entry((round.clone(), attempt)).or_default();
         if of_round.insert(site.clone(), digest).is_some() {
             return Err(format!("round {round} takes two counts of {site}"));
@@ -696,14 +711,11 @@ fn facts<'a>(
     let due = gating.evaluation.as_ref().filter(|e| e.is_due(number, gating.rounds));
     let mut evaluated = due
         .map(|e| Evaluated::new(e, gating.target, counted.sites.iter().cloned(), gating.min_sites));
-    let mut epsilon = counted.epsilon;
     for (site, digest) in taken {
         let signed = signed.get(digest).ok_or("invariant: it was there")?;
         if signed.header.candidate != *candidate {
             return Err(format!("{site} has counted about another candidate"));
         }
-        let spent = signed.header.epsilon.parse::<f64>().map_err(|e| e.to_string())?;
-        epsilon = Some(epsilon.map_or(spent, |most| most.max(spent)));
         let all = evaluated.as_mut().ok_or("its study is not evaluated in this round")?;
         let added = all.add(site.clone(), gating.target, &signed.counts);
         added.map_err(|e| format!("the counts of {site} cannot be: {e}"))?;
@@ -713,7 +725,7 @@ fn facts<'a>(
         examples: counted.examples,
         finite: true,
         witnesses: 0,
-        epsilon,
+        epsilon: counted.epsilon,
         is_last: number == gating.rounds,
         evaluated,
         compared: compared.clone(),

@@ -121,9 +121,8 @@ struct Open {
     since: Option<Timestamp>,
     base: Digest,
     accepted: BTreeMap<SiteId, Digest>,
-    /// Examples behind them, and the most epsilon that one of them states.
+    /// Examples behind them.
     examples: u64,
-    epsilon: Option<f64>,
     /// The index of the last one.
     last: u64,
     /// Whose masks are on them.
@@ -132,11 +131,11 @@ struct Open {
 
 impl Open {
     /// What gates know of its updates.
-    fn counted(&self) -> Counting {
+    fn counted(&self, epsilon: Option<f64>) -> Counting {
         Counting {
             sites: self.accepted.keys().cloned().collect(),
             examples: self.examples,
-            epsilon: self.epsilon,
+            epsilon,
         }
     }
 }
@@ -302,7 +301,8 @@ impl Replay {
                     ));
                 }
                 self.check_witnesses(entry, &round, open.last)?;
-                self.evaluations.verdict(entry, open.counted())?;
+                let counted = open.counted(self.evaluations.most_spent(&round.study));
+                self.evaluations.verdict(entry, counted)?;
                 self.check_rule(entry, &round)?;
                 let mut counted: Vec<Digest> = open.accepted.into_values().collect();
                 counted.sort_unstable();
@@ -364,18 +364,21 @@ impl Replay {
             Kind::EvaluationAccepted => self.evaluations.accepted(entry),
             Kind::CandidateHeld => {
                 let round = round()?;
-                let counted = self.open.get(&round).map(Open::counted);
-                let counted = counted.ok_or_else(|| format!("round {round} was not open"))?;
+                let open = self.open.get(&round);
+                let open = open.ok_or_else(|| format!("round {round} was not open"))?;
+                let counted = open.counted(self.evaluations.most_spent(&round.study));
                 self.evaluations.hold(entry, counted)
             }
             Kind::CandidateApproved | Kind::CandidateRefused => {
                 let submitter = self.lineage.submitter(&round()?.study);
                 self.evaluations.decided(entry, submitter)
             }
-            Kind::ModelRejected => match self.open.remove(&round()?) {
-                Some(open) => self.evaluations.verdict(entry, open.counted()),
-                None => Ok(()),
-            },
+            Kind::ModelRejected => {
+                let round = round()?;
+                let Some(open) = self.open.remove(&round) else { return Ok(()) };
+                let counted = open.counted(self.evaluations.most_spent(&round.study));
+                self.evaluations.verdict(entry, counted)
+            }
             Kind::VersionMade => {
                 self.evaluations.every_gate_was_asked(entry)?;
                 self.evaluations.made(entry)
@@ -425,7 +428,6 @@ impl Replay {
                 base,
                 accepted: BTreeMap::new(),
                 examples: 0,
-                epsilon: None,
                 last: entry.seq,
                 cohorts: BTreeSet::new(),
             },
@@ -652,7 +654,7 @@ impl Replay {
         }
         open.last = entry.seq;
         open.examples += u64::from(claim.weight);
-        open.epsilon = Some(open.epsilon.map_or(claim.epsilon, |most| most.max(claim.epsilon)));
+        self.evaluations.spent(&round.study, claim.epsilon);
         open.cohorts.insert(claim.cohort);
         self.heads.entry(site.clone()).or_default().push(claim.ledger);
         let bytes = claim.bytes;

@@ -345,25 +345,34 @@ impl Actor {
         Ok(())
     }
 
-    /// Makes a change durable. When somebody changed the round first (a write that failed and persisted
+    /// Makes a change durable. When somebody changed the study first (a write that failed and persisted
     /// all the same looks like that), or nobody knows yet what became of the change, what is stored is believed, and
     /// nothing else.
     async fn commit(&mut self, commit: Commit) -> Result<Committed, Failed> {
         let done = self.engine.parts().writer.commit(commit).await;
-        if matches!(done, Err(CommitError::Conflict | CommitError::Slow)) {
-            let stored = self.engine.parts().store.newest_round(&self.meta.study.id).await;
-            match stored {
-                Ok(stored) => {
-                    self.owed = stored.as_ref().map(|(r, _)| r.owed()).unwrap_or_default().into();
-                    self.viewing.send_modify(|v| v.round = stored.as_ref().map(|(r, _)| r.clone()));
-                    self.round = stored;
-                }
-                Err(e) => {
-                    tracing::error!(error = %format!("{:#}", anyhow::Error::from(e)), "the round cannot be read again");
-                }
-            }
+        if matches!(done, Err(CommitError::Conflict | CommitError::Slow))
+            && let Err(e) = self.read_again().await
+        {
+            tracing::error!(error = %format!("{:#}", anyhow::Error::from(e)), "the study cannot be read again");
         }
         Ok(done?)
+    }
+
+    /// Believes what is stored of the study.
+    async fn read_again(&mut self) -> Result<(), StoreError> {
+        let (store, id) = (&self.engine.parts().store, &self.meta.study.id);
+        let Some(row) = store.study(id).await? else {
+            return Err(StoreError::Corrupt(format!("study {id} is not there any more")));
+        };
+        let (stored, newest) = View::stored(store, &row).await?;
+        self.owed = newest.as_ref().map(|(r, _)| r.owed()).unwrap_or_default().into();
+        self.round = newest;
+        let ended = stored.state != "running" && self.viewing.borrow().state == "running";
+        self.viewing.send_modify(|v| *v = View { cohort: v.cohort, ..stored });
+        if ended {
+            self.tell_that_it_is_over();
+        }
+        Ok(())
     }
 
     // ---- act ----
@@ -616,7 +625,7 @@ impl Actor {
             let (name, epsilon) = (row_site, told.header.epsilon.clone());
             return match self.apply_with(event, &peer.actor, rows, entry).await {
                 Ok(_) => {
-                    self.viewing.send_modify(|v| note_update(v, &name, &epsilon, bytes));
+                    self.viewing.send_modify(|v| v.note(&name, &epsilon, bytes));
                     metrics.evaluation("accepted");
                     Ok(())
                 }
@@ -870,11 +879,7 @@ impl Actor {
         let (meta, parts) = (&self.meta, self.engine.parts());
         // Aggregation refuses a candidate with a parameter that is not finite.
         let mut facts = Facts::of(updates.values(), true, behind);
-        facts.epsilon = {
-            let view = self.viewing.borrow();
-            let spent = updates.keys().filter_map(|site| view.epsilon.get(site));
-            spent.copied().reduce(f64::max)
-        };
+        facts.epsilon = self.viewing.borrow().epsilon.values().copied().reduce(f64::max);
         facts.compared = combined::compared(&parts.updates, meta, (round, spec), updates).await?;
         let facts = evaluation::facts(&parts.store, meta, (round, spec), facts).await?;
         let mut gates = vec![Gate::Participation { min_sites: spec.min_sites }, Gate::Finite];
@@ -1100,6 +1105,22 @@ impl Actor {
             self.make_version(model, &mut rows, &mut entries).await?;
         }
         self.commit(Commit { round: None, rows, entries }).await?;
+        self.viewing.send_modify(|v| {
+            v.state = state;
+            v.reason = reason;
+            v.model = model;
+        });
+        self.tell_that_it_is_over();
+        Ok(())
+    }
+
+    /// Tells sites and watchers how the study ended.
+    fn tell_that_it_is_over(&mut self) {
+        let study = &self.meta.study;
+        let (state, reason) = {
+            let view = self.viewing.borrow();
+            (view.state, view.reason.clone())
+        };
         tracing::info!(study = %study.id, state, reason = reason.as_deref(), "study over");
         for (site, _) in self.engine.sites().taking_part() {
             if study.cohort.admits(&site) {
@@ -1107,14 +1128,7 @@ impl Actor {
                 self.engine.sites().push(&site, push::Push::StudyOver(over));
             }
         }
-        let message = reason.clone().map_or_else(|| state.to_owned(), |r| format!("{state}: {r}"));
-        self.viewing.send_modify(|v| {
-            v.state = state;
-            v.reason = reason;
-            v.model = model;
-        });
-        self.send_event(None, message);
-        Ok(())
+        self.send_event(None, reason.map_or_else(|| state.to_owned(), |r| format!("{state}: {r}")));
     }
 
     /// Ends the study for what it was to learn: with its best model, or, where none was weighed, with this one.
@@ -1304,8 +1318,7 @@ impl Actor {
                 row.log_index = committed.first;
                 row.leaf = committed.leaves[0];
                 row.committed = committed.at;
-                self.viewing
-                    .send_modify(|v| note_update(v, &site, &header.epsilon, header.payload_bytes));
+                self.viewing.send_modify(|v| v.note(&site, &header.epsilon, header.payload_bytes));
                 if let Ok(epsilon) = header.epsilon.parse() {
                     self.engine.parts().metrics.epsilon(
                         header.round.study.as_str(),
@@ -1481,13 +1494,6 @@ pub(super) fn event(
         epsilon_by_site: by_name(&view.epsilon),
         model_sha256: published.then(|| view.model.to_string()),
     }
-}
-
-/// Remembers what an update says of its site.
-pub(super) fn note_update(view: &mut View, site: &SiteId, epsilon: &str, bytes: u64) {
-    let epsilon = epsilon.parse().unwrap_or(f64::INFINITY);
-    view.epsilon.insert(site.clone(), epsilon);
-    *view.bytes.entry(site.clone()).or_default() += bytes;
 }
 
 /// What is known of sites, by what they are called.

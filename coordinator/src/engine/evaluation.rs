@@ -199,7 +199,7 @@ pub(crate) async fn promotion(
         return Ok(Asked { verdict: Verdict::of(Vec::new()), said: Vec::new() });
     }
     let rounds = store.rounds(&study.id).await.map_err(unreadable)?;
-    let gave = rounds.into_iter().find_map(|round| match round {
+    let gave = rounds.iter().find_map(|round| match round {
         AnyRound::Promoted(round) if round.id.number == number => Some(round),
         _ => None,
     });
@@ -209,31 +209,44 @@ pub(crate) async fn promotion(
         ))
     })?;
     let mut facts = Facts::of(round.stage.updates.values(), true, 0);
-    for (site, update) in &round.stage.updates {
-        let row = store.update(&round.id, &site.to_string(), &update.payload).await;
-        let row = row.map_err(unreadable)?.ok_or_else(|| {
-            Code::Internal.because(format!(
-                "the coordinator has no update {} of {site}, and cannot say what it cost",
-                update.payload
-            ))
-        })?;
-        let spent = row.epsilon.parse::<f64>().unwrap_or(f64::INFINITY);
-        facts.epsilon = Some(facts.epsilon.map_or(spent, |most| most.max(spent)));
+    let of_epsilon = |gate: &&Declared| gate.is_asked_of(to) && gate.figure == Figure::Epsilon;
+    if study.gates.iter().any(|gate| of_epsilon(&gate)) {
+        facts.epsilon = spent_by(store, meta, &rounds, number).await?;
     }
     if let Some(e) = study.evaluation.as_ref().filter(|_| round.spec.evaluates) {
         let kept = kept(store, meta, e, (&round.id, round.spec.attempt)).await;
         let kept = kept.map_err(|e| problem_of(&e))?;
-        facts.epsilon = facts.epsilon.into_iter().chain(kept.epsilon).reduce(f64::max);
         facts.evaluated = Some(kept.evaluated);
     }
     let asks =
         |gate: &Declared| gate.is_asked_of(to) && matches!(gate.figure, Figure::EachUpdate(_));
     if study.gates.iter().any(asks) {
-        facts.compared = compared(store, &round).await?;
+        facts.compared = compared(store, round).await?;
     }
     let verdict = gate::judge_promotion(&facts, &study.gates, to);
     let said = said(&facts, &verdict);
     Ok(Asked { verdict, said })
+}
+
+/// The most epsilon that a site had spent on the study when a round was over, whether its update is in the round's model or not.
+async fn spent_by(
+    store: &Store,
+    meta: &Meta,
+    rounds: &[AnyRound],
+    number: u32,
+) -> Result<Option<f64>, Problem> {
+    let updates = store.updates(&meta.study.id).await.map_err(unreadable)?;
+    let updates = updates.iter().filter(|row| row.round.number <= number);
+    let mut spent: Option<f64> =
+        updates.map(|row| row.epsilon.parse().unwrap_or(f64::INFINITY)).reduce(f64::max);
+    // One round at a time: counts are larger than what they cost.
+    for round in rounds.iter().filter(|r| r.id().number <= number && r.spec().evaluates) {
+        let Some(e) = &meta.study.evaluation else { break };
+        let kept = kept(store, meta, e, (round.id(), round.spec().attempt)).await;
+        let kept = kept.map_err(|e| problem_of(&e))?;
+        spent = spent.into_iter().chain(kept.epsilon).reduce(f64::max);
+    }
+    Ok(spent)
 }
 
 /// What the log says of how the updates of a round that gave a model compare with each other: by the same, whoever audits it judges.

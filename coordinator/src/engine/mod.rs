@@ -145,12 +145,64 @@ pub struct View {
     pub promoted: u32,
     /// The newest model.
     pub model: Digest,
-    /// Epsilon as each site's newest update, or its newest counts about a candidate, states it.
+    /// The most epsilon that an update of each site, or its counts about a candidate, states.
     pub epsilon: BTreeMap<SiteId, f64>,
     /// Payload bytes by site.
     pub bytes: BTreeMap<SiteId, u64>,
     /// The cohort of a masked round, once its members are fixed.
     pub cohort: Option<Digest>,
+}
+
+impl View {
+    /// What is stored of a study, and its newest round with its version.
+    async fn stored(
+        store: &Store,
+        row: &StudyRow,
+    ) -> Result<(Self, Option<(AnyRound, u64)>), StoreError> {
+        let id = &row.id;
+        let models = store.models(id).await?;
+        let newest = store.newest_round(id).await?;
+        let mut view = Self {
+            state: state_word(&row.state),
+            reason: row.reason.clone(),
+            round: newest.as_ref().map(|(round, _)| round.clone()),
+            promoted: u32::try_from(models.len().saturating_sub(1)).unwrap_or(u32::MAX),
+            model: models
+                .last()
+                .map(|m| m.sha256)
+                .ok_or_else(|| StoreError::Corrupt(format!("study {id} without a model")))?,
+            epsilon: BTreeMap::new(),
+            bytes: BTreeMap::new(),
+            cohort: None,
+        };
+        // A study that was weighed has ended with its best model, which no row after its last round's names.
+        if let Some(AnyRound::Promoted(last)) =
+            view.round.as_ref().filter(|_| view.state == "finished")
+            && let Some(best) = last.stage.progress.best.as_ref()
+        {
+            view.model = best.model;
+        }
+        for update in store.updates(id).await? {
+            view.note(&update.site, &update.epsilon, update.bytes);
+        }
+        for row in store.evaluations(id).await? {
+            let signed = evaluation::stored(&row);
+            let header = signed.and_then(|s| EvaluationHeader::parse(&s.header).ok());
+            let header = header.ok_or_else(|| {
+                StoreError::Corrupt(format!("what {} counted in round {}", row.site, row.round))
+            })?;
+            view.note(&row.site, &header.epsilon, row.messages.len() as u64);
+        }
+        Ok((view, newest))
+    }
+
+    /// Remembers what an update, or counts, say of their site. What has been spent is never less again.
+    fn note(&mut self, site: &SiteId, epsilon: &str, bytes: u64) {
+        let epsilon = epsilon.parse().unwrap_or(f64::INFINITY);
+        let most = self.epsilon.entry(site.clone()).or_insert(epsilon);
+        *most = most.max(epsilon);
+        *self.bytes.entry(site.clone()).or_default() += bytes;
+    }
 }
 
 /// A study, seen from outside.
@@ -721,44 +773,7 @@ impl Engine {
         let study = falaj_proto::study::parse(text, "study")?;
         let id = study.id.clone();
         let manifest = study.manifest()?;
-        let models = store.models(&id).await?;
-        let mut view = View {
-            state: state_word(&row.state),
-            reason: row.reason,
-            round: None,
-            promoted: u32::try_from(models.len().saturating_sub(1)).unwrap_or(u32::MAX),
-            model: models
-                .last()
-                .map(|m| m.sha256)
-                .ok_or_else(|| StoreError::Corrupt(format!("study {id} without a model")))?,
-            epsilon: BTreeMap::new(),
-            bytes: BTreeMap::new(),
-            cohort: None,
-        };
-        for update in store.updates(&id).await? {
-            actor::note_update(&mut view, &update.site, &update.epsilon, update.bytes);
-        }
-        for row in store.evaluations(&id).await? {
-            let signed = evaluation::stored(&row);
-            let header = signed.and_then(|s| EvaluationHeader::parse(&s.header).ok());
-            let header = header.ok_or_else(|| {
-                StoreError::Corrupt(format!("what {} counted in round {}", row.site, row.round))
-            })?;
-            let before = view.epsilon.get(&row.site).copied().unwrap_or_default();
-            let bytes = row.messages.len() as u64;
-            actor::note_update(&mut view, &row.site, &header.epsilon, bytes);
-            // Of an update and of counts the later one states more.
-            view.epsilon.entry(row.site).and_modify(|now| *now = now.max(before));
-        }
-        let newest = store.newest_round(&id).await?;
-        view.round = newest.as_ref().map(|(round, _)| round.clone());
-        // A study that was weighed has ended with its best model, which no row after its last round's names.
-        if let Some(AnyRound::Promoted(last)) =
-            view.round.as_ref().filter(|_| view.state == "finished")
-            && let Some(best) = last.stage.progress.best.as_ref()
-        {
-            view.model = best.model;
-        }
+        let (view, newest) = View::stored(store, &row).await?;
         let meta = Arc::new(Meta {
             study,
             digest: row.sha256,

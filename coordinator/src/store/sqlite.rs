@@ -726,6 +726,15 @@ pub(super) async fn put_round(
     Ok(done.rows_affected() == 1)
 }
 
+pub(super) async fn has_ended(tx: &mut SqliteConnection, id: &StudyId) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM studies WHERE id = ? AND state <> 'running')",
+    )
+    .bind(id.as_str())
+    .fetch_one(tx)
+    .await?)
+}
+
 pub(super) async fn put_registry(
     tx: &mut SqliteConnection,
     study: &StudyId,

@@ -109,7 +109,7 @@ pub enum CommitError {
     /// Too many commits are waiting.
     #[error("too many commits are waiting")]
     Busy,
-    /// Somebody else changed the round, or the study's versions, first.
+    /// Somebody else changed the round, or the study's versions, first, or the study has ended.
     #[error("it was changed by somebody else")]
     Conflict,
     /// The person who did it has been erased, so nothing of them is written any more.
@@ -499,7 +499,7 @@ pub(super) async fn fill(
                 continue;
             }
         }
-        if !put_registry(tx, &commit).await? {
+        if has_ended(tx, &commit).await? || !put_registry(tx, &commit).await? {
             results.push(Err(CommitError::Conflict));
             continue;
         }
@@ -532,6 +532,18 @@ pub(super) async fn fill(
     put!(tx, put_objects, &touched);
     put!(tx, put_tiles, &shard, &tiles.0);
     Ok((results, Tip { frontier, shard, latest }))
+}
+
+/// Whether a study that the commit ends has ended: a study ends once, in one way.
+async fn has_ended(tx: &mut Tx<'_>, commit: &Commit) -> Result<bool, StoreError> {
+    for change in &commit.rows {
+        if let Change::StudyState(id, ..) = change
+            && put!(tx, has_ended, id)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Puts the versions of a study, if the commit changes them: whether nobody else did first.

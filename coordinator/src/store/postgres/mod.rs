@@ -632,6 +632,15 @@ pub(super) async fn put_round(
     Ok(done.rows_affected() == 1)
 }
 
+pub(super) async fn has_ended(tx: &mut PgConnection, id: &StudyId) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM studies WHERE id = $1 AND state <> 'running')",
+    )
+    .bind(id.as_str())
+    .fetch_one(tx)
+    .await?)
+}
+
 pub(super) async fn put_registry(
     tx: &mut PgConnection,
     study: &StudyId,
