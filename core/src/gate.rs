@@ -9,7 +9,7 @@ pub mod patience;
 use crate::{
     evaluation::{
         Evaluation, Perturbation, Target, Watched,
-        figures::{By, Estimate, Grouped, Kind, Metric, Missing, Pool},
+        figures::{By, Estimate, Grouped, Kind, Metric, Missing, Pool, listed},
     },
     id::SiteId,
     registry::version::Stage,
@@ -527,7 +527,7 @@ fn left_out(grouped: &Grouped) -> String {
     if names.is_empty() {
         return String::new();
     }
-    format!(" (without {}, too few records)", names.join("; "))
+    format!(" (without {}, too few records)", listed(names.into_iter()))
 }
 
 /// Which groups are looked at as one, in brackets.
@@ -535,7 +535,7 @@ fn merged(grouped: &Grouped) -> String {
     if grouped.merged.is_empty() {
         return String::new();
     }
-    format!(" (merging {})", grouped.merged.join("; "))
+    format!(" (merging {})", listed(grouped.merged.iter().map(String::as_str)))
 }
 
 impl Figure {
@@ -674,7 +674,7 @@ mod tests {
         Attribute, Groups, Noise,
         cells::{Tally, tests::settings},
     };
-    use crate::robust::Outlier;
+    use crate::{registry::provenance::GateSaid, robust::Outlier};
 
     fn facts() -> Facts<'static> {
         let (epsilon, is_last, evaluated, compared) = (Some(1.5), true, None, None);
@@ -765,6 +765,49 @@ mod tests {
         // However many groups or sites there are, one gate was asked.
         assert_eq!(groups.asked, [("accuracy", false)]);
         assert_eq!(sites.asked, [("accuracy", sites.pass)]);
+    }
+
+    /// However many groups are merged or left out, the line ends with the figure and its bound: what is signed of a version is read
+    /// from it.
+    #[test]
+    fn a_line_is_never_too_long_for_its_figure() {
+        let long = |sign: char, n: u32| format!("{n}{}", String::from(sign).repeat(60));
+        let attribute = |sign: char| Attribute {
+            column: String::from(sign).repeat(64),
+            groups: Groups::Values((1..=8).map(|n| long(sign, n)).collect()),
+        };
+        for group_min in [20, 1_000] {
+            let e = Evaluation {
+                noise: Noise::None,
+                attributes: vec![attribute('a'), attribute('b')],
+                group_min,
+                perturbations: Vec::new(),
+                ..settings()
+            };
+            let mut evaluated = Evaluated::new(&e, 2, [site(0)], 1);
+            let mut tally = Tally::new(e.layout(2));
+            (0..81).for_each(|group| tally.record(group, group % 2, &[0.3, 0.7]));
+            for large in [30, 40] {
+                (0..1_000).for_each(|i| tally.record(large, i % 2, &[0.3, 0.7]));
+            }
+            evaluated.add(site(0), 2, &tally.into_counts()).expect("counts");
+            let facts = Facts { evaluated: Some(evaluated), ..facts() };
+            for figure in [
+                Figure::EachGroup(Metric::Accuracy, By::BOTH),
+                Figure::Between(Metric::AccuracyDifference, By::BOTH),
+            ] {
+                let gate = [Gate::Declared(declared(figure, Bound::AtLeast(0.1)))];
+                for judged in judge(&facts, &gate).judged {
+                    let line = judged.line();
+                    assert_eq!(crate::audit::within_bounds(&line), line);
+                    let said = GateSaid::of_line(1, &line);
+                    assert_eq!(said.bound, "at least 0.1", "{line}");
+                    if let Ok(found) = judged.found {
+                        assert_eq!(said.figure, format!("{:.4}", found.value), "{line}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

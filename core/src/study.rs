@@ -820,6 +820,12 @@ impl Study {
         let protected = self.privacy.mechanism != Mechanism::None;
         let (e, target) = (self.evaluation.as_ref(), self.target());
         p.0.extend(e.map_or_else(Vec::new, |e| evaluation::check::settings(e, target, protected)));
+        p.when(
+            e.is_some_and(|e| !e.perturbations.is_empty()) && !self.model_spec().takes_any_number(),
+            "evaluation.robustness",
+            "inputs that are codes cannot be moved by a little",
+            || "remove `robustness`, or take `tokens: steps`".into(),
+        );
         p.0.extend(evaluation::check::gates(&self.gates, e, target));
         if let Some(patience) = &self.patience {
             let gates = (&self.gates[..], self.rounds.count);

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     dp::rdp::Epsilon,
     gate::{Bound, Declared, Figure, OnFailure, When, patience::Patience},
+    robust::Standing,
     study::{Problem, Study},
 };
 use std::collections::BTreeSet;
@@ -17,6 +18,17 @@ use std::collections::BTreeSet;
 const STEPS_MAX: u32 = 100;
 /// Gates of a study at most.
 pub const GATES_MAX: usize = 100;
+
+/// Bytes of a column that is named in verdicts, and of a value.
+const NAME_MAX: usize = 64;
+
+/// Whether a column or a value can stand in the line that a verdict is: what is signed of a version is read from it again.
+fn is_name(text: &str) -> bool {
+    (1..=NAME_MAX).contains(&text.len())
+        && !text.contains(char::is_control)
+        && ![": ", "; ", ", ", " ["].iter().any(|sign| text.contains(sign))
+        && text.trim() == text
+}
 
 /// What is found, in the order in which it is looked for.
 struct Found(Vec<Problem>);
@@ -146,6 +158,20 @@ fn attributes(e: &Evaluation, p: &mut Found) {
 /// What a column's values are put together to.
 fn groups(attribute: &Attribute, at: &str, p: &mut Found) {
     let named = &attribute.column;
+    let values = match &attribute.groups {
+        Groups::Values(values) => &values[..],
+        Groups::Bands(_) => &[],
+    };
+    let unclear = [named].into_iter().chain(values).find(|text| !is_name(text));
+    if let Some(unclear) = unclear {
+        let shown: String = unclear.chars().take(NAME_MAX).collect();
+        p.when(
+            true,
+            at,
+            format!("`{}` would not be told from what stands around it in a verdict", shown.escape_debug()),
+            format!("give columns and values of 1 to {NAME_MAX} bytes, without control characters, and without `: `, `; `, `, ` and ` [`: name the value otherwise in the data"),
+        );
+    }
     match &attribute.groups {
         Groups::Values(values) => {
             let distinct: BTreeSet<_> = values.iter().collect();
@@ -455,13 +481,26 @@ pub fn beyond_reach(study: &Study) -> Vec<Problem> {
 /// Which end of an interval never comes to the bound, which is the most or the least that there can be, and what to do about it: however
 /// many records are right, one more might not be.
 fn out_of_reach(gate: &Declared, (least, most): (f64, f64)) -> Option<(&'static str, String)> {
-    let (Figure::Overall(metric)
-    | Figure::EachGroup(metric, _)
-    | Figure::EachSite(metric)
-    | Figure::Between(metric, _)
-    | Figure::Column(metric, _)) = gate.figure
-    else {
-        return None;
+    let metric = match gate.figure {
+        Figure::Overall(metric)
+        | Figure::EachGroup(metric, _)
+        | Figure::EachSite(metric)
+        | Figure::Between(metric, _)
+        | Figure::Column(metric, _) => metric,
+        Figure::Drop(_) => Metric::AccuracyDrop,
+        // The largest of all is no less than their median, and the smallest no more.
+        Figure::EachUpdate(Standing::NormRatio) => {
+            return match gate.bound {
+                Bound::AtLeast(bound) if bound > 1.0 => {
+                    Some(("lower", "give a bound of at most 1".to_owned()))
+                }
+                Bound::AtMost(bound) if bound < 1.0 => {
+                    Some(("upper", "give a bound of at least 1".to_owned()))
+                }
+                _ => None,
+            };
+        }
+        _ => return None,
     };
     let is = |bound: f64, end: f64| bound.total_cmp(&end).is_eq();
     match gate.bound {
@@ -513,9 +552,21 @@ mod tests {
     #[test]
     fn what_cannot_be_is_named_and_what_can_be_is_not() {
         assert!(of(|_| {}).is_empty());
-        let cases: [(Change<'_>, &str); 10] = [
+        let cases: [(Change<'_>, &str); 13] = [
             (&|e| e.held_out = HeldOut::Part(1.0), "evaluation.holdout: 1 of the records"),
             (&|e| e.every = 0, "evaluation.every: no round"),
+            (
+                &|e| e.attributes[0].groups = Groups::Values(vec!["a: 0.99 [0.98, 1]".into()]),
+                "evaluation.groups[0]: `a: 0.99 [0.98, 1]` would not be told from",
+            ),
+            (
+                &|e| e.attributes[0].groups = Groups::Values(vec!["a".repeat(65)]),
+                "evaluation.groups[0]: `aaaa",
+            ),
+            (
+                &|e| e.attributes[0].column = "a\nb".into(),
+                "evaluation.groups[0]: `a\\nb` would not be told from",
+            ),
             (&|e| e.noise = Noise::None, "evaluation.noise: the counts of held-out records"),
             (&|e| e.noise = Noise::Gaussian { rho: 0.0 }, "evaluation.rho: 0 is no rho"),
             (&|e| e.threshold = 0.51, "evaluation.threshold: 0.51 lies inside"),
@@ -581,11 +632,17 @@ mod tests {
         // The worse end of an interval never is all that there can be, however many records are right.
         let difference = Figure::Between(Metric::EqualOpportunityDifference, By::attribute(0));
         let column = Figure::Column(Metric::Ks, 0);
+        let ratio = Figure::EachUpdate(Standing::NormRatio);
+        let records = Figure::EachGroup(Metric::Records, By::attribute(0));
         for (figure, bound, what) in [
             (auc, Bound::AtLeast(1.0), "`roc_auc` never is at least 1 by the lower end"),
             (difference, Bound::AtMost(0.0), "never is at most 0 by the upper end"),
             (difference, Bound::AtMost(-0.0), "by the upper end"),
             (column, Bound::AtMost(0.0), "never is at most 0 by the upper end"),
+            (Figure::Drop(0), Bound::AtMost(-1.0), "never is at most -1 by the upper end"),
+            (ratio, Bound::AtMost(0.9), "never is at most 0.9 by the upper end"),
+            (ratio, Bound::AtLeast(1.5), "never is at least 1.5 by the lower end"),
+            (records, Bound::AtLeast(1e12), "never is at least 1000000000000"),
         ] {
             let found = said(figure, bound, Some(&e), 2);
             assert!(found.contains(what), "{figure:?}: {found}");
@@ -596,6 +653,8 @@ mod tests {
             // Where nothing drifts, or nothing is lost, there is no width.
             (Figure::Column(Metric::Psi, 0), Bound::AtMost(0.0)),
             (Figure::Drop(0), Bound::AtMost(0.0)),
+            (ratio, Bound::AtMost(1.0)),
+            (records, Bound::AtLeast(100.0)),
             (Figure::Overall(Metric::Brier), Bound::AtMost(0.0)),
         ] {
             assert_eq!(said(figure, bound, Some(&e), 2), "", "{figure:?}");

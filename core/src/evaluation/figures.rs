@@ -25,6 +25,7 @@ mod numbers;
 mod rate;
 mod rates;
 
+pub(crate) use groups::listed;
 pub use groups::{By, Group, Grouped};
 pub use metric::{Better, Kind, Metric};
 

@@ -1,6 +1,8 @@
 //! Groups against each other.
 
-use super::{By, Estimate, Found, Group, Grouped, Metric, Missing, Pool, float, rate::Rate};
+use super::{
+    By, Estimate, Found, Group, Grouped, Metric, Missing, Pool, float, listed, rate::Rate,
+};
 
 impl Pool<'_> {
     fn rates(&self, metric: Metric, groups: &[Group]) -> Found<Vec<Rate>> {
@@ -89,7 +91,7 @@ impl Pool<'_> {
             return Err(Missing::Groups(least));
         }
         if !small.is_empty() {
-            return Err(Missing::Small { least, groups: small.join("; ") });
+            return Err(Missing::Small { least, groups: listed(small.iter().map(String::as_str)) });
         }
         let rates = |m: Metric| self.rates(m, &groups);
         let most = metric.most(self.layout.target);

@@ -4,6 +4,9 @@ use super::{Estimate, Found, Pool, as_f64, float};
 use crate::evaluation::Evaluation;
 use std::collections::BTreeSet;
 
+/// How long a list of groups' names may be, in bytes.
+const LISTED_MAX: usize = 200;
+
 /// Attributes by which records are grouped: one, the other, or both at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct By {
@@ -68,6 +71,26 @@ impl Grouped {
     #[must_use]
     pub fn is_merged(&self, group: &Group) -> bool {
         !self.merged.is_empty() && self.groups.last() == Some(group)
+    }
+}
+
+/// Names of groups in one line: as many as it is not too long for, and how many more there are. What the log has of a verdict must
+/// not end before its figure.
+#[must_use]
+pub(crate) fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let (all, mut list, mut told) = (names.len(), String::new(), 0);
+    for name in names {
+        if list.len() + name.len() > LISTED_MAX {
+            break;
+        }
+        let between = if told == 0 { "" } else { "; " };
+        list.extend([between, name]);
+        told += 1;
+    }
+    match (told, all - told) {
+        (_, 0) => list,
+        (0, more) => format!("{more} groups"),
+        (_, more) => format!("{list}; and {more} more"),
     }
 }
 

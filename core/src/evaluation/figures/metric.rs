@@ -1,8 +1,17 @@
 //! What is measured.
 
 use super::drift::PSI_MAX;
-use crate::evaluation::{Target, cells::LOG_LOSS_MAX};
+use crate::{
+    evaluation::{
+        Target,
+        cells::{LOG_LOSS_MAX, RECORDS_MAX},
+    },
+    study::SITES_MAX,
+};
 
+/// Records of as many sites as there can be.
+#[expect(clippy::cast_precision_loss, reason = "below 2^53")]
+const RECORDS_OF_ALL: f64 = RECORDS_MAX as f64 * SITES_MAX as f64;
 /// Less than this a coefficient of determination is not said to be.
 const R2_LEAST: f64 = -1_000.0;
 
@@ -309,7 +318,7 @@ impl Metric {
     #[must_use]
     pub const fn most(self, target: Target) -> f64 {
         match (self, target) {
-            (Self::Records, _) => f64::MAX,
+            (Self::Records, _) => RECORDS_OF_ALL,
             (Self::LogLoss, _) => LOG_LOSS_MAX,
             (Self::Psi, _) => PSI_MAX,
             (Self::R2, _) => 1.0,
@@ -337,6 +346,7 @@ impl Metric {
                 | Self::DemographicParityRatio
                 | Self::EqualizedOddsRatio
                 | Self::WorstGroupRecall
+                | Self::AccuracyDrop
                 | Self::WorstGroupAccuracy
         )
     }
@@ -367,6 +377,7 @@ impl Metric {
                 | Self::WorstGroupRecall
                 | Self::WorstGroupAccuracy
                 | Self::WorstGroupEce
+                | Self::AccuracyDrop
                 | Self::Ks
         )
     }
