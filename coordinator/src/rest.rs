@@ -241,6 +241,18 @@ impl App {
         study: Option<&Handle>,
         asked: &[(&str, String)],
     ) -> Result<Intent, Problem> {
+        self.grant_told(peer, action, study, asked, |draft| draft).await
+    }
+
+    /// As [`Self::grant_asked`]; the entry tells more.
+    async fn grant_told(
+        &self,
+        peer: &Peer,
+        action: Action,
+        study: Option<&Handle>,
+        asked: &[(&str, String)],
+        tell: impl FnOnce(Draft) -> Draft + Send,
+    ) -> Result<Intent, Problem> {
         let who = peer.party()?;
         let mechanism = study.map_or("none", |h| h.meta.study.privacy.mechanism.as_str());
         let resource =
@@ -258,6 +270,7 @@ impl App {
         if let Some(handle) = study {
             draft = draft.study(&handle.meta.study.id);
         }
+        let draft = tell(draft);
         let committed = match peer.actor.person {
             Some(person) if Action::TAKING.contains(&action) => {
                 let taken = Taken { action, resource: &resource, to, promotion: None };
@@ -627,7 +640,23 @@ async fn download(
         let what = format!("study `{id}` has no model of round {round}");
         return Err(Code::UnknownModel.because(what).into());
     };
-    send_model(&app, &peer, &handle, Ok((row.number, row.sha256)), &to).await
+    let found = Found { version: None, round: row.number, model: row.sha256 };
+    send_model(&app, &peer, &handle, Ok(found), &to).await
+}
+
+/// Which model is meant.
+struct Found {
+    /// As which version it was asked for, if it was.
+    version: Option<u32>,
+    round: u32,
+    model: Digest,
+}
+
+impl Found {
+    fn tell(&self, draft: Draft) -> Draft {
+        let draft = draft.count("round", self.round.into()).digest("model_sha256", &self.model);
+        self.version.iter().fold(draft, |draft, number| draft.count("version", (*number).into()))
+    }
 }
 
 /// Sends a round's model as `safetensors`, if policy allows that it is taken there and no version of it was revoked. That it is not
@@ -636,13 +665,14 @@ async fn send_model(
     app: &App,
     peer: &Peer,
     handle: &Handle,
-    found: Result<(u32, Digest), Problem>,
+    found: Result<Found, Problem>,
     to: &ToQuery,
 ) -> Answer<Response> {
     let (asked, read) = to.asked();
-    let intent = app.grant_asked(peer, Action::ModelRead, Some(handle), &asked).await?;
+    let tell = |draft: Draft| found.iter().fold(draft, |draft, found| found.tell(draft));
+    let intent = app.grant_told(peer, Action::ModelRead, Some(handle), &asked, tell).await?;
     read?;
-    let (round, model) = found?;
+    let Found { round, model, .. } = found?;
     let (parts, meta) = (app.engine.parts(), &handle.meta);
     app.versions.check_usable(&meta.study.id, &model).await?;
     let head = safetensors::head(&meta.study.id, &meta.digest, round, &model, &meta.manifest);

@@ -1,7 +1,7 @@
 //! Versions of models: what there are and what each came from, and having them move.
 
 use super::{
-    Answer, App, Ctx, ToQuery, Who,
+    Answer, App, Ctx, Found, ToQuery, Who,
     asking::{Asking, asker},
     lineage::gate_said,
     pages::{PageQuery, limited},
@@ -245,7 +245,7 @@ pub(super) async fn file(
     let (registry, _) = app.versions.of(&handle.meta.study.id).await?;
     let found = find(&registry, &version).and_then(|number| {
         let found = registry.version(number).map_err(|e| Code::UnknownModel.because(e))?;
-        Ok((found.round, found.model))
+        Ok(Found { version: Some(number), round: found.round, model: found.model })
     });
     send_model(&app, &peer, &handle, found, &to).await
 }

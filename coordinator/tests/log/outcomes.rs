@@ -1,10 +1,13 @@
 //! AUD-04, its other half: the intent is an entry before, the outcome after.
 
-use super::{server::Server, world::World};
+use super::{
+    server::Server,
+    world::{STUDY, World, text},
+};
 use anyhow::{Context as _, Result, ensure};
 use axum::{
     body::{Bytes, to_bytes},
-    http::Method,
+    http::{Method, StatusCode},
 };
 use falaj_coordinator::{
     outcomes::{Intent, settle},
@@ -13,7 +16,10 @@ use falaj_coordinator::{
         writer::{CommitError, Committed},
     },
 };
-use falaj_core::audit::{Actor, Draft, Entry, Kind};
+use falaj_core::{
+    audit::{Actor, Draft, Entry, Kind},
+    id::Digest,
+};
 use futures_util::{StreamExt as _, stream};
 use std::io;
 
@@ -55,6 +61,37 @@ async fn what_was_handed_over_is_told_afterwards_and_also_when_nobody_took_it_to
         (index_of(&world, Kind::ModelRead).await?, index_of(&world, Kind::LogExported).await?);
     let broken = |index, bytes| (index, "broken_off".to_owned(), Some(bytes));
     ensure!(told[1..] == [broken(read, begun.len() as u64), broken(exported, 0)], "{told:?}");
+    Ok(())
+}
+
+/// AUD-14. Whoever looks for a model by its digest or its round finds those who downloaded it.
+#[tokio::test]
+async fn the_log_says_which_model_an_operator_downloaded() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(2).await?;
+    let number = world.promoted(2, &[]).await?;
+    let models = world.store.models(&STUDY.parse()?).await?;
+    let model = models.iter().find(|model| model.number == 2).context("a model")?.sha256;
+    let mut reads = Vec::new();
+    for (path, version) in
+        [("models/2".to_owned(), None), (format!("versions/{number}/file"), Some(number))]
+    {
+        let path = format!("/api/v1/studies/{STUDY}/{path}");
+        let answer = world.call(Method::GET, &path).await?;
+        ensure!(answer.status() == StatusCode::OK, "{path}: {}", text(answer).await?);
+        let index = index_of(&world, Kind::ModelRead).await?;
+        let entry = world.entries(index).await?.into_iter().next().context("an entry")?;
+        let body = entry.body();
+        ensure!(body.parsed::<Digest>("model_sha256")? == model, "{path}: {entry:?}");
+        ensure!(body.int::<u64>("round")? == 2 && body.int("version").ok() == version, "{entry:?}");
+        reads.push(index);
+    }
+    for object in [model.to_string(), format!("{STUDY}/2")] {
+        let found = world.get(&format!("log/accesses?object={object}")).await?;
+        let found = found["items"].as_array().context("items")?;
+        let has = |index: &u64| found.iter().any(|entry| entry["index"] == *index);
+        ensure!(reads.iter().all(has), "{object}: {reads:?} in {found:?}");
+    }
     Ok(())
 }
 
