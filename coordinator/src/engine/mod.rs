@@ -477,6 +477,29 @@ impl Engine {
         }
     }
 
+    /// Refuses what no policy can see to be wrong, such as an approval of one's own study, and records that as the denial that it
+    /// is. Whoever policies deny it is told so instead.
+    pub(crate) async fn deny(
+        &self,
+        who: Party<'_>,
+        action: Action,
+        resource: &Resource<'_>,
+        draft: Draft,
+        problem: Problem,
+    ) -> Problem {
+        let decision = self.parts().policy.decide(who, action, resource);
+        if !decision.allow {
+            return self.record(action, decision, draft).await.err().unwrap_or(problem);
+        }
+        // No policy made this decision, so none is named.
+        let denied = draft
+            .text("action", action.as_str())
+            .text("decision", "deny")
+            .text("reason", &problem.detail);
+        let recorded = self.parts().writer.record(vec![denied]).await;
+        recorded.err().map_or(problem, |e| problem_of(&e))
+    }
+
     /// Starts a study; gives the one that it started when this request came before.
     ///
     /// # Errors

@@ -75,6 +75,17 @@ async fn production_needs_another_person_who_did_not_submit_the_study() -> Resul
     )
     .await?;
     ensure!(why.contains("their own study"), "{why}");
+    // Whoever tries to get round a second person is found among the denials.
+    let found = world.get("log/entries?kind=access.denied&decision=deny").await?;
+    let found = found["items"].as_array().context("items")?;
+    let is = |row: &Value| row.to_string().contains("their own study");
+    ensure!(found.iter().filter(|row| is(row)).count() == 1, "{found:?}");
+    let own = world.entries(before).await?;
+    let own = own.iter().filter(|e| e.body().text("action") == Ok("approval.give"));
+    let own: Vec<_> = own.collect();
+    let [own] = &own[..] else { anyhow::bail!("{own:?}") };
+    ensure!(own.kind == Kind::AccessDenied && own.body().text("study") == Ok(STUDY), "{own:?}");
+    ensure!(own.body().member("policy_set_sha256").is_none(), "no policy said so: {own:?}");
     let why = refused(
         &world,
         "approvals",
