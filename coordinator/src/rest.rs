@@ -431,7 +431,13 @@ async fn submit(
     Extension(peer): Who,
     asking: Asking,
 ) -> Answer<(StatusCode, Json<Study>)> {
-    let once = asking.once(&peer)?;
+    let once = match asking.once(&peer) {
+        Ok(once) => once,
+        Err(problem) => {
+            let asker = asker(&peer, None)?;
+            return Err(app.engine.refuse_unread(asker, &asking.body, problem).await.into());
+        }
+    };
     let Asking { parts, body } = asking;
     let engine = app.engine.clone();
     let submitted = to_the_end("a submission", async move {
