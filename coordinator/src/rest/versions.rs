@@ -72,16 +72,15 @@ fn tagged(status: StatusCode, version: rest::Version) -> Response {
 
 /// How often the study's versions had been changed when whoever asks looked, if they say so.
 fn expected(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
-    let Some(tag) = headers.get(header::IF_MATCH) else { return Ok(None) };
-    let read = tag.to_str().ok().filter(|tag| *tag != "*").map(|tag| {
-        let number = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-        number.and_then(|number| number.parse().ok())
-    });
-    match read {
-        None => Ok(None),
-        Some(Some(revision)) => Ok(Some(revision)),
-        Some(None) => Err(malformed("`If-Match` is no entity tag of a version")),
+    let mut tags = headers.get_all(header::IF_MATCH).iter();
+    let Some(tag) = tags.next() else { return Ok(None) };
+    if tag == "*" && tags.next().is_none() {
+        return Ok(None);
     }
+    let tag = tag.to_str().ok().filter(|_| tags.next().is_none());
+    let tag = tag.and_then(|tag| tag.strip_prefix('"')?.strip_suffix('"'));
+    let revision = tag.and_then(|tag| tag.parse().ok());
+    revision.map(Some).ok_or_else(|| malformed("`If-Match` is not one entity tag of a version"))
 }
 
 /// A version's number, or the version that has an alias.
@@ -372,4 +371,32 @@ pub(super) async fn alias(
         Ok(Act::Alias { alias, number: asked.version })
     };
     act(app, peer, Action::VersionAlias, &id, &asking, read).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_cannot_be_read_is_refused_and_not_passed_over() {
+        let read = |tags: &[&[u8]]| {
+            let tags = tags.iter().map(|tag| HeaderValue::from_bytes(tag).expect("a header"));
+            expected(&tags.map(|tag| (header::IF_MATCH, tag)).collect())
+        };
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&[b"*"]), Ok(None));
+        assert_eq!(read(&[b"\"7\""]), Ok(Some(7)));
+        let wrong: [&[&[u8]]; 7] = [
+            &[b"7"],
+            &[b"\"7\", \"8\""],
+            &[b"\"seven\""],
+            &[b"\"\xff\""],
+            &[b"\"7\"", b"\"8\""],
+            &[b"*", b"\"8\""],
+            &[b"\"7\"", b"*"],
+        ];
+        for tags in wrong {
+            assert_eq!(read(tags).map_err(|e| e.code), Err(Code::Malformed), "{tags:?}");
+        }
+    }
 }

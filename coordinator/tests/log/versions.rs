@@ -510,6 +510,44 @@ async fn a_move_that_comes_again_under_its_key_is_done_once() -> Result<()> {
     Ok(())
 }
 
+/// Also when the alias was given to another version meanwhile: one key makes one change.
+#[tokio::test]
+async fn an_alias_that_is_given_or_taken_away_again_under_its_key_is_so_once() -> Result<()> {
+    let world = World::new().await?;
+    world.with_versions().await?;
+    let before = world.writer.head().0;
+    let ask = async |key: &str, asked: &'static str| {
+        let request = Request::post(format!("/api/v1/studies/{STUDY}/aliases/challenger"));
+        let request = request.header("idempotency-key", key).body(asked.into())?;
+        let answer = world.ask(request, &world.operator).await?;
+        let (status, answer) = (answer.status(), text(answer).await?);
+        ensure!(status == StatusCode::OK, "{key}: {status} {answer}");
+        anyhow::Ok(serde_json::from_str::<Value>(&answer)?)
+    };
+    let (give, take) = (r#"{"version":3}"#, r#"{"version":null}"#);
+    ask("given", give).await?;
+    let taken = ask("taken", take).await?;
+    ensure!(taken["version"] == 3 && taken["aliases"] == json!([]), "{taken}");
+    ensure!(ask("taken", take).await? == taken, "taken away once");
+    ask("given again", give).await?;
+    for (key, asked) in [("taken", take), ("given", give), ("given again", give)] {
+        let again = ask(key, asked).await?;
+        ensure!(again["version"] == 3 && again["aliases"] == json!(["challenger"]), "{again}");
+    }
+    let entries = world.entries(before).await?;
+    let moves: Vec<_> = entries.iter().filter(|e| e.kind == Kind::VersionAliased).collect();
+    ensure!(moves.len() == 3 && moves[1].body().int::<u64>("was") == Ok(3), "{moves:?}");
+    // Whoever tells it anew from the log comes to the same.
+    let mut lineage = Lineage::default();
+    for entry in world.entries(0).await? {
+        lineage.take(&entry)?;
+    }
+    let study = STUDY.parse()?;
+    let kept = world.store.registry(&study).await?.context("versions")?.registry;
+    ensure!(lineage.registry(&study) == Some(&kept), "{kept:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_model_whose_bytes_were_changed_is_neither_made_a_version_nor_promoted() -> Result<()> {
     let world = World::new().await?;
