@@ -11,7 +11,7 @@ use crate::{accept::Peer, engine::Handle, policy::Action, versions::Act};
 use axum::{
     Extension, Json,
     extract::{Path, Query, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use falaj_core::{
@@ -383,6 +383,7 @@ pub(super) async fn alias(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::HeaderValue;
 
     #[test]
     fn a_condition_that_cannot_be_read_is_refused_and_not_passed_over() {
