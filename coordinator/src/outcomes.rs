@@ -106,6 +106,7 @@ impl Serving {
     }
 
     /// Serves a body of so many bytes.
+    #[must_use]
     pub const fn watch<S>(self, bytes: u64, body: S) -> Watched<S> {
         Watched { body, serving: self.of(bytes) }
     }
