@@ -245,6 +245,7 @@ impl App {
             started: clock::now().to_string(),
             scratch,
             tails: Arc::new(Semaphore::new(rest::TAILS_MAX)),
+            exports: Arc::new(Semaphore::new(rest::EXPORTS_MAX)),
             shutdown: shutdown.clone(),
         }));
         let acceptors = [Door::Agents, Door::Operators].map(acceptor);

@@ -165,19 +165,27 @@ impl Approvals {
         };
         let (give, policy) = (Action::ApprovalGive, &self.engine.parts().policy);
         let decision = policy.decide_to(asker.party(), give, &resource, &place);
-        let Some(giver) = asker.actor.person else {
-            return Err(self
-                .refuse_unread(asker, give, Code::Denied.because("people approve"))
-                .await);
+        let own = promotion.is_some() && submitter == Some(asker.actor.name());
+        let giver = match asker.actor.person {
+            None => Err("people approve"),
+            Some(_) if own => Err(
+                "nobody approves that a version of their own study is promoted: ask another approver",
+            ),
+            Some(giver) => Ok(giver),
         };
-        if promotion.is_some() && submitter == Some(asker.actor.name()) {
-            let why = "nobody approves that a version of their own study is promoted: ask another approver";
-            return Err(self.refuse_unread(asker, give, Code::Denied.because(why)).await);
-        }
+        let about = |draft| study.iter().fold(draft, |draft: Draft, (study, _)| draft.study(study));
+        let giver = match giver {
+            Ok(giver) => giver,
+            Err(why) => {
+                let draft = about(Draft::new(Kind::AccessDenied).actor(asker.actor));
+                let problem = Code::Denied.because(why);
+                return Err(self.engine.deny(asker.party(), give, &resource, draft, problem).await);
+            }
+        };
         let draft = asker.makes(Kind::ApprovalGiven);
         if !decision.allow {
             let draft = draft.asked([("place", place.to_string().as_str())]);
-            let draft = study.iter().fold(draft, |draft, (study, _)| draft.study(study));
+            let draft = about(draft);
             let refused = self.engine.record(give, decision, draft).await;
             return Err(refused.err().unwrap_or_else(|| Code::Denied.because("it is denied")));
         }

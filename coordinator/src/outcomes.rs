@@ -98,6 +98,19 @@ impl Serving {
         self.bytes += bytes as u64;
     }
 
+    /// It is about to be served, and has so many bytes.
+    #[must_use]
+    pub const fn of(mut self, bytes: u64) -> Self {
+        (self.expected, self.failed) = (bytes, false);
+        self
+    }
+
+    /// Serves a body of so many bytes.
+    #[must_use]
+    pub const fn watch<S>(self, bytes: u64, body: S) -> Watched<S> {
+        Watched { body, serving: self.of(bytes) }
+    }
+
     /// What is served cannot be read any further.
     pub const fn fail(&mut self) {
         self.failed = true;
@@ -153,16 +166,12 @@ impl Outcomes {
         Self { told, metrics }
     }
 
-    /// Something of so many bytes is about to be served.
+    /// Something is to be served by this intent. It has failed if nothing comes of it: what is refused after its intent was not
+    /// handed out.
     #[must_use]
-    pub fn serving(&self, intent: Intent, expected: u64) -> Serving {
+    pub fn serving(&self, intent: Intent) -> Serving {
         let outcomes = self.clone();
-        Serving { intent: Some(intent), bytes: 0, expected, failed: false, outcomes }
-    }
-
-    /// Serves a body of so many bytes.
-    pub fn watch<S>(&self, intent: Intent, expected: u64, body: S) -> Watched<S> {
-        Watched { body, serving: self.serving(intent, expected) }
+        Serving { intent: Some(intent), bytes: 0, expected: 0, failed: true, outcomes }
     }
 
     /// Waits until all that was told is recorded, or cannot be.

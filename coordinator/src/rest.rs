@@ -31,7 +31,7 @@ use crate::{
     erased::{Beyond, Erased},
     erasure::Erasures,
     export,
-    outcomes::Intent,
+    outcomes::{Intent, Serving},
     policy::{Action, Resource},
     proofs,
     pruning::Prunings,
@@ -72,7 +72,7 @@ use serde::Deserialize;
 use shards::{Shard, ShardQuery};
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 use tempfile::NamedTempFile;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
 use utoipa::{IntoParams, OpenApi};
@@ -82,6 +82,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 const BLOCK_BYTES: usize = 256 << 10;
 /// Operators who follow the log at once.
 pub const TAILS_MAX: usize = 64;
+/// Exports and mirrors that are made or sent at once: each is a copy of the log on the coordinator's disk.
+pub const EXPORTS_MAX: usize = 4;
 
 /// What handlers work with.
 pub struct App {
@@ -113,6 +115,8 @@ pub struct App {
     pub scratch: PathBuf,
     /// Room for those who follow the log: [`TAILS_MAX`].
     pub tails: Arc<Semaphore>,
+    /// Room for exports and mirrors: [`EXPORTS_MAX`].
+    pub exports: Arc<Semaphore>,
     /// Ends what would go on for ever.
     pub shutdown: CancellationToken,
 }
@@ -241,6 +245,18 @@ impl App {
         study: Option<&Handle>,
         asked: &[(&str, String)],
     ) -> Result<Intent, Problem> {
+        self.grant_told(peer, action, study, asked, |draft| draft).await
+    }
+
+    /// As [`Self::grant_asked`]; the entry tells more.
+    async fn grant_told(
+        &self,
+        peer: &Peer,
+        action: Action,
+        study: Option<&Handle>,
+        asked: &[(&str, String)],
+        tell: impl FnOnce(Draft) -> Draft + Send,
+    ) -> Result<Intent, Problem> {
         let who = peer.party()?;
         let mechanism = study.map_or("none", |h| h.meta.study.privacy.mechanism.as_str());
         let resource =
@@ -258,6 +274,7 @@ impl App {
         if let Some(handle) = study {
             draft = draft.study(&handle.meta.study.id);
         }
+        let draft = tell(draft);
         let committed = match peer.actor.person {
             Some(person) if Action::TAKING.contains(&action) => {
                 let taken = Taken { action, resource: &resource, to, promotion: None };
@@ -277,6 +294,17 @@ impl App {
         let root_hash = opened.root_hash.to_string();
         let witnesses = u32::try_from(lines.len()).unwrap_or(u32::MAX);
         Ok(Checkpoint { note: note + &lines.concat(), tree_size, root_hash, witnesses })
+    }
+
+    /// Room for an export or a mirror, which is a copy of the log.
+    fn room_to_export(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let full = |_| {
+            let why = format!(
+                "{EXPORTS_MAX} exports or mirrors of the log are made or sent already: try again when one has ended"
+            );
+            Code::Busy.because(why)
+        };
+        self.exports.clone().try_acquire_owned().map_err(full)
     }
 
     /// Where an export is written before it is sent.
@@ -418,7 +446,13 @@ async fn submit(
     Extension(peer): Who,
     asking: Asking,
 ) -> Answer<(StatusCode, Json<Study>)> {
-    let once = asking.once(&peer)?;
+    let once = match asking.once(&peer) {
+        Ok(once) => once,
+        Err(problem) => {
+            let asker = asker(&peer, None)?;
+            return Err(app.engine.refuse_unread(asker, &asking.body, problem).await.into());
+        }
+    };
     let Asking { parts, body } = asking;
     let engine = app.engine.clone();
     let submitted = to_the_end("a submission", async move {
@@ -627,7 +661,23 @@ async fn download(
         let what = format!("study `{id}` has no model of round {round}");
         return Err(Code::UnknownModel.because(what).into());
     };
-    send_model(&app, &peer, &handle, Ok((row.number, row.sha256)), &to).await
+    let found = Found { version: None, round: row.number, model: row.sha256 };
+    send_model(&app, &peer, &handle, Ok(found), &to).await
+}
+
+/// Which model is meant.
+struct Found {
+    /// As which version it was asked for, if it was.
+    version: Option<u32>,
+    round: u32,
+    model: Digest,
+}
+
+impl Found {
+    fn tell(&self, draft: Draft) -> Draft {
+        let draft = draft.count("round", self.round.into()).digest("model_sha256", &self.model);
+        self.version.iter().fold(draft, |draft, number| draft.count("version", (*number).into()))
+    }
 }
 
 /// Sends a round's model as `safetensors`, if policy allows that it is taken there and no version of it was revoked. That it is not
@@ -636,14 +686,17 @@ async fn send_model(
     app: &App,
     peer: &Peer,
     handle: &Handle,
-    found: Result<(u32, Digest), Problem>,
+    found: Result<Found, Problem>,
     to: &ToQuery,
 ) -> Answer<Response> {
     let (asked, read) = to.asked();
-    let intent = app.grant_asked(peer, Action::ModelRead, Some(handle), &asked).await?;
+    let tell = |draft: Draft| found.iter().fold(draft, |draft, found| found.tell(draft));
+    let intent = app.grant_told(peer, Action::ModelRead, Some(handle), &asked, tell).await?;
+    let parts = app.engine.parts();
+    let serving = parts.outcomes.serving(intent);
     read?;
-    let (round, model) = found?;
-    let (parts, meta) = (app.engine.parts(), &handle.meta);
+    let Found { round, model, .. } = found?;
+    let meta = &handle.meta;
     app.versions.check_usable(&meta.study.id, &model).await?;
     let head = safetensors::head(&meta.study.id, &meta.digest, round, &model, &meta.manifest);
     let (_, blocks) = parts.models.blocks(&model, BLOCK_BYTES).await.map_err(|e| {
@@ -652,7 +705,7 @@ async fn send_model(
     })?;
     let bytes = head.len() + meta.manifest.params() * 4;
     let body = futures_util::stream::iter([Ok::<_, io::Error>(Bytes::from(head))]).chain(blocks);
-    let body = parts.outcomes.watch(intent, bytes as u64, body);
+    let body = serving.watch(bytes as u64, body);
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::CONTENT_LENGTH, bytes.to_string()),
@@ -730,7 +783,7 @@ struct ExportQuery {
 
 /// Exports the log as one tar for `falaj-verify`: up to and including this access, or up to a checkpoint that was signed
 /// before, which gives the same bytes each time.
-#[utoipa::path(get, path = "/api/v1/log/export", params(ExportQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 410, body = ProblemJson), (status = 503, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/log/export", params(ExportQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 410, body = ProblemJson), (status = 429, body = ProblemJson), (status = 503, body = ProblemJson)))]
 async fn log_export(
     State(app): Ctx,
     Extension(peer): Who,
@@ -745,8 +798,10 @@ async fn log_export(
     asked.extend(to);
     let intent = app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
     let parts = app.engine.parts();
+    let serving = parts.outcomes.serving(intent);
     read?;
     let (store, keys) = shard?;
+    let room = app.room_to_export()?;
     store.check_whole().await.map_err(unreadable)?;
     let timestamps = app.timestamps.as_ref().filter(|_| query.timestamp);
     if query.timestamp && timestamps.is_none() {
@@ -773,7 +828,7 @@ async fn log_export(
     let from = (store, &persons, &erased);
     let written = export::write(from, keys, &note, tree_size, timestamps, &[], named.path());
     written.await.map_err(failed)?;
-    send_file(&app, intent, &named).await
+    send_file((serving, room), &named).await
 }
 
 /// Why an export cannot be had.
@@ -800,8 +855,12 @@ fn export_failed(e: &anyhow::Error) -> Problem {
     }
 }
 
-/// Sends a tar that was written, and tells the log what became of it.
-async fn send_file(app: &App, intent: Intent, written: &NamedTempFile) -> Answer<Response> {
+/// Sends a tar that was written, and tells the log what became of it. Its room is taken until then, for so long its bytes are
+/// on the disk.
+async fn send_file(
+    (serving, room): (Serving, OwnedSemaphorePermit),
+    written: &NamedTempFile,
+) -> Answer<Response> {
     // The file has no name any more once it is open: it goes when it has been sent, or cannot be.
     let file = written.reopen().map_err(|e| export_failed(&e.into()))?;
     let file = tokio::fs::File::from_std(file);
@@ -812,6 +871,10 @@ async fn send_file(app: &App, intent: Intent, written: &NamedTempFile) -> Answer
         (header::CONTENT_LENGTH, bytes.to_string()),
         (header::CONTENT_DISPOSITION, name),
     ];
-    let body = app.engine.parts().outcomes.watch(intent, bytes, ReaderStream::new(file));
+    let body = ReaderStream::new(file).map(move |read| {
+        let _taken = &room;
+        read
+    });
+    let body = serving.watch(bytes, body);
     Ok((headers, Body::from_stream(body)).into_response())
 }

@@ -305,9 +305,13 @@ impl Revocations {
 
     /// Records a request that cannot be carried out, without its words: why it is refused.
     async fn refuse_unread(&self, asker: Asker<'_>, problem: Problem) -> Problem {
+        let (who, action) = (asker.party(), Action::SiteRevoke);
+        if problem.code == Code::Denied {
+            let draft = Draft::new(Kind::AccessDenied).actor(asker.actor);
+            return self.engine.deny(who, action, &Resource::Service, draft, problem).await;
+        }
         let draft = Draft::new(Kind::AdminRead).actor(asker.actor);
-        let granted =
-            self.engine.grant(asker.party(), Action::SiteRevoke, &Resource::Service, draft);
+        let granted = self.engine.grant(who, action, &Resource::Service, draft);
         granted.await.err().unwrap_or(problem)
     }
 }

@@ -417,6 +417,7 @@ impl Federation for Rpc {
             actor: peer.actor.clone(),
             study: Some(id.clone()),
         };
+        let serving = parts.outcomes.serving(intent);
         let blocks = parts.models.blocks(&digest, CHUNK_BYTES_MAX).await;
         let (payload_bytes, mut blocks) = blocks.map_err(|e| {
             tracing::error!(error = %e, %digest, "a model cannot be read");
@@ -424,7 +425,7 @@ impl Federation for Rpc {
         })?;
         let (chunks, parts_out) = mpsc::channel(CHUNKS);
         let metrics = parts.metrics.clone();
-        let mut serving = parts.outcomes.serving(intent, payload_bytes);
+        let mut serving = serving.of(payload_bytes);
         tokio::spawn(async move {
             let open = ModelOpen { params: payload_bytes / 4, payload_bytes };
             let mut part = Ok(ModelPart { part: Some(model_part::Part::Open(open)) });

@@ -31,7 +31,7 @@ use falaj_core::{
     gate::{Declared, Judged, When},
     id::{Digest, Place, RoundId, StudyId},
     registry::{
-        lineage::{Ancestry, Lineage},
+        lineage::{Ancestry, Lineage, WAS},
         safetensors,
         version::{self, Alias, Event, Refusal, Registry, Stage, Version, step},
     },
@@ -533,8 +533,10 @@ impl Versions {
         if let Act::Alias { alias, .. } = act {
             draft = draft.text("alias", alias.as_str());
         }
-        // An alias that is taken away names nobody.
-        if !matches!(act, Act::Alias { number: None, .. }) {
+        // An alias that is taken away is nobody's from here on.
+        if matches!(act, Act::Alias { number: None, .. }) {
+            draft = draft.count(WAS, change.version.into());
+        } else {
             let version = change.next.version(change.version);
             let version = version.map_err(|refusal| problem_of_refusal(&refusal))?;
             draft = draft.count("version", version.number.into());
@@ -568,16 +570,22 @@ impl Versions {
         Ok(Ready { change, over, draft, asked })
     }
 
-    /// What was done when a request came before. An alias that was taken away is nobody's, so that taking it away again is refused
-    /// anyway.
+    /// What was done when a request came before.
     async fn done_before(
         &self,
         once: Option<Once>,
         study: &StudyId,
     ) -> Result<Option<Done>, Problem> {
         let before = once::before(self.engine.parts(), once).await?;
-        let told = |entry: Entry| Some((entry.body().int("version").ok()?, entry.seq));
-        let Some((number, index)) = before.and_then(told) else { return Ok(None) };
+        let Some(entry) = before else { return Ok(None) };
+        let (body, index) = (entry.body(), entry.seq);
+        // An older entry of an alias that was taken away has neither.
+        let number = body.int("version").or_else(|_| body.int(WAS)).map_err(|_| {
+            let why = format!(
+                "this was done before, as entry {index} of the log says: look how the study's versions stand"
+            );
+            Code::Conflict.because(why)
+        })?;
         let (registry, revision) = self.of(study).await?;
         Ok(Some(Done { registry, revision, number, index, again: true }))
     }

@@ -99,8 +99,8 @@ catalog! {
     WrongRound = "wrong_round", "The update is for another round", 409, FailedPrecondition;
     /// The update starts from another model.
     WrongBase = "wrong_base", "The update starts from another model", 409, FailedPrecondition;
-    /// The site has already sent a different update.
-    Duplicate = "duplicate", "The site has already sent an update", 409, FailedPrecondition;
+    /// It was taken from this party before, and counts once.
+    Duplicate = "duplicate", "It has been taken already", 409, FailedPrecondition;
     /// The site has no seat in the round.
     NotEnrolled = "not_enrolled", "The site is not in this round", 409, FailedPrecondition;
     /// The round takes no more updates.

@@ -605,7 +605,7 @@ pub struct Version {
     pub manifest_sha256: String,
     /// SHA-256 of the `safetensors` file that it is downloaded as.
     pub safetensors_sha256: String,
-    /// How often the study's versions were changed: the `ETag`, and what `If-Match` is held against.
+    /// How often the study's versions were changed: what the `ETag` begins with, and what `If-Match` is held against.
     pub revision: u64,
     /// Where one version is shown, the study's gates that are asked when it goes on to staging or production, and what they say of
     /// it.

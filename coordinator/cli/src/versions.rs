@@ -11,7 +11,8 @@ use falaj_proto::rest::{
     AliasRequest, LineageGate, Page, PromotionRequest, ReasonRequest, Touched, TouchedVersion,
     Version, VersionLineage, VersionRequest,
 };
-use std::{fmt::Write as _, fs, path::PathBuf};
+use serde_json::json;
+use std::{fmt::Write as _, fs, path::Path};
 
 /// Does what the command line says about versions.
 ///
@@ -32,10 +33,19 @@ pub(crate) async fn run(client: &Client, command: VersionCommand, json: bool) ->
                 CardFormat::Markdown => "markdown",
                 CardFormat::Html => "html",
             };
-            put(&client.card(&named(&id)?, &version, format).await?, output)
+            let card = client.card(&named(&id)?, &version, format).await?;
+            match output {
+                Some(path) => put(&card, &path, json),
+                None => show::answer(json, &json!({ "card": card }), |_| card.clone()),
+            }
         }
         VersionCommand::Provenance { of: OfVersion { id, version }, output } => {
-            put(&client.provenance(&named(&id)?, &version).await?, output)
+            let envelope = client.provenance(&named(&id)?, &version).await?;
+            match output {
+                Some(path) => put(&envelope, &path, json),
+                // It is JSON already, and what is signed is these bytes.
+                None => show::line(envelope.trim_end()),
+            }
         }
         VersionCommand::Make { id, round } => {
             let asked = VersionRequest { round };
@@ -107,14 +117,13 @@ fn path(of: &NumberedVersion, verb: &str) -> String {
     format!("versions/{}/{verb}", of.version)
 }
 
-/// Writes a text to a file, or shows it.
-fn put(text: &str, output: Option<PathBuf>) -> Result<()> {
-    match output {
-        None => show::line(text.trim_end()),
-        Some(path) => {
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-        }
-    }
+/// Writes a text to a file, and says so.
+fn put(text: &str, path: &Path, json: bool) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    let bytes = text.len() as u64;
+    show::answer(json, &json!({ "file": path, "bytes": bytes }), |_| {
+        format!("{} ({})", path.display(), show::bytes(bytes))
+    })
 }
 
 fn stands(v: &Version) -> String {

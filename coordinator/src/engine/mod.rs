@@ -66,6 +66,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// Parameters that are written at once.
 const BLOCK_PARAMS: usize = 1 << 16;
 
+/// What an entry names as study and mechanism when a study's file cannot be read.
+const UNREAD: &str = "unread";
+
 /// Mail that one study's actor lets wait.
 const MAILBOX: usize = 1_024;
 /// Events that a slow watcher may fall behind by.
@@ -529,6 +532,29 @@ impl Engine {
         }
     }
 
+    /// Refuses what no policy can see to be wrong, such as an approval of one's own study, and records that as the denial that it
+    /// is. Whoever policies deny it is told so instead.
+    pub(crate) async fn deny(
+        &self,
+        who: Party<'_>,
+        action: Action,
+        resource: &Resource<'_>,
+        draft: Draft,
+        problem: Problem,
+    ) -> Problem {
+        let decision = self.parts().policy.decide(who, action, resource);
+        if !decision.allow {
+            return self.record(action, decision, draft).await.err().unwrap_or(problem);
+        }
+        // No policy made this decision, so none is named.
+        let denied = draft
+            .text("action", action.as_str())
+            .text("decision", "deny")
+            .text("reason", &problem.detail);
+        let recorded = self.parts().writer.record(vec![denied]).await;
+        recorded.err().map_or(problem, |e| problem_of(&e))
+    }
+
     /// Starts a study; gives the one that it started when this request came before.
     ///
     /// # Errors
@@ -540,10 +566,10 @@ impl Engine {
         file: &str,
         asker: Asker<'_>,
     ) -> Result<Handle, Problem> {
-        let text = std::str::from_utf8(&yaml)
-            .map_err(|e| Code::StudyInvalid.because(format!("{file} is not UTF-8: {e}")))?;
-        let study =
-            falaj_proto::study::parse(text, file).map_err(|e| Code::StudyInvalid.because(e))?;
+        let study = match read_study(&yaml, file) {
+            Ok(study) => study,
+            Err(problem) => return Err(self.refuse_unread(asker, &yaml, problem).await),
+        };
         let _one_at_a_time = self.inner.submitting.lock().await;
         let id = study.id.clone();
         let digest = Digest::of(&yaml);
@@ -564,26 +590,21 @@ impl Engine {
             self.parts().writer.record(denied).await.map_err(|e| problem_of(&e))?;
             return Err(Code::Denied.because(&decision.reason));
         }
-        if once::before(self.parts(), asker.once).await?.is_some() {
+        let about = (&id, mechanism, digest);
+        let before = match once::before(self.parts(), asker.once).await {
+            Ok(before) => before,
+            Err(problem) => return Err(self.refuse_submission(asker, about, problem).await),
+        };
+        if before.is_some() {
             // The same file under the same key: it is this study, and how it stands is an access like any other.
             let again = Draft::new(Kind::AdminRead).actor(asker.actor).study(&id);
             self.grant(asker.party(), submit, &resource, again).await?;
             return self.submitted_before(&id).await;
         }
-        if self.study(&id).is_ok() {
-            return Err(Code::StudyExists
-                .because(format!("`{id}` exists; choose another name in `study:`")));
-        }
-        if let Some(wanted) = study.governance.witnesses
-            && let Some(wrong) =
-                study.cohort.quorum_beyond_reach(wanted, self.parts().witnesses.outside().len())
-        {
-            let why = format!("{file}: `{}`: {}; {}", wrong.at, wrong.what, wrong.mend);
-            return Err(Code::StudyInvalid.because(why));
-        }
-        let invalid = |e: falaj_core::manifest::ManifestError| Code::StudyInvalid.because(e);
-        let manifest = study.manifest().map_err(invalid)?;
-        let params = study.model_spec().first(Study::model_seed(&digest)).map_err(invalid)?;
+        let (manifest, params) = match self.begins_with(&study, &digest, file) {
+            Ok(begins_with) => begins_with,
+            Err(problem) => return Err(self.refuse_submission(asker, about, problem).await),
+        };
         let stored = first_model(self.parts().models.clone(), id.to_string(), params).await;
         let model = stored.map_err(|e| {
             if crate::blob::is_full(&e) {
@@ -615,6 +636,59 @@ impl Engine {
         };
         self.parts().writer.commit(commit).await.map_err(|e| problem_of(&e))?;
         self.take_up(row).await
+    }
+
+    /// The manifest and the first params of a new study.
+    fn begins_with(
+        &self,
+        study: &Study,
+        digest: &Digest,
+        file: &str,
+    ) -> Result<(Manifest, impl Iterator<Item = f32> + Send + use<>), Problem> {
+        let id = &study.id;
+        if self.study(id).is_ok() {
+            return Err(Code::StudyExists
+                .because(format!("`{id}` exists; choose another name in `study:`")));
+        }
+        if let Some(wanted) = study.governance.witnesses
+            && let Some(wrong) =
+                study.cohort.quorum_beyond_reach(wanted, self.parts().witnesses.outside().len())
+        {
+            let why = format!("{file}: `{}`: {}; {}", wrong.at, wrong.what, wrong.mend);
+            return Err(Code::StudyInvalid.because(why));
+        }
+        let invalid = |e: falaj_core::manifest::ManifestError| Code::StudyInvalid.because(e);
+        let manifest = study.manifest().map_err(invalid)?;
+        let params = study.model_spec().first(Study::model_seed(digest)).map_err(invalid)?;
+        Ok((manifest, params))
+    }
+
+    /// Records that a study was to be submitted whose file, or the request with it, cannot be read: why it is refused. Whether
+    /// whoever asks may submit at all is decided over a study [`UNREAD`].
+    pub(crate) async fn refuse_unread(
+        &self,
+        asker: Asker<'_>,
+        yaml: &[u8],
+        problem: Problem,
+    ) -> Problem {
+        match UNREAD.parse::<StudyId>() {
+            Ok(id) => self.refuse_submission(asker, (&id, UNREAD, Digest::of(yaml)), problem).await,
+            Err(e) => Code::Internal.because(e),
+        }
+    }
+
+    /// Records that a study is not started although policies allow it: why it is refused.
+    async fn refuse_submission(
+        &self,
+        asker: Asker<'_>,
+        (id, mechanism, digest): (&StudyId, &str, Digest),
+        problem: Problem,
+    ) -> Problem {
+        let draft = Draft::new(Kind::AdminRead).actor(asker.actor).study(id);
+        let draft = draft.digest("study_sha256", &digest).text("mechanism", mechanism);
+        let resource = Resource::Study(id, mechanism);
+        let granted = self.grant(asker.party(), Action::StudySubmit, &resource, draft);
+        granted.await.err().unwrap_or(problem)
     }
 
     /// A study that was stored before, and is taken up now if the log took its entry too late for that.
@@ -812,6 +886,12 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+fn read_study(yaml: &[u8], file: &str) -> Result<Study, Problem> {
+    let text = std::str::from_utf8(yaml)
+        .map_err(|e| Code::StudyInvalid.because(format!("{file} is not UTF-8: {e}")))?;
+    falaj_proto::study::parse(text, file).map_err(|e| Code::StudyInvalid.because(e))
 }
 
 /// Makes a study's first model durable as it is drawn: no more than a block of it is in memory.

@@ -11,7 +11,10 @@ use axum::{
     Extension, Json,
     extract::{Path, State},
 };
-use falaj_core::id::Digest;
+use falaj_core::{
+    audit::{Draft, Kind},
+    id::Digest,
+};
 use falaj_proto::{
     problem::{Code, Problem, ProblemJson},
     rest::{CandidateRequest, Study},
@@ -56,6 +59,13 @@ async fn decide(
         }
         // That policy says no is in the entry below.
         Ok(None) => Err(Code::Denied.because("policy does not permit it")),
+        Err(problem) if problem.code == Code::Denied => {
+            let study = &handle.meta.study;
+            let resource = Resource::Study(&study.id, study.privacy.mechanism.as_str());
+            let draft = Draft::new(Kind::AccessDenied).actor(&peer.actor).study(&study.id);
+            let denied = app.engine.deny(peer.party()?, action, &resource, draft, problem).await;
+            return Err(denied.into());
+        }
         Err(problem) => Err(problem),
     };
     if !matches!(decided, Ok(false)) {

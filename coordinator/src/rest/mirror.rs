@@ -9,7 +9,6 @@ use crate::{
     endpoints,
     engine::{problem_of, unreadable},
     export,
-    outcomes::Intent,
     policy::Action,
     store::Store,
 };
@@ -71,7 +70,7 @@ impl MirrorQuery {
 
 /// What a mirror of the log lacks, as one tar: `checkpoint`, up to and including this access, and the bundles of entries
 /// (C2SP tlog-tiles) from the one on in which the mirror ends.
-#[utoipa::path(get, path = "/api/v1/log/mirror", params(MirrorQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 410, body = ProblemJson), (status = 503, body = ProblemJson)))]
+#[utoipa::path(get, path = "/api/v1/log/mirror", params(MirrorQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 400, body = ProblemJson), (status = 403, body = ProblemJson), (status = 404, body = ProblemJson), (status = 410, body = ProblemJson), (status = 429, body = ProblemJson), (status = 503, body = ProblemJson)))]
 pub(super) async fn mirror(
     State(app): Ctx,
     Extension(peer): Who,
@@ -88,11 +87,13 @@ pub(super) async fn mirror(
         asked.extend([("host", (*host).to_owned()), ("addresses", addresses.join(","))]);
     }
     let intent = app.grant_asked(&peer, Action::LogExport, None, &asked).await?;
+    let serving = app.engine.parts().outcomes.serving(intent);
     let place = place.map_err(|e| malformed(format!("`place`: {e}")))?;
     if let Some((host, addresses)) = at.map_err(malformed)? {
-        may_be_at(&app, &intent, (host, &addresses), &place).await?;
+        may_be_at(&app, (host, &addresses), &place).await?;
     }
     let (store, _) = shard?;
+    let room = app.room_to_export()?;
     store.check_whole().await.map_err(unreadable)?;
     let (tree_size, note) = newest(&app, store).await?;
     if query.from > tree_size {
@@ -107,29 +108,22 @@ pub(super) async fn mirror(
     export::mirror(store, &note, (query.from, tree_size), file.path())
         .await
         .map_err(|e| export_failed(&e))?;
-    send_file(&app, intent, &file).await
+    send_file((serving, room), &file).await
 }
 
-/// Has policy decide over the host of a bucket; what is refused was not served.
-async fn may_be_at(
-    app: &App,
-    intent: &Intent,
-    at: (&str, &[IpAddr]),
-    place: &Place,
-) -> Result<(), Problem> {
+/// Has policy decide over the host of a bucket.
+async fn may_be_at(app: &App, at: (&str, &[IpAddr]), place: &Place) -> Result<(), Problem> {
     let parts = app.engine.parts();
     let by = (&parts.policy, &app.trusted);
-    let recorded = match endpoints::mirrored(by, at, place) {
-        Ok((decision, draft)) => app.engine.record(Action::EndpointUse, decision, draft).await,
+    match endpoints::mirrored(by, at, place) {
+        Ok((decision, draft)) => {
+            app.engine.record(Action::EndpointUse, decision, draft).await.map(|_| ())
+        }
         Err(e) => {
             tracing::error!(error = %format!("{e:#}"), "a mirror cannot be decided over");
             Err(Code::Internal.because("the coordinator's own certificate cannot be read"))
         }
-    };
-    if recorded.is_err() {
-        parts.outcomes.serving(intent.clone(), 0).fail();
     }
-    recorded.map(|_| ())
 }
 
 async fn newest(app: &App, store: &Store) -> Result<(u64, String), Problem> {

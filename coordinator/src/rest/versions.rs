@@ -1,7 +1,7 @@
 //! Versions of models: what there are and what each came from, and having them move.
 
 use super::{
-    Answer, App, Ctx, ToQuery, Who,
+    Answer, App, Ctx, Found, ToQuery, Who,
     asking::{Asking, asker},
     lineage::gate_said,
     pages::{PageQuery, limited},
@@ -11,12 +11,12 @@ use crate::{accept::Peer, engine::Handle, policy::Action, versions::Act};
 use axum::{
     Extension, Json,
     extract::{Path, Query, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use falaj_core::{
     gate::Judged,
-    id::{Place, StudyId},
+    id::{Digest, Place, StudyId},
     registry::{
         card,
         dsse::Envelope,
@@ -34,6 +34,8 @@ use utoipa::IntoParams;
 
 /// The type of a DSSE envelope.
 const ENVELOPE_TYPE: &str = "application/vnd.dsse.envelope.v1+json";
+/// Digits of its document's digest in an entity tag.
+const TAG_DIGITS: usize = 16;
 
 pub(super) fn malformed(why: impl std::fmt::Display) -> Problem {
     Code::Malformed.because(why)
@@ -63,25 +65,29 @@ fn all_of(registry: &Registry, revision: u64) -> Result<Vec<rest::Version>, Prob
     registry.versions.keys().map(|number| shown(registry, revision, *number)).collect()
 }
 
-/// A version with its entity tag.
-fn tagged(status: StatusCode, version: rest::Version) -> Response {
-    let tag = HeaderValue::from_str(&format!("\"{}\"", version.revision));
-    let tag = tag.unwrap_or_else(|_| HeaderValue::from_static("\"0\""));
-    (status, [(header::ETAG, tag)], Json(version)).into_response()
+/// A version with its entity tag: the revision, which is what a condition is about, and a digest of the document, for gates say
+/// something else at times without a change of the versions.
+fn tagged(status: StatusCode, version: &rest::Version) -> Answer<Response> {
+    let document = serde_json::to_vec(version).map_err(|e| Code::Internal.because(e))?;
+    let digest = Digest::of(&document).to_string();
+    let tag = format!("\"{}-{}\"", version.revision, digest.get(..TAG_DIGITS).unwrap_or(&digest));
+    let headers = [(header::ETAG, tag), (header::CONTENT_TYPE, "application/json".to_owned())];
+    Ok((status, headers, document).into_response())
 }
 
 /// How often the study's versions had been changed when whoever asks looked, if they say so.
 fn expected(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
-    let Some(tag) = headers.get(header::IF_MATCH) else { return Ok(None) };
-    let read = tag.to_str().ok().filter(|tag| *tag != "*").map(|tag| {
-        let number = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
-        number.and_then(|number| number.parse().ok())
-    });
-    match read {
-        None => Ok(None),
-        Some(Some(revision)) => Ok(Some(revision)),
-        Some(None) => Err(malformed("`If-Match` is no entity tag of a version")),
+    let mut tags = headers.get_all(header::IF_MATCH).iter();
+    let Some(tag) = tags.next() else { return Ok(None) };
+    if tag == "*" && tags.next().is_none() {
+        return Ok(None);
     }
+    let tag = tag.to_str().ok().filter(|_| tags.next().is_none());
+    let tag = tag.and_then(|tag| tag.strip_prefix('"')?.strip_suffix('"'));
+    // A tag as it was given, or the bare revision.
+    let revision = tag.map(|tag| tag.split_once('-').map_or(tag, |(revision, _)| revision));
+    let revision = revision.and_then(|revision| revision.parse().ok());
+    revision.map(Some).ok_or_else(|| malformed("`If-Match` is not one entity tag of a version"))
 }
 
 /// A version's number, or the version that has an alias.
@@ -191,7 +197,7 @@ pub(super) async fn show(
     let round = version.round;
     let read = |judged: &Judged| gate_said(GateSaid::of_line(round, &judged.line()));
     version.gates = gates.iter().map(read).collect();
-    Ok(tagged(StatusCode::OK, version))
+    tagged(StatusCode::OK, &version)
 }
 
 /// What is signed of a version: an in-toto statement with a SLSA provenance, in a DSSE envelope.
@@ -245,7 +251,7 @@ pub(super) async fn file(
     let (registry, _) = app.versions.of(&handle.meta.study.id).await?;
     let found = find(&registry, &version).and_then(|number| {
         let found = registry.version(number).map_err(|e| Code::UnknownModel.because(e))?;
-        Ok((found.round, found.model))
+        Ok(Found { version: Some(number), round: found.round, model: found.model })
     });
     send_model(&app, &peer, &handle, found, &to).await
 }
@@ -287,7 +293,7 @@ async fn act<T: DeserializeOwned>(
         // Nothing is done, and how the version stands is an access like any other.
         app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     }
-    Ok(tagged(status, shown(&done.registry, done.revision, done.number)?))
+    tagged(status, &shown(&done.registry, done.revision, done.number)?)
 }
 
 /// Makes a round's model a version.
@@ -372,4 +378,70 @@ pub(super) async fn alias(
         Ok(Act::Alias { alias, number: asked.version })
     };
     act(app, peer, Action::VersionAlias, &id, &asking, read).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    #[test]
+    fn a_condition_that_cannot_be_read_is_refused_and_not_passed_over() {
+        let read = |tags: &[&[u8]]| {
+            let tags = tags.iter().map(|tag| HeaderValue::from_bytes(tag).expect("a header"));
+            expected(&tags.map(|tag| (header::IF_MATCH, tag)).collect())
+        };
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&[b"*"]), Ok(None));
+        assert_eq!(read(&[b"\"7\""]), Ok(Some(7)));
+        assert_eq!(read(&[b"\"7-0123456789abcdef\""]), Ok(Some(7)));
+        let wrong: [&[&[u8]]; 7] = [
+            &[b"7"],
+            &[b"\"7\", \"8\""],
+            &[b"\"seven\""],
+            &[b"\"\xff\""],
+            &[b"\"7\"", b"\"8\""],
+            &[b"*", b"\"8\""],
+            &[b"\"7\"", b"*"],
+        ];
+        for tags in wrong {
+            assert_eq!(read(tags).map_err(|e| e.code), Err(Code::Malformed), "{tags:?}");
+        }
+    }
+    #[test]
+    fn the_tag_of_a_version_is_another_when_its_gates_are() {
+        let gate = rest::LineageGate {
+            round: 1,
+            name: "accuracy".into(),
+            scope: "all".into(),
+            figure: "0.9".into(),
+            interval: "0.8 to 0.95".into(),
+            bound: "at least 0.7".into(),
+            pass: true,
+        };
+        let version = |gates| rest::Version {
+            study: "heart".into(),
+            version: 1,
+            stage: "staging".into(),
+            aliases: Vec::new(),
+            round: 1,
+            model_sha256: "00".repeat(32),
+            manifest_sha256: "11".repeat(32),
+            safetensors_sha256: "22".repeat(32),
+            revision: 7,
+            gates,
+        };
+        let tag = |gates| {
+            let answer = tagged(StatusCode::OK, &version(gates)).map_err(|refused| refused.0);
+            answer.expect("an answer").headers()[header::ETAG].clone()
+        };
+        let (with, without) = (tag(vec![gate.clone()]), tag(Vec::new()));
+        assert_ne!(with, without);
+        assert_eq!(with, tag(vec![gate]));
+        // Both are of one revision, which is what a condition is about.
+        for tag in [with, without] {
+            let headers = HeaderMap::from_iter([(header::IF_MATCH, tag)]);
+            assert_eq!(expected(&headers), Ok(Some(7)));
+        }
+    }
 }

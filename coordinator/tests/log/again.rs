@@ -178,6 +178,44 @@ async fn a_key_is_remembered_over_a_restart_and_in_the_next_shard() -> Result<()
     Ok(())
 }
 
+/// Also before anything of it can be read: otherwise studies could be tried out unseen.
+#[tokio::test]
+async fn a_study_that_is_not_started_is_an_access_and_nobody_else_hears_why() -> Result<()> {
+    let world = World::new().await?;
+    let path = "/api/v1/studies";
+    let new = Bytes::from(super::world::study("other"));
+    let (status, told) = post(&world, path, ("taken", new.clone()), &world.operator).await?;
+    ensure!(status == StatusCode::CREATED, "{told}");
+    let good = Bytes::from(super::world::study("another"));
+    let of_two = "min_sites: 2, sites: [hospital-1, hospital-2]";
+    let beyond = super::world::study("beyond").replace("min_sites: 2", of_two)
+        + "governance: { witnesses: { quorum: 9, within_s: 60 } }\n";
+    for (key, document, code, study) in [
+        ("one", Bytes::from_static(b"study: ["), "study_invalid", "unread"),
+        ("two", Bytes::from_static(&[0xff]), "study_invalid", "unread"),
+        ("two words", good.clone(), "malformed", "unread"),
+        ("three", new, "study_exists", "other"),
+        ("taken", good, "conflict", "another"),
+        ("four", beyond.into(), "study_invalid", "beyond"),
+    ] {
+        for (who, code, kind) in
+            [(&world.operator, code, Kind::AdminRead), (&world.site, "denied", Kind::AccessDenied)]
+        {
+            let before = world.writer.head().0;
+            // A site's key is its own, so that nothing came under it before.
+            let (_, told) = post(&world, path, (key, document.clone()), who).await?;
+            ensure!(told["code"] == code, "{key}: {told}");
+            let entries = world.entries(before).await?;
+            let is = |entry: &&Entry| entry.body().text("action") == Ok("study.submit");
+            let entries: Vec<_> = entries.iter().filter(is).collect();
+            let [entry] = &entries[..] else { anyhow::bail!("{key}: {entries:?}") };
+            ensure!(entry.kind == kind && entry.body().text("study") == Ok(study), "{entry:?}");
+            ensure!(entry.body().text("mechanism").is_ok(), "a verifier needs it: {entry:?}");
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_key_that_is_none_is_an_access_and_changes_nothing() -> Result<()> {
     let world = World::new().await?;

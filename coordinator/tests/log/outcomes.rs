@@ -1,20 +1,28 @@
 //! AUD-04, its other half: the intent is an entry before, the outcome after.
 
-use super::{server::Server, world::World};
+use super::{
+    server::Server,
+    world::{STUDY, World, text},
+};
 use anyhow::{Context as _, Result, ensure};
 use axum::{
     body::{Bytes, to_bytes},
-    http::Method,
+    http::{Method, StatusCode},
 };
 use falaj_coordinator::{
     outcomes::{Intent, settle},
+    rest::EXPORTS_MAX,
     store::{
         self, Database,
         writer::{CommitError, Committed},
     },
 };
-use falaj_core::audit::{Actor, Draft, Entry, Kind};
+use falaj_core::{
+    audit::{Actor, Draft, Entry, Kind},
+    id::Digest,
+};
 use futures_util::{StreamExt as _, stream};
+use serde_json::json;
 use std::io;
 
 fn outcomes(entries: &[Entry]) -> Vec<(u64, String, Option<u64>)> {
@@ -55,6 +63,92 @@ async fn what_was_handed_over_is_told_afterwards_and_also_when_nobody_took_it_to
         (index_of(&world, Kind::ModelRead).await?, index_of(&world, Kind::LogExported).await?);
     let broken = |index, bytes| (index, "broken_off".to_owned(), Some(bytes));
     ensure!(told[1..] == [broken(read, begun.len() as u64), broken(exported, 0)], "{told:?}");
+    Ok(())
+}
+
+/// AUD-14. Whoever looks for a model by its digest or its round finds those who downloaded it.
+#[tokio::test]
+async fn the_log_says_which_model_an_operator_downloaded() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(2).await?;
+    let number = world.promoted(2, &[]).await?;
+    let models = world.store.models(&STUDY.parse()?).await?;
+    let model = models.iter().find(|model| model.number == 2).context("a model")?.sha256;
+    let mut reads = Vec::new();
+    for (path, version) in
+        [("models/2".to_owned(), None), (format!("versions/{number}/file"), Some(number))]
+    {
+        let path = format!("/api/v1/studies/{STUDY}/{path}");
+        let answer = world.call(Method::GET, &path).await?;
+        ensure!(answer.status() == StatusCode::OK, "{path}: {}", text(answer).await?);
+        let index = index_of(&world, Kind::ModelRead).await?;
+        let entry = world.entries(index).await?.into_iter().next().context("an entry")?;
+        let body = entry.body();
+        ensure!(body.parsed::<Digest>("model_sha256")? == model, "{path}: {entry:?}");
+        ensure!(body.int::<u64>("round")? == 2 && body.int("version").ok() == version, "{entry:?}");
+        reads.push(index);
+    }
+    for object in [model.to_string(), format!("{STUDY}/2")] {
+        let found = world.get(&format!("log/accesses?object={object}")).await?;
+        let found = found["items"].as_array().context("items")?;
+        let has = |index: &u64| found.iter().any(|entry| entry["index"] == *index);
+        ensure!(reads.iter().all(has), "{object}: {reads:?} in {found:?}");
+    }
+    Ok(())
+}
+
+/// Nothing was handed out, and no later start has to say that it does not know.
+#[tokio::test]
+async fn what_is_refused_after_its_intent_has_failed() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(1).await?;
+    let number = world.promoted(1, &[]).await?;
+    let revoke = format!("studies/{STUDY}/versions/{number}/revoke");
+    let (status, told) =
+        world.post(&revoke, &json!({ "reason": "withdrawn" }), &world.operator).await?;
+    ensure!(status == StatusCode::OK, "{told}");
+    for (path, kind) in [
+        (format!("studies/{STUDY}/versions/{number}/file"), Kind::ModelRead),
+        (format!("studies/{STUDY}/versions/9/file"), Kind::ModelRead),
+        (format!("studies/{STUDY}/models/1?place=nowhere"), Kind::ModelRead),
+        ("log/export?tree_size=999".to_owned(), Kind::LogExported),
+        ("log/export?timestamp=true".to_owned(), Kind::LogExported),
+        ("log/mirror?from=999&place=ae-on/ae-az".to_owned(), Kind::LogExported),
+    ] {
+        let answer = world.call(Method::GET, &format!("/api/v1/{path}")).await?;
+        ensure!(answer.status().is_client_error(), "{path}: {}", answer.status());
+        world.engine.parts().outcomes.drained().await;
+        let intent = index_of(&world, kind).await?;
+        let told = outcomes(&world.entries(intent).await?);
+        ensure!(told == [(intent, "failed".to_owned(), Some(0))], "{path}: {told:?}");
+    }
+    ensure!(settle(&world.store, &world.writer).await? == 0, "one is left");
+    Ok(())
+}
+
+/// Each is a copy of the log on the coordinator's disk for as long as its reader takes.
+#[tokio::test]
+async fn so_many_exports_at_once_and_no_more() -> Result<()> {
+    let world = World::new().await?;
+    let paths = ["/api/v1/log/export", "/api/v1/log/mirror?from=0&place=ae-on/ae-az"];
+    let mut taken = Vec::new();
+    for path in paths.into_iter().cycle().take(EXPORTS_MAX) {
+        let answer = world.call(Method::GET, path).await?;
+        ensure!(answer.status() == StatusCode::OK, "{path}: {}", text(answer).await?);
+        taken.push(answer);
+    }
+    for path in ["log/export", "log/mirror?from=0&place=ae-on/ae-az"] {
+        let busy = world.refusal(path).await?;
+        ensure!(busy == (StatusCode::TOO_MANY_REQUESTS, "busy".into()), "{path}: {busy:?}");
+    }
+    // One that is read to its end makes room, and so does one that nobody reads.
+    to_bytes(taken.pop().context("an answer")?.into_body(), usize::MAX).await?;
+    drop(taken.pop());
+    for path in paths {
+        let answer = world.call(Method::GET, path).await?;
+        ensure!(answer.status() == StatusCode::OK, "{path}: {}", text(answer).await?);
+        taken.push(answer);
+    }
     Ok(())
 }
 
@@ -103,7 +197,7 @@ async fn what_cannot_be_read_to_its_end_has_failed() -> Result<()> {
     let outcomes_of = &world.engine.parts().outcomes;
     let intent = Intent { index, kind, actor: Actor::default(), study: None };
     let read = [Ok(Bytes::from_static(b"half")), Err(io::Error::other("a disk that fails"))];
-    let mut body = outcomes_of.watch(intent, 8, stream::iter(read));
+    let mut body = outcomes_of.serving(intent).watch(8, stream::iter(read));
     while body.next().await.is_some() {}
     drop(body);
     outcomes_of.drained().await;

@@ -75,6 +75,17 @@ async fn production_needs_another_person_who_did_not_submit_the_study() -> Resul
     )
     .await?;
     ensure!(why.contains("their own study"), "{why}");
+    // Whoever tries to get round a second person is found among the denials.
+    let found = world.get("log/entries?kind=access.denied&decision=deny").await?;
+    let found = found["items"].as_array().context("items")?;
+    let is = |row: &Value| row.to_string().contains("their own study");
+    ensure!(found.iter().filter(|row| is(row)).count() == 1, "{found:?}");
+    let own = world.entries(before).await?;
+    let own = own.iter().filter(|e| e.body().text("action") == Ok("approval.give"));
+    let own: Vec<_> = own.collect();
+    let [own] = &own[..] else { anyhow::bail!("{own:?}") };
+    ensure!(own.kind == Kind::AccessDenied && own.body().text("study") == Ok(STUDY), "{own:?}");
+    ensure!(own.body().member("policy_set_sha256").is_none(), "no policy said so: {own:?}");
     let why = refused(
         &world,
         "approvals",
@@ -496,6 +507,44 @@ async fn a_move_that_comes_again_under_its_key_is_done_once() -> Result<()> {
     ensure!(status == StatusCode::CONFLICT && other.contains("take a new one"), "{other}");
     let (status, told) = ask("two words", r#"{"reason":"worse"}"#).await?;
     ensure!(status == StatusCode::BAD_REQUEST && told.contains("visible ASCII"), "{told}");
+    Ok(())
+}
+
+/// Also when the alias was given to another version meanwhile: one key makes one change.
+#[tokio::test]
+async fn an_alias_that_is_given_or_taken_away_again_under_its_key_is_so_once() -> Result<()> {
+    let world = World::new().await?;
+    world.with_versions().await?;
+    let before = world.writer.head().0;
+    let ask = async |key: &str, asked: &'static str| {
+        let request = Request::post(format!("/api/v1/studies/{STUDY}/aliases/challenger"));
+        let request = request.header("idempotency-key", key).body(asked.into())?;
+        let answer = world.ask(request, &world.operator).await?;
+        let (status, answer) = (answer.status(), text(answer).await?);
+        ensure!(status == StatusCode::OK, "{key}: {status} {answer}");
+        anyhow::Ok(serde_json::from_str::<Value>(&answer)?)
+    };
+    let (give, take) = (r#"{"version":3}"#, r#"{"version":null}"#);
+    ask("given", give).await?;
+    let taken = ask("taken", take).await?;
+    ensure!(taken["version"] == 3 && taken["aliases"] == json!([]), "{taken}");
+    ensure!(ask("taken", take).await? == taken, "taken away once");
+    ask("given again", give).await?;
+    for (key, asked) in [("taken", take), ("given", give), ("given again", give)] {
+        let again = ask(key, asked).await?;
+        ensure!(again["version"] == 3 && again["aliases"] == json!(["challenger"]), "{again}");
+    }
+    let entries = world.entries(before).await?;
+    let moves: Vec<_> = entries.iter().filter(|e| e.kind == Kind::VersionAliased).collect();
+    ensure!(moves.len() == 3 && moves[1].body().int::<u64>("was") == Ok(3), "{moves:?}");
+    // Whoever tells it anew from the log comes to the same.
+    let mut lineage = Lineage::default();
+    for entry in world.entries(0).await? {
+        lineage.take(&entry)?;
+    }
+    let study = STUDY.parse()?;
+    let kept = world.store.registry(&study).await?.context("versions")?.registry;
+    ensure!(lineage.registry(&study) == Some(&kept), "{kept:?}");
     Ok(())
 }
 

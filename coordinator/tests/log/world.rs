@@ -32,7 +32,7 @@ use falaj_coordinator::{
     policy::PolicyEngine,
     pruning::Prunings,
     reports::Reports,
-    rest::{self, TAILS_MAX},
+    rest::{self, EXPORTS_MAX, TAILS_MAX},
     revocations::Revocations,
     rpc::Rpc,
     shards::{self, Keys, Shards},
@@ -340,6 +340,7 @@ impl World {
             started: clock::now().to_string(),
             scratch: path.to_owned(),
             tails: Arc::new(Semaphore::new(TAILS_MAX)),
+            exports: Arc::new(Semaphore::new(EXPORTS_MAX)),
             shutdown,
         }));
         Ok(Self {

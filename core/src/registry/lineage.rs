@@ -25,6 +25,9 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Of an alias that is taken away, the version that had it: the name of an entry's member.
+pub const WAS: &str = "was";
+
 /// What versions came from, as far as the log has been read.
 #[derive(Debug, Default)]
 pub struct Lineage {
@@ -337,8 +340,12 @@ impl Lineage {
         };
         let event = run.event(entry)?;
         let change = step(&run.registry, &event)?;
-        // An alias that is taken away names no version.
-        if !matches!(event, Event::Alias { number: None, .. }) {
+        // An alias that is taken away is no version's, and older entries do not say whose it was.
+        if matches!(event, Event::Alias { number: None, .. }) {
+            if body.member(WAS).is_some() {
+                same(WAS, &body.int::<u32>(WAS)?, &change.version)?;
+            }
+        } else {
             same("version", &body.int::<u32>("version")?, &change.version)?;
             same(
                 "model_sha256",

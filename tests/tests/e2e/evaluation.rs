@@ -342,6 +342,9 @@ fn a_candidate_that_gates_ask_about_becomes_the_model_by_two_people_and_by_no_si
         "mine",
     ])?;
     ensure!(text(&own).contains("their own study"), "{}", text(&own));
+    let denied = federation.entries("access.denied")?;
+    let last = &denied.last().context("a denial")?["entry"];
+    ensure!(last["action"] == "approval.give" && last["decision"] == "deny", "{last}");
     let operator = decide("sara", "approve", "asks", &candidate)?;
     ensure!(operator.contains("denied"), "{operator}");
     let other = decide("lina", "approve", "asks", &"0".repeat(64))?;

@@ -160,6 +160,9 @@ fn the_glass_is_mended_whatever_the_folder_has_by_then() -> Result<()> {
     ensure!(out.status.success(), "{}", text(&out));
     let out = revoke("reinstate")?;
     ensure!(!out.status.success() && text(&out).contains("the glass is broken"), "{}", text(&out));
+    let denied = federation.entries("access.denied")?;
+    let last = &denied.last().context("a denial")?["entry"];
+    ensure!(last["action"] == "site.revoke" && last["decision"] == "deny", "{last}");
 
     fs::write(&rules, "permit (")?;
     break_glass(&["--mend"])?;

@@ -123,6 +123,13 @@ fn a_version_goes_into_production_by_two_people_and_its_provenance_holds_outside
     let card = text(&federation.falaj(&["model", "card", "heart", "1"])?);
     let model = champion["model_sha256"].as_str().context("a model")?;
     ensure!(card.contains(model) && card.contains("hospital-2"), "{card}");
+    let told = federation.falaj_json(&["model", "card", "heart", "1"])?;
+    ensure!(told["card"].as_str().is_some_and(|told| told.trim_end() == card.trim_end()), "{told}");
+    let kept = federation.dir().join("heart-1.md");
+    let written = kept.display().to_string();
+    let told = federation.falaj_json(&["model", "card", "heart", "1", "-o", &written])?;
+    let bytes = fs::metadata(&kept)?.len();
+    ensure!(told == json!({ "file": written, "bytes": bytes }), "{told}");
 
     federation.verified()?;
     let out = verify(&federation, &envelope)?;

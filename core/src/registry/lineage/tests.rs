@@ -320,6 +320,16 @@ fn a_log_that_says_what_cannot_be_names_the_field() {
     wrong(promoted(1, 2, Stage::Production), "which leads to `staging`");
     wrong(promoted(1, 3, Stage::Staging), "its `model_sha256` is");
     wrong(promoted(1, 2, Stage::Staging).count("replaces", 2), "its `replaces` is 2");
+    log.ok(promoted(1, 2, Stage::Staging));
+    let alias = |draft: Draft| draft.text("alias", "challenger");
+    log.ok(alias(moved(Kind::VersionAliased, 1, 2)));
+    let taken = || alias(Draft::new(Kind::VersionAliased).study(&heart()));
+    let said = log.take(taken().count(WAS, 2)).expect_err("it was another's").to_string();
+    assert!(said.contains("its `was` is 2, and what follows is 1"), "{said}");
+    log.ok(taken().count(WAS, 1));
+    log.ok(alias(moved(Kind::VersionAliased, 1, 2)));
+    // As older coordinators said it.
+    log.ok(taken());
     let mut shard = Log { lineage: Lineage::new(true), seq: 0 };
     shard.ok(promoted(1, 2, Stage::Staging));
 }
