@@ -59,8 +59,8 @@ impl Mirror<'_> {
             };
             match done {
                 Ok(()) => begun = true,
-                // Whoever follows outlives absences of the coordinator, and of name servers.
-                Err(e) if begun && away(&e) => eprintln!("falaj: {e:#}; it is tried again"),
+                // Whoever follows outlives absences of the coordinator, and of name servers, and others' exports.
+                Err(e) if begun && passes(&e) => eprintln!("falaj: {e:#}; it is tried again"),
                 Err(e) => return Err(e),
             }
             let Some(pause) = every else { return Ok(()) };
@@ -112,8 +112,13 @@ impl Mirror<'_> {
     }
 }
 
-fn away(e: &anyhow::Error) -> bool {
-    matches!(e.downcast_ref(), Some(ClientError::Unreachable { .. })) || e.is::<Nowhere>()
+/// Whether it may go well another time.
+fn passes(e: &anyhow::Error) -> bool {
+    match e.downcast_ref() {
+        Some(ClientError::Unreachable { .. }) => true,
+        Some(ClientError::Refused(problem)) => problem.code == "busy",
+        _ => e.is::<Nowhere>(),
+    }
 }
 
 /// What was written.
@@ -281,11 +286,20 @@ mod tests {
     use super::*;
     use ed25519_dalek::SigningKey;
     use falaj_core::{merkle::put_entry, note::NoteSigner};
+    use falaj_proto::problem::{Code, ProblemJson};
     use std::{
         collections::BTreeMap,
         fs,
         path::{Path, PathBuf},
     };
+
+    #[test]
+    fn whoever_follows_outlives_a_coordinator_that_is_busy_and_no_refusal() {
+        for (code, goes_on) in [(Code::Busy, true), (Code::Denied, false)] {
+            let problem = ProblemJson::from(&code.because("so it is"));
+            assert_eq!(passes(&ClientError::Refused(problem).into()), goes_on, "{code}");
+        }
+    }
 
     fn signer() -> NoteSigner {
         NoteSigner::new("falaj.test/log", SigningKey::from_bytes(&[5; 32])).expect("a name")
