@@ -1,9 +1,12 @@
 //! Erasing people, and the legal holds that keep them from being erased. What is kept for how long is decided in
 //! `falaj_core::audit::erasure`.
 //!
-//! The log is the only memory: holds that stand, and erasures that a crash interrupted, are read from it at the start.
+//! The log is the only memory: holds that stand, and erasures that were begun and not done, are read from it at the start.
+
+mod holds;
 
 use crate::{
+    clock,
     engine::{Engine, problem_of, unreadable},
     once::Once,
     policy::{Action, Party, Resource},
@@ -13,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use falaj_core::{
     audit::{
         Actor, Draft, Entry, Kind,
-        erasure::{Acted, HeldObject, Hold, Kept, kept},
+        erasure::{Acted, Kept, kept},
         objects::{Object, actor_term},
         person::Person,
     },
@@ -21,14 +24,13 @@ use falaj_core::{
     time::Timestamp,
 };
 use falaj_proto::problem::{Code, Problem};
+use holds::Standing;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::Mutex;
 
-/// Holds that stand at once, at most.
-const HOLDS_MAX: usize = 10_000;
 /// The longest name of an article of law.
 const ARTICLE_CHARS_MAX: usize = 200;
 /// Entries that are read at once.
@@ -70,23 +72,24 @@ impl<'a> Asker<'a> {
 #[derive(Clone)]
 pub struct Erasures {
     engine: Engine,
-    /// The holds that stand, by name. Whoever has it is the only one who erases.
-    holds: Arc<Mutex<BTreeMap<String, Hold>>>,
+    /// The holds that stand. Whoever has it is the only one who erases.
+    standing: Arc<Mutex<Standing>>,
 }
 
 impl Erasures {
-    /// Reads the holds that stand from the log, and finishes what a crash interrupted: whoever was about to be erased is, and
-    /// whoever was erased and came back with an old copy of the people's folder is so again.
+    /// Reads the holds that stand from the log, and finishes what was begun and not done, by a crash or because the log took the
+    /// intent late: whoever was about to be erased is, unless something keeps them by now, and whoever was erased and came back
+    /// with an old copy of the people's folder is so again.
     ///
     /// # Errors
     /// When the log cannot be read, or somebody cannot be erased.
     pub async fn open(engine: Engine) -> Result<Self> {
-        let holds = standing(&engine).await?;
+        let standing = Arc::new(Mutex::new(Standing::read(&engine).await?));
         let mut begun = BTreeMap::new();
         for entry in entries(&engine, Kind::ErasureBegun).await? {
             begun.insert(about(&entry)?, entry);
         }
-        let this = Self { engine, holds: Arc::new(Mutex::new(holds)) };
+        let this = Self { engine, standing };
         for entry in entries(&this.engine, Kind::ErasurePerformed).await? {
             let person = about(&entry)?;
             begun.remove(&person);
@@ -95,17 +98,21 @@ impl Erasures {
                 tracing::warn!(%person, "an old copy of somebody who was erased is erased again");
             }
         }
+        let standing = this.standing().await?;
         for (person, entry) in begun {
-            let article = entry.body().text("article")?;
-            this.forget(person).await?;
-            let draft = performed(person, article);
-            this.engine.parts().writer.record(vec![draft]).await?;
+            if let Some(kept) = this.keeps(person, &standing, clock::now()).await? {
+                tracing::warn!(%person, begun = entry.seq, %kept, "an erasure that was begun does not go on: ask for it again, or start again, when nothing keeps them any more");
+                continue;
+            }
+            this.carry_out(person, intent(&entry)?.1, None).await?;
             tracing::info!(%person, begun = entry.seq, "an erasure that was interrupted is done");
         }
+        drop(standing);
         Ok(this)
     }
 
-    /// Erases a person; the entry that says so. The intent is durable before anything is erased.
+    /// Erases a person; the entry that says so. The intent is durable before anything is erased. What was begun under the same key
+    /// and is not done is done now.
     ///
     /// # Errors
     /// [`Code::UnknownPerson`], [`Code::LegalHold`] or [`Code::Retained`] with the article and the day, which the log has
@@ -117,128 +124,76 @@ impl Erasures {
         article: &str,
         now: Timestamp,
     ) -> Result<(Person, u64), Problem> {
-        let holds = self.holds.lock().await;
-        if let Some(begun) = asker.came_before(&self.engine, Action::PersonErase).await? {
-            return self.erased_before(&begun).await;
-        }
-        let read = self.person(whom).and_then(|person| Ok((person, checked(article)?)));
+        let standing = self.standing().await?;
+        let begun = asker.came_before(&self.engine, Action::PersonErase).await?;
+        let read = match &begun {
+            Some(begun) => intent(begun).map_err(|e| Code::Internal.because(e)),
+            None => self.person(whom).and_then(|person| Ok((person, checked(article)?))),
+        };
         let (person, article) = match read {
             Ok(read) => read,
             Err(problem) => {
                 return Err(self.refuse_unread(asker, Action::PersonErase, problem).await);
             }
         };
-        let acted = self.acted(person).await?;
-        if let Some(kept) = kept(person, now, holds.values(), &acted) {
+        if begun.is_some()
+            && let Some(done) = self.done(person).await?
+        {
+            return Ok((person, done));
+        }
+        if let Some(kept) = self.keeps(person, &standing, now).await? {
             let draft = Draft::new(Kind::ErasureRefused).actor(asker.actor).person(person);
             let (draft, code) = refused(draft, &kept);
             self.grant(asker, Action::PersonErase, draft).await?;
             return Err(code.because(kept));
         }
-        let draft = asker.makes(Kind::ErasureBegun).person(person).text("article", article);
-        self.grant(asker, Action::PersonErase, draft).await?;
-        self.forget(person).await.map_err(|e| {
-            tracing::error!(error = %format!("{e:#}"), %person, "a person cannot be erased");
-            unfinished()
-        })?;
-        let draft = performed(person, article).actor(asker.actor);
-        let done = self.engine.parts().writer.record(vec![draft]).await;
-        Ok((person, done.map_err(|e| problem_of(&e))?.first))
+        if begun.is_none() {
+            let draft = asker.makes(Kind::ErasureBegun).person(person).text("article", article);
+            self.grant(asker, Action::PersonErase, draft).await?;
+        }
+        Ok((person, self.carry_out(person, article, Some(asker.actor)).await?))
     }
 
-    /// Whom an erasure was about that was begun before, and the entry that says that it is done.
-    async fn erased_before(&self, begun: &Entry) -> Result<(Person, u64), Problem> {
-        let person = about(begun).map_err(|e| Code::Internal.because(e))?;
+    /// The entry that says that a person was erased, if one does.
+    async fn done(&self, person: Person) -> Result<Option<u64>, Problem> {
         let (store, object) = (&self.engine.parts().store, Object::Person(person));
         let done = store.find_one(&object, Some(Kind::ErasurePerformed), |_| true).await;
-        let done = done.map_err(unreadable)?.ok_or_else(unfinished)?;
-        Ok((person, done.seq))
+        Ok(done.map_err(unreadable)?.map(|entry| entry.seq))
     }
 
-    /// Places a hold on a person or on a study.
-    ///
-    /// # Errors
-    /// [`Code::UnknownPerson`], [`Code::UnknownStudy`], [`Code::Malformed`], or why the log cannot take an entry.
-    pub async fn place(
+    /// What keeps a person from being erased. Of whoever is nobody any more nothing is left to be kept.
+    async fn keeps(
         &self,
-        asker: Asker<'_>,
-        (person, study): (Option<&str>, Option<&str>),
+        person: Person,
+        standing: &Standing,
+        now: Timestamp,
+    ) -> Result<Option<Kept>, Problem> {
+        if self.engine.parts().persons.identity(person).is_none() {
+            return Ok(None);
+        }
+        Ok(kept(person, now, standing.all(), &self.acted(person).await?))
+    }
+
+    /// Does what was begun; the entry that says so.
+    async fn carry_out(
+        &self,
+        person: Person,
         article: &str,
-    ) -> Result<Hold, Problem> {
-        let mut holds = self.holds.lock().await;
-        if let Some(placed) = asker.came_before(&self.engine, Action::HoldPlace).await? {
-            return self.held_before(&mut holds, &placed).await;
-        }
-        let read = self.held_object(person, study).and_then(|o| Ok((o, checked(article)?)));
-        let read = match read {
-            Ok(_) if holds.len() >= HOLDS_MAX => {
-                Err(Code::Busy.because(format!("{HOLDS_MAX} holds stand already")))
-            }
-            read => read,
-        };
-        let (object, article) = match read {
-            Ok(read) => read,
-            Err(problem) => {
-                return Err(self.refuse_unread(asker, Action::HoldPlace, problem).await);
-            }
-        };
-        let draft = on(asker.makes(Kind::HoldPlaced), &object);
-        let id = hex::encode(&crate::clock::nonce()[..8]);
-        let draft = draft.text("hold", &id).text("article", article);
-        self.grant(asker, Action::HoldPlace, draft).await?;
-        let hold = Hold { id: id.clone(), object, article: article.to_owned() };
-        holds.insert(id, hold.clone());
-        Ok(hold)
-    }
-
-    /// Releases a hold.
-    ///
-    /// # Errors
-    /// [`Code::UnknownHold`], or why the log cannot take an entry.
-    pub async fn release(&self, asker: Asker<'_>, id: &str) -> Result<Hold, Problem> {
-        let mut holds = self.holds.lock().await;
-        if let Some(released) = asker.came_before(&self.engine, Action::HoldRelease).await? {
-            return self.held_before(&mut holds, &released).await;
-        }
-        let Some(hold) = holds.get(id).cloned() else {
-            let problem = Code::UnknownHold
-                .because("no hold of this name stands; `falaj hold list` shows those that do");
-            return Err(self.refuse_unread(asker, Action::HoldRelease, problem).await);
-        };
-        let draft = on(asker.makes(Kind::HoldReleased), &hold.object);
-        let draft = draft.text("hold", id).text("article", &hold.article);
-        self.grant(asker, Action::HoldRelease, draft).await?;
-        holds.remove(id);
-        Ok(hold)
-    }
-
-    /// The hold that was placed or released before, as the entry says. Whatever the log took too late to be told of is known now.
-    async fn held_before(
-        &self,
-        holds: &mut BTreeMap<String, Hold>,
-        entry: &Entry,
-    ) -> Result<Hold, Problem> {
-        let untold = |e: anyhow::Error| {
-            tracing::error!(error = %format!("{e:#}"), "holds cannot be read again");
-            Code::Internal.because("the coordinator cannot read its log")
-        };
-        *holds = standing(&self.engine).await.map_err(untold)?;
-        hold(entry).map_err(untold)
+        by: Option<&Actor>,
+    ) -> Result<u64, Problem> {
+        self.forget(person).await.map_err(|e| {
+            tracing::error!(error = %format!("{e:#}"), %person, "a person cannot be erased");
+            Code::Internal.because("the erasure was begun, and the coordinator could not finish it: it goes on when the same request comes again, and at the next start")
+        })?;
+        let draft = Draft::new(Kind::ErasurePerformed).person(person).text("article", article);
+        let draft = by.into_iter().fold(draft, |draft, actor| draft.actor(actor));
+        let done = self.engine.parts().writer.record(vec![draft]).await;
+        Ok(done.map_err(|e| problem_of(&e))?.first)
     }
 
     /// The engine whose people these are.
     pub(crate) const fn engine(&self) -> &Engine {
         &self.engine
-    }
-
-    /// The holds that stand, and nobody changes them meanwhile.
-    pub(crate) async fn standing(&self) -> MutexGuard<'_, BTreeMap<String, Hold>> {
-        self.holds.lock().await
-    }
-
-    /// The holds that stand.
-    pub async fn holds(&self) -> Vec<Hold> {
-        self.holds.lock().await.values().cloned().collect()
     }
 
     /// Whom a text names: a SPIFFE ID, or a pseudonym with `person:` before it or without.
@@ -261,28 +216,6 @@ impl Erasures {
             Code::UnknownPerson
                 .because("nobody of this name is known; `falaj person list` shows who is")
         })
-    }
-
-    fn held_object(
-        &self,
-        person: Option<&str>,
-        study: Option<&str>,
-    ) -> Result<HeldObject, Problem> {
-        match (person, study) {
-            (Some(person), None) => self.person(person).map(HeldObject::Person),
-            (None, Some(study)) => {
-                let id: StudyId = study.parse().map_err(|_| {
-                    Code::UnknownStudy
-                        .because("there is no such study; `falaj study list` shows those there are")
-                })?;
-                self.engine.study(&id)?;
-                Ok(HeldObject::Study(id))
-            }
-            _ => {
-                Err(Code::Malformed
-                    .because("a hold is on a `person` or on a `study`, one of the two"))
-            }
-        }
     }
 
     /// Asks the policies and records what is about to happen: the entry's place.
@@ -370,24 +303,6 @@ pub(crate) fn refused(draft: Draft, kept: &Kept) -> (Draft, Code) {
     }
 }
 
-/// What is answered about an erasure that the log has begun, and that is not done.
-fn unfinished() -> Problem {
-    Code::Internal.because("the erasure was begun, and the coordinator could not finish it: it goes on when it is started again")
-}
-
-/// The entry that says that a person has been erased.
-fn performed(person: Person, article: &str) -> Draft {
-    Draft::new(Kind::ErasurePerformed).person(person).text("article", article)
-}
-
-/// An entry about what a hold is on.
-fn on(draft: Draft, object: &HeldObject) -> Draft {
-    match object {
-        HeldObject::Person(person) => draft.person(*person),
-        HeldObject::Study(study) => draft.study(study),
-    }
-}
-
 /// The name of an article of law, as it goes into the log.
 fn checked(article: &str) -> Result<&str, Problem> {
     let chars = article.chars().count();
@@ -405,27 +320,9 @@ fn about(entry: &Entry) -> Result<Person> {
     entry.person().with_context(|| format!("log entry {} names no person", entry.seq))
 }
 
-/// The holds that stand, as the log says.
-async fn standing(engine: &Engine) -> Result<BTreeMap<String, Hold>> {
-    let mut holds = BTreeMap::new();
-    for entry in entries(engine, Kind::HoldPlaced).await? {
-        let hold = hold(&entry)?;
-        holds.insert(hold.id.clone(), hold);
-    }
-    for entry in entries(engine, Kind::HoldReleased).await? {
-        holds.remove(entry.body().text("hold")?);
-    }
-    Ok(holds)
-}
-
-/// The hold that an entry placed.
-fn hold(entry: &Entry) -> Result<Hold> {
-    let object = match entry.person() {
-        Some(person) => HeldObject::Person(person),
-        None => HeldObject::Study(entry.body().parsed("study")?),
-    };
-    let article = entry.body().text("article")?.to_owned();
-    Ok(Hold { id: entry.body().text("hold")?.to_owned(), object, article })
+/// Whom an erasure is to erase that was begun, and by which article of law.
+fn intent(begun: &Entry) -> Result<(Person, &str)> {
+    Ok((about(begun)?, begun.body().text("article")?))
 }
 
 /// When an entry was made.
@@ -434,14 +331,11 @@ pub(crate) fn time_of(entry: &Entry) -> Option<Timestamp> {
     Some(Timestamp::from_millis(ts.as_millisecond()))
 }
 
-/// Whether a shard has an entry that touches all of these; one that was pruned has none.
+/// Whether a shard has an entry that touches all of these; of one that is pruned, what is left of it.
 pub(crate) async fn touches(shard: &Store, terms: BTreeSet<String>) -> Result<bool, Problem> {
-    if shard.pruned().await.map_err(unreadable)? {
-        return Ok(false);
-    }
     let mut wanted = Wanted { terms, below: u64::MAX, ..Wanted::default() };
     loop {
-        let found = shard.find(&wanted, 1).await.map_err(unreadable)?;
+        let found = shard.find_left(&wanted, 1).await.map_err(unreadable)?;
         match found.next {
             _ if !found.entries.is_empty() => return Ok(true),
             Some(next) => wanted.from = next,

@@ -2,7 +2,7 @@
 //! every proof still verifies, and so do the entries that bind those who come later ([`Kind::KEPT`]).
 //!
 //! Whoever asks shows that they hold all that is deleted: the bundle that the log would export now. What there is to say of versions
-//! is signed before. The log is the only memory: what a crash interrupted goes on at the next start.
+//! is signed before. The log is the only memory: what was begun and is not done goes on at the next start.
 
 use crate::{
     checkpointer::Checkpointer,
@@ -21,8 +21,8 @@ use crate::{
 use anyhow::{Context as _, Result};
 use falaj_core::{
     audit::{
-        Draft, Entry, Kind,
-        erasure::{Acted, HeldObject, Kept, kept_by_term, term_end},
+        Actor, Draft, Entry, Kind,
+        erasure::{Acted, HeldObject, Hold, Kept, kept_by_term, term_end},
         objects::{Object, actor_term},
     },
     id::Digest,
@@ -81,7 +81,7 @@ pub struct Prunings {
 }
 
 impl Prunings {
-    /// Finishes what a crash interrupted.
+    /// Finishes what was begun and not done, by a crash or because the log took the intent late, but for what a hold keeps by now.
     ///
     /// # Errors
     /// When the log cannot be read or written.
@@ -93,6 +93,7 @@ impl Prunings {
         for entry in entries(this.erasures.engine(), Kind::PruningPerformed).await? {
             done.insert(entry.body().text("log")?.to_owned());
         }
+        let standing = this.erasures.standing().await?;
         for entry in entries(this.erasures.engine(), Kind::PruningBegun).await? {
             let origin = entry.body().text("log")?.to_owned();
             if !done.insert(origin.clone()) {
@@ -101,15 +102,19 @@ impl Prunings {
             let (store, _) = parts.shards.find(&origin).with_context(|| {
                 format!("entry {} prunes {origin}, which is not there", entry.seq)
             })?;
-            this.empty(store).await?;
-            parts.writer.record(vec![performed(&entry)?]).await?;
+            if let Some(kept) = this.held(store, standing.all()).await? {
+                tracing::warn!(shard = origin, begun = entry.seq, %kept, "a pruning that was begun does not go on: start again when the hold is released");
+                continue;
+            }
+            this.finish(store, &entry, None).await?;
             tracing::info!(shard = origin, "a pruning that was interrupted is done");
         }
+        drop(standing);
         Ok(this)
     }
 
     /// Deletes the contents of the shard with this origin. `bundle` is the digest of what was exported of it. The intent is
-    /// durable before anything is deleted.
+    /// durable before anything is deleted. What was begun under the same key and is not done is done now.
     ///
     /// # Errors
     /// [`Code::NotFound`], [`Code::Pruned`], [`Code::Conflict`] when another bundle would be exported now, and
@@ -130,7 +135,7 @@ impl Prunings {
         }
         let _one_at_a_time = self.one_at_a_time.lock().await;
         if let Some(begun) = asker.came_before(self.erasures.engine(), Action::LogPrune).await? {
-            return self.pruned_before(&begun, bundle).await;
+            return self.pruned_before(asker, &begun).await;
         }
         let read = async {
             let policy = self.read_policy()?;
@@ -148,18 +153,13 @@ impl Prunings {
         let size = store.size().await.map_err(unreadable)?;
         let begun = {
             // No hold is placed between the look and the intent.
-            let holds = self.erasures.standing().await;
-            let kept = match self.held(store, holds.values()).await? {
+            let standing = self.erasures.standing().await?;
+            let kept = match self.held(store, standing.all()).await? {
                 Some(hold) => Some(hold),
                 None => self.kept(store, size, &policy, now).await?,
             };
             if let Some(kept) = kept {
-                let (draft, code) = refused(
-                    Draft::new(Kind::PruningRefused).actor(asker.actor).text("log", origin),
-                    &kept,
-                );
-                self.erasures.grant(asker, Action::LogPrune, draft).await?;
-                return Err(code.because(kept));
+                return Err(self.refuse(asker, origin, kept).await);
             }
             let draft = asker
                 .makes(Kind::PruningBegun)
@@ -171,29 +171,70 @@ impl Prunings {
                 .count("entries", size);
             self.erasures.grant(asker, Action::LogPrune, draft).await?
         };
-        let finished = async {
-            self.empty(store).await?;
-            let parts = self.erasures.engine().parts();
-            let (newest, _) = parts.shards.newest();
-            let rows = newest.entries(begun, begun + 1, 1, None).await?;
-            let (_, bytes, _) = rows.first().context("the intent is gone")?;
-            let draft = performed(&Entry::parse(bytes)?)?.actor(asker.actor);
-            Ok::<_, anyhow::Error>(parts.writer.record(vec![draft]).await)
-        };
-        let done = finished.await.map_err(|e| {
-            tracing::error!(error = %format!("{e:#}"), shard = origin, "a shard cannot be pruned");
-            unfinished()
-        })?;
-        Ok(Pruned { entries: size, index: done.map_err(|e| problem_of(&e))?.first })
+        let begun = self.intent(begun).await.map_err(|e| unfinished(&e, origin))?;
+        let index = self.finish(store, &begun, Some(asker.actor)).await?;
+        Ok(Pruned { entries: size, index })
     }
 
-    /// What was pruned by what this entry began.
-    async fn pruned_before(&self, begun: &Entry, bundle: &Digest) -> Result<Pruned, Problem> {
-        let (store, object) = (&self.erasures.engine().parts().store, Object::Digest(*bundle));
-        let done = store.find_one(&object, Some(Kind::PruningPerformed), |_| true).await;
-        let done = done.map_err(unreadable)?.ok_or_else(unfinished)?;
-        let entries = begun.body().int("entries").map_err(|e| Code::Internal.because(e))?;
-        Ok(Pruned { entries, index: done.seq })
+    /// Records that something keeps a shard: why it is not pruned.
+    async fn refuse(&self, asker: Asker<'_>, origin: &str, kept: Kept) -> Problem {
+        let draft = Draft::new(Kind::PruningRefused).actor(asker.actor).text("log", origin);
+        let (draft, code) = refused(draft, &kept);
+        let recorded = self.erasures.grant(asker, Action::LogPrune, draft).await;
+        recorded.err().unwrap_or_else(|| code.because(kept))
+    }
+
+    /// What was pruned by what this entry began. If that is not done it goes on, unless a hold was placed meanwhile; terms were
+    /// over when it was begun.
+    async fn pruned_before(&self, asker: Asker<'_>, begun: &Entry) -> Result<Pruned, Problem> {
+        let untold = |e: anyhow::Error| {
+            tracing::error!(error = %format!("{e:#}"), "what was pruned cannot be read");
+            Code::Internal.because("the coordinator cannot read its log")
+        };
+        let engine = self.erasures.engine();
+        let origin = begun.body().text("log").map_err(|e| untold(e.into()))?;
+        let size = begun.body().int("entries").map_err(|e| untold(e.into()))?;
+        let done = entries(engine, Kind::PruningPerformed).await.map_err(untold)?;
+        let done = done.iter().find(|done| done.body().text("log") == Ok(origin));
+        if let Some(done) = done {
+            return Ok(Pruned { entries: size, index: done.seq });
+        }
+        let found = engine.parts().shards.find(origin);
+        let (store, _) = found.with_context(|| format!("{origin} is not there")).map_err(untold)?;
+        {
+            let standing = self.erasures.standing().await?;
+            if let Some(kept) = self.held(store, standing.all()).await? {
+                return Err(self.refuse(asker, origin, kept).await);
+            }
+        }
+        let index = self.finish(store, begun, Some(asker.actor)).await?;
+        Ok(Pruned { entries: size, index })
+    }
+
+    /// The entry at this place of the shard that is written.
+    async fn intent(&self, index: u64) -> Result<Entry> {
+        let (newest, _) = self.erasures.engine().parts().shards.newest();
+        let rows = newest.entries(index, index + 1, 1, None).await?;
+        let (_, bytes, _) = rows.first().context("the intent is gone")?;
+        Ok(Entry::parse(bytes)?)
+    }
+
+    /// Does what was begun; the entry that says so.
+    async fn finish(
+        &self,
+        store: &Store,
+        begun: &Entry,
+        by: Option<&Actor>,
+    ) -> Result<u64, Problem> {
+        let emptied = async {
+            self.empty(store).await?;
+            performed(begun)
+        };
+        let origin = store.shard().origin.as_deref().unwrap_or_default();
+        let draft = emptied.await.map_err(|e| unfinished(&e, origin))?;
+        let draft = by.into_iter().fold(draft, |draft, actor| draft.actor(actor));
+        let done = self.erasures.engine().parts().writer.record(vec![draft]).await;
+        Ok(done.map_err(|e| problem_of(&e))?.first)
     }
 
     /// The policy, and its text.
@@ -271,7 +312,7 @@ impl Prunings {
     async fn held(
         &self,
         store: &Store,
-        holds: impl Iterator<Item = &falaj_core::audit::erasure::Hold>,
+        holds: impl Iterator<Item = &Hold>,
     ) -> Result<Option<Kept>, Problem> {
         for hold in holds {
             let terms = match &hold.object {
@@ -337,8 +378,9 @@ impl Prunings {
 }
 
 /// What is answered about a pruning that the log has begun, and that is not done.
-fn unfinished() -> Problem {
-    Code::Internal.because("the pruning was begun, and the coordinator could not finish it: it goes on when it is started again")
+fn unfinished(error: &anyhow::Error, origin: &str) -> Problem {
+    tracing::error!(error = %format!("{error:#}"), shard = origin, "a shard cannot be pruned");
+    Code::Internal.because("the pruning was begun, and the coordinator could not finish it: it goes on when the same request comes again, and at the next start")
 }
 
 fn rows(change: Change) -> Commit {

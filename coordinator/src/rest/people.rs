@@ -65,7 +65,7 @@ pub(super) async fn holds(
     Query(query): Query<PageQuery>,
 ) -> Answer<Json<Page<Hold>>> {
     app.grant(&peer, Action::HoldRead, None).await?;
-    let (holds, next) = query.of(app.erasures.holds().await, |hold| hold.id.clone())?;
+    let (holds, next) = query.of(app.erasures.holds().await?, |hold| hold.id.clone())?;
     Ok(Json(Page { items: holds.into_iter().map(shown).collect(), next }))
 }
 

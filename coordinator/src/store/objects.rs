@@ -105,6 +105,14 @@ impl Store {
     /// [`StoreError`]; [`StoreError::Pruned`] where contents were deleted.
     pub async fn find(&self, wanted: &Wanted, limit: u32) -> Result<Found, StoreError> {
         self.check_whole().await?;
+        self.find_left(wanted, limit).await
+    }
+
+    /// As [`Self::find`], also in a shard whose contents are being deleted: among those that are still there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn find_left(&self, wanted: &Wanted, limit: u32) -> Result<Found, StoreError> {
         let (from, mut below) = (self.shard.place(wanted.from), self.shard.place(wanted.below));
         let mut objects = Vec::new();
         for name in &wanted.terms {

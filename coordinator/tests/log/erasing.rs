@@ -39,7 +39,7 @@ pub(super) fn asker(peer: &Peer) -> Asker<'_> {
 }
 
 /// Somebody who comes as the accept loop lets them in: certificate and entry, in one commit.
-async fn come(world: &World, name: &str) -> Result<(Arc<Peer>, Person)> {
+pub(super) async fn come(world: &World, name: &str) -> Result<(Arc<Peer>, Person)> {
     let peer = peer(world.dir.path(), &world.persons, Role::Operator, name)?;
     let peer = Arc::into_inner(peer).context("one")?;
     let actor = falaj_core::audit::Actor { address: Some(ADDRESS.into()), ..peer.actor };

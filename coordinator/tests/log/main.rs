@@ -6,6 +6,7 @@ mod closed;
 mod erasing;
 mod figures;
 mod following;
+mod held;
 mod mirrored;
 mod outcomes;
 mod paged;

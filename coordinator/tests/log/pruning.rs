@@ -1,6 +1,9 @@
 //! Pruning a shard that has ended: what keeps it, what goes and what stays, and that a crash loses no part of it.
 
-use super::world::{RETENTION, REVOKED, STUDY, World, pruning, study, text, trusted};
+use super::{
+    held::{in_doubt, keyed, late},
+    world::{RETENTION, REVOKED, STUDY, World, pruning, study, text, trusted},
+};
 use anyhow::{Context as _, Result, ensure};
 use axum::http::{Method, Request, StatusCode};
 use falaj_coordinator::{
@@ -217,6 +220,83 @@ async fn a_pruning_that_was_interrupted_is_finished_at_the_next_start() -> Resul
         ensure!(kinds == [Kind::PruningPerformed], "{kinds:?}");
         ensure!(entries[0].body().parsed("bundle_sha256") == Ok(Digest::of(&bundle)));
         fs::write(world.dir.path().join(RETENTION), policy(1))?;
+        gone(&world, &bundle).await?;
+    }
+    Ok(())
+}
+
+/// CMP-04: a hold that the log took too late to be told of keeps a shard, too.
+#[tokio::test]
+async fn a_shard_is_not_pruned_under_a_hold_that_the_log_took_late() -> Result<()> {
+    let world = ended().await?;
+    let bundle = exported(&world).await?;
+    fs::write(world.dir.path().join(RETENTION), policy(1))?;
+    let sara = super::erasing::asker(&world.operator);
+    let (shard, by) = ((OLD, &Digest::of(&bundle)), (world.dir.path(), &world.checkpointer));
+    in_doubt(&world, world.erasures.place(sara, (None, Some(STUDY)), ARTICLE)).await?;
+    late(&world, Draft::new(Kind::HoldPlaced).study(&STUDY.parse()?)).await?;
+    let far = Timestamp::parse("2999-01-01T00:00:00.000Z").context("a time")?;
+    let kept = world.prunings.prune(sara, shard, by, far).await.err().context("a hold stands")?;
+    ensure!(kept.code.as_str() == "legal_hold", "{kept}");
+    let (old, _) = world.engine.parts().shards.find(OLD).context("the old shard")?;
+    ensure!(!old.pruned().await?, "pruned all the same");
+    Ok(())
+}
+
+/// Entries of prunings, of those from an index on.
+async fn of(world: &World, from: u64) -> Result<Vec<Entry>> {
+    let is =
+        |kind| matches!(kind, Kind::PruningBegun | Kind::PruningPerformed | Kind::PruningRefused);
+    Ok(world.entries(from).await?.into_iter().filter(|entry| is(entry.kind)).collect())
+}
+
+/// CMP-04: a pruning that was begun, and that a hold came before, waits until that is released, before anything was deleted or in the
+/// middle of it; then it goes on when it is asked for again, and once.
+#[tokio::test]
+async fn a_pruning_that_was_begun_waits_for_a_hold_that_was_placed_since() -> Result<()> {
+    for pages in [false, true] {
+        let world = ended().await?;
+        let bundle = exported(&world).await?;
+        fs::write(world.dir.path().join(RETENTION), policy(1))?;
+        let sara = super::erasing::asker(&world.operator);
+        let asker = keyed(sara, "late");
+        let (old, _) = world.engine.parts().shards.find(OLD).context("the old shard")?;
+        let size = old.size().await?;
+        let begun = asker
+            .makes(Kind::PruningBegun)
+            .text("log", OLD)
+            .text("article", ARTICLE)
+            .digest("bundle_sha256", &Digest::of(&bundle))
+            .digest("policy_sha256", &Digest::of(policy(1).as_bytes()))
+            .count("entries", size);
+        world.writer.record(vec![begun]).await?;
+        let gone_below = if pages { 3 } else { 0 };
+        if pages {
+            let shard = old.shard().clone();
+            let rows = vec![Change::Prune(shard.clone()), Change::Empty(shard, 0, gone_below)];
+            world.writer.commit(Commit { rows, ..Commit::default() }).await?;
+        }
+        let hold = world.erasures.place(sara, (None, Some(STUDY)), ARTICLE).await?;
+        let before = world.writer.head().0;
+        Prunings::open(world.erasures.clone(), None).await?;
+        ensure!(of(&world, before).await?.is_empty(), "{pages}: it went on past a hold");
+        let (shard, by) = ((OLD, &Digest::of(&bundle)), (world.dir.path(), &world.checkpointer));
+        let now = falaj_coordinator::clock::now();
+        let prune = async || world.prunings.prune(asker, shard, by, now).await;
+        let kept = prune().await.err().context("a hold stands")?;
+        ensure!(kept.code.as_str() == "legal_hold" && kept.detail.contains(&hold.id), "{kept}");
+        let entries = of(&world, before).await?;
+        let [refused] = &entries[..] else { anyhow::bail!("{pages}: {entries:?}") };
+        ensure!(refused.kind == Kind::PruningRefused && refused.body().text("log") == Ok(OLD));
+        let left = old.entries(gone_below, size, 1_000, None).await?.len() as u64;
+        ensure!(left == size - gone_below, "{pages}: {left} are left of {size}");
+        world.erasures.release(sara, &hold.id).await?;
+        let before = world.writer.head().0;
+        let done = prune().await?;
+        ensure!(done.entries == size && prune().await? == done);
+        let entries = of(&world, before).await?;
+        let [performed] = &entries[..] else { anyhow::bail!("{pages}: {entries:?}") };
+        ensure!(performed.kind == Kind::PruningPerformed && performed.seq == done.index);
         gone(&world, &bundle).await?;
     }
     Ok(())
