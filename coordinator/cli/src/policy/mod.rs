@@ -85,7 +85,7 @@ pub(crate) struct Request {
     /// How the study is protected, as its file says: `dp_sgd`, for example, or `none`.
     #[arg(long, requires = "study")]
     mechanism: Option<String>,
-    /// Where a model or the log is taken to; where they are themselves when absent.
+    /// Where a model or the log is taken to, or what is read of it passed on; where they are themselves when absent.
     #[arg(long, value_name = "PLACE")]
     to_place: Option<Place>,
     /// How many other people have approved that a model or the log is taken there, or a version promoted.
@@ -174,7 +174,7 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
         (Some(study), Some(mechanism)) => Resource::Study(study, mechanism),
         _ => Resource::Service,
     };
-    let goes = Action::TAKING.contains(&action) || action == Action::ApprovalGive;
+    let goes = action.is_somewhere() && action != Action::EndpointUse;
     ensure!(
         request.to_place.is_none() || goes,
         "`{}` takes nothing anywhere: leave out --to-place",
