@@ -195,7 +195,7 @@ async fn accessed(client: &Client, asked: Accessed, json: bool) -> Result<()> {
 }
 
 /// Every shard that can be asked, oldest first. Which ones are left out because their contents were deleted is said.
-async fn with_contents(client: &Client) -> Result<Vec<LogShard>> {
+pub(crate) async fn with_contents(client: &Client) -> Result<Vec<LogShard>> {
     let mut listed = client.shards().await?.items;
     for shard in listed.extract_if(.., |shard| shard.pruned) {
         eprintln!(

@@ -52,8 +52,9 @@ pub(crate) enum PolicyCommand {
     },
     /// Show which of the logged requests other policies would decide otherwise.
     ///
-    /// Every request in the log, in a span of time if one is given, is asked of both sets. Ends with code 1 when one would be
-    /// decided otherwise. Requests of people who were erased cannot be asked again, and are counted.
+    /// Every request in the log, in each of its shards and in a span of time if one is given, is asked of both sets. Ends with code 1
+    /// when one would be decided otherwise. Requests of people who were erased, and about studies that were submitted in a shard
+    /// whose contents were deleted, cannot be asked again, and are counted.
     #[command(
         after_help = "Examples:\n  falaj policy diff policies new-policies\n  falaj --json policy diff policies new-policies --since 2026-01-01"
     )]
