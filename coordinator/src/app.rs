@@ -211,6 +211,7 @@ impl App {
         });
         let reporting = |config| {
             let (engine, checkpointer) = (engine.clone(), checkpointer.clone());
+            let me = identity.spiffe.clone();
             Reports::new(config, engine, checkpointer, timestamps.clone(), me)
         };
         let reports = config.log.reports.clone().map(reporting).transpose()?;

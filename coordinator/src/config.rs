@@ -312,6 +312,9 @@ pub struct TimestampConfig {
 pub struct ReportsConfig {
     /// An existing folder; what is written there is for nobody else to read (mode 0600).
     pub folder: PathBuf,
+    /// Where that lies, whatever is mounted there: `ae-on/ae-az`. Policy decides over it at the start, and before each report.
+    #[serde(deserialize_with = "place")]
+    pub place: Place,
     /// How long a period is, in UTC.
     pub every: Every,
     /// Studies of which a report of their own is made too.

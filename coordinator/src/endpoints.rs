@@ -1,5 +1,5 @@
 //! What the coordinator itself speaks to, and where that is: its database, witnesses, an authority for time-stamps, identity
-//! providers, a server for tracking. Each is declared with a place; before any of them is spoken to policy decides, over the place and over the addresses that the name
+//! providers, a server for tracking; and the folder into which it writes reports by itself. Each is declared with a place; before any of them is spoken to policy decides, over the place and over the addresses that the name
 //! has now. All but the database are looked up again for each connection, and an address elsewhere is not connected to. The
 //! database is looked up by its driver: it is looked at again every half minute, and the coordinator ends when it has moved.
 //!
@@ -40,6 +40,9 @@ const LOOK: Duration = Duration::from_secs(30);
 
 /// What policies call a bucket to which a mirror of the log is written.
 const MIRROR: &str = "mirror";
+
+/// What policies call the folder into which reports are written.
+const REPORTS: &str = "reports";
 
 /// Something that the coordinator speaks to.
 struct Endpoint {
@@ -102,6 +105,10 @@ fn configured(config: &Config) -> Result<Vec<Endpoint>> {
     ] {
         let said = said.iter().cloned();
         all.extend(said.map(|place| Endpoint { kind, key, at: At::Said, place }));
+    }
+    if let Some(reports) = &config.log.reports {
+        let (kind, key, place) = (REPORTS, "log.reports", reports.place.clone());
+        all.push(Endpoint { kind, key, at: At::Said, place });
     }
     if let Some(authority) = &config.log.timestamps {
         all.push(url("timestamps", "log.timestamps", &authority.url, &authority.place)?);
@@ -184,6 +191,12 @@ pub fn mirrored(
     let found = located(trusted, place, &addresses);
     let decision = policy.decide_endpoint(me, MIRROR, place, &found);
     Ok((decision, about(&of(&identity), MIRROR, (host, place), &found)))
+}
+
+/// Whether reports, with their bundle of the log, may be written into a folder that is declared in a place.
+#[must_use]
+pub fn reported(policy: &PolicyEngine, me: &SpiffeId, place: &Place) -> Decision {
+    policy.decide_endpoint(me, REPORTS, place, &Evidence::default())
 }
 
 /// Watches whether the database stays where it may be; where it is no server there is nothing to watch. What it comes to is

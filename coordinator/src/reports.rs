@@ -9,6 +9,7 @@ use crate::{
     clock,
     config::{Every, ReportsConfig},
     daily::daily,
+    endpoints,
     engine::Engine,
     erased::Erased,
     export,
@@ -119,7 +120,7 @@ pub struct Reports {
     engine: Engine,
     checkpointer: Checkpointer,
     timestamps: Option<Timestamps>,
-    coordinator: String,
+    coordinator: SpiffeId,
 }
 
 impl Reports {
@@ -132,7 +133,7 @@ impl Reports {
         engine: Engine,
         checkpointer: Checkpointer,
         timestamps: Option<Timestamps>,
-        coordinator: String,
+        coordinator: SpiffeId,
     ) -> Result<Self> {
         ensure!(
             timestamps.is_some() || !config.timestamp,
@@ -258,7 +259,14 @@ impl Reports {
     }
 
     async fn make(&self, due: &Due<'_>) -> Result<()> {
-        let folder = &self.config.folder;
+        let ReportsConfig { folder, place, .. } = &self.config;
+        // What was permitted at the start may not be any more.
+        let said = endpoints::reported(&self.engine.parts().policy, &self.coordinator, place);
+        ensure!(
+            said.allow,
+            "`log.reports.place`: nothing may be written to {place}: {}",
+            said.reason
+        );
         ensure!(
             folder.is_dir(),
             "`log.reports.folder`: {} is not there: make it, or mount its disk",
@@ -336,7 +344,7 @@ impl Reports {
         File::open(to)?.sync_all()?;
         let (bundle, bytes) = hashed(&bundle).await?;
         let entry = Draft::new(Kind::ReportExported)
-            .text("coordinator", &self.coordinator)
+            .text("coordinator", &self.coordinator.to_string())
             .text("log", keys.newest().name())
             .text("period", &due.period.name)
             .count("tree_size", tree_size)

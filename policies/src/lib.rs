@@ -175,6 +175,7 @@ impl Action {
         matches!(
             self,
             Self::ModelRead
+                | Self::LogRead
                 | Self::LogExport
                 | Self::VersionPromote
                 | Self::ApprovalGive
@@ -261,8 +262,7 @@ pub enum Resource<'a> {
 /// What a request says besides who wants to do what.
 #[derive(Clone, Copy, Debug)]
 pub struct With<'a> {
-    /// Where something is taken to or may be, or an endpoint is declared. It counts for [`Action::TAKING`],
-    /// [`Action::ApprovalGive`] and [`Action::EndpointUse`] alone.
+    /// Where something is taken to or may be, or an endpoint is declared. It counts for what [`Action::is_somewhere`] alone.
     pub destination: &'a Place,
     /// What is known of the connection; nothing when absent. It counts for [`Action::Connect`] and, of its address, for
     /// [`Action::EndpointUse`].
@@ -695,7 +695,7 @@ fn evidenced(schema: &Schema, tpm: bool) -> Result<bool, Box<dyn std::error::Err
 /// The actions whose requests say where something is taken to, or may be, as a schema has it.
 fn destined(schema: &Schema) -> Result<Vec<Action>, Box<dyn std::error::Error + Send + Sync>> {
     let context = destined_to(&"ae-on/any".parse()?)?;
-    let actions = [Action::ModelRead, Action::LogExport, Action::ApprovalGive];
+    let actions = [Action::ModelRead, Action::LogRead, Action::LogExport, Action::ApprovalGive];
     knowing(schema, &actions, &context)
 }
 
@@ -851,6 +851,27 @@ mod tests {
             let (action, of) = (Action::LogExport, Resource::Service);
             assert_eq!(set.decide_with(&here(), &omar, action, &of, &with).allow, allow);
         }
+    }
+
+    #[test]
+    fn a_set_from_before_reading_went_anywhere_decides_as_it_did() {
+        let of_reading = "action \"log.read\" appliesTo {
+        principal: [Operator],
+        resource: [Service],
+        context: { destination: Destination },
+    };";
+        let schema = include_str!("../coordinator.cedarschema");
+        assert!(schema.contains(of_reading));
+        let older = of_reading.replace("        context: { destination: Destination },\n", "");
+        let schema = schema.replace(of_reading, &older);
+        let rule = r#"permit (principal is Falaj::Operator, action == Falaj::Action::"log.read", resource);"#;
+        let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
+        let set = Policies::parse(&[file(POLICIES, rule), file(SCHEMA, &schema)]).expect("a set");
+        let omar: SpiffeId = "spiffe://t/ae-on/ae-az/operator/omar".parse().expect("valid");
+        let abroad = "gb/gb-lnd".parse().expect("a place");
+        let asked = (Action::LogRead, &Resource::Service);
+        assert!(set.decide_to(&here(), &omar, asked.0, asked.1, &abroad).allow);
+        assert!(!shipped().decide_to(&here(), &omar, asked.0, asked.1, &abroad).allow);
     }
 
     #[test]

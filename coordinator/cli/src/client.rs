@@ -320,17 +320,13 @@ impl Client {
         self.read(self.request(Method::GET, "log/accesses").query(filters)).await
     }
 
-    /// The newest entries of a shard and, if `follow`, those that come; after the entry `seen` when one is named.
+    /// The newest entries and those that come, as is asked for; after the entry `seen` when one is named.
     pub(crate) async fn tail(
         &self,
-        last: u32,
-        follow: bool,
-        shard: Option<&str>,
+        filters: &[(&str, String)],
         seen: Option<u64>,
     ) -> Answer<Events> {
-        let mut filters = vec![("last", last.to_string()), ("follow", follow.to_string())];
-        filters.extend(of_shard(shard));
-        let mut request = self.request(Method::GET, "log/tail").query(&filters);
+        let mut request = self.request(Method::GET, "log/tail").query(filters);
         if let Some(seen) = seen {
             request = request.header("last-event-id", seen);
         }

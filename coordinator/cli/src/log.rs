@@ -49,8 +49,8 @@ pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Res
                 |w: &Witness| [w.witness.clone(), w.tree_size.to_string(), w.since.to_string()];
             show::table(["WITNESS", "SAW ENTRIES", "SINCE THEN"], page.items.iter().map(row))
         }),
-        LogCommand::Entries { kind, from, limit } => {
-            let filter = Filter { kind, ..Filter::default() };
+        LogCommand::Entries { kind, from, limit, to_place } => {
+            let filter = Filter { kind, to_place, ..Filter::default() };
             let mut all = Page { items: Vec::new(), next: None };
             let take = |page: Vec<LogEntry>| {
                 all.items.extend(page);
@@ -63,10 +63,13 @@ pub(crate) async fn run(client: &Client, command: LogCommand, json: bool) -> Res
             query(client, &filter, &which, from, limit, json).await
         }
         LogCommand::WhoAccessed(asked) => accessed(client, asked, json).await,
-        LogCommand::Tail { last, follow, after, shard, format, to, to_ca } => {
-            let shard = shard.as_deref();
-            let mut feed = feed(client, json, shard, format, to, to_ca.as_deref()).await?;
-            tail(client, (last, follow, shard), after, &mut feed).await
+        LogCommand::Tail { last, follow, after, shard, format, to, to_place, to_ca } => {
+            let mut feed =
+                feed(client, json, shard.as_deref(), format, to, to_ca.as_deref()).await?;
+            let mut asked = vec![("last", last.to_string()), ("follow", follow.to_string())];
+            asked.extend(shard.map(|origin| ("shard", origin)));
+            asked.extend(to_place.map(|place| ("place", place.to_string())));
+            tail(client, (&asked, follow), after, &mut feed).await
         }
         LogCommand::Shards => show::answer(json, &client.shards().await?, |page| {
             let row = |s: &LogShard| {
@@ -168,10 +171,12 @@ async fn with_keys(
 
 /// Shows who accessed an object, of the shard that is written, of another, or of each.
 async fn accessed(client: &Client, asked: Accessed, json: bool) -> Result<()> {
-    let Accessed { object, span, which, limit, cursor, witnessed, log_key, output } = asked;
+    let Accessed { object, span, which, limit, cursor, witnessed, log_key, output, to_place } =
+        asked;
     let mut filters = vec![("object", object)];
     filters.extend(span_filters(&span));
     filters.extend(witnessed.then(|| ("witnessed", "true".to_owned())));
+    filters.extend(to_place.map(|place| ("place", place.to_string())));
     let mut shards = with_keys(client, &which, &log_key).await?.into_iter().enumerate();
     let mut left = limit.unwrap_or(u64::MAX);
     for (n, (shard, key)) in shards.by_ref() {
@@ -190,7 +195,7 @@ async fn accessed(client: &Client, asked: Accessed, json: bool) -> Result<()> {
 }
 
 /// Every shard that can be asked, oldest first. Which ones are left out because their contents were deleted is said.
-async fn with_contents(client: &Client) -> Result<Vec<LogShard>> {
+pub(crate) async fn with_contents(client: &Client) -> Result<Vec<LogShard>> {
     let mut listed = client.shards().await?.items;
     for shard in listed.extract_if(.., |shard| shard.pruned) {
         eprintln!(
@@ -250,6 +255,7 @@ pub(crate) async fn entries(
         ("round", filter.round.map(|n| n.to_string())),
         ("decision", filter.decision.clone()),
         ("policy", filter.policy.clone()),
+        ("place", filter.to_place.as_ref().map(ToString::to_string)),
     ];
     let mut filters: Vec<_> =
         given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
@@ -480,7 +486,7 @@ async fn feed(
 /// Shows the newest entries, and those that come until Ctrl-C or until the coordinator ends.
 async fn tail(
     client: &Client,
-    which: (u32, bool, Option<&str>),
+    asked: (&[(&str, String)], bool),
     after: Option<u64>,
     feed: &mut Feed,
 ) -> Result<()> {
@@ -489,7 +495,7 @@ async fn tail(
     loop {
         let broken = tokio::select! {
             interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
-            ended = follow_on(client, which, feed, &mut seen, &mut tries) => match ended {
+            ended = follow_on(client, asked, feed, &mut seen, &mut tries) => match ended {
                 Ok(true) => return Ok(()),
                 Ok(false) => None,
                 Err(e) => Some(e),
@@ -515,12 +521,12 @@ async fn tail(
 /// Shows entries as they come. Whether the stream is over, and did not only break off.
 async fn follow_on(
     client: &Client,
-    (last, follow, shard): (u32, bool, Option<&str>),
+    (asked, follow): (&[(&str, String)], bool),
     feed: &mut Feed,
     seen: &mut Option<u64>,
     tries: &mut u32,
 ) -> Result<bool> {
-    let mut events = client.tail(last, follow, shard, *seen).await?;
+    let mut events = client.tail(asked, *seen).await?;
     while let Some(event) = events.next().await? {
         match event.kind.as_str() {
             "end" => {

@@ -35,7 +35,7 @@ use falaj_core::{
         },
         person::Disclosure,
     },
-    id::{RoundId, StudyId},
+    id::{Place, RoundId, StudyId},
     time::Timestamp,
 };
 use falaj_proto::{
@@ -97,6 +97,8 @@ pub(super) struct EntriesQuery {
     since: Option<String>,
     /// Earlier than this: RFC 3339, or a date in UTC, which is included to its end.
     until: Option<String>,
+    /// Where what is read is passed on to: a place such as `ae-on/ae-az`; where whoever asks is themselves when absent.
+    place: Option<String>,
 }
 
 /// A span of time that was asked for.
@@ -145,6 +147,13 @@ pub(super) fn point(name: &str, text: &str, days: i64) -> Result<Timestamp, Prob
     let ms = time.as_nanosecond().div_euclid(1_000_000)
         + i128::from(time.as_nanosecond().rem_euclid(1_000_000) > 0);
     Ok(Timestamp::from_millis(i64::try_from(ms).map_err(|_| bad())?))
+}
+
+/// Where what is read is passed on to, if whoever reads says so.
+fn passed_on(place: Option<&String>) -> Result<Option<(&'static str, String)>, Problem> {
+    let Some(place) = place else { return Ok(None) };
+    let place: Place = place.parse().map_err(|e| malformed(format!("`place`: {e}")))?;
+    Ok(Some(("place", place.to_string())))
 }
 
 impl EntriesQuery {
@@ -201,6 +210,7 @@ impl EntriesQuery {
         }
         let span = Span::read(self.since.as_ref(), self.until.as_ref(), &mut asked)?;
         asked.push(("from", self.from.to_string()));
+        asked.extend(passed_on(self.place.as_ref())?);
         Ok(((shard, wanted, span), asked))
     }
 }
@@ -312,6 +322,8 @@ pub(super) struct AccessesQuery {
     /// Prove under the newest checkpoint that a witness has cosigned, and show nothing that came after it.
     #[serde(default)]
     witnessed: bool,
+    /// Where what is read is passed on to: a place such as `ae-on/ae-az`; where whoever asks is themselves when absent.
+    place: Option<String>,
 }
 
 /// Where a page begins, and under a checkpoint of how many entries all pages are.
@@ -366,6 +378,7 @@ impl AccessesQuery {
         let span = Span::read(self.since.as_ref(), self.until.as_ref(), &mut asked)?;
         let cursor = self.cursor.as_deref().map(Cursor::read).transpose()?;
         asked.extend(cursor.map(|cursor| ("cursor", cursor.to_string())));
+        asked.extend(passed_on(self.place.as_ref())?);
         Ok(((shard, object, span, cursor), asked))
     }
 
@@ -436,6 +449,9 @@ pub(super) struct TailQuery {
     /// Whether to go on with entries as they become durable.
     #[serde(default)]
     follow: bool,
+    /// Where entries are passed on to, a receiver of syslog for example: a place such as `ae-on/ae-az`; where whoever asks is
+    /// themselves when absent.
+    place: Option<String>,
 }
 
 impl TailQuery {
@@ -459,6 +475,7 @@ impl TailQuery {
             Some(_) => return Err(malformed("`Last-Event-ID` is not the index of an entry")),
         };
         asked.push(("tail", from.to_string()));
+        asked.extend(passed_on(self.place.as_ref())?);
         Ok(((store.clone(), from, (!self.follow).then_some(size)), asked))
     }
 }
@@ -478,8 +495,8 @@ pub(super) async fn tail(
         Code::Busy.because(format!("{} follow the log already; try again", super::TAILS_MAX))
     })?;
     let (heads, ready) = (app.engine.parts().writer.heads(), VecDeque::new());
-    let (served, ended) = (0, false);
-    let tail = Tail { app, store, peer, heads, next, below, ready, served, ended, _room: room };
+    let (to, served, ended) = (passed_on(query.place.as_ref())?, 0, false);
+    let tail = Tail { app, store, peer, to, heads, next, below, ready, served, ended, _room: room };
     let stream = futures_util::stream::unfold(tail, Tail::step);
     Ok(axum::response::Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
 }
@@ -490,6 +507,8 @@ struct Tail {
     /// Of which shard.
     store: Store,
     peer: Arc<Peer>,
+    /// Where they pass entries on to.
+    to: Option<(&'static str, String)>,
     heads: watch::Receiver<Head>,
     /// The entry to read next.
     next: u64,
@@ -538,7 +557,8 @@ impl Tail {
                 return Ok(None);
             }
             if self.served >= TAIL_RECORDED_EVERY {
-                let asked = [("tail", self.next.to_string())];
+                let mut asked = vec![("tail", self.next.to_string())];
+                asked.extend(self.to.clone());
                 self.app.grant_asked(&self.peer, Action::LogRead, None, &asked).await?;
                 self.served = 0;
             }

@@ -93,11 +93,14 @@ async fn grown(world: &World, by: u64) -> Result<()> {
     Ok(())
 }
 
-/// Entries that say that somebody follows the log.
+/// Entries that say that somebody follows the log, and passes it on to Dubai.
 async fn recorded(world: &World) -> Result<usize> {
     let entries = world.entries(0).await?;
     let follows = |e: &&falaj_core::audit::Entry| {
-        e.body().member("asked").is_some_and(|asked| asked.text("tail").is_ok())
+        let asked = e.body().member("asked");
+        asked.is_some_and(|asked| {
+            asked.text("tail").is_ok() && asked.text("place") == Ok("ae-on/ae-du")
+        })
     };
     Ok(entries.iter().filter(follows).count())
 }
@@ -108,7 +111,8 @@ async fn entries_come_in_order_without_a_gap_and_the_stream_is_recorded_again_an
 -> Result<()> {
     let world = World::new().await?;
     let size = world.writer.head().0;
-    let mut events = Events::of(tail(&world, "last=1&follow=true", None).await?);
+    let query = "last=1&follow=true&place=ae-on/ae-du";
+    let mut events = Events::of(tail(&world, query, None).await?);
     grown(&world, 2_500).await?;
     let mut wanted = size - 1;
     while wanted < size + 2_500 {
@@ -128,7 +132,7 @@ async fn entries_come_in_order_without_a_gap_and_the_stream_is_recorded_again_an
 #[tokio::test]
 async fn nothing_is_read_ahead_of_a_slow_reader() -> Result<()> {
     let world = World::new().await?;
-    let mut events = Events::of(tail(&world, "follow=true", None).await?);
+    let mut events = Events::of(tail(&world, "follow=true&place=ae-on/ae-du", None).await?);
     let first = events.index().await?;
     let before = world.writer.head().0;
     grown(&world, 5_000).await?;

@@ -4,7 +4,7 @@ use super::world::{LAYLA, OMAR, REVOKED, STUDY, World, text};
 use anyhow::{Context as _, Result, ensure};
 use axum::{
     body::Body,
-    http::{Request, StatusCode},
+    http::{Method, Request, StatusCode},
 };
 use falaj_coordinator::erasure::Asker;
 use falaj_core::audit::Kind;
@@ -111,6 +111,31 @@ async fn the_entry_of_a_read_says_what_was_asked() -> Result<()> {
             ensure!(body["asked"][name] == value, "{path}: {body}");
         }
         ensure!(body["action"] == "log.read", "{body}");
+    }
+    Ok(())
+}
+
+/// Where entries are passed on to is decided over before any is served, and is in the log.
+#[tokio::test]
+async fn what_is_read_of_the_log_is_passed_on_to_nobody_abroad() -> Result<()> {
+    let world = World::new().await?;
+    for path in ["entries?limit=1000", "accesses?object=heart", "tail?last=1"] {
+        let path = format!("log/{path}");
+        for (place, status, decision, policy) in [
+            ("ae-on/ae-du", StatusCode::OK, "allow", "ACC-202"),
+            ("us/us-va", StatusCode::FORBIDDEN, "deny", "RES-004"),
+        ] {
+            let before = world.writer.head().0;
+            let asked = format!("/api/v1/{path}&place={place}");
+            let answer = world.call(Method::GET, &asked).await?;
+            ensure!(answer.status() == status, "{asked}: {}", answer.status());
+            let entry = world.entries(before).await?.into_iter().next().context("an entry")?;
+            ensure!(entry.destination() == Some(place.parse()?), "{asked}: {entry:?}");
+            let body: Value = serde_json::from_slice(&entry.body().to_bytes())?;
+            ensure!(body["decision"] == decision && body["policy_ids"][0] == policy, "{body}");
+        }
+        let refused = world.refusal(&format!("{path}&place=virginia")).await?;
+        ensure!(refused == (StatusCode::BAD_REQUEST, "malformed".to_owned()), "{refused:?}");
     }
     Ok(())
 }

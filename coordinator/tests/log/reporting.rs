@@ -30,6 +30,7 @@ const SITE: &str = "report-subject-falaj.test-ae-on-ae-az-site-hospital-1.json";
 fn config(folder: &Path, every: Every) -> ReportsConfig {
     ReportsConfig {
         folder: folder.to_owned(),
+        place: "ae-on/ae-az".parse().expect("a place"),
         every,
         studies: vec!["heart".into()],
         subjects: vec!["spiffe://falaj.test/ae-on/ae-az/site/hospital-1".into()],
@@ -209,6 +210,18 @@ async fn a_report_has_every_entry_of_its_period() -> Result<()> {
     let size: u64 = said[0].body().int("tree_size")?;
     ensure!(report["range"]["to"] == size && report["log"]["tree_size"] == size, "{report}");
     ensure!(report["range"]["since"] == format!("{}-01", &month[..7]), "{}", report["range"]);
+    Ok(())
+}
+
+/// The folder may be anybody's disk: where it lies is declared, and nothing is written where policy lets nothing be kept.
+#[tokio::test]
+async fn no_report_is_written_to_a_place_abroad() -> Result<()> {
+    let this = Reporting::of(World::new().await?, Every::Day).await?;
+    let place = "gb/gb-lnd".parse()?;
+    let abroad = ReportsConfig { place, ..config(this.folder.path(), Every::Day) };
+    let reports = this.world.reports(abroad)?;
+    ensure!(reports.make_due(this.later(1)).await? == 1 && this.made()?.is_empty());
+    ensure!(this.reports.make_due(this.later(1)).await? == 0 && this.day(0).exists());
     Ok(())
 }
 

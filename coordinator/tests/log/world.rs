@@ -215,7 +215,7 @@ impl World {
     /// Reports over this log.
     pub(crate) fn reports(&self, config: ReportsConfig) -> Result<Reports> {
         let (engine, checkpointer) = (self.engine.clone(), self.checkpointer.clone());
-        let me = "spiffe://falaj.test/ae-on/ae-az/coordinator/main".to_owned();
+        let me = "spiffe://falaj.test/ae-on/ae-az/coordinator/main".parse()?;
         Reports::new(config, engine, checkpointer, None, me)
     }
 

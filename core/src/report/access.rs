@@ -66,7 +66,7 @@ impl Access {
             let key = if full { Default::default() } else { key };
             self.refused.entry(key).or_default().add(index);
         }
-        if matches!(seen.kind(), Kind::ModelRead | Kind::LogExported | Kind::TaskSent) {
+        if seen.takes_out() || seen.kind() == Kind::TaskSent {
             // Where it is taken to, by their word, unless they are abroad themselves.
             let said = seen.entry.destination();
             let is_abroad =

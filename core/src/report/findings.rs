@@ -72,7 +72,7 @@ impl Findings {
     }
 
     fn region(&mut self, seen: &Seen<'_>, about: &About) {
-        if !matches!(seen.kind(), Kind::SiteJoined | Kind::ModelRead | Kind::LogExported) {
+        if seen.kind() != Kind::SiteJoined && !seen.takes_out() {
             return;
         }
         let Some(place) = seen.place() else { return };
@@ -87,7 +87,7 @@ impl Findings {
                 }
             }
             // It may be taken elsewhere than where who asked for it is.
-            Kind::ModelRead | Kind::LogExported if !seen.is_approved() => {
+            _ if !seen.is_approved() => {
                 let to = seen.entry.destination().filter(|place| about.is_abroad(place));
                 if let Some(place) = to.or(Some(place).filter(|_| abroad)) {
                     self.add("export_without_approval", seen, &place.to_string());

@@ -200,6 +200,17 @@ impl<'a> Seen<'a> {
         self.entry.approvals().is_ok_and(|approvals| !approvals.is_empty())
     }
 
+    /// Whether it took something somewhere: a model, the log, or entries that were read and, by the word of who reads, passed on.
+    fn takes_out(&self) -> bool {
+        match self.kind() {
+            Kind::ModelRead | Kind::LogExported => true,
+            Kind::AdminRead => {
+                self.text("action") == "log.read" && self.entry.destination().is_some()
+            }
+            _ => false,
+        }
+    }
+
     const fn is_refusal(&self) -> bool {
         matches!(self.kind(), Kind::ConnectionRefused | Kind::UpdateRefused | Kind::AccessDenied)
     }
@@ -685,15 +696,21 @@ mod tests {
             allowed(Draft::new(Kind::LogExported).actor(&actor(SARA)))
                 .asked([("from", "0"), ("place", "gb/gb-lnd")]),
         );
+        let mut passed_on = clean();
+        passed_on.push(
+            allowed(Draft::new(Kind::AdminRead).actor(&actor(SARA)).text("action", "log.read"))
+                .asked([("tail", "0"), ("place", "gb/gb-lnd")]),
+        );
         let joined = |d: Draft| d.text("site", "spiffe://t/ae-difc/ae-du/site/bank");
         let mut elsewhere = clean();
         elsewhere.insert(6, joined(clean()[5].clone()));
         let mut unseated = clean();
         unseated.remove(5);
-        let cases: [(&str, i64, Vec<Draft>, Governance); 9] = [
+        let cases: [(&str, i64, Vec<Draft>, Governance); 10] = [
             ("out_of_region_join", 6, elsewhere, governed()),
             ("export_without_approval", 12, stranger, governed()),
             ("export_without_approval", 11, mirrored, governed()),
+            ("export_without_approval", 11, passed_on, governed()),
             ("epsilon_overrun", 7, changed(7, &|d| d.text("epsilon", "2.0001")), governed()),
             ("epsilon_understated", 7, changed(7, &|d| d.text("epsilon", "0.1000")), governed()),
             ("missing_dpia", 4, clean(), Governance { dpia: None, ..governed() }),

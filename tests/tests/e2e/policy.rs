@@ -180,8 +180,8 @@ fn the_glass_is_mended_whatever_the_folder_has_by_then() -> Result<()> {
 #[test]
 fn what_other_policies_would_have_decided_is_shown_from_the_log() -> Result<()> {
     let mut federation = Federation::new()?;
-    let _coordinator = federation.start_coordinator()?;
-    let _agents = federation.start_hospitals()?;
+    let mut coordinator = federation.start_coordinator()?;
+    let agents = federation.start_hospitals()?;
     federation.submit(&study_yaml("compared", 1, 2))?;
     federation.finishes("compared")?;
     let old = federation.policies.display().to_string();
@@ -192,14 +192,14 @@ fn what_other_policies_would_have_decided_is_shown_from_the_log() -> Result<()> 
         fs::copy(federation.policies.join(file), new.join(file))?;
     }
     let new_path = new.display().to_string();
-    let compare = || federation.falaj(&["--json", "policy", "diff", &old, &new_path]);
-    let same = compare()?;
+    let asked = ["--json", "policy", "diff", &old, &new_path];
+    let same = federation.falaj(&asked)?;
     ensure!(same.status.success(), "{}", text(&same));
 
     let rules = new.join(files[0]);
     let dubai = "forbid (principal is Falaj::Site, action == Falaj::Action::\"task.get\", resource) when { principal.region == \"ae-du\" };";
     fs::write(&rules, format!("{}\n@id(\"NEW-1\")\n{dubai}", fs::read_to_string(&rules)?))?;
-    let other = compare()?;
+    let other = federation.falaj(&asked)?;
     ensure!(other.status.code() == Some(1), "{}", text(&other));
     let answer: Value = serde_json::from_slice(&other.stdout)?;
     let [change] = &answer["changes"].as_array().context("a list")?[..] else {
@@ -211,10 +211,33 @@ fn what_other_policies_would_have_decided_is_shown_from_the_log() -> Result<()> 
         ("study", "compared"),
         ("old", "allow (ACC-101)"),
         ("new", "deny (NEW-1)"),
+        ("shard", "falaj.test/audit/2026"),
         ("count", "1"),
     ] {
         ensure!(change[name] == value, "{name}: {change}");
     }
     ensure!(answer["unknown"] == 0 && answer["requests"].as_u64() > Some(10), "{answer}");
+
+    // In the next shard, what is asked about the study is decided by how it is protected, which the shard before says.
+    drop(agents);
+    coordinator.terminate()?;
+    federation.log_origin = "falaj.test/audit/2027".into();
+    let _coordinator = federation.start_coordinator()?;
+    let file = federation.dir().join("model.safetensors").display().to_string();
+    let had = federation.falaj(&["model", "download", "compared", "-o", &file])?;
+    ensure!(had.status.success(), "{}", text(&had));
+    let models = "forbid (principal is Falaj::Operator, action == Falaj::Action::\"model.read\", resource) when { resource.mechanism == \"dp_sgd\" };";
+    fs::write(&rules, format!("{}\n@id(\"NEW-2\")\n{models}", fs::read_to_string(&rules)?))?;
+    let other = federation.falaj(&asked)?;
+    let answer: Value = serde_json::from_slice(&other.stdout)?;
+    let changes = answer["changes"].as_array().context("a list")?;
+    let told =
+        |change: &Value| ["new", "shard"].map(|name| change[name].as_str().map(str::to_owned));
+    let mut told: Vec<_> = changes.iter().map(told).collect();
+    told.sort();
+    let wanted =
+        [["deny (NEW-1)", "falaj.test/audit/2026"], ["deny (NEW-2)", "falaj.test/audit/2027"]];
+    ensure!(told == wanted.map(|words| words.map(|word| Some(word.to_owned()))), "{answer}");
+    ensure!(answer["unknown"] == 0, "{answer}");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Reports that a coordinator makes by itself: what lies in the folder is what an auditor makes of the bundle beside it.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use falaj_coordinator::{app::App, clock, config::Config};
 use falaj_tests::federation::{Federation, run, study_yaml, text};
 use std::fs;
@@ -30,11 +30,23 @@ fn the_report_of_a_month_is_the_one_that_an_auditor_makes_and_each_shard_has_its
     let trust = federation.ca().join("trust.toml").display().to_string();
     let folder = federation.dir().join("reports");
     fs::create_dir(&folder)?;
-    federation.log_extra = format!(
-        "[log.reports]\nfolder = \"{}\"\nevery = \"month\"\nstudies = [\"early\"]\n",
-        folder.display()
-    );
+    let reporting = |place: &str| {
+        format!(
+            "[log.reports]\nfolder = \"{}\"\nplace = \"{place}\"\nevery = \"month\"\nstudies = [\"early\"]\n",
+            folder.display()
+        )
+    };
+    // A disk abroad stops the start.
+    federation.log_extra = reporting("ie/ie-dub");
+    let Err(refused) = federation.start_coordinator() else { bail!("it started") };
+    let told = format!("{refused:#}");
+    ensure!(told.contains("`log.reports`") && told.contains("RES-014"), "{told}");
+    federation.log_extra = reporting("ae-on/ae-du");
     let mut coordinator = federation.start_coordinator()?;
+    let allowed = federation.entries("endpoint.allowed")?;
+    let allowed = &allowed.first().context("an entry")?["entry"];
+    ensure!(allowed["endpoint"] == "reports", "{allowed}");
+    ensure!(allowed["asked"]["place"] == "ae-on/ae-du", "{allowed}");
     let status = federation.falaj_json(&["status"])?;
     let key = status["log_verifier_key"].as_str().context("a key")?.to_owned();
     federation.submit(&study_yaml("early", 1, 2))?;

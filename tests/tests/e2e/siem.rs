@@ -34,11 +34,21 @@ fn entries_reach_a_receiver_of_syslog_and_are_events_with_the_very_bytes() -> Re
         }
         Ok(all)
     });
-    let out = federation.falaj(&["log", "tail", "-n", "100", "--format", "syslog", "--to", &to])?;
+    let syslog = ["log", "tail", "-n", "100", "--format", "syslog", "--to", &to];
+    // Where the receiver lies is said, and nothing goes to one abroad: it is sent the entries of the last try alone.
+    let out = federation.falaj(&syslog)?;
+    ensure!(text(&out).contains("--to-place"), "{}", text(&out));
+    let to_place = |place| [&syslog[..], &["--to-place", place]].concat();
+    let out = federation.falaj(&to_place("us/us-va"))?;
+    ensure!(!out.status.success() && text(&out).contains("RES-004"), "{}", text(&out));
+    let out = federation.falaj(&to_place("ae-on/ae-du"))?;
     ensure!(out.status.success(), "{}", text(&out));
     let messages = receiving.join().ok().context("the receiver")??;
     let entries = federation.falaj_json(&["log", "entries"])?;
     let entries = entries["items"].as_array().context("a list")?;
+    let places: Vec<_> = entries.iter().map(|e| &e["entry"]["asked"]["place"]).collect();
+    ensure!(places.iter().any(|place| **place == "us/us-va"), "{places:?}");
+    ensure!(places.iter().any(|place| **place == "ae-on/ae-du"), "{places:?}");
     ensure!(messages.len() >= 3, "{messages:?}");
     for (index, message) in messages.iter().enumerate() {
         let kind = entries[index]["entry"]["kind"].as_str().context("a kind")?;

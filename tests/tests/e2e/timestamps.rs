@@ -308,7 +308,7 @@ fn the_report_of_a_month_is_stamped_and_openssl_accepts_it() -> Result<()> {
     let reports = stamped.folder.join("reports");
     fs::create_dir(&reports)?;
     let more = format!(
-        "reports = {{ folder = \"{}\", every = \"month\", timestamp = true }}\n",
+        "reports = {{ folder = \"{}\", place = \"ae-on/ae-az\", every = \"month\", timestamp = true }}\n",
         reports.display()
     );
     stamped.federation.log_extra.push_str(&more);

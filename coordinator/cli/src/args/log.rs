@@ -26,6 +26,9 @@ pub(crate) enum LogCommand {
         /// At most this many; all when absent.
         #[arg(long)]
         limit: Option<u64>,
+        /// Where they are passed on to, as of `query`.
+        #[arg(long, value_name = "PLACE")]
+        to_place: Option<Place>,
     },
     /// Find entries by what they are: every filter that is given must hold.
     ///
@@ -58,9 +61,10 @@ pub(crate) enum LogCommand {
     /// Show the newest entries, and with --follow each one as it becomes durable, until Ctrl-C.
     ///
     /// With --json one entry a line. With --format as a SIEM reads them; --to sends them to a receiver of syslog: over TCP
-    /// and TLS with a count of octets before each, over a new connection whenever one breaks.
+    /// and TLS with a count of octets before each, over a new connection whenever one breaks. Policy decides over the place
+    /// where the receiver lies.
     #[command(
-        after_help = "Examples:\n  falaj log tail -n 20\n  falaj --json log tail --follow | jq .entry.kind\n  falaj log tail --follow --format ocsf\n  falaj log tail --follow --format syslog --to tls://siem.example:6514 --to-ca siem-ca.pem\n  falaj log tail --follow --after 4711 --format syslog --to tcp://localhost:601"
+        after_help = "Examples:\n  falaj log tail -n 20\n  falaj --json log tail --follow | jq .entry.kind\n  falaj log tail --follow --format ocsf --to-place ae-on/ae-du | forwarder\n  falaj log tail --follow --format syslog --to tls://siem.example:6514 --to-ca siem-ca.pem --to-place ae-on/ae-az\n  falaj log tail --follow --after 4711 --format syslog --to tcp://localhost:601 --to-place ae-on/ae-az"
     )]
     Tail {
         /// How many entries of those that are there.
@@ -79,8 +83,12 @@ pub(crate) enum LogCommand {
         #[arg(long, value_enum)]
         format: Option<Format>,
         /// A receiver of syslog: udp://host:port, tcp://host:port or tls://host:port.
-        #[arg(long, value_name = "RECEIVER", requires = "format")]
+        #[arg(long, value_name = "RECEIVER", requires = "format", requires = "to_place")]
         to: Option<Receiver>,
+        /// Where the receiver lies, or whatever entries are passed on to: jurisdiction and region; where you are yourself when
+        /// absent. Policy decides over it, and it is part of the entry.
+        #[arg(long, value_name = "PLACE")]
+        to_place: Option<Place>,
         /// Certificates, in PEM, of who may vouch for a receiver that is named with tls://.
         #[arg(long, value_name = "FILE", requires = "to")]
         to_ca: Option<PathBuf>,
@@ -207,6 +215,10 @@ pub(crate) struct Filter {
     pub(crate) policy: Option<String>,
     #[command(flatten)]
     pub(crate) span: Span,
+    /// Where they are passed on to: jurisdiction and region; where you are yourself when absent. Policy decides over it, and it is
+    /// part of the entry.
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) to_place: Option<Place>,
 }
 
 /// Who accessed what.
@@ -235,6 +247,10 @@ pub(crate) struct Accessed {
     /// the oldest, and so on.
     #[arg(short, long, value_name = "FOLDER")]
     pub(crate) output: Option<PathBuf>,
+    /// Where that is passed on to: jurisdiction and region; where you are yourself when absent. Policy decides over it, and it is
+    /// part of the entry.
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) to_place: Option<Place>,
 }
 
 /// Which shards of the log; the one that is written when neither is given. Each row then names its shard.

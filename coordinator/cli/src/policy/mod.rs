@@ -52,8 +52,9 @@ pub(crate) enum PolicyCommand {
     },
     /// Show which of the logged requests other policies would decide otherwise.
     ///
-    /// Every request in the log, in a span of time if one is given, is asked of both sets. Ends with code 1 when one would be
-    /// decided otherwise. Requests of people who were erased cannot be asked again, and are counted.
+    /// Every request in the log, in each of its shards and in a span of time if one is given, is asked of both sets. Ends with code 1
+    /// when one would be decided otherwise. Requests of people who were erased, and about studies that were submitted in a shard
+    /// whose contents were deleted, cannot be asked again, and are counted.
     #[command(
         after_help = "Examples:\n  falaj policy diff policies new-policies\n  falaj --json policy diff policies new-policies --since 2026-01-01"
     )]
@@ -85,7 +86,7 @@ pub(crate) struct Request {
     /// How the study is protected, as its file says: `dp_sgd`, for example, or `none`.
     #[arg(long, requires = "study")]
     mechanism: Option<String>,
-    /// Where a model or the log is taken to; where they are themselves when absent.
+    /// Where a model or the log is taken to, or what is read of it passed on; where they are themselves when absent.
     #[arg(long, value_name = "PLACE")]
     to_place: Option<Place>,
     /// How many other people have approved that a model or the log is taken there, or a version promoted.
@@ -174,7 +175,7 @@ fn explain(set: &Policies, request: &Request, json: bool) -> Result<ExitCode> {
         (Some(study), Some(mechanism)) => Resource::Study(study, mechanism),
         _ => Resource::Service,
     };
-    let goes = Action::TAKING.contains(&action) || action == Action::ApprovalGive;
+    let goes = action.is_somewhere() && action != Action::EndpointUse;
     ensure!(
         request.to_place.is_none() || goes,
         "`{}` takes nothing anywhere: leave out --to-place",
