@@ -368,6 +368,7 @@ fn a_rule_that_cannot_hold_is_refused_with_the_line_and_the_reason() -> Result<(
         ),
         (krum, "{ rule: trimmed_mean, byzantine: 4 }", "cohort", "it needs at least 9"),
         (krum, "{ rule: norm_bounded, clip_norm: -1.0 }", "aggregation", "not a positive number"),
+        (krum, "{ rule: norm_bounded, clip_norm: 1.0e-4 }", "aggregation", "one step of the grid"),
         (krum, "{ rule: bulyan }", "aggregation", "bulyan"),
     ] {
         ensure!(good.contains(from), "{from}");
