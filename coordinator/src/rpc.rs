@@ -6,8 +6,8 @@ use crate::{
     checkpointer::Checkpointer,
     config::EvidenceConfig,
     engine::{
-        Answer, Arrived, Engine, MESSAGES_MAX, SignedReceipt, problem_of, refusal, unreadable,
-        update_ref,
+        Answer, Arrived, Engine, Handle, MESSAGES_MAX, SignedReceipt, problem_of, refusal,
+        unreadable, update_ref,
     },
     enrolment::Enrolments,
     evidence,
@@ -41,15 +41,19 @@ use falaj_proto::{
     },
 };
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinHandle,
+};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::{Request, Response, Status, Streaming};
@@ -63,6 +67,9 @@ const COSIGNATURE_BYTES_MAX: usize = 1_024;
 /// Data sets that one site may offer.
 const DATASETS_MAX: usize = 256;
 
+/// Who is at it, of one site.
+type Turn = Arc<tokio::sync::Mutex<()>>;
+
 /// The service.
 pub struct Rpc {
     engine: Engine,
@@ -70,6 +77,8 @@ pub struct Rpc {
     enrolments: Enrolments,
     uploads: Arc<Semaphore>,
     upload_serial: AtomicU64,
+    /// Sites of which an update is being made durable and counted: of each one at a time.
+    turns: Mutex<BTreeMap<SiteId, Turn>>,
     probe_every: Duration,
     declared: Declared,
 }
@@ -103,7 +112,17 @@ impl Rpc {
         let probe_every = Duration::from_secs(evidence.probe_every_s.max(1));
         let upload_serial = AtomicU64::new(0);
         let declared = Declared::default();
-        Self { engine, checkpointer, enrolments, uploads, upload_serial, probe_every, declared }
+        let turns = Mutex::default();
+        Self {
+            engine,
+            checkpointer,
+            enrolments,
+            uploads,
+            upload_serial,
+            turns,
+            probe_every,
+            declared,
+        }
     }
 
     /// Tells sites where the coordinator's operator says that it stores and computes.
@@ -464,14 +483,14 @@ impl Federation for Rpc {
         peer.known.take_part().await?;
         let key = VerifyingKey::from_bytes(&identity.public_key)
             .map_err(|e| Status::from(Code::Unidentified.because(e)))?;
-        let Ok(_room) = self.uploads.clone().try_acquire_owned() else {
+        let Ok(room) = self.uploads.clone().try_acquire_owned() else {
             return Err(Code::Busy
                 .because("as many uploads as are taken are under way; try again")
                 .into());
         };
         let mut parts = request.into_inner();
         let mut header = None;
-        let received = self.receive(&peer, &site, &key, &mut parts, &mut header).await;
+        let received = self.receive((&peer, room), &site, &key, &mut parts, &mut header).await;
         let metrics = &self.engine.parts().metrics;
         match received {
             Ok(receipt) => {
@@ -527,7 +546,7 @@ impl Rpc {
 
     async fn receive(
         &self,
-        peer: &Arc<Peer>,
+        (peer, room): (&Arc<Peer>, OwnedSemaphorePermit),
         site: &SiteId,
         key: &VerifyingKey,
         parts: &mut Streaming<UpdatePart>,
@@ -581,20 +600,40 @@ impl Rpc {
         if let Some(Err(e)) = would {
             return Err(refusal(&e));
         }
-        tokio::select! {
-            spooled = self.spool(&header, parts) => spooled?,
-            () = peer.standing.end().cancelled() => {}
-        }
-        self.engine
-            .count(Arrived {
-                site: site.clone(),
-                peer: peer.clone(),
-                decision,
-                header,
-                header_bytes: header_bytes.to_vec(),
-                signature: signature.to_vec(),
-            })
-            .await
+        let spooling = tokio::select! {
+            spooling = self.spool(&header, parts) => Some(spooling?),
+            () = peer.standing.end().cancelled() => None,
+        };
+        let arrived = Arrived {
+            site: site.clone(),
+            peer: peer.clone(),
+            decision,
+            header,
+            header_bytes: header_bytes.to_vec(),
+            signature: signature.to_vec(),
+        };
+        let (engine, turn) = (self.engine.clone(), self.turn(site));
+        // Should the site go away now, this comes to its end all the same: what is durable is counted.
+        let counting = tokio::spawn(async move {
+            let (_room, _turn) = (room, turn.lock_owned().await);
+            if let Some(spooling) = spooling {
+                // Others of this site's may have been counted meanwhile; nothing remains of what is refused here.
+                still_taken(&handle, &arrived)?;
+                spooling.finish().await?;
+            }
+            engine.count(arrived).await
+        });
+        counting.await.map_err(|e| {
+            tracing::error!(error = %e, "counting an update broke off");
+            Code::Internal.because("the coordinator cannot count the update")
+        })?
+    }
+
+    /// What to hold while an update of this site is made durable and counted.
+    fn turn(&self, site: &SiteId) -> Turn {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(site.clone()).or_default().clone()
     }
 
     async fn duplicate(
@@ -611,13 +650,13 @@ impl Rpc {
         Ok(receipt)
     }
 
-    /// Streams the payload to the disk, checking it on the way; it is durable when this returns. Bytes are
+    /// Streams the payload to the disk, checking it on the way; it is durable once that is finished. Bytes are
     /// hashed and written on a thread of their own while the next ones arrive.
     async fn spool(
         &self,
         header: &UpdateHeader,
         parts: &mut Streaming<UpdatePart>,
-    ) -> Result<(), Problem> {
+    ) -> Result<Spooling, Problem> {
         let tag = format!("upload-{}", self.upload_serial.fetch_add(1, Ordering::Relaxed));
         let (chunks, arriving) = mpsc::channel(CHUNKS);
         let spool = self.engine.parts().updates.clone();
@@ -638,17 +677,67 @@ impl Rpc {
                     return Ok(());
                 }
             }
-            let _ = chunks.send(None).await;
             Ok(())
         };
         let received: Result<(), Problem> = received.await;
-        drop(chunks);
-        let written = writing.await.map_err(|e| {
-            tracing::error!(error = %e, "an update's writer broke off");
-            Code::Internal.because("the coordinator cannot store the update")
-        })?;
-        received.and(written)
+        let spooling = Spooling { chunks, writing };
+        match received {
+            Ok(()) => Ok(spooling),
+            Err(problem) => {
+                spooling.leave().await?;
+                Err(problem)
+            }
+        }
     }
+}
+
+/// A payload of which every byte has come and none is durable. Dropped before it is finished, it leaves nothing behind.
+struct Spooling {
+    chunks: mpsc::Sender<Option<bytes::Bytes>>,
+    writing: JoinHandle<Result<(), Problem>>,
+}
+
+impl Spooling {
+    /// It is durable when this returns.
+    async fn finish(self) -> Result<(), Problem> {
+        // A writer that has ended says why below.
+        let _ = self.chunks.send(None).await;
+        ended(self.writing).await?
+    }
+
+    /// Nothing of it is there any more when this returns.
+    async fn leave(self) -> Result<(), Problem> {
+        drop(self.chunks);
+        // That it broke off is what is wanted.
+        ended(self.writing).await.map(drop)
+    }
+}
+
+async fn ended(writing: JoinHandle<Result<(), Problem>>) -> Result<Result<(), Problem>, Problem> {
+    writing.await.map_err(|e| {
+        tracing::error!(error = %e, "an update's writer broke off");
+        Code::Internal.because("the coordinator cannot store the update")
+    })
+}
+
+/// Whether the round would count an update of which every byte has come.
+fn still_taken(handle: &Handle, arrived: &Arrived) -> Result<(), Problem> {
+    let Arrived { site, peer, header, header_bytes, .. } = arrived;
+    peer.identity()?;
+    let view = handle.view();
+    let Some(open) = view.round.filter(|_| view.state == "running") else {
+        let id = &header.round.study;
+        return Err(
+            Code::StudyOver.because(format!("study `{id}` takes no updates: it is {}", view.state))
+        );
+    };
+    let (of, number) = (header.round.number, open.id().number);
+    if number != of {
+        let why = format!("the update is for round {of}, round {number} is open");
+        return Err(Code::WrongRound.because(why));
+    }
+    let event = Event::Update(site.clone(), update_ref(header, header_bytes));
+    round::step(&open, event, crate::clock::now()).map(drop).map_err(|e| refusal(&e))
 }
 
 /// Checks chunks and writes them, until `None` says that all are here; without it nothing remains.

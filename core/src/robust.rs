@@ -21,7 +21,9 @@
 //! blocks measures that, exactly, in integers, and gives each update a weight; the second pass is a weighted mean, by
 //! [`Accumulator`]. For the geometric median too one pass is enough: every iterate of Weiszfeld's algorithm is a mean
 //! of the updates with some weights `λ`, so its distance to update `k` follows from the distances `D` between updates,
-//! `|Σ λᵢ uᵢ - uₖ|² = Σ λᵢ Dᵢₖ - ½ ΣΣ λᵢ λⱼ Dᵢⱼ`, and the iteration touches no parameter.
+//! `|Σ λᵢ uᵢ - uₖ|² = Σ λᵢ Dᵢₖ - ½ ΣΣ λᵢ λⱼ Dᵢⱼ`, and the iteration touches no parameter. It begins at the update with the
+//! least sum of distances, and no step makes the sum longer: an iteration that ends before it has settled is at most
+//! 4(n - f)/(n - 2f) + 1 times the good ones' reach from their mean.
 //!
 //! # No bit depends on who came first
 //! Whoever calls orders updates by their sites' ids. Sums, products, order and distances are exact. Floating point

@@ -323,7 +323,7 @@ pub enum Event {
     Answered(SiteId, Phase, Digest),
     /// The mean was computed.
     Aggregated(Digest),
-    /// The mean could not be computed.
+    /// The mean could not be computed, or its updates not be compared for a gate.
     AggregationFailed(String),
     /// The gates have spoken.
     Judged(Verdict),
@@ -722,6 +722,9 @@ pub fn step(round: &AnyRound, event: Event, now: Timestamp) -> Result<Step, Refu
             })
         }
         (AnyRound::Aggregating(r), Event::AggregationFailed(why)) => {
+            Ok(fail(r, FailReason::Aggregation(why)))
+        }
+        (AnyRound::Gated(r), Event::AggregationFailed(why)) => {
             Ok(fail(r, FailReason::Aggregation(why)))
         }
         (AnyRound::Gated(r), Event::Judged(verdict)) => Ok(r.judged(verdict)),

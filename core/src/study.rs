@@ -1122,6 +1122,16 @@ impl Study {
             &format!("a site says its own weight, so one bad site could say that it is many; `{name}` counts all of them the same"),
             || "say `weights: uniform`".into(),
         );
+        let grid = Encoding::for_range(self.sealing.bits, self.sealing.range);
+        if let (Rule::NormBounded { clip_norm: Some(norm) }, Ok(grid)) = (rule, grid) {
+            let step = grid.step();
+            p.when(
+                norm > 0.0 && norm < step,
+                "aggregation.clip_norm",
+                &format!("an update shortened to {norm} is less than one step of the grid, {step}, and the model would learn nothing"),
+                || "give the length of an update that learnt something, or remove it, and the median of the norms is taken".into(),
+            );
+        }
         let Err(e) = rule.admits(u64::from(self.cohort.min_sites)) else { return };
         let (at, mend) = match e {
             RuleError::TooFew { needs, .. } => (

@@ -211,7 +211,16 @@ fn naive(rule: Rule, updates: &[Vec<f64>]) -> Vec<f64> {
         Rule::Krum { byzantine } => krum(byzantine, Some(1)),
         Rule::MultiKrum { byzantine, keep } => krum(byzantine, keep),
         Rule::GeometricMedian => {
-            let mut at = mean_of(updates);
+            // From whoever has the least sum of distances, sorted so that a tie is one: the mean of several such.
+            let sum = |from: &Vec<f64>| -> f64 {
+                let mut far: Vec<f64> = updates.iter().map(|u| distance(u, from)).collect();
+                far.sort_by(f64::total_cmp);
+                far.iter().map(|d| if *d > 1.0 { *d } else { f64::midpoint(d * d, 1.0) }).sum()
+            };
+            let sums: Vec<f64> = updates.iter().map(sum).collect();
+            let least = sums.iter().copied().fold(f64::INFINITY, f64::min);
+            let middle = updates.iter().zip(&sums).filter(|(_, sum)| **sum <= least);
+            let mut at = mean_of(&middle.map(|(u, _)| u.clone()).collect::<Vec<_>>());
             for _ in 0..1_000 {
                 let near = updates.iter().map(|u| 1.0 / distance(u, &at).max(1.0));
                 let near: Vec<f64> = near.collect();
@@ -423,6 +432,33 @@ proptest! {
         };
         let expected: Vec<String> = Standing::ALL.into_iter().flat_map(named).collect();
         prop_assert_eq!(failed, expected);
+    }
+}
+
+/// One less than half of many updates is bad, as far away as the grid goes, all at one place.
+#[test]
+fn a_geometric_median_of_hundreds_is_where_the_good_ones_are() {
+    let (n, bad, spread) = (401_usize, 200, 50_u32);
+    for params in [1, 8] {
+        let mut state = 1_u32;
+        let mut near = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            i32::try_from((state >> 8) % (2 * spread + 1)).expect("small") - spread.cast_signed()
+        };
+        let mut updates: Vec<Vec<i32>> =
+            (0..n - bad).map(|_| (0..params).map(|_| near()).collect()).collect();
+        updates.resize(n, vec![i32::MAX >> 8; params]);
+        let good: Vec<Vec<f64>> = updates[..n - bad].iter().map(|u| wide(u)).collect();
+        let centre = naive(Rule::Mean, &good);
+        let reach = good.iter().map(|u| distance(u, &centre)).fold(0.0, f64::max);
+        let rule = Rule::GeometricMedian;
+        let found = real(&Spool::new(24, 1.0, &updates).result(rule));
+        let (moved, most) = (distance(&found, &centre), 2.0 * (n - bad) as f64 * (reach + 1.0));
+        assert!(moved <= most, "{params}: moved by {moved}, over {most}");
+        // Whoever comes first.
+        updates.reverse();
+        let reversed = Spool::new(24, 1.0, &updates).result(rule);
+        assert!(close(&reversed, &found, 24, 1e-6).is_ok(), "{params}: {reversed:?}, {found:?}");
     }
 }
 

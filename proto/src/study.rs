@@ -1185,6 +1185,15 @@ rounds: { count: 1 }
         let errors = ruled(two).expect_err("contradicts itself").0;
         assert_eq!(errors.len(), 2, "{errors:?}");
         assert!(errors.iter().all(|e| e.line == 12 && e.column > 13), "{errors:?}");
+        // The grid's step is 0.001: less than that is nothing.
+        let fine = STUDY.replace("cohort:", "sealing: { bits: 8, range: 0.127 }\ncohort:");
+        let bounded = |norm: &str| {
+            let rule = format!("aggregation: {{ rule: norm_bounded, clip_norm: {norm} }}\n");
+            parse(&format!("{fine}{rule}"), "s.yaml").map(drop)
+        };
+        assert_eq!(bounded("0.0011"), Ok(()));
+        let errors = bounded("0.0009").expect_err("less than a step").0;
+        assert!(errors[0].what.contains("less than one step of the grid"), "{errors:?}");
     }
 
     #[test]

@@ -6,11 +6,13 @@
 
 use super::{
     Answer, Arrived, Decided, Engine, Mail, Meta, SignedReceipt, View,
-    combined::{self, Combined},
+    combined::{self, Combined, Unjudged},
     evaluation,
     exchange::{self, Exchange},
     leaving::Leaving,
-    problem_of, update_ref,
+    problem_of,
+    spooled::{BLOCK_BYTES, Damaged, Spooled},
+    update_ref,
 };
 use crate::{
     blob::is_full,
@@ -49,7 +51,6 @@ use falaj_proto::{
 use sha2::{Digest as _, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    fs::File,
     io::Read as _,
     sync::Arc,
     time::Duration,
@@ -62,8 +63,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How long to wait before trying again what could not be made durable.
 const RETRY: Duration = Duration::from_millis(500);
-/// Bytes read from the spool at once: whole values in every width.
-const BLOCK_BYTES: usize = 3 << 18;
 
 pub(super) struct Actor {
     engine: Engine,
@@ -517,8 +516,7 @@ impl Actor {
             }
             // These members can never aggregate together: another try may have others.
             Err(e) => {
-                let why = format!("{e:#}");
-                self.apply(Event::AggregationFailed(why)).await?;
+                self.gives_no_model(&e).await?;
                 let round = self.round.as_ref().map(|(r, _)| r.id().clone());
                 let round = round.ok_or_else(|| CommitError::Failed("no round".into()))?;
                 Err(Failed::Refused(Refusal::Late { round, stage: "failed" }))
@@ -537,9 +535,9 @@ impl Actor {
         };
         for (site, update) in round.updates() {
             if !exchange.has_masked(&site) {
-                let path = parts.updates.path(&update.payload);
+                let update = Spooled::of(&parts.updates, &update);
                 exchange = tokio::task::spawn_blocking(move || {
-                    exchange.masked(&site, &std::fs::read(path)?)?;
+                    exchange.masked(&site, &update.whole()?)?;
                     anyhow::Ok(exchange)
                 })
                 .await??;
@@ -674,13 +672,13 @@ impl Actor {
         let params = self.meta.manifest.params();
         // In the order of sites' ids, which is no order of arrival.
         let spool = &self.engine.parts().updates;
-        let paths: Vec<_> = updates.values().map(|u| spool.path(&u.payload)).collect();
-        let measure = move || Combined::measure(rule, paths, params, encoding);
+        let updates: Vec<_> = updates.values().map(|u| Spooled::of(spool, u)).collect();
+        let measure = move || Combined::measure(rule, updates, params, encoding);
         let combined = tokio::task::spawn_blocking(measure).await??;
         self.move_base(combined, Combined::move_base).await.map(|(digest, _)| digest)
     }
 
-    /// Folds in one counted update, in blocks.
+    /// Folds in one counted update, in blocks, as long as it is what was signed.
     async fn fold(&mut self, site: &SiteId, update: &UpdateRef) -> anyhow::Result<()> {
         if self.is_masked() {
             return match self.exchange().await {
@@ -704,23 +702,20 @@ impl Actor {
         self.folded.round = None;
         let mut sums =
             self.folded.sums.take().unwrap_or_else(|| Accumulator::new(params, encoding));
-        let path = self.engine.parts().updates.path(&update.payload);
+        let spooled = Spooled::of(&self.engine.parts().updates, update);
         let weight = update.weight;
         let sums = tokio::task::spawn_blocking(move || -> anyhow::Result<Accumulator> {
-            let mut file = File::open(path)?;
             if first {
                 sums.reset();
             }
             sums.admit(weight)?;
             let width = encoding.bytes_per_value();
-            let mut block = vec![0; BLOCK_BYTES.min(params * width)];
             let mut at = 0;
-            while at < params {
-                let bytes = block.len().min((params - at) * width);
-                file.read_exact(&mut block[..bytes])?;
-                sums.fold_values(at, &block[..bytes], weight)?;
-                at += bytes / width;
-            }
+            spooled.each_block(params * width, |block| {
+                sums.fold_values(at, block, weight)?;
+                at += block.len() / width;
+                Ok(())
+            })?;
             Ok(sums)
         })
         .await??;
@@ -812,16 +807,34 @@ impl Actor {
         } else {
             self.combined(&updates).await
         };
-        let event = match candidate {
-            Ok(candidate) => Event::Aggregated(candidate),
-            // What cannot be read or written now may be later; numbers that are no model never are.
+        match candidate {
+            Ok(candidate) => self.apply(Event::Aggregated(candidate)).await.map(drop),
+            // What cannot be read or written now may be later; numbers that are no model, and damaged updates, never are.
             Err(e) => match e.downcast_ref::<std::io::Error>() {
-                Some(e) if is_full(e) => return Err(CommitError::Full.into()),
-                Some(_) => return Err(CommitError::Failed(format!("{e:#}")).into()),
-                None => Event::AggregationFailed(format!("{e:#}")),
+                Some(e) if is_full(e) => Err(CommitError::Full.into()),
+                Some(_) => Err(CommitError::Failed(format!("{e:#}")).into()),
+                None => self.gives_no_model(&e).await,
             },
-        };
-        self.apply(event).await.map(drop)
+        }
+    }
+
+    /// Ends a round of whose updates nothing will ever become; what is damaged is also an alert.
+    async fn gives_no_model(&mut self, why: &anyhow::Error) -> Result<(), Failed> {
+        let damaged = why.downcast_ref::<Damaged>();
+        let alert = damaged.map(|damaged| {
+            Draft::new(Kind::AlertRaised)
+                .study(&self.meta.study.id)
+                .text("alert", "update_damaged")
+                .text("detail", &damaged.to_string())
+        });
+        let more = |entries: Vec<Draft>| entries.into_iter().chain(alert).collect();
+        let event = Event::AggregationFailed(format!("{why:#}"));
+        let done = self.apply_all(event, &Who::default(), Vec::new(), more).await?;
+        if let (Some(_), Some(damaged)) = (done, damaged) {
+            tracing::error!(study = %self.meta.study.id, error = %damaged, "an update is damaged");
+            self.engine.parts().metrics.alert("update_damaged");
+        }
+        Ok(())
     }
 
     /// `stood` are the witnesses that stand behind the round, and how many entries each has cosigned.
@@ -831,7 +844,12 @@ impl Actor {
         let Some((AnyRound::Gated(round), _)) = &self.round else { return Ok(()) };
         let (round, behind) = (round.clone(), u32::try_from(stood.len()).unwrap_or(u32::MAX));
         let of = (&round.id, &round.spec);
-        let (verdict, said) = self.verdict(of, (candidate, &round.stage.updates), behind).await?;
+        let judged = self.verdict(of, (candidate, &round.stage.updates), behind).await;
+        let (verdict, said) = match judged {
+            Ok(judged) => judged,
+            Err(Unjudged::NotNow(e)) => return Err(e.into()),
+            Err(Unjudged::Never(damaged)) => return self.gives_no_model(&damaged.into()).await,
+        };
         let tried = (round.id.number, round.spec.attempt);
         let pass = verdict.pass;
         let (asked, word) = (verdict.asked.clone(), evaluation::word(&verdict));
@@ -875,7 +893,7 @@ impl Actor {
         (round, spec): (&RoundId, &RoundSpec),
         (candidate, updates): (Digest, &BTreeMap<SiteId, UpdateRef>),
         behind: u32,
-    ) -> Result<(Verdict, Said), CommitError> {
+    ) -> Result<(Verdict, Said), Unjudged> {
         let (meta, parts) = (&self.meta, self.engine.parts());
         // Aggregation refuses a candidate with a parameter that is not finite.
         let mut facts = Facts::of(updates.values(), true, behind);
@@ -928,7 +946,13 @@ impl Actor {
         let behind = u32::try_from(held.stage.witnesses.len()).unwrap_or(u32::MAX);
         let of = (&held.id, &held.spec);
         let verdict = self.verdict(of, (candidate, &held.stage.updates), behind).await;
-        let (verdict, said) = verdict.map_err(|e| problem_of(&e))?;
+        let (verdict, said) = verdict.map_err(|e| match e {
+            Unjudged::NotNow(e) => problem_of(&e),
+            Unjudged::Never(damaged) => {
+                tracing::error!(study = %study, error = %damaged, "an update is damaged");
+                Code::Internal.because("an update of the candidate is damaged: restore it from a backup, or submit the study again")
+            }
+        })?;
         // Reading took a while: it is decided by who is heard now.
         peer.identity()?;
         let event = match approves {

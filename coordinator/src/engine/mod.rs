@@ -11,6 +11,7 @@ pub(crate) use actor::{by_name, refusal};
 pub use exchange::MESSAGES_MAX;
 mod leaving;
 pub mod sites;
+mod spooled;
 
 use crate::{
     accept::Peer,

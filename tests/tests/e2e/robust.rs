@@ -8,6 +8,7 @@ use falaj_tests::{
     rogue::{Rogue, Tasked},
 };
 use serde_json::Value;
+use std::{fs, io, path::Path};
 use tokio::runtime::Runtime;
 
 /// Rounds of each study here.
@@ -194,6 +195,125 @@ fn a_site_whose_update_stands_out_is_named_and_its_round_gives_no_model() -> Res
     Ok(())
 }
 
+/// What becomes of a file.
+#[derive(Clone, Copy)]
+enum Damage {
+    Changed,
+    Cut,
+    Removed,
+}
+
+impl Damage {
+    fn happens(self, path: &Path) -> io::Result<()> {
+        match self {
+            Self::Changed => {
+                let mut bytes = fs::read(path)?;
+                bytes[3] ^= 1;
+                fs::write(path, bytes)
+            }
+            Self::Cut => fs::write(path, b"short"),
+            Self::Removed => fs::remove_file(path),
+        }
+    }
+
+    const fn told(self) -> &'static str {
+        match self {
+            Self::Changed => ", which no site signed",
+            Self::Cut => " ends too early",
+            Self::Removed => " is gone",
+        }
+    }
+}
+
+const DAMAGED: [&str; 3] = ["s-1", "s-2", "s-3"];
+
+/// Sites that say what they are told to, and their tasks.
+fn tasked(
+    federation: &Federation,
+    runtime: &Runtime,
+    sites: &[&str],
+) -> Result<Vec<(Rogue, Tasked)>> {
+    let address = federation.addresses.map(|a| a.grpc).context("it has started")?;
+    let trust = federation.trust()?;
+    let one = async |site: &&str| {
+        let credentials = federation.credentials("site", site)?;
+        let mut rogue = Rogue::connect(address, credentials, &trust).await?;
+        let tasked = rogue.tasked().await?;
+        anyhow::Ok((rogue, tasked))
+    };
+    // None has a task before all are there.
+    runtime.block_on(futures_util::future::try_join_all(sites.iter().map(one)))
+}
+
+/// Sends one value throughout, and says what it is called in the spool.
+fn sends((rogue, tasked): &mut (Rogue, Tasked), runtime: &Runtime, value: u8) -> Result<String> {
+    let payload = vec![value; Rogue::zeros(tasked)?.len()];
+    let name = Digest::of(&payload).to_string();
+    runtime.block_on(send(rogue, tasked, payload))?;
+    Ok(name)
+}
+
+#[test]
+fn an_update_that_is_no_longer_what_was_signed_is_in_no_model_and_holds_up_no_study() -> Result<()>
+{
+    let mut federation = Federation::new()?;
+    let mut coordinator = federation.start_coordinator()?;
+    for site in DAMAGED {
+        federation.issue("site", site, "ae-on/ae-az")?;
+    }
+    let spool = federation.coordinator_state().join("updates");
+    let runtime = Runtime::new()?;
+    let gate = "gates:\n  - { metric: update_norm_ratio, each_site: true, at_most: 5 }\n";
+    let cases = [
+        ("changed", "{ rule: median }", "", Damage::Changed),
+        ("cut", "{ rule: geometric_median }", "", Damage::Cut),
+        ("removed", "{ rule: median }", "", Damage::Removed),
+        // The mean is in memory by then, and what a gate on updates looks at is not.
+        ("compared", "{ rule: mean }", gate, Damage::Removed),
+        // A coordinator that starts again folds in what is stored.
+        ("again", "{ rule: mean }", "", Damage::Changed),
+    ];
+    for (i, (name, rule, gates, damage)) in cases.into_iter().enumerate() {
+        let sites = format!("sites: [{}], min_sites: 3", DAMAGED.join(", "));
+        let yaml = ruled(name, 3, rule).replace("min_sites: 3", &sites);
+        let yaml = yaml.replace(&format!("count: {ROUNDS},"), "count: 1, retries: 0,");
+        federation.submit(&(yaml + gates))?;
+        let mut sites = tasked(&federation, &runtime, &DAMAGED)?;
+        // What is the same lies in one file.
+        let value = u8::try_from(10 * (i + 1))?;
+        let first = sends(&mut sites[0], &runtime, value)?;
+        // Once the second is counted, the first was folded in where that is done on arrival.
+        sends(&mut sites[1], &runtime, value + 1)?;
+        if name == "again" {
+            coordinator.kill()?;
+        }
+        damage.happens(&spool.join(&first))?;
+        if name == "again" {
+            coordinator = federation.start_coordinator()?;
+            sites = tasked(&federation, &runtime, &DAMAGED[2..])?;
+        }
+        let last = sites.last_mut().context("the third")?;
+        sends(last, &runtime, value + 2)?;
+        let study = federation.study_reaches(name, &["finished", "failed"])?;
+        let why = study["reason"].as_str().unwrap_or_default();
+        let expected = format!("round 1: aggregation failed: the stored update {first}");
+        ensure!(why.starts_with(&expected) && why.ends_with(damage.told()), "{name}: {study}");
+        let alerts = federation.entries("alert.raised")?;
+        ensure!(alerts.len() == i + 1, "{name}: {alerts:?}");
+        let told = |alert: &Value| {
+            let entry = &alert["entry"];
+            let detail = entry["detail"].as_str().unwrap_or_default();
+            entry["alert"] == "update_damaged" && entry["study"] == name && why.ends_with(detail)
+        };
+        ensure!(alerts.iter().any(told), "{name}: {alerts:?}");
+    }
+    let counted = "falaj_alerts_total{alert=\"update_damaged\"} 1\n";
+    ensure!(federation.metrics()?.contains(counted), "the alert since the last start");
+    ensure!(federation.entries("model.published")?.is_empty());
+    federation.verified()?;
+    Ok(())
+}
+
 #[test]
 fn gates_on_updates_that_nobody_sees_or_that_are_too_few_are_refused() -> Result<()> {
     let mut federation = Federation::new()?;
@@ -248,6 +368,7 @@ fn a_rule_that_cannot_hold_is_refused_with_the_line_and_the_reason() -> Result<(
         ),
         (krum, "{ rule: trimmed_mean, byzantine: 4 }", "cohort", "it needs at least 9"),
         (krum, "{ rule: norm_bounded, clip_norm: -1.0 }", "aggregation", "not a positive number"),
+        (krum, "{ rule: norm_bounded, clip_norm: 1.0e-4 }", "aggregation", "one step of the grid"),
         (krum, "{ rule: bulyan }", "aggregation", "bulyan"),
     ] {
         ensure!(good.contains(from), "{from}");

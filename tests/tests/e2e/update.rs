@@ -8,9 +8,10 @@ use falaj_core::{
 };
 use falaj_proto::problem::{Code, code_of};
 use falaj_tests::{
-    federation::{Federation, Process, study_yaml},
+    federation::{Federation, Process, study_yaml, wait_for},
     rogue::{Forgery, Rogue, Tasked},
 };
+use std::fs;
 
 const STUDY: &str = "probed";
 
@@ -247,6 +248,55 @@ fn an_update_sent_twice_counts_once_and_a_different_second_one_is_refused() -> R
     ensure!(study["state"] == "finished", "{study}");
     ensure!(federation.entries("update.accepted")?.len() == 1);
     ensure!(federation.entries("update.duplicate")?.len() == 1);
+    federation.verified()?;
+    Ok(())
+}
+
+#[test]
+fn of_many_updates_that_a_site_sends_at_once_one_counts_and_no_other_is_kept() -> Result<()> {
+    const AT_ONCE: u8 = 8;
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
+    federation.issue("site", "rogue", "ae-on/ae-sh")?;
+    federation.issue("site", "idle", "ae-on/ae-sh")?;
+    let address = federation.addresses.context("started")?.grpc;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let trust = federation.trust()?;
+    federation.submit(
+        &study_yaml(STUDY, 1, 2).replace("min_sites: 2", "sites: [idle, rogue], min_sites: 2"),
+    )?;
+    let spool = federation.coordinator_state().join("updates");
+    let kept = || anyhow::Ok(fs::read_dir(&spool)?.count());
+    runtime.block_on(async {
+        let connect = async |name| {
+            let credentials = federation.credentials("site", name)?;
+            Rogue::connect(address, credentials, &trust).await
+        };
+        let (mut rogue, mut idle) = tokio::try_join!(connect("rogue"), connect("idle"))?;
+        let (tasked, last) = tokio::try_join!(rogue.tasked(), idle.tasked())?;
+        let mut sending = Vec::new();
+        for value in 0..AT_ONCE {
+            let payload = vec![value; Rogue::zeros(&tasked)?.len()];
+            let header = UpdateHeader { payload: Digest::of(&payload), ..rogue.honest(&tasked)? };
+            let forgery = rogue.forge(&header, payload);
+            let mut one = connect("rogue").await?;
+            sending.push(async move { one.submit(forgery).await });
+        }
+        let answers = futures_util::future::join_all(sending).await;
+        let refused: Vec<_> = answers.iter().filter_map(|a| a.as_ref().err()).collect();
+        ensure!(refused.len() == usize::from(AT_ONCE) - 1, "{answers:?}");
+        ensure!(refused.iter().all(|r| code_of(r) == Some(Code::Duplicate)), "{answers:?}");
+        // Those that wait for the writer to let go of them are gone once the round is over.
+        let mut header = idle.honest(&last)?;
+        let payload = vec![AT_ONCE; Rogue::zeros(&last)?.len()];
+        header.payload = Digest::of(&payload);
+        idle.submit(idle.forge(&header, payload)).await?;
+        anyhow::Ok(())
+    })?;
+    federation.finishes(STUDY)?;
+    wait_for("nothing but the two that count", || Ok((kept()? == 2).then_some(())))?;
+    ensure!(federation.entries("update.accepted")?.len() == 2);
     federation.verified()?;
     Ok(())
 }
