@@ -1,8 +1,8 @@
 //! Whom the coordinator lets in, as its files and its log say now: its own certificate, the trust configuration, issuers'
 //! revocation lists, a list of those denied at once, which networks belong to which place, and what operators have revoked.
 //!
-//! Files are looked at every second, and each is taken by itself: one that is broken leaves what it said before in force,
-//! and the others are taken all the same. Whoever is connected is asked about again on every request, and when anything has
+//! Files are looked at every second, and each is taken by itself, revocation lists issuer by issuer: one that is broken leaves
+//! what it said before in force, and the others are taken all the same. Whoever is connected is asked about again on every request, and when anything has
 //! changed: who may be here no longer is told so, logged, and cut off ([`Trusted::watch`]). Whether a certificate is on a
 //! list is asked of the TLS library; nothing here reads a list by itself.
 
@@ -43,7 +43,7 @@ use falaj_core::{
     tpm::{Declared, Quote},
 };
 use falaj_proto::problem::{Code, Problem};
-use files::{Files, Look, Seen, own_certificate};
+use files::{Files, Look, Seen, Wrong, own_certificate};
 use futures_util::StreamExt as _;
 use rustls::{ServerConfig, server::danger::ClientCertVerifier};
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -260,8 +260,10 @@ impl InForce {
 
     /// Until when a check holds if nothing changes, in seconds since the Unix epoch.
     fn good_until(&self, identity: &Identity) -> i64 {
-        let due = self.crls.first_due().map_or(i64::MAX, |(_, due)| due);
-        identity.not_after.min(due).min(seconds() + GOOD_S)
+        let now = seconds();
+        // A list that is too old already was asked, and whom it lets in no longer is known.
+        let due = self.crls.dues().map(|(_, due)| due).filter(|due| *due > now).min();
+        identity.not_after.min(due.unwrap_or(i64::MAX)).min(now + GOOD_S)
     }
 
     /// What an entry says of it.
@@ -368,11 +370,12 @@ impl Trusted {
             evidence: evidence.clone(),
             certificate: Seen::default(),
             trust: Seen::default(),
-            crls: Seen::default(),
+            crls: None,
+            crls_wrong: Wrong::default(),
             deny: Seen::default(),
             networks: Seen::default(),
             tpms: Seen::default(),
-            overdue: None,
+            overdue: BTreeSet::new(),
             kept: None,
         };
         let credentials = Arc::new(Credentials::load(&identity.cert, &identity.key)?);
@@ -380,7 +383,7 @@ impl Trusted {
         let (trust, trust_sha256) = files.read_trust(None)?;
         files.trust.taken = Some(files.print_trust());
         let crls = files.read_crls(&trust)?;
-        files.crls.taken = Some(files.print_crls(&trust_sha256));
+        files.crls = Some(files.print_crls(&trust_sha256));
         let denied = Arc::new(files.read_denied(trust.trust_domain())?);
         files.deny.taken = Some(files.print_denied());
         let networks = files.read_networks()?.map(Arc::new);
@@ -728,16 +731,12 @@ impl Trusted {
         let taken = seen.look(print, || files.read_trust(Some(&now.trust)));
         files.trust = seen;
         note(&mut found, "trust", "trust_not_taken", taken, |t| (trust, trust_sha256) = t);
-        // Who may sign a list has changed with the trust configuration.
-        let print = files.print_crls(&trust_sha256);
-        let mut seen = std::mem::take(&mut files.crls);
-        let taken = seen.look(print, || {
-            let fresh = files.read_crls(&trust)?;
-            fresh.follow(&now.crls)?;
-            Ok(fresh)
-        });
-        files.crls = seen;
-        note(&mut found, "revocation lists", "revocation_list_not_taken", taken, |c| crls = c);
+        let (taken, wrong) = files.look_at_crls((&trust, &trust_sha256), &now.crls);
+        found.alerts.extend(wrong.into_iter().map(|what| ("revocation_list_not_taken", what)));
+        if let Some(fresh) = taken {
+            found.changed.push("revocation lists");
+            crls = fresh;
+        }
         let print = files.print_denied();
         let mut seen = std::mem::take(&mut files.deny);
         let second = seen.is_second_look(print);
@@ -768,15 +767,16 @@ impl Trusted {
         note(&mut found, "networks", "networks_not_taken", taken, |n| networks = n.map(Arc::new));
         let taken = files.look_at_tpms(trust.trust_domain());
         note(&mut found, "TPMs", "tpms_not_taken", taken, |t| tpms = t.map(Arc::new));
-        if let Some((path, due)) = crls.first_due().filter(|(_, due)| *due <= seconds())
-            && files.overdue.replace(due) != Some(due)
-        {
+        let overdue = crls.dues().filter(|(_, due)| *due <= seconds());
+        let overdue: BTreeSet<_> = overdue.map(|(path, due)| (path.to_owned(), due)).collect();
+        for (path, _) in overdue.difference(&files.overdue) {
             let what = format!(
                 "{}: the next one was due, and nobody whom it could name is let in until one is there",
                 path.display()
             );
             found.alerts.push(("revocation_list_expired", what));
         }
+        files.overdue = overdue;
         if found.changed.is_empty() {
             return found;
         }
