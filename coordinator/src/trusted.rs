@@ -236,6 +236,14 @@ impl InForce {
         }
     }
 
+    /// The best that can be known of the connection of an operator: that they come from the place that their certificate names,
+    /// where it is known which networks belong to it.
+    #[must_use]
+    pub fn best_evidence(&self) -> Evidence {
+        let networks = self.networks.is_some();
+        Evidence { address_known: networks, address_in_place: networks, ..Evidence::default() }
+    }
+
     /// Whether a TPM is declared for a site.
     #[must_use]
     pub fn is_tpm_declared(&self, site: &SiteId) -> bool {
