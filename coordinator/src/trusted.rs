@@ -533,13 +533,13 @@ impl Trusted {
         self.is_denied(&self.now(), &Subject::Identity(id.clone()))
     }
 
-    /// Takes up somebody who was let in; the number is theirs until [`Self::leave`]. Whether their certificate is in use
-    /// from another network at this moment is noticed here.
+    /// Takes up somebody who has come, be they let in or not; the number is theirs until [`Self::leave`]. Whether their
+    /// certificate is in use from another network at this moment is noticed here.
     pub fn join(&self, peer: &Arc<Peer>) -> u64 {
         let mut peers = self.peers();
         peers.serial += 1;
         let serial = peers.serial;
-        if let Some(holder) = holder_of(peer) {
+        if let Some(holder) = peer.holder {
             let others = peers.by_holder.get(&holder).into_iter().flatten();
             let others = others.filter_map(|other| peers.by_serial.get(other)?.upgrade());
             let here = network_of(peer);
@@ -558,7 +558,7 @@ impl Trusted {
     pub fn leave(&self, serial: u64, peer: &Peer) {
         let mut peers = self.peers();
         peers.by_serial.remove(&serial);
-        if let Some(holder) = holder_of(peer)
+        if let Some(holder) = peer.holder
             && let Some(serials) = peers.by_holder.get_mut(&holder)
         {
             serials.remove(&serial);
@@ -868,7 +868,7 @@ impl Trusted {
             let parts = engine.parts();
             parts.metrics.alert(ELSEWHERE);
             tracing::error!(who = peer.actor.name(), alert = ELSEWHERE, "look who has the key");
-            // Where else it is used stands in the entries that let it in: of people, addresses are not told in clear.
+            // Where else it is used stands in the entries about its other connections: of people, addresses are not told in clear.
             let draft = Draft::new(Kind::AlertRaised)
                 .actor(&peer.actor)
                 .text("alert", ELSEWHERE)
@@ -970,13 +970,12 @@ async fn sent_by(
 }
 
 /// Whose certificate somebody comes with: a site's, whichever of its certificates it is; of anybody else the key's, which a
-/// renewed certificate has too. Nobody if they were not let in.
-fn holder_of(peer: &Peer) -> Option<Digest> {
-    let identity = peer.admitted.as_ref().ok()?;
-    Some(match SiteId::try_from(identity.spiffe.clone()) {
+/// renewed certificate has too.
+pub(crate) fn holder_of(identity: &Identity) -> Digest {
+    match SiteId::try_from(identity.spiffe.clone()) {
         Ok(site) => Digest::of(site.to_string().as_bytes()),
         Err(_) => Digest::of(&identity.public_key),
-    })
+    }
 }
 
 /// The network that somebody comes from: 24 bits of an IPv4 address, 48 of an IPv6 address.
