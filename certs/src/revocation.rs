@@ -55,12 +55,23 @@ pub enum CrlError {
         /// What is wrong, and what to do.
         what: String,
     },
+    /// One of them cannot be read.
+    #[error("{why}")]
+    Unread {
+        /// The file.
+        path: PathBuf,
+        /// Why, with the file.
+        why: String,
+    },
     /// An issuer has none, and nobody said that it needs none.
     #[error(
         "no revocation list of {0} is named in `revocation.crls`: name one, or set `revocation.unknown = \"allow\"`"
     )]
     Missing(String),
 }
+
+/// A file that should hold a list: its path, and its bytes or why they could not be read.
+pub type ListFile<'a> = (&'a Path, Result<&'a [u8], String>);
 
 impl Crls {
     /// Reads lists, PEM or DER, each with the path of its file. Without any, nothing is asked of lists. `unknown_allowed` lets
@@ -74,28 +85,74 @@ impl Crls {
         unknown_allowed: bool,
         now: UnixTime,
     ) -> Result<Self, CrlError> {
+        let nothing = Self { lists: Vec::new(), unknown_allowed };
+        let files: Vec<ListFile<'_>> =
+            files.iter().map(|(path, bytes)| (path.as_path(), Ok(bytes.as_slice()))).collect();
+        let (this, wrong) = nothing.renewed(&files, trust, now);
+        wrong.into_iter().next().map_or(Ok(this), Err)
+    }
+
+    /// The lists that take the place of these, and what is wrong with the files. Each issuer is judged by itself: where a file
+    /// does not hold the list that it should, the issuer's list from before stays in force, which lets nobody in once its next
+    /// one is due, and the lists of all others are taken.
+    #[must_use]
+    pub fn renewed(
+        &self,
+        files: &[ListFile<'_>],
+        trust: &TrustStore,
+        now: UnixTime,
+    ) -> (Self, Vec<CrlError>) {
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        let lists = files.iter().map(|(path, bytes)| Crl::read(path, bytes, trust, now));
-        let this = Self { lists: lists.collect::<Result<_, _>>()?, unknown_allowed };
-        for (n, list) in this.lists.iter().enumerate() {
-            // Only the first would be asked, be it the older one.
-            if let Some(other) = this.lists[..n].iter().find(|other| other.issuer == list.issuer) {
-                let first = other.path.display();
-                let what = format!("{first} is a list of the same issuer: name the newer one only");
-                return Err(CrlError::List { path: list.path.clone(), what });
-            }
-        }
-        if !this.lists.is_empty() && !unknown_allowed {
-            for (issuer, entry) in trust.issuers() {
-                let (_, issuer) = X509Certificate::from_der(issuer)
-                    .map_err(|e| CrlError::Missing(format!("{} ({e})", entry.cert.display())))?;
-                let name = issuer.subject().as_raw();
-                if !this.lists.iter().any(|list| list.issuer == name) {
-                    return Err(CrlError::Missing(issuer.subject().to_string()));
+        let (mut lists, mut wrong) = (Vec::<Crl>::new(), Vec::new());
+        let mut failed = Vec::new();
+        for (path, bytes) in files {
+            let list = match bytes {
+                Ok(bytes) => Crl::read(path, bytes, trust, now),
+                Err(why) => Err(CrlError::Unread { path: path.to_path_buf(), why: why.clone() }),
+            };
+            match list.and_then(|list| self.precede(&list).map(|()| list)) {
+                Ok(list) => wrong.extend(add(&mut lists, list)),
+                Err(e) => {
+                    failed.push(*path);
+                    wrong.push(e);
                 }
             }
         }
-        Ok(this)
+        let mut issuers = Vec::new();
+        for (issuer, entry) in trust.issuers() {
+            match X509Certificate::from_der(issuer) {
+                Ok((_, issuer)) => {
+                    issuers.push((issuer.subject().as_raw().to_vec(), issuer.subject().to_string()))
+                }
+                Err(e) => wrong.push(CrlError::Missing(format!("{} ({e})", entry.cert.display()))),
+            }
+        }
+        for before in &self.lists {
+            if lists.iter().any(|list| list.issuer == before.issuer) {
+                continue;
+            }
+            // Whoever is trusted no longer lets nobody in.
+            let known = issuers.iter().find(|(issuer, _)| *issuer == before.issuer);
+            let Some((_, name)) = known else { continue };
+            if !failed.contains(&before.path.as_path()) {
+                let what = format!(
+                    "it holds no list of {name} any more, whose list from before stays in force: put the newest one there, or take the issuer out of the trust configuration"
+                );
+                wrong.push(CrlError::List { path: before.path.clone(), what });
+            }
+            lists.push(before.clone());
+        }
+        if lists.is_empty() {
+            // Without any, nothing would be asked, and those would be let in of whom no list speaks.
+            lists.clone_from(&self.lists);
+        }
+        if !files.is_empty() && !self.unknown_allowed {
+            let without = |issuer: &[u8]| !lists.iter().any(|list| list.issuer == issuer);
+            let without = issuers.into_iter().filter(|(issuer, _)| without(issuer));
+            wrong.extend(without.map(|(_, name)| CrlError::Missing(name)));
+        }
+        lists.sort_by(|a, b| a.issuer.cmp(&b.issuer));
+        (Self { lists, unknown_allowed: self.unknown_allowed }, wrong)
     }
 
     /// Lists that were in force once, to tell newer ones from older ones: neither their signatures nor their times are asked about.
@@ -117,18 +174,19 @@ impl Crls {
     /// # Errors
     /// [`CrlError::List`].
     pub fn follow(&self, before: &Self) -> Result<(), CrlError> {
-        for list in &self.lists {
-            let was = before.lists.iter().find(|b| b.issuer == list.issuer);
-            if let Some(was) = was.filter(|was| list.is_before(was)) {
-                let what = format!(
-                    "it is older than the list in force (number {}, this one has {}): put the newest one there",
-                    was.shown(),
-                    list.shown()
-                );
-                return Err(CrlError::List { path: list.path.clone(), what });
-            }
-        }
-        Ok(())
+        self.lists.iter().try_for_each(|list| before.precede(list))
+    }
+
+    /// Whether a list may follow these: it is not older than the one of the same issuer.
+    fn precede(&self, list: &Crl) -> Result<(), CrlError> {
+        let was = self.lists.iter().find(|was| was.issuer == list.issuer);
+        let Some(was) = was.filter(|was| list.is_before(was)) else { return Ok(()) };
+        let what = format!(
+            "it is older than the list in force (number {}, this one has {}): put the newest one there",
+            was.shown(),
+            list.shown()
+        );
+        Err(CrlError::List { path: list.path.clone(), what })
     }
 
     /// The lists, for the TLS library.
@@ -148,17 +206,44 @@ impl Crls {
         self.unknown_allowed
     }
 
+    /// When the next one of each list is due, in seconds since the Unix epoch: from then on it is too old.
+    pub fn dues(&self) -> impl Iterator<Item = (&Path, i64)> {
+        self.lists.iter().map(|list| (list.path.as_path(), list.next_update))
+    }
+
     /// The first list to become too old, and when, in seconds since the Unix epoch.
     #[must_use]
     pub fn first_due(&self) -> Option<(&Path, i64)> {
-        let dues = self.lists.iter().map(|list| (list.path.as_path(), list.next_update));
-        dues.min_by_key(|(_, due)| *due)
+        self.dues().min_by_key(|(_, due)| *due)
     }
 
     /// The digest of each list.
     #[must_use]
     pub fn digests(&self) -> Vec<Digest> {
         self.lists.iter().map(|list| Digest::of(&list.der)).collect()
+    }
+}
+
+/// Adds a list to those of other issuers. Only one of an issuer is ever asked, so the newest one stays: what is wrong then.
+fn add(lists: &mut Vec<Crl>, list: Crl) -> Option<CrlError> {
+    let Some(other) = lists.iter_mut().find(|other| other.issuer == list.issuer) else {
+        lists.push(list);
+        return None;
+    };
+    let left = if list.is_before(other) { list } else { std::mem::replace(other, list) };
+    let what =
+        format!("{} is a list of the same issuer: name the newer one only", other.path.display());
+    Some(CrlError::List { path: left.path, what })
+}
+
+impl CrlError {
+    /// The file that it is about, if it is about one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::List { path, .. } | Self::Unread { path, .. } => Some(path),
+            Self::Missing(_) => None,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use falaj_certs::{
     ca::{Authority, CRL_DAYS, Request, first_certificate},
-    revocation::{CrlError, Crls},
+    revocation::{CrlError, Crls, ListFile},
     tls::{client_verifier, tls_reason},
     trust::TrustStore,
 };
@@ -33,13 +33,12 @@ fn federation() -> (TempDir, Authority, PathBuf) {
 }
 
 fn issue(authority: &Authority, name: &str) -> PathBuf {
-    let request = Request {
-        role: Role::Site,
-        name: name.into(),
-        place: place("ae-on/ae-az"),
-        days: 1,
-        dns: Vec::new(),
-    };
+    issue_in(authority, name, "ae-on/ae-az", 1)
+}
+
+fn issue_in(authority: &Authority, name: &str, at: &str, days: u32) -> PathBuf {
+    let (role, name, place) = (Role::Site, name.into(), place(at));
+    let request = Request { role, name, place, days, dns: Vec::new() };
     authority.issue(&request).expect("a certificate")
 }
 
@@ -153,6 +152,103 @@ fn an_issuer_without_a_list_stops_the_others_unless_that_is_configured() {
     let files = [(path.clone(), fs::read(&path).expect("reads"))];
     let crls = Crls::read(&files, &trust(&authority), true, UnixTime::now()).expect("allowed");
     assert_eq!(verdict(&authority, &crls, &site, UnixTime::now()), "good");
+}
+
+/// What becomes of the lists in force when these files are there; a file may be gone.
+fn renewed(
+    authority: &Authority,
+    before: &Crls,
+    paths: &[&Path],
+    now: UnixTime,
+) -> (Crls, Vec<String>) {
+    let read = |path: &&Path| (path.to_path_buf(), fs::read(path).map_err(|e| e.to_string()));
+    let read: Vec<_> = paths.iter().map(read).collect();
+    let files: Vec<ListFile<'_>> = read
+        .iter()
+        .map(|(path, bytes)| (path.as_path(), bytes.as_deref().map_err(Clone::clone)))
+        .collect();
+    let (crls, wrong) = before.renewed(&files, &trust(authority), now);
+    (crls, wrong.iter().map(ToString::to_string).collect())
+}
+
+/// Shows TLS-02: an issuer that lets its list expire lets nobody of its own in any more, and what another issuer has to say is
+/// taken all the same.
+#[test]
+fn one_issuers_list_that_is_wrong_does_not_keep_the_new_list_of_another_out() {
+    let (_dir, authority, _) = federation();
+    authority.add_issuer(&place("ae-on/ae-du")).expect("an issuer");
+    let [here, stolen, there] = [
+        issue_in(&authority, "here", "ae-on/ae-az", 30),
+        issue_in(&authority, "stolen", "ae-on/ae-du", 30),
+        issue_in(&authority, "there", "ae-on/ae-du", 30),
+    ];
+    let lazy = authority.crl(&place("ae-on/ae-az"), 1).expect("a list");
+    let other = authority.crl(&place("ae-on/ae-du"), 20).expect("a list");
+    let both: [&Path; 2] = [&lazy, &other];
+    let before = read(&authority, &both, UnixTime::now()).expect("taken");
+    assert_eq!(verdict(&authority, &before, &stolen, later(2)), "good");
+    let cert = first_certificate(&stolen.join("cert.pem")).expect("a certificate");
+    authority.revoke(&cert, 20).expect("revoked");
+    let (after, wrong) = renewed(&authority, &before, &both, later(2));
+    assert!(wrong.len() == 1 && wrong[0].contains("too old"), "{wrong:?}");
+    assert!(wrong[0].contains(&lazy.display().to_string()), "{wrong:?}");
+    assert_eq!(verdict(&authority, &after, &stolen, later(2)), "revoked");
+    assert_eq!(verdict(&authority, &after, &there, later(2)), "good");
+    assert_eq!(verdict(&authority, &after, &here, later(2)), "revocation_list_expired");
+    assert_eq!(after.dues().count(), 2);
+    // Neither does a file that is gone, cut short, or of somebody else, and the list before stays in force.
+    let own = fs::read(&lazy).expect("reads");
+    let (_stranger_dir, stranger, _) = federation();
+    let strange = stranger.crl(&place("ae-on/ae-az"), CRL_DAYS).expect("a list");
+    let strange = fs::read(strange).expect("reads");
+    for bytes in [None, Some(&own[..own.len() / 2]), Some(&strange[..])] {
+        match bytes {
+            Some(bytes) => fs::write(&lazy, bytes).expect("written"),
+            None => fs::remove_file(&lazy).expect("removed"),
+        }
+        let (after, wrong) = renewed(&authority, &before, &both, UnixTime::now());
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        assert_eq!(verdict(&authority, &after, &stolen, UnixTime::now()), "revoked");
+        assert_eq!(verdict(&authority, &after, &here, UnixTime::now()), "good");
+        let digests = (before.digests(), after.digests());
+        assert!(digests.1.iter().filter(|list| digests.0.contains(list)).count() == 1);
+    }
+}
+
+#[test]
+fn an_issuer_whose_file_holds_anothers_list_keeps_the_one_before() {
+    let (_dir, authority, _) = federation();
+    authority.add_issuer(&place("ae-on/ae-du")).expect("an issuer");
+    let first = authority.crl(&place("ae-on/ae-az"), CRL_DAYS).expect("a list");
+    let second = authority.crl(&place("ae-on/ae-du"), CRL_DAYS).expect("a list");
+    let both: [&Path; 2] = [&first, &second];
+    let before = read(&authority, &both, UnixTime::now()).expect("taken");
+    fs::copy(&second, &first).expect("copied");
+    let (after, wrong) = renewed(&authority, &before, &both, UnixTime::now());
+    assert_eq!(after.digests(), before.digests());
+    assert!(wrong.iter().any(|what| what.contains("same issuer")), "{wrong:?}");
+    assert!(wrong.iter().any(|what| what.contains("from before stays in force")), "{wrong:?}");
+}
+
+/// Where nothing is asked of lists, all are let in of whom none speaks.
+#[test]
+fn an_issuer_that_is_retired_takes_its_list_with_it_unless_none_would_be_left() {
+    let (_dir, authority, _) = federation();
+    let old = authority.crl(&place("ae-on/ae-az"), CRL_DAYS).expect("a list");
+    let before = read(&authority, &[&old], UnixTime::now()).expect("taken");
+    authority.next_issuer(&place("ae-on/ae-az")).expect("a second issuer");
+    let site = issue(&authority, "hospital-2");
+    let (after, wrong) = renewed(&authority, &before, &[&old], UnixTime::now());
+    assert!(wrong.len() == 1 && wrong[0].contains("revocation.unknown"), "{wrong:?}");
+    assert_eq!(verdict(&authority, &after, &site, UnixTime::now()), "revocation_unknown");
+    authority.retire_issuers(&place("ae-on/ae-az")).expect("retired");
+    let (after, wrong) = renewed(&authority, &after, &[&old], UnixTime::now());
+    assert!(wrong.iter().any(|what| what.contains("no issuer in the trust")), "{wrong:?}");
+    assert_eq!(verdict(&authority, &after, &site, UnixTime::now()), "revocation_unknown");
+    let new = authority.crl(&place("ae-on/ae-az"), CRL_DAYS).expect("a list");
+    let (after, _) = renewed(&authority, &after, &[&old, &new], UnixTime::now());
+    assert_eq!(after.dues().map(|(path, _)| path).collect::<Vec<_>>(), [new.as_path()]);
+    assert_eq!(verdict(&authority, &after, &site, UnixTime::now()), "good");
 }
 
 /// Shows TLS-03: two issuers vouch for one place at once, and the old one's certificates go with it.

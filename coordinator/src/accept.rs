@@ -12,7 +12,7 @@ use crate::{
     persons::Persons,
     policy::{Action, Party},
     store::writer::{Change, Commit},
-    trusted::{Door, Standing, Trusted},
+    trusted::{Door, Standing, Trusted, holder_of},
 };
 use falaj_certs::{
     identity::{Identity, IdentityError},
@@ -70,6 +70,9 @@ pub struct Peer {
     pub trusted: Trusted,
     /// What is known of the connection.
     pub known: Known,
+    /// Whose certificate it comes with: a trusted issuer vouches for it and nobody has revoked it, whether policy lets it be here or
+    /// not. None of anybody else.
+    pub holder: Option<Digest>,
     /// Who it is, or why every request is refused.
     pub admitted: Result<Identity, Problem>,
 }
@@ -327,6 +330,7 @@ impl Acceptor {
             standing,
             trusted: self.trusted.clone(),
             known: Known::default(),
+            holder: None,
             admitted,
         };
         let in_force = self.trusted.now();
@@ -361,6 +365,8 @@ impl Acceptor {
                 return peer(actor, Standing::default(), Err(problem));
             }
         };
+        // Whoever has stolen it is most likely refused by policy, and is noticed all the same.
+        let holder = Some(holder_of(&identity));
         let found = Evidence { issuer: Some(issuer), ..Evidence::default() };
         let found = in_force.located(found, identity.spiffe.place(), Some(address));
         let found = in_force.attested(found, &identity, None);
@@ -391,7 +397,7 @@ impl Acceptor {
             Ok(_) => Ok(identity),
             Err(e) => Err(problem_of(&e)),
         };
-        let peer = peer(actor, standing, admitted);
+        let peer = Peer { holder, ..peer(actor, standing, admitted) };
         peer.known.take(found);
         peer
     }

@@ -171,7 +171,7 @@ impl App {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         trusted.keep_lists(dir.join("revocation-lists"))?;
         let persons = Persons::open(&dir.join("persons"))?;
-        warn_of_lock_out(&persons, &policy, &config);
+        warn_of_lock_out(&persons, &policy, &trusted, &config);
         let scratch = emptied(&dir.join("scratch"))?;
         let keys = log_keys(&config)?;
         let models = models(&config.state)?;
@@ -341,10 +341,10 @@ impl App {
                 shutdown.clone(),
             ));
         }
-        tokio::spawn(trusted.watch(engine.clone(), shutdown.clone()));
+        tokio::spawn(trusted.clone().watch(engine.clone(), shutdown.clone()));
         let following = (parts.persons.clone(), writer.clone(), metrics.clone());
         let (persons, writer, counted) = following;
-        tokio::spawn(policy::follow(policy, persons, writer, counted, shutdown.clone()));
+        tokio::spawn(policy::follow(policy, persons, writer, counted, trusted, shutdown.clone()));
         ready(bound)?;
         let rpc = Rpc::new(engine.clone(), signing, enrolments, &config.evidence)
             .declaring(config.declared.told());
@@ -466,11 +466,11 @@ fn coordinators(identity: Identity, config: &Config) -> Result<Identity> {
 }
 
 /// Says so when no operator could come and put the policies right.
-fn warn_of_lock_out(persons: &Persons, policy: &PolicyEngine, config: &Config) {
-    if !persons.all().is_empty() && !policy.lets_in(persons) {
+fn warn_of_lock_out(persons: &Persons, policy: &PolicyEngine, trusted: &Trusted, config: &Config) {
+    if !persons.all().is_empty() && !policy.lets_in(persons, &trusted.now().best_evidence()) {
         tracing::error!(
             policies = %config.policy.dir.display(),
-            "no operator who is known may connect: put the policies right; until then `falaj-coordinator break-glass` lets operators look, stop and revoke"
+            "no operator who is known may connect and look or revoke: put the policies right; until then `falaj-coordinator break-glass` lets operators look, stop and revoke"
         );
     }
 }

@@ -2,18 +2,21 @@
 //! `falaj_policies`.
 
 pub mod glass;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     metrics::Metrics,
     persons::Persons,
     store::writer::{Change, Commit, CommitError, Writer},
+    trusted::Trusted,
 };
 use arc_swap::ArcSwap;
 use falaj_core::{
     audit::{Draft, Kind, approvals::OF_ONE_MAX, policy_set},
     evidence::Evidence,
     id::{Digest, Place, SpiffeId},
-    roles::Roles,
+    roles::{OperatorRole, Roles},
 };
 pub use falaj_policies::{Action, Decision, Party, Resource, With};
 use falaj_policies::{POLICIES, Policies, PolicyError, SCHEMA, rescue};
@@ -44,7 +47,7 @@ pub enum LoadError {
     Invalid(PathBuf, #[source] PolicyError),
     /// Nobody could put it right any more.
     #[error(
-        "{0}: no operator who is known could connect any more; an operator could until now, so this is taken for a mistake"
+        "{0}: no operator who is known could connect and, by the same role, read the status or revoke a site any more; an operator could until now, so this is taken for a mistake"
     )]
     LockOut(PathBuf),
     /// What breaks the glass is no such file.
@@ -60,6 +63,9 @@ enum NotInForce {
     #[error("the log takes no entry about it")]
     Log(#[from] CommitError),
 }
+
+/// By these an operator sees that something is wrong, or keeps out whoever does harm: whoever may do none of them is locked out.
+const DUTIES: [Action; 2] = [Action::StatusRead, Action::SiteRevoke];
 
 type Files = Vec<(String, Vec<u8>)>;
 
@@ -241,6 +247,7 @@ pub async fn follow(
     persons: Persons,
     writer: Writer,
     metrics: Arc<Metrics>,
+    trusted: Trusted,
     shutdown: CancellationToken,
 ) {
     let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
@@ -271,7 +278,10 @@ pub async fn follow(
         }
         judged = now;
         let taken = match found {
-            Ok(found) => engine.take_up(found, &persons, &writer, &metrics).await,
+            Ok(found) => {
+                let evidence = trusted.now().best_evidence();
+                engine.take_up(found, (&persons, &evidence), &writer, &metrics).await
+            }
             Err(e) => Err(e.into()),
         };
         match taken {
@@ -305,18 +315,23 @@ pub async fn follow(
 }
 
 impl PolicyEngine {
-    /// Whether any operator who is known could connect.
+    /// Whether any operator who is known could connect, and look or revoke, where nothing better than `evidence` can be known of
+    /// their connection.
     #[must_use]
-    pub fn lets_in(&self, persons: &Persons) -> bool {
-        self.connects(&self.loaded.load().policies, persons)
+    pub fn lets_in(&self, persons: &Persons, evidence: &Evidence) -> bool {
+        self.connects(&self.loaded.load().policies, persons, evidence)
     }
 
-    fn connects(&self, policies: &Policies, persons: &Persons) -> bool {
-        // Which roles somebody has is known when they come: whoever could by some role counts.
-        let may = |who: &SpiffeId| {
-            let who = Party { id: who, roles: Roles::ALL };
-            policies.decide(&self.place, who, Action::Connect, &Resource::Service).allow
+    fn connects(&self, policies: &Policies, persons: &Persons, evidence: &Evidence) -> bool {
+        // Which roles somebody has is known when they come: whoever could by some role counts. Each is asked about by itself, for
+        // a rule may forbid two at once.
+        let may = |who: &SpiffeId, role: OperatorRole| {
+            let who = || Party { id: who, roles: Roles::from_iter([role]) };
+            let does = |duty| policies.decide(&self.place, who(), duty, &Resource::Service).allow;
+            policies.decide_connect(&self.place, who(), evidence).allow
+                && DUTIES.into_iter().any(does)
         };
+        let may = |who: &SpiffeId| OperatorRole::ALL.iter().any(|role| may(who, *role));
         persons.all().iter().any(|(_, who)| may(who))
     }
 
@@ -324,7 +339,7 @@ impl PolicyEngine {
     async fn take_up(
         &self,
         found: Found,
-        persons: &Persons,
+        (persons, evidence): (&Persons, &Evidence),
         writer: &Writer,
         metrics: &Metrics,
     ) -> Result<Digest, NotInForce> {
@@ -333,7 +348,8 @@ impl PolicyEngine {
         let before = in_force.glass.clone();
         // What is mended is as it was: the glass is broken for a bounded time, whatever comes after it.
         let mended = before.is_some() && fresh.glass.is_none();
-        if !mended && self.lets_in(persons) && !self.connects(&fresh.policies, persons) {
+        let connects = |policies| self.connects(policies, persons, evidence);
+        if !mended && connects(&in_force.policies) && !connects(&fresh.policies) {
             return Err(LoadError::LockOut(self.dir.to_path_buf()).into());
         }
         let set = fresh.policies.digest();

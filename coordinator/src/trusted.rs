@@ -1,8 +1,8 @@
 //! Whom the coordinator lets in, as its files and its log say now: its own certificate, the trust configuration, issuers'
 //! revocation lists, a list of those denied at once, which networks belong to which place, and what operators have revoked.
 //!
-//! Files are looked at every second, and each is taken by itself: one that is broken leaves what it said before in force,
-//! and the others are taken all the same. Whoever is connected is asked about again on every request, and when anything has
+//! Files are looked at every second, and each is taken by itself, revocation lists issuer by issuer: one that is broken leaves
+//! what it said before in force, and the others are taken all the same. Whoever is connected is asked about again on every request, and when anything has
 //! changed: who may be here no longer is told so, logged, and cut off ([`Trusted::watch`]). Whether a certificate is on a
 //! list is asked of the TLS library; nothing here reads a list by itself.
 
@@ -43,7 +43,7 @@ use falaj_core::{
     tpm::{Declared, Quote},
 };
 use falaj_proto::problem::{Code, Problem};
-use files::{Files, Look, Seen, own_certificate};
+use files::{Files, Look, Seen, Wrong, own_certificate};
 use futures_util::StreamExt as _;
 use rustls::{ServerConfig, server::danger::ClientCertVerifier};
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -236,6 +236,14 @@ impl InForce {
         }
     }
 
+    /// The best that can be known of the connection of an operator: that they come from the place that their certificate names,
+    /// where it is known which networks belong to it.
+    #[must_use]
+    pub fn best_evidence(&self) -> Evidence {
+        let networks = self.networks.is_some();
+        Evidence { address_known: networks, address_in_place: networks, ..Evidence::default() }
+    }
+
     /// Whether a TPM is declared for a site.
     #[must_use]
     pub fn is_tpm_declared(&self, site: &SiteId) -> bool {
@@ -260,8 +268,10 @@ impl InForce {
 
     /// Until when a check holds if nothing changes, in seconds since the Unix epoch.
     fn good_until(&self, identity: &Identity) -> i64 {
-        let due = self.crls.first_due().map_or(i64::MAX, |(_, due)| due);
-        identity.not_after.min(due).min(seconds() + GOOD_S)
+        let now = seconds();
+        // A list that is too old already was asked, and whom it lets in no longer is known.
+        let due = self.crls.dues().map(|(_, due)| due).filter(|due| *due > now).min();
+        identity.not_after.min(due.unwrap_or(i64::MAX)).min(now + GOOD_S)
     }
 
     /// What an entry says of it.
@@ -368,11 +378,12 @@ impl Trusted {
             evidence: evidence.clone(),
             certificate: Seen::default(),
             trust: Seen::default(),
-            crls: Seen::default(),
+            crls: None,
+            crls_wrong: Wrong::default(),
             deny: Seen::default(),
             networks: Seen::default(),
             tpms: Seen::default(),
-            overdue: None,
+            overdue: BTreeSet::new(),
             kept: None,
         };
         let credentials = Arc::new(Credentials::load(&identity.cert, &identity.key)?);
@@ -380,7 +391,7 @@ impl Trusted {
         let (trust, trust_sha256) = files.read_trust(None)?;
         files.trust.taken = Some(files.print_trust());
         let crls = files.read_crls(&trust)?;
-        files.crls.taken = Some(files.print_crls(&trust_sha256));
+        files.crls = Some(files.print_crls(&trust_sha256));
         let denied = Arc::new(files.read_denied(trust.trust_domain())?);
         files.deny.taken = Some(files.print_denied());
         let networks = files.read_networks()?.map(Arc::new);
@@ -522,13 +533,13 @@ impl Trusted {
         self.is_denied(&self.now(), &Subject::Identity(id.clone()))
     }
 
-    /// Takes up somebody who was let in; the number is theirs until [`Self::leave`]. Whether their certificate is in use
-    /// from another network at this moment is noticed here.
+    /// Takes up somebody who has come, be they let in or not; the number is theirs until [`Self::leave`]. Whether their
+    /// certificate is in use from another network at this moment is noticed here.
     pub fn join(&self, peer: &Arc<Peer>) -> u64 {
         let mut peers = self.peers();
         peers.serial += 1;
         let serial = peers.serial;
-        if let Some(holder) = holder_of(peer) {
+        if let Some(holder) = peer.holder {
             let others = peers.by_holder.get(&holder).into_iter().flatten();
             let others = others.filter_map(|other| peers.by_serial.get(other)?.upgrade());
             let here = network_of(peer);
@@ -547,7 +558,7 @@ impl Trusted {
     pub fn leave(&self, serial: u64, peer: &Peer) {
         let mut peers = self.peers();
         peers.by_serial.remove(&serial);
-        if let Some(holder) = holder_of(peer)
+        if let Some(holder) = peer.holder
             && let Some(serials) = peers.by_holder.get_mut(&holder)
         {
             serials.remove(&serial);
@@ -728,16 +739,12 @@ impl Trusted {
         let taken = seen.look(print, || files.read_trust(Some(&now.trust)));
         files.trust = seen;
         note(&mut found, "trust", "trust_not_taken", taken, |t| (trust, trust_sha256) = t);
-        // Who may sign a list has changed with the trust configuration.
-        let print = files.print_crls(&trust_sha256);
-        let mut seen = std::mem::take(&mut files.crls);
-        let taken = seen.look(print, || {
-            let fresh = files.read_crls(&trust)?;
-            fresh.follow(&now.crls)?;
-            Ok(fresh)
-        });
-        files.crls = seen;
-        note(&mut found, "revocation lists", "revocation_list_not_taken", taken, |c| crls = c);
+        let (taken, wrong) = files.look_at_crls((&trust, &trust_sha256), &now.crls);
+        found.alerts.extend(wrong.into_iter().map(|what| ("revocation_list_not_taken", what)));
+        if let Some(fresh) = taken {
+            found.changed.push("revocation lists");
+            crls = fresh;
+        }
         let print = files.print_denied();
         let mut seen = std::mem::take(&mut files.deny);
         let second = seen.is_second_look(print);
@@ -768,15 +775,16 @@ impl Trusted {
         note(&mut found, "networks", "networks_not_taken", taken, |n| networks = n.map(Arc::new));
         let taken = files.look_at_tpms(trust.trust_domain());
         note(&mut found, "TPMs", "tpms_not_taken", taken, |t| tpms = t.map(Arc::new));
-        if let Some((path, due)) = crls.first_due().filter(|(_, due)| *due <= seconds())
-            && files.overdue.replace(due) != Some(due)
-        {
+        let overdue = crls.dues().filter(|(_, due)| *due <= seconds());
+        let overdue: BTreeSet<_> = overdue.map(|(path, due)| (path.to_owned(), due)).collect();
+        for (path, _) in overdue.difference(&files.overdue) {
             let what = format!(
                 "{}: the next one was due, and nobody whom it could name is let in until one is there",
                 path.display()
             );
             found.alerts.push(("revocation_list_expired", what));
         }
+        files.overdue = overdue;
         if found.changed.is_empty() {
             return found;
         }
@@ -860,7 +868,7 @@ impl Trusted {
             let parts = engine.parts();
             parts.metrics.alert(ELSEWHERE);
             tracing::error!(who = peer.actor.name(), alert = ELSEWHERE, "look who has the key");
-            // Where else it is used stands in the entries that let it in: of people, addresses are not told in clear.
+            // Where else it is used stands in the entries about its other connections: of people, addresses are not told in clear.
             let draft = Draft::new(Kind::AlertRaised)
                 .actor(&peer.actor)
                 .text("alert", ELSEWHERE)
@@ -962,13 +970,12 @@ async fn sent_by(
 }
 
 /// Whose certificate somebody comes with: a site's, whichever of its certificates it is; of anybody else the key's, which a
-/// renewed certificate has too. Nobody if they were not let in.
-fn holder_of(peer: &Peer) -> Option<Digest> {
-    let identity = peer.admitted.as_ref().ok()?;
-    Some(match SiteId::try_from(identity.spiffe.clone()) {
+/// renewed certificate has too.
+pub(crate) fn holder_of(identity: &Identity) -> Digest {
+    match SiteId::try_from(identity.spiffe.clone()) {
         Ok(site) => Digest::of(site.to_string().as_bytes()),
         Err(_) => Digest::of(&identity.public_key),
-    })
+    }
 }
 
 /// The network that somebody comes from: 24 bits of an IPv4 address, 48 of an IPv6 address.

@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context as _, Result, bail, ensure};
 use falaj_certs::{
     keys::KeyAt,
-    revocation::{CRL_BYTES_MAX, Crls},
+    revocation::{CRL_BYTES_MAX, CrlError, Crls, ListFile},
     tls::Credentials,
     tpm,
     trust::{TrustFile, TrustStore},
@@ -84,6 +84,28 @@ impl Seen {
     }
 }
 
+/// What is wrong with files that are taken one by one, and of what somebody was told.
+#[derive(Default)]
+pub(super) struct Wrong {
+    seen: BTreeSet<Digest>,
+    told: BTreeSet<Digest>,
+}
+
+impl Wrong {
+    /// What somebody is to be told of all that is wrong now, each under a digest that tells it apart: what was so already at the
+    /// last look, for a file may only be half written, and was not told.
+    pub(super) fn news(&mut self, found: Vec<(Digest, String)>) -> Vec<String> {
+        let now: BTreeSet<Digest> = found.iter().map(|(which, _)| *which).collect();
+        self.told.retain(|which| now.contains(which));
+        let is_news = |which: &Digest| self.seen.contains(which) && !self.told.contains(which);
+        let (which, news): (Vec<Digest>, Vec<String>) =
+            found.into_iter().filter(|(which, _)| is_news(which)).unzip();
+        self.told.extend(which);
+        self.seen = now;
+        news
+    }
+}
+
 /// The files, and how each was last seen.
 pub(super) struct Files {
     pub(super) identity: IdentityConfig,
@@ -91,12 +113,13 @@ pub(super) struct Files {
     pub(super) evidence: EvidenceConfig,
     pub(super) certificate: Seen,
     pub(super) trust: Seen,
-    pub(super) crls: Seen,
+    pub(super) crls: Option<Digest>,
+    pub(super) crls_wrong: Wrong,
     pub(super) deny: Seen,
     pub(super) networks: Seen,
     pub(super) tpms: Seen,
-    /// The revocation list of which it was told that it is too old: when its next one was due.
-    pub(super) overdue: Option<i64>,
+    /// The revocation lists of which it was told that they are too old: their files, and when the next ones were due.
+    pub(super) overdue: BTreeSet<(PathBuf, i64)>,
     /// Where the newest list of each issuer is kept over a restart.
     pub(super) kept: Option<PathBuf>,
 }
@@ -213,6 +236,39 @@ impl Files {
         let lists: Result<Vec<_>> = self.revocation.crls.iter().map(list).collect();
         let allowed = self.revocation.unknown.is_allowed();
         Ok(Crls::read(&lists?, trust, allowed, now_unix())?)
+    }
+
+    /// The revocation lists that follow those in force, if any has changed, and what somebody is to be told of the others.
+    pub(super) fn look_at_crls(
+        &mut self,
+        (trust, trust_sha256): (&TrustStore, &Digest),
+        before: &Crls,
+    ) -> (Option<Crls>, Vec<String>) {
+        // Who may sign a list has changed with the trust configuration.
+        let print = self.print_crls(trust_sha256);
+        if self.crls == Some(print) {
+            self.crls_wrong = Wrong::default();
+            return (None, Vec::new());
+        }
+        let bytes = |path: &PathBuf| read(path, CRL_BYTES_MAX).map_err(|e| format!("{e:#}"));
+        let there: Vec<_> = self.revocation.crls.iter().map(|path| (path, bytes(path))).collect();
+        let files: Vec<ListFile<'_>> = there
+            .iter()
+            .map(|(path, bytes)| (path.as_path(), bytes.as_deref().map_err(Clone::clone)))
+            .collect();
+        let (fresh, wrong) = before.renewed(&files, trust, now_unix());
+        self.crls = wrong.is_empty().then_some(print);
+        let which = |e: &CrlError| {
+            let file = files.iter().find(|(path, _)| Some(*path) == e.path());
+            let bytes = file.and_then(|(_, bytes)| bytes.as_ref().ok()).copied();
+            Digest::of(
+                &[&Digest::of(bytes.unwrap_or_default()).0, e.to_string().as_bytes()].concat(),
+            )
+        };
+        let wrong = wrong.iter().map(|e| (which(e), e.to_string())).collect();
+        let sorted = |crls: &Crls| crls.digests().into_iter().collect::<BTreeSet<_>>();
+        let news = self.crls_wrong.news(wrong);
+        ((sorted(&fresh) != sorted(before)).then_some(fresh), news)
     }
 
     /// The lists that were in force when the coordinator ran last.

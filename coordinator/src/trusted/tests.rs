@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::NetworksConfig;
 use falaj_certs::{
-    ca::{Authority, CRL_DAYS, Request},
+    ca::{Authority, CRL_DAYS, Request, first_certificate},
     keys::KeyAt,
     revocation::CRL_BYTES_MAX,
 };
@@ -162,6 +162,47 @@ fn a_revocation_list_that_is_too_long_is_not_taken() {
     assert!(alerts[0].1.contains("longer than"), "{alerts:?}");
     assert_eq!(trusted.now().crls.digests(), before);
     assert!(home.refusal().contains("longer than"));
+}
+
+/// Shows TLS-02: whom one issuer revokes is out, whatever became of the list of another, of which it is told once.
+#[test]
+fn the_broken_list_of_one_issuer_keeps_no_certificate_of_another_in_force() {
+    let mut home = home();
+    let there: Place = "ae-on/ae-du".parse().expect("a place");
+    home.authority.add_issuer(&there).expect("an issuer");
+    let (role, name) = (Role::Site, "stolen".into());
+    let request = Request { role, name, place: there.clone(), days: 1, dns: Vec::new() };
+    let stolen = home.authority.issue(&request).expect("a certificate").join("cert.pem");
+    let stolen = first_certificate(&stolen).expect("a certificate");
+    let list = |place: &Place| home.authority.crl(place, CRL_DAYS).expect("a list");
+    let (broken, other) = (list(&place()), list(&there));
+    home.revocation.crls = vec![broken.clone(), other];
+    let trusted = home.open().expect("opened");
+    let said = || trusted.now().check(std::slice::from_ref(&stolen), now_unix());
+    assert!(said().is_ok());
+    let first = trusted.now().crls.digests();
+    fs::remove_file(&broken).expect("removed");
+    assert_eq!(look(&trusted), []);
+    let alerts = look(&trusted);
+    assert!(alerts.len() == 1 && alerts[0].0 == "revocation_list_not_taken", "{alerts:?}");
+    assert!(alerts[0].1.contains(&broken.display().to_string()), "{alerts:?}");
+    home.authority.revoke(&stolen, CRL_DAYS).expect("revoked");
+    // The new list is taken at the first look, and nobody hears of the broken one again.
+    let found = trusted.look();
+    assert_eq!((found.changed, found.alerts), (vec!["revocation lists"], Vec::new()));
+    trusted.0.now.store(Arc::new(found.fresh.expect("a new list")));
+    assert_eq!(said().expect_err("revoked").reason, "revoked");
+    let now = trusted.now().crls.digests();
+    assert_eq!(now.iter().filter(|list| first.contains(list)).count(), 1, "the one before stays");
+    assert!(trusted.look().fresh.is_none(), "nothing has changed since");
+    // It is whole again, and broken once more: that is news.
+    fs::write(&broken, "cut short").expect("written");
+    assert_eq!(look(&trusted), []);
+    assert_eq!(look(&trusted).len(), 1);
+    home.authority.crl(&place(), CRL_DAYS).expect("a list");
+    assert_eq!(look(&trusted), []);
+    assert_ne!(trusted.now().crls.digests(), now);
+    assert!(!trusted.look().changed.contains(&"revocation lists"));
 }
 
 /// Shows RES-01: lists that cannot be used, or are being written, change nothing; whole ones are taken when they are seen twice.

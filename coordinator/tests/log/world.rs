@@ -140,7 +140,8 @@ pub(crate) fn peer(dir: &Path, persons: &Persons, role: Role, name: &str) -> Res
     let (chain, trusted) = (Vec::new(), trusted(dir)?);
     let (known, admitted) = (Known::default(), Ok(identity));
     known.let_in();
-    Ok(Arc::new(Peer { actor, certificate, chain, standing, trusted, known, admitted }))
+    let holder = None;
+    Ok(Arc::new(Peer { actor, certificate, chain, standing, trusted, known, holder, admitted }))
 }
 
 /// Whom a coordinator lets in that has the authority in this folder.

@@ -97,6 +97,29 @@ fn denied(status: &Status, words: &str) -> Result<()> {
     Ok(())
 }
 
+/// Shows TLS-02: whoever has stolen a certificate, and comes with it from where nobody of its place is, is refused and raises the alarm.
+#[test]
+fn a_stolen_certificate_that_is_refused_for_its_network_raises_the_alarm() -> Result<()> {
+    let (federation, _coordinator) = federation(Some(HERE))?;
+    let to = federation.agents_connect_to()?;
+    let runtime = runtime()?;
+    let mut site = runtime.block_on(connect(&federation, Ipv4Addr::LOCALHOST, to))?;
+    let _stream = runtime.block_on(site.open())?;
+    let mut thief = runtime.block_on(connect(&federation, Ipv4Addr::new(127, 0, 9, 1), to))?;
+    let status = runtime.block_on(thief.open()).expect_err("outside");
+    denied(&status, "RES-010")?;
+    let raised = wait_for("the alarm", || {
+        let raised = federation.entries("alert.raised")?;
+        Ok(raised.into_iter().find(|e| e["entry"]["alert"] == "certificate_in_two_networks"))
+    })?;
+    let actor = &raised["entry"]["actor"];
+    ensure!(actor["address"].as_str().is_some_and(|a| a.starts_with("127.0.9.1:")), "{raised}");
+    ensure!(actor.to_string().contains(SITE), "{raised}");
+    runtime.block_on(site.checkpoint(0))?;
+    federation.verified()?;
+    Ok(())
+}
+
 /// Shows RES-01: who comes from elsewhere is refused; who is elsewhere by another list is cut off; a list that is broken
 /// changes nothing; all of it is in the log, and decided again there.
 #[test]

@@ -87,6 +87,9 @@ fn changed_policies_come_into_force_by_themselves_and_broken_ones_leave_the_old_
     fs::write(&rules, "forbid (principal, action, resource);")?;
     let why = told("policy.refused", 2)?[1]["entry"]["reason"].to_string();
     ensure!(why.contains("no operator who is known could connect"), "{why}");
+    fs::write(&rules, r#"permit (principal, action == Falaj::Action::"connect", resource);"#)?;
+    let why = told("policy.refused", 3)?[2]["entry"]["reason"].to_string();
+    ensure!(why.contains("read the status or revoke a site"), "{why}");
     ensure!(in_force()? == second);
 
     fs::write(&rules, &shipped)?;
