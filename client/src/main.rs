@@ -9,7 +9,7 @@ use falaj_agent::{
     config::{Config, TrainConfig},
     data, egress, enrol, evaluate,
     guard::ResidencyGuard,
-    identity,
+    holdout, identity,
     ledger::Ledger,
     local::{self, Alone},
     model_file,
@@ -370,6 +370,14 @@ enum DataCommand {
         #[command(flatten)]
         config: ConfigArg,
     },
+    /// Say that a change of `holdout.key`, or of a data set's name or `identity` in the configuration, is meant.
+    ///
+    /// Other records are held out from then on: models that were trained here before have seen some of them, and would be
+    /// evaluated too well. Begin their studies anew.
+    HoldOutAnew {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
 }
 
 #[derive(clap::Args)]
@@ -531,16 +539,7 @@ async fn run(cli: Cli, model: Option<File>) -> Result<ExitCode> {
         },
         Command::Refusals { config } => refusals(&config.config, cli.json).await?,
         Command::Egress { command } => egress(command, cli.json).await?,
-        Command::Data { command: DataCommand::Check { study, config } } => {
-            let (study, _) = read_study(&study)?;
-            let config = Config::load(&config.config)?;
-            let dataset = config.dataset(&study.data.dataset).with_context(|| {
-                format!("this site offers no data set `{}`", study.data.dataset)
-            })?;
-            let batch =
-                data::load(&dataset.path, &study.data, &data::declared_bounds(&study.data))?;
-            say(cli.json, &json!({ "rows": batch.rows(), "inputs": batch.width, "ok": true }));
-        }
+        Command::Data { command } => of_data(command, cli.json).await?,
         Command::Train { study, config, out, rounds, no_privacy } => {
             let how = Alone { rounds, no_privacy };
             let model = model.context("the file for the model was not opened")?;
@@ -664,6 +663,29 @@ async fn evidence(command: EvidenceCommand, json: bool) -> Result<()> {
             "{}",
             text.unwrap_or_else(|| "none: the log has never contradicted itself".into())
         );
+    }
+    Ok(())
+}
+
+async fn of_data(command: DataCommand, json: bool) -> Result<()> {
+    match command {
+        DataCommand::Check { study, config } => {
+            let (study, _) = read_study(&study)?;
+            let config = Config::load(&config.config)?;
+            let dataset = config.dataset(&study.data.dataset).with_context(|| {
+                format!("this site offers no data set `{}`", study.data.dataset)
+            })?;
+            let batch =
+                data::load(&dataset.path, &study.data, &data::declared_bounds(&study.data))?;
+            say(json, &json!({ "rows": batch.rows(), "inputs": batch.width, "ok": true }));
+        }
+        DataCommand::HoldOutAnew { config } => {
+            let config = Config::load(&config.config)?;
+            let (_, site, _) = opened(&config).await?;
+            let (_, journal) = agent::state(&config.state.dir, &site).await?;
+            holdout::anew(&journal).await?;
+            say(json, &json!({ "holds_out": "anew, from the next task on", "ok": true }));
+        }
     }
     Ok(())
 }
@@ -1005,7 +1027,9 @@ async fn train_alone(
     if how.no_privacy {
         eprintln!("falaj-agent: training without noise; this model must not leave the site");
     }
-    let (_, _, ledger) = opened(&config).await?;
+    let (_, site, ledger) = opened(&config).await?;
+    let (_, journal) = agent::state(&config.state.dir, &site).await?;
+    let kept = (&ledger, &journal);
     let first = study.model_spec().init(Study::model_seed(&digest))?;
     let bar = progress_bar("rounds", json)?;
     let progress = |done: u32, planned: u32| {
@@ -1013,7 +1037,7 @@ async fn train_alone(
         bar.set_position(u64::from(done));
     };
     let trained =
-        local::train_alone(&config, &ledger, &study, first, how, Chance::fresh(), progress).await?;
+        local::train_alone(&config, kept, &study, first, how, Chance::fresh(), progress).await?;
     bar.finish_and_clear();
     let written = model_file::write(&mut model, &study.manifest()?, &trained.params);
     written.with_context(|| format!("writing {}", out.display()))?;
