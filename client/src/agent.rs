@@ -174,6 +174,7 @@ impl Agent {
         let policy = PolicyFile::open(&config.site_policy)?;
         let tpm = config.tpm.as_ref().map(Tpm::new);
         let (ledger, journal) = state(&config.state.dir, &site).await?;
+        policy.begin(&journal).await?;
         let egress = egress(&config.state.dir, &site).await?;
         Ok(Self {
             config,

@@ -883,6 +883,7 @@ async fn explain(
         .with_context(|| format!("this site offers no data set `{}`", study.data.dataset))?;
     let (credentials, site, ledger) = opened(&config).await?;
     let (_, journal) = agent::state(&config.state.dir, &site).await?;
+    file.missed(&journal).await?;
     let coordinator = coordinator.map_or_else(|| expected(&config, &site), Ok)?;
     let permitted = permitted.map_err(|e| e.to_string()).and_then(|()| {
         let places = &config.policy.coordinator_places;
