@@ -24,7 +24,7 @@ use falaj_certs::{
     tls::Credentials,
 };
 use falaj_core::{
-    evaluation::Target,
+    evaluation::{Evaluation, Target},
     evidence::Declared,
     id::{Digest, Place, Role, SiteId, SpiffeId},
     note::VerifierKey,
@@ -927,7 +927,6 @@ async fn explain(
         || "not looked at".into(),
         |b| b.as_ref().map_or_else(ToString::to_string, |b| b.rows().to_string()),
     );
-    let columns: Vec<&str> = study.data.features.iter().map(|f| f.name.as_str()).collect();
     let params = study.manifest()?.params();
     let told = json!({
         "study": study.id.as_str(),
@@ -940,10 +939,12 @@ async fn explain(
         "approved_by": answer.as_ref().and_then(|a| a.steward.clone()),
         "epsilon_study_after_next_round": answer.as_ref().map(|a| a.epsilon_study.to_string()),
         "epsilon_month_after_next_round": answer.as_ref().map(|a| a.epsilon_month.to_string()),
-        "columns_read": columns.join(", "),
+        "columns_read": columns_read(&study),
         "label": study.data.label.column,
         "rows_found": rows,
         "leaves_per_round": format!("{} bytes: {params} values of {} bits{}", params * study.encoding().bytes_per_value(), study.sealing.bits, if study.sealing.rotated { ", rotated" } else { "" }),
+        "evaluated_on": study.evaluation.as_ref().map(|_| study.evaluated_on()),
+        "leaves_per_evaluation": leaves_per_evaluation(&study),
         "rounds": study.rounds.count,
         "mechanism": study.privacy.mechanism.as_str(),
         "epsilon_of_the_plan": format!("{} at delta {delta:e}", cost.epsilon(delta)?),
@@ -962,6 +963,24 @@ async fn explain(
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The columns that training and evaluations read, each once, without the label.
+fn columns_read(study: &Study) -> String {
+    let mut columns: Vec<&str> = study.data.features.iter().map(|f| f.name.as_str()).collect();
+    for column in study.evaluation.iter().flat_map(Evaluation::columns) {
+        if !columns.contains(&column) {
+            columns.push(column);
+        }
+    }
+    columns.join(", ")
+}
+
+/// What an evaluation lets out, if there are any.
+fn leaves_per_evaluation(study: &Study) -> Option<String> {
+    let e = study.evaluation.as_ref()?;
+    let (cells, noise) = (e.layout(study.target()).cells(), e.noise.as_str());
+    Some(format!("{cells} counts of records and sums over them, noise: {noise}"))
 }
 
 fn audited(study: &Path, trials: u32, sabotage: Option<Sabotage>, json: bool) -> Result<ExitCode> {
