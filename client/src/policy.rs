@@ -1,7 +1,7 @@
 //! The site's own policy: `site.cedar` beside the configuration, final at the site, and who approved which study.
 //!
-//! It is asked before anything is read or paid, in each round again, and narrows what the configuration permits; without
-//! the file the configuration alone decides. A file that cannot be used stops the start. Changed while the agent runs, it
+//! It is asked before anything is read or paid, in each round again, and narrows what the configuration permits; where
+//! there never was such a file the configuration alone decides, and one that was there once is missed. A file that cannot be used stops the start. Changed while the agent runs, it
 //! comes into force with the next question, unless it cannot be used: the policies before it stay then, and an error is
 //! said. What cannot be asked is refused. The rules' language is `falaj_policies::SitePolicies`.
 
