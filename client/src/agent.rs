@@ -174,6 +174,7 @@ impl Agent {
         let policy = PolicyFile::open(&config.site_policy)?;
         let tpm = config.tpm.as_ref().map(Tpm::new);
         let (ledger, journal) = state(&config.state.dir, &site).await?;
+        policy.begin(&journal).await?;
         let egress = egress(&config.state.dir, &site).await?;
         Ok(Self {
             config,
@@ -693,8 +694,8 @@ impl Agent {
         coordinator: &mut Coordinator,
     ) -> Result<Vec<i64>, TaskError> {
         let e = study.evaluation.clone().ok_or(LocalError::Unevaluated)?;
-        let held =
-            local::held_out(&self.config, &self.ledger, study, self.noise().as_mut()).await?;
+        let kept = (&self.ledger, &self.journal);
+        let held = local::held_out(&self.config, kept, study, self.noise().as_mut()).await?;
         let params = study.manifest().map_err(LocalError::from)?.params();
         let candidate = coordinator.fetch(study.id.as_str(), &header.base, params).await?;
         let (model, layout) = (study.model_spec(), e.layout(study.target()));
@@ -888,7 +889,8 @@ impl Agent {
         paid: &mut Option<Paid>,
     ) -> Result<(Made, Paid), TaskError> {
         let params = study.manifest().map_err(LocalError::from)?.params();
-        let site = Site::open(&self.config, &self.ledger, study, self.noise().as_mut()).await?;
+        let kept = (&self.ledger, &self.journal);
+        let site = Site::open(&self.config, kept, study, self.noise().as_mut()).await?;
         let base = coordinator.fetch(study.id.as_str(), &header.base, params).await?;
         let (trainer, plan) = site.plan(header.round.number, paid).await?;
         let (weight, epsilon) = (site.weight(), site.epsilon().await?.to_string());

@@ -331,6 +331,18 @@ impl Journal {
         Ok(())
     }
 
+    /// Forgets every value that is pinned under a name that begins so.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn unpin(&self, prefix: &str) -> Result<(), JournalError> {
+        sqlx::query("DELETE FROM pins WHERE substr(name, 1, length(?1)) = ?1")
+            .bind(prefix)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
     /// Pins another value in place of the one before; what was seen of the log is forgotten with it, if another log goes
     /// on from there.
     ///

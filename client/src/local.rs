@@ -4,7 +4,8 @@ use crate::{
     config::{Config, DatasetConfig},
     data::{self, Batch, ColumnBounds, DataError, Part, Told},
     guard::{GuardError, LocalBatch, ResidencyGuard},
-    holdout,
+    holdout::{self, HoldoutError},
+    journal::Journal,
     ledger::{Charge, Ledger, LedgerError, Limit},
     noise::{NoiseSource, OpenDp},
     streams::{self, StreamError, Turn},
@@ -49,7 +50,7 @@ pub enum LocalError {
     Stream(#[from] StreamError),
     /// The secret by which records are held out cannot be used.
     #[error("the secret by which records are held out cannot be used: {0}")]
-    Holdout(#[source] std::io::Error),
+    Holdout(#[from] HoldoutError),
     /// The study says nothing of evaluation.
     #[error("the study has no section `evaluation`")]
     Unevaluated,
@@ -198,7 +199,7 @@ pub struct Held {
 /// [`LocalError`].
 pub async fn held_out(
     config: &Config,
-    ledger: &Ledger,
+    (ledger, journal): (&Ledger, &Journal),
     study: &Study,
     noise: &mut (dyn NoiseSource + Send),
 ) -> Result<Held, LocalError> {
@@ -209,7 +210,10 @@ pub async fn held_out(
     let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
     let bounds = bounds(dataset, ledger, study, noise).await?;
     let from = evaluated_on(config, study)?;
-    let key = holdout::key(&config.state.dir).map_err(LocalError::Holdout)?;
+    let key = holdout::key(&config.state.dir, journal).await?;
+    if matches!(e.held_out, HeldOut::Part(_)) {
+        holdout::remember(journal, from).await?;
+    }
     let part = Part {
         key: &key,
         dataset: &from.name,
@@ -227,8 +231,8 @@ pub async fn held_out(
 }
 
 /// The records that a study trains on: all of them, or all that are not held out.
-fn trained_on(
-    config: &Config,
+async fn trained_on(
+    (config, journal): (&Config, &Journal),
     dataset: &DatasetConfig,
     study: &Study,
     bounds: &ColumnBounds,
@@ -236,7 +240,8 @@ fn trained_on(
     let Some(HeldOut::Part(share)) = study.evaluation.as_ref().map(|e| &e.held_out) else {
         return Ok(data::load(&dataset.path, &study.data, bounds)?);
     };
-    let key = holdout::key(&config.state.dir).map_err(LocalError::Holdout)?;
+    let key = holdout::key(&config.state.dir, journal).await?;
+    holdout::remember(journal, dataset).await?;
     let part = Part {
         key: &key,
         dataset: &dataset.name,
@@ -345,7 +350,7 @@ impl<'a> Site<'a> {
     /// [`LocalError`].
     pub async fn open(
         config: &'a Config,
-        ledger: &'a Ledger,
+        (ledger, journal): (&'a Ledger, &Journal),
         study: &'a Study,
         noise: &mut (dyn NoiseSource + Send),
     ) -> Result<Self, LocalError> {
@@ -354,7 +359,8 @@ impl<'a> Site<'a> {
         let name = &study.data.dataset;
         let dataset = config.dataset(name).ok_or_else(|| GuardError::Dataset(name.clone()))?;
         let bounds = bounds(dataset, ledger, study, noise).await?;
-        let records = guard.admit(trained_on(config, dataset, study, &bounds)?, study)?;
+        let records = trained_on((config, journal), dataset, study, &bounds).await?;
+        let records = guard.admit(records, study)?;
         let disclosed = disclosed(dataset, ledger, study, records.batch(), noise).await?;
         // Of the disclosed number: what is logged may be read by others than those who may read the records.
         if let Some(why) = delta_too_large(study, disclosed as usize) {
@@ -493,7 +499,7 @@ pub struct Trained {
 /// [`LocalError`], unless the budget ends the training after at least one round.
 pub async fn train_alone(
     config: &Config,
-    ledger: &Ledger,
+    (ledger, journal): (&Ledger, &Journal),
     study: &Study,
     first: Vec<f32>,
     how: Alone,
@@ -511,7 +517,7 @@ pub async fn train_alone(
         let dataset = config.dataset(&study.data.dataset);
         let dataset = dataset.ok_or_else(|| GuardError::Dataset(study.data.dataset.clone()))?;
         let bounds = bounds(dataset, ledger, &study, &mut OpenDp).await?;
-        let batch = trained_on(config, dataset, &study, &bounds)?;
+        let batch = trained_on((config, journal), dataset, &study, &bounds).await?;
         let plan = Plan::of(&study, u32::try_from(batch.rows()).unwrap_or(u32::MAX));
         let trainer = crate::train::choose(&config.train, &plan.model)?;
         let records = LocalBatch::for_this_site_only(batch);
@@ -523,7 +529,7 @@ pub async fn train_alone(
         }
         return Ok(Trained { params, rounds: done, epsilon });
     }
-    let site = Site::open(config, ledger, &study, &mut OpenDp).await?;
+    let site = Site::open(config, (ledger, journal), &study, &mut OpenDp).await?;
     while done < planned {
         let reservation = match reserve_round(config, ledger, &study, done + 1).await {
             Ok(reservation) => reservation,

@@ -9,7 +9,7 @@ use falaj_agent::{
     config::{Config, TrainConfig},
     data, egress, enrol, evaluate,
     guard::ResidencyGuard,
-    identity,
+    holdout, identity,
     ledger::Ledger,
     local::{self, Alone},
     model_file,
@@ -24,7 +24,7 @@ use falaj_certs::{
     tls::Credentials,
 };
 use falaj_core::{
-    evaluation::Target,
+    evaluation::{Evaluation, Target},
     evidence::Declared,
     id::{Digest, Place, Role, SiteId, SpiffeId},
     note::VerifierKey,
@@ -370,6 +370,14 @@ enum DataCommand {
         #[command(flatten)]
         config: ConfigArg,
     },
+    /// Say that a change of `holdout.key`, or of a data set's name or `identity` in the configuration, is meant.
+    ///
+    /// Other records are held out from then on: models that were trained here before have seen some of them, and would be
+    /// evaluated too well. Begin their studies anew.
+    HoldOutAnew {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
 }
 
 #[derive(clap::Args)]
@@ -531,16 +539,7 @@ async fn run(cli: Cli, model: Option<File>) -> Result<ExitCode> {
         },
         Command::Refusals { config } => refusals(&config.config, cli.json).await?,
         Command::Egress { command } => egress(command, cli.json).await?,
-        Command::Data { command: DataCommand::Check { study, config } } => {
-            let (study, _) = read_study(&study)?;
-            let config = Config::load(&config.config)?;
-            let dataset = config.dataset(&study.data.dataset).with_context(|| {
-                format!("this site offers no data set `{}`", study.data.dataset)
-            })?;
-            let batch =
-                data::load(&dataset.path, &study.data, &data::declared_bounds(&study.data))?;
-            say(cli.json, &json!({ "rows": batch.rows(), "inputs": batch.width, "ok": true }));
-        }
+        Command::Data { command } => of_data(command, cli.json).await?,
         Command::Train { study, config, out, rounds, no_privacy } => {
             let how = Alone { rounds, no_privacy };
             let model = model.context("the file for the model was not opened")?;
@@ -664,6 +663,29 @@ async fn evidence(command: EvidenceCommand, json: bool) -> Result<()> {
             "{}",
             text.unwrap_or_else(|| "none: the log has never contradicted itself".into())
         );
+    }
+    Ok(())
+}
+
+async fn of_data(command: DataCommand, json: bool) -> Result<()> {
+    match command {
+        DataCommand::Check { study, config } => {
+            let (study, _) = read_study(&study)?;
+            let config = Config::load(&config.config)?;
+            let dataset = config.dataset(&study.data.dataset).with_context(|| {
+                format!("this site offers no data set `{}`", study.data.dataset)
+            })?;
+            let batch =
+                data::load(&dataset.path, &study.data, &data::declared_bounds(&study.data))?;
+            say(json, &json!({ "rows": batch.rows(), "inputs": batch.width, "ok": true }));
+        }
+        DataCommand::HoldOutAnew { config } => {
+            let config = Config::load(&config.config)?;
+            let (_, site, _) = opened(&config).await?;
+            let (_, journal) = agent::state(&config.state.dir, &site).await?;
+            holdout::anew(&journal).await?;
+            say(json, &json!({ "holds_out": "anew, from the next task on", "ok": true }));
+        }
     }
     Ok(())
 }
@@ -861,6 +883,7 @@ async fn explain(
         .with_context(|| format!("this site offers no data set `{}`", study.data.dataset))?;
     let (credentials, site, ledger) = opened(&config).await?;
     let (_, journal) = agent::state(&config.state.dir, &site).await?;
+    file.missed(&journal).await?;
     let coordinator = coordinator.map_or_else(|| expected(&config, &site), Ok)?;
     let permitted = permitted.map_err(|e| e.to_string()).and_then(|()| {
         let places = &config.policy.coordinator_places;
@@ -904,7 +927,6 @@ async fn explain(
         || "not looked at".into(),
         |b| b.as_ref().map_or_else(ToString::to_string, |b| b.rows().to_string()),
     );
-    let columns: Vec<&str> = study.data.features.iter().map(|f| f.name.as_str()).collect();
     let params = study.manifest()?.params();
     let told = json!({
         "study": study.id.as_str(),
@@ -917,10 +939,12 @@ async fn explain(
         "approved_by": answer.as_ref().and_then(|a| a.steward.clone()),
         "epsilon_study_after_next_round": answer.as_ref().map(|a| a.epsilon_study.to_string()),
         "epsilon_month_after_next_round": answer.as_ref().map(|a| a.epsilon_month.to_string()),
-        "columns_read": columns.join(", "),
+        "columns_read": columns_read(&study),
         "label": study.data.label.column,
         "rows_found": rows,
         "leaves_per_round": format!("{} bytes: {params} values of {} bits{}", params * study.encoding().bytes_per_value(), study.sealing.bits, if study.sealing.rotated { ", rotated" } else { "" }),
+        "evaluated_on": study.evaluation.as_ref().map(|_| study.evaluated_on()),
+        "leaves_per_evaluation": leaves_per_evaluation(&study),
         "rounds": study.rounds.count,
         "mechanism": study.privacy.mechanism.as_str(),
         "epsilon_of_the_plan": format!("{} at delta {delta:e}", cost.epsilon(delta)?),
@@ -939,6 +963,24 @@ async fn explain(
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The columns that training and evaluations read, each once, without the label.
+fn columns_read(study: &Study) -> String {
+    let mut columns: Vec<&str> = study.data.features.iter().map(|f| f.name.as_str()).collect();
+    for column in study.evaluation.iter().flat_map(Evaluation::columns) {
+        if !columns.contains(&column) {
+            columns.push(column);
+        }
+    }
+    columns.join(", ")
+}
+
+/// What an evaluation lets out, if there are any.
+fn leaves_per_evaluation(study: &Study) -> Option<String> {
+    let e = study.evaluation.as_ref()?;
+    let (cells, noise) = (e.layout(study.target()).cells(), e.noise.as_str());
+    Some(format!("{cells} counts of records and sums over them, noise: {noise}"))
 }
 
 fn audited(study: &Path, trials: u32, sabotage: Option<Sabotage>, json: bool) -> Result<ExitCode> {
@@ -1005,7 +1047,9 @@ async fn train_alone(
     if how.no_privacy {
         eprintln!("falaj-agent: training without noise; this model must not leave the site");
     }
-    let (_, _, ledger) = opened(&config).await?;
+    let (_, site, ledger) = opened(&config).await?;
+    let (_, journal) = agent::state(&config.state.dir, &site).await?;
+    let kept = (&ledger, &journal);
     let first = study.model_spec().init(Study::model_seed(&digest))?;
     let bar = progress_bar("rounds", json)?;
     let progress = |done: u32, planned: u32| {
@@ -1013,7 +1057,7 @@ async fn train_alone(
         bar.set_position(u64::from(done));
     };
     let trained =
-        local::train_alone(&config, &ledger, &study, first, how, Chance::fresh(), progress).await?;
+        local::train_alone(&config, kept, &study, first, how, Chance::fresh(), progress).await?;
     bar.finish_and_clear();
     let written = model_file::write(&mut model, &study.manifest()?, &trained.params);
     written.with_context(|| format!("writing {}", out.display()))?;

@@ -1,7 +1,7 @@
 //! The site's own policy: `site.cedar` beside the configuration, final at the site, and who approved which study.
 //!
-//! It is asked before anything is read or paid, in each round again, and narrows what the configuration permits; without
-//! the file the configuration alone decides. A file that cannot be used stops the start. Changed while the agent runs, it
+//! It is asked before anything is read or paid, in each round again, and narrows what the configuration permits; where
+//! there never was such a file the configuration alone decides, and one that was there once is missed. A file that cannot be used stops the start. Changed while the agent runs, it
 //! comes into force with the next question, unless it cannot be used: the policies before it stay then, and an error is
 //! said. What cannot be asked is refused. The rules' language is `falaj_policies::SitePolicies`.
 
@@ -33,6 +33,8 @@ use std::{
 
 /// The context under which a site signs that a steward approved a study, or no longer does.
 pub const APPROVAL_CONTEXT: &str = "falaj/site-approval/v1";
+/// What the journal remembers once there was a policy file.
+const PIN: &str = "site policy";
 /// A policy file is at most this long.
 pub const POLICY_BYTES_MAX: u64 = 1 << 20;
 
@@ -79,6 +81,12 @@ pub enum PolicyFileError {
     /// It does not parse, or does not fit.
     #[error("{} cannot be used: {}", .0.display(), .1.what)]
     Wrong(PathBuf, PolicyError),
+    /// There was one.
+    #[error("{} is gone, and studies ran by its rules: restore it; if agent.toml alone is to decide, write `permit (principal, action, resource);` into it", .0.display())]
+    Gone(PathBuf),
+    /// The journal cannot say whether there was one.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
 }
 
 /// The policy file and what of it is in force.
@@ -103,6 +111,31 @@ impl PolicyFile {
         let in_force = read(path, None)?;
         let state = Mutex::new(State { in_force, said: None });
         Ok(Self { path: path.to_owned(), state })
+    }
+
+    /// Sees to it that a file that was there once is missed.
+    ///
+    /// # Errors
+    /// [`PolicyFileError::Gone`]; no study may run then.
+    pub async fn missed(&self, journal: &Journal) -> Result<(), PolicyFileError> {
+        if self.current().is_none() && journal.pinned(PIN).await?.is_some() {
+            return Err(PolicyFileError::Gone(self.path.clone()));
+        }
+        Ok(())
+    }
+
+    /// As [`Self::missed`], at the start: says aloud that there is no file where there never was one, and remembers one that is there.
+    ///
+    /// # Errors
+    /// [`PolicyFileError`]; the agent must not start then.
+    pub async fn begin(&self, journal: &Journal) -> Result<(), PolicyFileError> {
+        self.missed(journal).await?;
+        if self.current().is_some() {
+            journal.pin(PIN, "there").await?;
+        } else {
+            tracing::warn!(file = %self.path.display(), "there is no site policy: agent.toml alone decides which studies run, and no steward is asked");
+        }
+        Ok(())
     }
 
     /// The policies in force, taken from the file anew if it has changed; none where there never was a file.
@@ -275,6 +308,8 @@ impl Sources<'_> {
     /// [`PolicyRefusal`]: refused, or it cannot be asked.
     pub async fn permit(self, file: &PolicyFile, asked: Asked<'_>) -> Result<(), PolicyRefusal> {
         let Some(Answer { decision, .. }) = self.ask(file, asked).await? else { return Ok(()) };
+        // From here on it is missed where it is gone.
+        self.journal.pin(PIN, "there").await?;
         if decision.allow {
             return Ok(());
         }

@@ -60,6 +60,24 @@ fn a_changed_policy_comes_into_force_and_a_broken_or_lost_one_leaves_the_one_bef
 }
 
 #[tokio::test]
+async fn a_policy_that_was_there_once_is_missed_and_one_that_never_was_is_not() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let journal = Journal::open(&dir.path().join("journal")).await.expect("a journal");
+    let path = dir.path().join("site.cedar");
+    let begin = async || PolicyFile::open(&path).expect("opened").begin(&journal).await;
+    begin().await.expect("there never was one");
+    fs::write(&path, PERMIT).expect("written");
+    begin().await.expect("there is one");
+    fs::remove_file(&path).expect("removed");
+    let gone = begin().await.expect_err("it was there");
+    assert!(matches!(gone, PolicyFileError::Gone(_)), "{gone}");
+    let missed = PolicyFile::open(&path).expect("opened").missed(&journal).await;
+    assert!(missed.is_err());
+    fs::write(&path, PERMIT).expect("restored");
+    begin().await.expect("there is one");
+}
+
+#[tokio::test]
 async fn an_approval_counts_for_one_file_until_it_is_revoked_and_only_under_the_sites_key() {
     let dir = tempfile::tempdir().expect("a folder");
     let journal = Journal::open(dir.path()).await.expect("a journal");

@@ -1,7 +1,8 @@
 //! Which networks belong to which place: lists of networks, read. No file is opened here.
 //!
 //! A line is `network,place`, for example `192.0.2.0/24,ae-on/ae-az`. A provider's list (RFC 8805) says country and region
-//! instead, and no jurisdiction: whoever configures it says in which one its lines count. What follows on a line, and on a line
+//! instead, and no jurisdiction: whoever configures it says in which one its lines count. Of two of its lines the narrower one
+//! counts: a network abroad that lies in one of ours is not ours. What follows on a line, and on a line
 //! that begins with `#`, is for people. An address that is an IPv4 address in an IPv6 one counts as the former.
 
 use crate::id::Place;
@@ -49,7 +50,12 @@ struct Span {
 pub struct Networks {
     /// In the order of their addresses.
     spans: Vec<Span>,
+    /// What lies in one of them and belongs to no place, in the order of its addresses.
+    outside: Vec<(u128, u128)>,
 }
+
+/// A network that a provider's list says to be elsewhere: its ends, and where it stands.
+type Elsewhere = (u128, u128, (usize, usize));
 
 impl fmt::Debug for Networks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -65,6 +71,7 @@ impl Networks {
     /// names nothing.
     pub fn parse(lists: &[List<'_>]) -> Result<Self, NetworksError> {
         let mut spans: Vec<Span> = Vec::new();
+        let mut elsewhere: Vec<Elsewhere> = Vec::new();
         for (number, list) in lists.iter().enumerate() {
             let wrong = |line: usize, what: String| NetworksError {
                 name: list.name.to_owned(),
@@ -80,11 +87,15 @@ impl Networks {
             for (n, line) in list.text.lines().enumerate() {
                 let read = match list.jurisdiction {
                     _ if line.trim().is_empty() || line.starts_with('#') => continue,
-                    None => of_place(line).map(Some),
+                    None => of_place(line).map(|(net, place)| (net, Some(place))),
                     Some(jurisdiction) => of_provider(line, jurisdiction),
                 };
-                let read = read.map_err(|what| wrong(n + 1, what))?;
-                let Some((net, place)) = read else { continue };
+                let (net, place) = read.map_err(|what| wrong(n + 1, what))?;
+                let (first, last) = ends(&net);
+                let Some(place) = place else {
+                    elsewhere.push((first, last, (number, n + 1)));
+                    continue;
+                };
                 if spans.len() >= NETWORKS_MAX {
                     return Err(wrong(n + 1, format!("more than {NETWORKS_MAX} networks")));
                 }
@@ -92,7 +103,6 @@ impl Networks {
                     Some(last) if *last.place == place => last.place.clone(),
                     _ => Arc::new(place),
                 };
-                let (first, last) = ends(&net);
                 spans.push(Span { first, last, place, at: (number, n + 1) });
             }
             if spans.len() == before {
@@ -118,7 +128,12 @@ impl Networks {
                 });
             }
         }
-        Ok(Self { spans })
+        let outside = outside(&spans, elsewhere).map_err(|(at, other)| NetworksError {
+            name: lists[at.0].name.to_owned(),
+            line: at.1,
+            what: format!("it is the network of line {other}, of which it says otherwise: take one of them out"),
+        })?;
+        Ok(Self { spans, outside })
     }
 
     /// The place to which an address belongs, if it is in any list.
@@ -127,7 +142,10 @@ impl Networks {
         let address = number(address);
         let after = self.spans.partition_point(|span| span.first <= address);
         let span = self.spans.get(after.checked_sub(1)?)?;
-        (address <= span.last).then_some(&*span.place)
+        let after = self.outside.partition_point(|(first, _)| *first <= address);
+        let outside = after.checked_sub(1).and_then(|i| self.outside.get(i));
+        let outside = outside.is_some_and(|(_, last)| address <= *last);
+        (address <= span.last && !outside).then_some(&*span.place)
     }
 
     /// How many networks there are.
@@ -135,6 +153,29 @@ impl Networks {
     pub const fn count(&self) -> usize {
         self.spans.len()
     }
+}
+
+/// What of the networks elsewhere lies in a network of the same list; or the line of one that is both, and the other line.
+fn outside(
+    spans: &[Span],
+    elsewhere: Vec<Elsewhere>,
+) -> Result<Vec<(u128, u128)>, ((usize, usize), usize)> {
+    let mut inside = Vec::new();
+    for (first, last, at) in elsewhere {
+        let after = spans.partition_point(|span| span.first <= first);
+        let Some(span) = after.checked_sub(1).and_then(|i| spans.get(i)) else { continue };
+        // Networks lie in each other or apart: a wider one, which may begin at the same address, counts less.
+        if last > span.last || span.at.0 != at.0 {
+            continue;
+        }
+        if (first, last) == (span.first, span.last) {
+            return Err((at, span.at.1));
+        }
+        inside.push((first, last));
+    }
+    inside.sort_by_key(|(first, last)| (*first, std::cmp::Reverse(*last)));
+    inside.dedup_by(|narrower, wider| narrower.1 <= wider.1);
+    Ok(inside)
 }
 
 /// `network,place`.
@@ -145,8 +186,8 @@ fn of_place(line: &str) -> Result<(IpNet, Place), String> {
     Ok((network(net)?, place.parse().map_err(|e| format!("{e}"))?))
 }
 
-/// `network,country,region,…` (RFC 8805). Lines about another country, or about no region, vouch for nobody here.
-fn of_provider(line: &str, jurisdiction: &str) -> Result<Option<(IpNet, Place)>, String> {
+/// `network,country,region,…` (RFC 8805). Lines about another country, or about no region, say that the network is in no place here.
+fn of_provider(line: &str, jurisdiction: &str) -> Result<(IpNet, Option<Place>), String> {
     let fields: Vec<String> = line.split(',').map(|f| f.trim().to_ascii_lowercase()).collect();
     let [net, country, region, ..] = &fields[..] else {
         return Err("a provider's list (RFC 8805) has `network,country,region`".into());
@@ -154,10 +195,10 @@ fn of_provider(line: &str, jurisdiction: &str) -> Result<Option<(IpNet, Place)>,
     let net = network(net)?;
     let of_country = jurisdiction.split('-').next().unwrap_or_default();
     if region.is_empty() || country != of_country {
-        return Ok(None);
+        return Ok((net, None));
     }
     let place = format!("{jurisdiction}/{region}").parse();
-    Ok(Some((net, place.map_err(|e| format!("{e}"))?)))
+    Ok((net, Some(place.map_err(|e| format!("{e}"))?)))
 }
 
 /// A network, or one address. Bits beyond its prefix are a mistake.
@@ -268,5 +309,30 @@ mod tests {
         assert_eq!(place_of(&networks, "198.51.100.1"), None);
         let short = List { text: "192.0.2.0/24,AE\n", ..feed };
         assert!(Networks::parse(&[short]).expect_err("short").what.contains("RFC 8805"));
+    }
+
+    #[test]
+    fn of_a_providers_lines_the_narrower_one_counts_also_where_it_is_about_another_country() {
+        let text = "192.0.2.0/24,AE,AE-AZ,,\n192.0.2.128/25,GB,GB-LND,,\n192.0.2.192/26,,,,\n192.0.2.16/28,AE,,,\n\
+                    198.51.0.0/16,GB,GB-LND,,\n198.51.100.0/24,AE,AE-DU,,\n";
+        let feed = List { name: "feed", text, jurisdiction: Some("ae-on") };
+        let networks = Networks::parse(&[feed]).expect("taken");
+        for (address, place) in [
+            ("192.0.2.15", Some("ae-on/ae-az")),
+            ("192.0.2.16", None),
+            ("192.0.2.31", None),
+            ("192.0.2.32", Some("ae-on/ae-az")),
+            ("192.0.2.127", Some("ae-on/ae-az")),
+            ("192.0.2.128", None),
+            ("192.0.2.200", None),
+            ("192.0.2.255", None),
+            ("198.51.100.1", Some("ae-on/ae-du")),
+            ("198.51.101.1", None),
+        ] {
+            assert_eq!(place_of(&networks, address).as_deref(), place, "{address}");
+        }
+        let both = List { text: "192.0.2.0/24,GB,GB-LND,,\n192.0.2.0/24,AE,AE-AZ,,\n", ..feed };
+        let error = Networks::parse(&[both]).expect_err("it is in two countries");
+        assert!(error.line == 1 && error.what.contains("line 2"), "{error}");
     }
 }

@@ -837,6 +837,24 @@ mod tests {
         }
     }
 
+    /// POL-05: a rule that errs denies, though another one permits.
+    #[test]
+    fn a_rule_that_errs_denies() {
+        let rules = r#"@id("ALL") permit (principal is Falaj::Operator, action == Falaj::Action::"log.export", resource);
+            @id("SUM") forbid (principal is Falaj::Operator, action == Falaj::Action::"log.export", resource)
+            when { 9223372036854775807 + context.approvals < 0 };"#;
+        let file = |name: &str, text: &str| (name.to_owned(), text.as_bytes().to_vec());
+        let schema = include_str!("../coordinator.cedarschema");
+        let set = Policies::parse(&[file(POLICIES, rules), file(SCHEMA, schema)]).expect("a set");
+        let omar: SpiffeId = "spiffe://t/ae-on/ae-az/operator/omar".parse().expect("valid");
+        for (approvals, allow) in [(0, true), (1, false)] {
+            let with = With { approvals, ..With::of(&omar) };
+            let (action, of) = (Action::LogExport, Resource::Service);
+            let said = set.decide_with(&here(), &omar, action, &of, &with);
+            assert_eq!((said.allow, said.reason.contains("erred")), (allow, !allow), "{said:?}");
+        }
+    }
+
     #[test]
     fn a_set_from_before_there_were_approvals_decides_as_it_did() {
         let schema = include_str!("../coordinator.cedarschema").replace(", approvals: Long", "");

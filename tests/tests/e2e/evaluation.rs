@@ -767,6 +767,29 @@ fn keeps_later(federation: &Federation, site: &SiteSpec, path: &str) -> Result<P
     Ok(config)
 }
 
+#[test]
+fn what_an_evaluation_reads_and_lets_out_is_explained_beforehand() -> Result<()> {
+    let federation = Federation::new()?;
+    let site = SiteSpec::new("hospital-1", "ae-on/ae-az");
+    let config = federation.prepare_site(&site, &wisconsin(1)?[0])?.display().to_string();
+    let study = federation.dir().join("told.yaml");
+    let yaml = evaluated("told", 2, 1, "  - { metric: roc_auc, at_least: 0.01 }\n")
+        .replace("column: mean_radius, edges: [14.0]", "column: ward, values: [\"1\", \"2\"]");
+    fs::write(&study, yaml)?;
+    let study = study.display().to_string();
+    let told = run("falaj-agent", &["explain", &study, "--config", &config, "--json"])?;
+    let told: Value = serde_json::from_str(&told)?;
+    let columns: Vec<&str> =
+        told["columns_read"].as_str().context("columns")?.split(", ").collect();
+    ensure!(columns.contains(&"ward"), "{told}");
+    ensure!(columns.iter().filter(|c| **c == "mean_radius").count() == 1, "{told}");
+    ensure!(told["evaluated_on"] == "wdbc", "{told}");
+    let leaves = told["leaves_per_evaluation"].as_str().context("what leaves")?;
+    let (cells, noise) = leaves.split_once(' ').context("a number")?;
+    ensure!(cells.parse::<u32>()? > 20 && noise.ends_with("noise: laplace"), "{told}");
+    Ok(())
+}
+
 /// All of its records are evaluated on, it alone pays for that, and what is trained on is kept apart from it.
 #[test]
 fn a_data_set_can_be_kept_for_evaluation_alone() -> Result<()> {

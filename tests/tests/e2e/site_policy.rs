@@ -80,6 +80,11 @@ fn a_study_runs_only_after_a_steward_has_approved_its_very_file() -> Result<()> 
     let reasons: Vec<String> = declined.iter().map(ToString::to_string).collect();
     ensure!(reasons.len() == 3 && reasons[1].contains("SITE-001"), "{reasons:?}");
     ensure!(reasons[2].contains("CLOSED: the data room is closed"), "{reasons:?}");
+    // Where it is gone, a program that starts does not take that for a site without rules.
+    fs::remove_file(&policy)?;
+    let words = ["explain", &other, "--config", &config];
+    let out = Command::new(binary("falaj-agent")).args(words).output()?;
+    ensure!(!out.status.success() && text(&out).contains("site.cedar is gone"), "{}", text(&out));
     federation.verified()?;
     Ok(())
 }
