@@ -4,9 +4,13 @@ use super::*;
 use tempfile::TempDir;
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../policies");
-const ANNA: &str = "spiffe://falaj.test/ae-on/ae-az/operator/anna";
+/// The second one is named by the demo's set.
+const OPERATORS: [&str; 2] = [
+    "spiffe://falaj.test/ae-on/ae-az/operator/anna",
+    "spiffe://falaj.test/ae-on/ae-az/operator/health-authority",
+];
 
-/// Whether rules under the shipped schema let one operator in, with lists of networks and without.
+/// Whether rules under the shipped schema let an operator in, with lists of networks and without.
 fn lets_in(rules: &str) -> [bool; 2] {
     let dir = tempfile::tempdir().expect("a folder");
     fs::write(dir.path().join(POLICIES), rules).expect("written");
@@ -25,11 +29,13 @@ fn set_lets_in(set: &Path) -> [bool; 2] {
     })
 }
 
-/// One operator is known.
+/// Two operators are known.
 fn persons() -> (TempDir, Persons) {
     let dir = tempfile::tempdir().expect("a folder");
     let persons = Persons::open(&dir.path().join("persons")).expect("opened");
-    persons.meet(&ANNA.parse().expect("an operator")).expect("met");
+    for operator in OPERATORS {
+        persons.meet(&operator.parse().expect("an operator")).expect("met");
+    }
     (dir, persons)
 }
 

@@ -529,8 +529,8 @@ async fn an_alias_that_is_given_or_taken_away_again_under_its_key_is_so_once() -
     let taken = ask("taken", take).await?;
     ensure!(taken["version"] == 3 && taken["aliases"] == json!([]), "{taken}");
     ensure!(ask("taken", take).await? == taken, "taken away once");
-    ask("given again", give).await?;
-    for (key, asked) in [("taken", take), ("given", give), ("given again", give)] {
+    ask("given-again", give).await?;
+    for (key, asked) in [("taken", take), ("given", give), ("given-again", give)] {
         let again = ask(key, asked).await?;
         ensure!(again["version"] == 3 && again["aliases"] == json!(["challenger"]), "{again}");
     }

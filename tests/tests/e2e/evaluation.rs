@@ -769,7 +769,8 @@ fn keeps_later(federation: &Federation, site: &SiteSpec, path: &str) -> Result<P
 
 #[test]
 fn what_an_evaluation_reads_and_lets_out_is_explained_beforehand() -> Result<()> {
-    let federation = Federation::new()?;
+    let mut federation = Federation::new()?;
+    let _coordinator = federation.start_coordinator()?;
     let site = SiteSpec::new("hospital-1", "ae-on/ae-az");
     let config = federation.prepare_site(&site, &wisconsin(1)?[0])?.display().to_string();
     let study = federation.dir().join("told.yaml");
@@ -935,7 +936,7 @@ fn gates_that_make_no_sense_are_refused_with_their_lines() -> Result<()> {
         ),
         (
             "{ metric: records, each_group: mean_radius, at_least: 0 }",
-            "always is at least 0; give a bound above 0, so that the gate decides something",
+            "always is at least 0; give a bound between 0 and ",
         ),
         ("{ metric: ks, at_most: 0.2 }", "it is not clear whose `ks` is meant; give `of: COLUMN`"),
         (
