@@ -122,7 +122,8 @@ impl Crls {
         for (issuer, entry) in trust.issuers() {
             match X509Certificate::from_der(issuer) {
                 Ok((_, issuer)) => {
-                    issuers.push((issuer.subject().as_raw().to_vec(), issuer.subject().to_string()))
+                    issuers
+                        .push((issuer.subject().as_raw().to_vec(), issuer.subject().to_string()));
                 }
                 Err(e) => wrong.push(CrlError::Missing(format!("{} ({e})", entry.cert.display()))),
             }

@@ -206,13 +206,11 @@ impl App {
         let erasures = Erasures::open(engine.clone()).await?;
         let checkpointer = checkpointer(&writer, keys, &config.log);
         let timestamps = spoken_to.authority.map(|authority| {
-            let (writer, checkpointer) = (writer.clone(), checkpointer.clone());
-            Timestamps::new(authority, store, writer, checkpointer, metrics.clone())
+            Timestamps::new(authority, store, writer.clone(), checkpointer.clone(), metrics.clone())
         });
         let reporting = |config| {
-            let (engine, checkpointer) = (engine.clone(), checkpointer.clone());
             let me = identity.spiffe.clone();
-            Reports::new(config, engine, checkpointer, timestamps.clone(), me)
+            Reports::new(config, engine.clone(), checkpointer.clone(), timestamps.clone(), me)
         };
         let reports = config.log.reports.clone().map(reporting).transpose()?;
         let revocations = Revocations::open(engine.clone(), trusted.clone()).await?;

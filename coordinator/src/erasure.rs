@@ -186,7 +186,7 @@ impl Erasures {
             Code::Internal.because("the erasure was begun, and the coordinator could not finish it: it goes on when the same request comes again, and at the next start")
         })?;
         let draft = Draft::new(Kind::ErasurePerformed).person(person).text("article", article);
-        let draft = by.into_iter().fold(draft, |draft, actor| draft.actor(actor));
+        let draft = by.into_iter().fold(draft, Draft::actor);
         let done = self.engine.parts().writer.record(vec![draft]).await;
         Ok(done.map_err(|e| problem_of(&e))?.first)
     }

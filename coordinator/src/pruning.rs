@@ -232,7 +232,7 @@ impl Prunings {
         };
         let origin = store.shard().origin.as_deref().unwrap_or_default();
         let draft = emptied.await.map_err(|e| unfinished(&e, origin))?;
-        let draft = by.into_iter().fold(draft, |draft, actor| draft.actor(actor));
+        let draft = by.into_iter().fold(draft, Draft::actor);
         let done = self.erasures.engine().parts().writer.record(vec![draft]).await;
         Ok(done.map_err(|e| problem_of(&e))?.first)
     }

@@ -128,7 +128,7 @@ impl Networks {
                 });
             }
         }
-        let outside = outside(&spans, elsewhere).map_err(|(at, other)| NetworksError {
+        let outside = outside(&spans, elsewhere).map_err(|Both { at, other }| NetworksError {
             name: lists[at.0].name.to_owned(),
             line: at.1,
             what: format!("it is the network of line {other}, of which it says otherwise: take one of them out"),
@@ -155,11 +155,16 @@ impl Networks {
     }
 }
 
-/// What of the networks elsewhere lies in a network of the same list; or the line of one that is both, and the other line.
-fn outside(
-    spans: &[Span],
-    elsewhere: Vec<Elsewhere>,
-) -> Result<Vec<(u128, u128)>, ((usize, usize), usize)> {
+/// A network that is in a place, and elsewhere.
+struct Both {
+    /// The list and the line that say so.
+    at: (usize, usize),
+    /// The line that says otherwise.
+    other: usize,
+}
+
+/// What of the networks elsewhere lies in a network of the same list.
+fn outside(spans: &[Span], elsewhere: Vec<Elsewhere>) -> Result<Vec<(u128, u128)>, Both> {
     let mut inside = Vec::new();
     for (first, last, at) in elsewhere {
         let after = spans.partition_point(|span| span.first <= first);
@@ -169,7 +174,7 @@ fn outside(
             continue;
         }
         if (first, last) == (span.first, span.last) {
-            return Err((at, span.at.1));
+            return Err(Both { at, other: span.at.1 });
         }
         inside.push((first, last));
     }

@@ -39,10 +39,11 @@ use tonic::{
 /// No answer takes longer.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A connection to the coordinator, as one site.
+/// A connection to the coordinator, as one site. A clone asks over the same one.
+#[derive(Clone)]
 pub struct Rogue {
     client: FederationClient<Channel>,
-    credentials: Credentials,
+    credentials: Arc<Credentials>,
 }
 
 /// An open task stream with the first task that came on it.
@@ -174,7 +175,7 @@ impl Rogue {
                 }
             }))
             .await?;
-        Ok(Self { client: FederationClient::new(channel), credentials })
+        Ok(Self { client: FederationClient::new(channel), credentials: Arc::new(credentials) })
     }
 
     /// Opens the task stream.

@@ -280,7 +280,7 @@ fn of_many_updates_that_a_site_sends_at_once_one_counts_and_no_other_is_kept() -
             let payload = vec![value; Rogue::zeros(&tasked)?.len()];
             let header = UpdateHeader { payload: Digest::of(&payload), ..rogue.honest(&tasked)? };
             let forgery = rogue.forge(&header, payload);
-            let mut one = connect("rogue").await?;
+            let mut one = rogue.clone();
             sending.push(async move { one.submit(forgery).await });
         }
         let answers = futures_util::future::join_all(sending).await;
