@@ -981,6 +981,38 @@ mod tests {
         assert!(failed.ends_with("its newest round gave no model"), "{failed}");
     }
 
+    #[test]
+    fn what_a_study_has_cost_is_what_its_most_expensive_site_has_spent_whoever_comes_later() {
+        let mut of = Evaluations::default();
+        let (study, other) = (round(1).study, "other".parse().expect("a name"));
+        assert_eq!(of.most_spent(&study), None);
+        for epsilon in [1.5, 4.05, 3.1] {
+            of.spent(&study, epsilon);
+        }
+        of.spent(&other, 9.0);
+        assert_eq!(of.most_spent(&study), Some(4.05));
+        // A gate is judged by it, though nobody whose update is in the candidate has spent so much.
+        let gate = |at_most| Declared {
+            figure: Figure::Epsilon,
+            bound: Bound::AtMost(at_most),
+            when: When::EachRound,
+            on_failure: OnFailure::Reject,
+        };
+        for (at_most, pass) in [(4.0, false), (4.1, true)] {
+            let of = gated(gate(at_most));
+            let site = "spiffe://t/ae-on/ae-az/site/h-1".parse().expect("valid");
+            let judged = Round {
+                counted: Counted { sites: vec![site], examples: 100, epsilon: Some(4.05) },
+                candidate: model(1),
+                taken: BTreeMap::new(),
+                compared: None,
+            };
+            let (_, verdict) =
+                verdict_on(&of.gatings["s"], &of.signed, 1, &judged).expect("it is judged");
+            assert_eq!(verdict.pass, pass, "{verdict:?}");
+        }
+    }
+
     const COMPARED: [&str; 3] =
         ["1.000000e0 0.900000 h-0", "1.250000e0 0.812500 h-1", "9.000000e0 -0.500000 h-2"];
     const GATES: [&str; 3] = [

@@ -479,6 +479,33 @@ async fn of_two_moves_of_versions_one_wins_and_the_other_leaves_nothing() -> Res
     Ok(())
 }
 
+/// Whoever was not told that the study has ended would end it again, in another way perhaps.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_study_ends_once() -> Result<()> {
+    for home in Home::each().await? {
+        let running = home.open().await?;
+        running.writer.commit(Commit { rows: vec![study("s")], ..Commit::default() }).await?;
+        let ends = |state| Commit {
+            rows: vec![
+                Change::StudyState("s".parse().expect("valid"), state, None),
+                Change::Registry(Registry::new("s".parse().expect("valid")), 0),
+            ],
+            entries: vec![Draft::new(Kind::StudyFinished)],
+            ..Commit::default()
+        };
+        running.writer.commit(ends("finished")).await?;
+        for state in ["finished", "failed"] {
+            let again = running.writer.commit(ends(state)).await;
+            assert!(matches!(again, Err(CommitError::Conflict)), "{state}: {again:?}");
+        }
+        assert_eq!(running.writer.head().0, 1);
+        let row = running.store.study(&"s".parse()?).await?.context("a study")?;
+        assert_eq!(row.state, "finished");
+        running.close().await?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_cannot_be_leaves_no_entry_and_the_writer_goes_on() -> Result<()> {
     for home in Home::each().await? {
