@@ -87,7 +87,7 @@ fn an_adaptive_clip_norm_goes_on_from_round_to_round() -> Result<()> {
     let site = SiteSpec::new("hospital-1", "ae-on/ae-az");
     federation.prepare_site(&site, &wisconsin(1)?[0])?;
     let agent = federation.start_agent(&site)?;
-    let adaptive = "adaptive_clipping: { quantile: 0.9, learning_rate: 0.5, count_noise: 4.0 }";
+    let adaptive = "adaptive_clipping: { quantile: 0.9, learning_rate: 0.5, count_noise: 2.0 }";
     let yaml = study_yaml("s", 4, 1)
         .replace("clip_norm: 1.0,", &format!("clip_norm: 900.0, {adaptive},"))
         .replace("sealing: { bits: 16, range: 8.0 }", "sealing: { bits: 32, range: 8000.0 }");
@@ -106,8 +106,8 @@ fn an_adaptive_clip_norm_goes_on_from_round_to_round() -> Result<()> {
         .collect();
     ensure!(norms.len() == 4, "{norms:?}: {said}");
     // No gradient is a hundredth as long, so the norm falls in every step by e^(-0.05), but for the noise's part: in one round
-    // it can rise a little, and goes on from there.
-    ensure!(norms[0] < 900.0 && norms[3] < 0.9 * norms[0], "{norms:?}");
+    // it can rise a little, and goes on from there. Where each round began anew, the last one would end as the first.
+    ensure!(norms[3] < 0.8 * norms[0], "{norms:?}");
     Ok(())
 }
 
