@@ -199,9 +199,7 @@ impl App {
             witnesses: Counted::of(&spoken_to.witnesses, trusted.now().trust()),
             metrics: metrics.clone(),
             signer: keys.signer.clone(),
-            shards: Shards::load(&store, keys.signer.verifier())
-                .await?
-                .beside(keys.signer.ml_dsa())?,
+            shards: all_shards(&store, &keys).await?,
             limits: config.limits.clone(),
         };
         let engine = Engine::open(parts, shutdown.clone()).await?;
@@ -382,6 +380,10 @@ impl App {
         checkpoints.await?;
         database.await?
     }
+}
+
+async fn all_shards(store: &Store, keys: &Keys) -> Result<Shards> {
+    Shards::load(store, keys.signer.verifier()).await?.beside(keys.signer.ml_dsa())
 }
 
 fn refusals(writer: &Writer, metrics: &Arc<Metrics>, limits: &Limits) -> Arc<Refusals> {
