@@ -14,10 +14,7 @@ use crate::{
     store::writer::{Change, Commit},
     trusted::{Door, Standing, Trusted, holder_of},
 };
-use falaj_certs::{
-    identity::{Identity, IdentityError},
-    tls::handshake_reason,
-};
+use falaj_certs::identity::{Identity, IdentityError};
 use falaj_core::id::IdError;
 use falaj_core::{
     audit::{
@@ -295,9 +292,7 @@ impl Acceptor {
         let stream = match done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(stream) => stream,
             Err(e) => {
-                let reason = handshake_reason(&e);
-                let actor = Actor { address: Some(address.to_string()), ..Actor::default() };
-                self.refuse(&actor, reason, &e.to_string()).await;
+                self.engine.parts().refusals.failed(address, &e).await;
                 return None;
             }
         };

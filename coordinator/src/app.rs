@@ -6,7 +6,7 @@ use crate::{
     blob::Blobs,
     checkpointer::{Checkpointer, high_water},
     clock,
-    config::{Config, LogConfig, StateConfig},
+    config::{Config, Limits, LogConfig, StateConfig},
     endpoints,
     engine::{Engine, Parts},
     enrolment::{Enrolments, door},
@@ -17,6 +17,7 @@ use crate::{
     persons::Persons,
     policy::{self, PolicyEngine},
     pruning::Prunings,
+    refusals::Refusals,
     reports::Reports,
     rest,
     revocations::Revocations,
@@ -24,7 +25,7 @@ use crate::{
     shards::{self, Begins, Keys, Opened, Shards},
     store::{
         Store,
-        writer::{self, Commit},
+        writer::{self, Commit, Writer},
     },
     tiles,
     timestamps::{Authority, Timestamps},
@@ -193,13 +194,12 @@ impl App {
             models,
             persons,
             outcomes: Outcomes::new(writer.clone(), metrics.clone()),
+            refusals: refusals(&writer, &metrics, &config.limits),
             policy: policy.clone(),
             witnesses: Counted::of(&spoken_to.witnesses, trusted.now().trust()),
             metrics: metrics.clone(),
             signer: keys.signer.clone(),
-            shards: Shards::load(&store, keys.signer.verifier())
-                .await?
-                .beside(keys.signer.ml_dsa())?,
+            shards: all_shards(&store, &keys).await?,
             limits: config.limits.clone(),
         };
         let engine = Engine::open(parts, shutdown.clone()).await?;
@@ -307,6 +307,7 @@ impl App {
         let stamping = timestamps.map(|t| tokio::spawn(t.run(shutdown.clone())));
         let reporting = reports.map(|r| tokio::spawn(r.run(shutdown.clone())));
         let parts = engine.parts();
+        let refusals = tokio::spawn(parts.refusals.clone().run(shutdown.clone()));
         for witness in outside {
             let (store, writer) = (parts.store.clone(), writer.clone());
             tokio::spawn(witness.run(store, writer, metrics.clone(), shutdown.clone()));
@@ -372,12 +373,21 @@ impl App {
         engine.ended().await;
         operators.await?;
         engine.parts().outcomes.drained().await;
+        refusals.await?;
         for background in [stamping, reporting].into_iter().flatten() {
             background.await?;
         }
         checkpoints.await?;
         database.await?
     }
+}
+
+async fn all_shards(store: &Store, keys: &Keys) -> Result<Shards> {
+    Shards::load(store, keys.signer.verifier()).await?.beside(keys.signer.ml_dsa())
+}
+
+fn refusals(writer: &Writer, metrics: &Arc<Metrics>, limits: &Limits) -> Arc<Refusals> {
+    Arc::new(Refusals::new(writer.clone(), metrics.clone(), limits.refusals_logged_max))
 }
 
 /// What the coordinator speaks to besides its database, and the entries that say that it may speak to each.

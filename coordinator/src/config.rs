@@ -1,6 +1,9 @@
 //! The coordinator's configuration: TOML, read once.
 
-use crate::store::{self, Database, UrlError};
+use crate::{
+    refusals::LOGGED_MAX,
+    store::{self, Database, UrlError},
+};
 use falaj_certs::{
     issue::{LIFETIME_MAX, LIFETIME_MIN},
     keys::KeyAt,
@@ -669,6 +672,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// Uploads at once.
     pub uploads_max: usize,
+    /// Handshakes that fail by one reason and are entries of their own, in a minute.
+    pub refusals_logged_max: u32,
 }
 
 impl Default for Limits {
@@ -677,6 +682,7 @@ impl Default for Limits {
             update_bytes_max: UPDATE_BYTES_MAX,
             connections_max: CONNECTIONS_MAX,
             uploads_max: UPLOADS_MAX,
+            refusals_logged_max: LOGGED_MAX,
         }
     }
 }

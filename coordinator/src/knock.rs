@@ -1,10 +1,8 @@
 //! Where those come in who have no certificate: TLS 1.3 on addresses of their own, for one call each.
 //!
-//! Nobody here is known, so everything has a bound, and what is refused too often at once is not logged one by one.
+//! Nobody here is known, so everything has a bound.
 
 use crate::{engine::Engine, trusted::Trusted};
-use falaj_certs::tls::handshake_reason;
-use falaj_core::audit::{Actor, Draft, Kind};
 use std::{
     io,
     net::SocketAddr,
@@ -30,8 +28,6 @@ pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 const AT_ONCE: u32 = 30;
 /// and one more after so long.
 pub(crate) const EVERY: Duration = Duration::from_millis(200);
-/// Handshakes that failed are entries no faster than one after so long: anybody can have them fail.
-const LOGGED_EVERY: Duration = Duration::from_secs(10);
 
 /// Room for those who come one after the other: it fills with time.
 #[derive(Clone)]
@@ -119,7 +115,6 @@ async fn knocking(
     shutdown: CancellationToken,
 ) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let logged = Pace::new(LOGGED_EVERY, Instant::now());
     loop {
         let next = async {
             // It is never closed, so waiting for it only ends with a permit.
@@ -144,34 +139,15 @@ async fn knocking(
             );
             continue;
         };
-        let (engine, logged, ready) = (engine.clone(), logged.clone(), ready.clone());
+        let (engine, ready) = (engine.clone(), ready.clone());
         tokio::spawn(async move {
             let done = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)).await;
             match done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 // The server has gone: so does the connection.
                 Ok(stream) => drop(ready.send(Ok(Knock { stream, address, _room: room })).await),
-                Err(e) => refuse(&engine, address, &e, logged.take(Instant::now())).await,
+                Err(e) => engine.parts().refusals.failed(address, &e).await,
             }
         });
-    }
-}
-
-/// Counts a handshake that failed, and logs it if it is `logged`.
-async fn refuse(engine: &Engine, address: SocketAddr, error: &io::Error, logged: bool) {
-    let (parts, reason) = (engine.parts(), handshake_reason(error));
-    parts.metrics.connection(reason);
-    if !logged {
-        tracing::debug!(%address, %error, "a handshake failed");
-        return;
-    }
-    let actor = Actor { address: Some(address.to_string()), ..Actor::default() };
-    let entry = Draft::new(Kind::ConnectionRefused)
-        .actor(&actor)
-        .text("decision", "deny")
-        .text("reason", reason)
-        .text("detail", &error.to_string());
-    if let Err(e) = parts.writer.record(vec![entry]).await {
-        tracing::error!(error = %e, "a refusal could not be logged");
     }
 }
 

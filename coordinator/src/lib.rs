@@ -29,6 +29,7 @@ pub mod persons;
 pub mod policy;
 pub mod proofs;
 pub mod pruning;
+pub mod refusals;
 pub mod reports;
 pub mod rest;
 pub mod revocations;

@@ -23,6 +23,7 @@ use crate::{
     outcomes::Outcomes,
     persons::Persons,
     policy::{Action, Decision, Party, PolicyEngine, Resource},
+    refusals::Refusals,
     shards::Shards,
     store::{
         Store, StoreError,
@@ -89,6 +90,8 @@ pub struct Parts {
     pub persons: Persons,
     /// What became of what was let out.
     pub outcomes: Outcomes,
+    /// Handshakes that failed.
+    pub refusals: Arc<Refusals>,
     /// Decides.
     pub policy: PolicyEngine,
     /// Who can stand behind a round.

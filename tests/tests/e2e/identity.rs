@@ -181,6 +181,35 @@ fn answer(federation: &Federation, dir: &std::path::Path) -> Result<Status> {
     })
 }
 
+/// Anybody can have handshakes fail: the log says how many did, and does not grow with each.
+#[test]
+fn handshakes_that_fail_too_often_are_told_together() -> Result<()> {
+    const TRIED: u64 = 12;
+    let mut federation = Federation::new()?;
+    federation.coordinator_extra = "[limits]\nrefusals_logged_max = 2\n".into();
+    let mut coordinator = federation.start_coordinator()?;
+    for _ in 0..TRIED {
+        bare_tls(&federation, None, &[&rustls::version::TLS13])?;
+    }
+    wait_for("all of them to be counted", || {
+        let counted =
+            format!("falaj_connections_total{{outcome=\"no_client_certificate\"}} {TRIED}\n");
+        Ok(federation.metrics()?.contains(&counted).then_some(()))
+    })?;
+    // What was left out is told when the coordinator ends, if not before.
+    coordinator.terminate()?;
+    let _coordinator = federation.start_coordinator()?;
+    let refused = federation.entries("connection.refused")?;
+    let refused: Vec<_> =
+        refused.iter().filter(|e| e["entry"]["reason"] == "no_client_certificate").collect();
+    let told: u64 =
+        refused.iter().map(|e| 1 + e["entry"]["left_out"].as_u64().unwrap_or_default()).sum();
+    ensure!(told == TRIED && refused.len() <= 6, "{refused:?}");
+    ensure!(refused.iter().all(|e| e["entry"]["actor"]["address"].is_string()), "{refused:?}");
+    federation.verified()?;
+    Ok(())
+}
+
 #[test]
 fn a_client_without_a_certificate_is_refused() -> Result<()> {
     let mut federation = Federation::new()?;

@@ -249,8 +249,10 @@ fn every_route_by_every_role_from_everywhere_is_answered_as_the_table_says() -> 
     let lines = ["ae-on/ae-az", "ae-on/ae-du", "gb/gb-lnd"]
         .map(|place| format!("spiffe://falaj.test/{place}/operator/gone\n"));
     fs::write(&denied, lines.concat())?;
-    federation.coordinator_extra =
-        format!("[revocation]\ndeny = \"{}\"\n{ROLES}", denied.display());
+    federation.coordinator_extra = format!(
+        "[limits]\nrefusals_logged_max = 100000\n[revocation]\ndeny = \"{}\"\n{ROLES}",
+        denied.display()
+    );
     let _coordinator = federation.start_coordinator()?;
     federation.submit(&study_yaml("heart", 1, 2))?;
     let address = federation.addresses.context("started")?.rest;
