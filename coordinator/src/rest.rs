@@ -67,7 +67,7 @@ use falaj_proto::{
     study::STUDY_BYTES_MAX,
 };
 use futures_util::StreamExt as _;
-use pages::{PageQuery, Try};
+use pages::PageQuery;
 use serde::Deserialize;
 use shards::{Shard, ShardQuery};
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
@@ -531,8 +531,8 @@ async fn rounds(
 ) -> Answer<Json<Page<Round>>> {
     let handle = app.study(&peer, &id).await?;
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
-    let rounds = app.engine.parts().store.rounds(&handle.meta.study.id).await;
-    let (rounds, next) = query.of(rounds.map_err(unreadable)?, Try::of)?;
+    let store = &app.engine.parts().store;
+    let (rounds, next) = query.rounds(store, &handle.meta.study.id).await?;
     let items = rounds.iter().map(round_shown).collect();
     Ok(Json(Page { items, next }))
 }

@@ -3,7 +3,7 @@
 use super::{
     Answer, App, Ctx, Who,
     gates::verdict,
-    pages::{Try, foreign},
+    pages::{Newest, Try, foreign},
 };
 use crate::{
     engine::{Handle, evaluation, problem_of, unreadable},
@@ -26,10 +26,7 @@ use falaj_proto::{
     rest::{self, Page},
 };
 use serde::Deserialize;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 use utoipa::IntoParams;
 
 /// Rounds on one page, at most.
@@ -68,25 +65,22 @@ pub(super) async fn figures(
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     let before = asked.cursor.as_deref().map(|cursor| cursor.parse::<Try>().map_err(|_| foreign()));
     let before = before.transpose()?;
-    let rounds = app.engine.parts().store.rounds(&handle.meta.study.id).await;
-    let mut rounds = rounds.map_err(unreadable)?;
-    rounds.sort_by_key(|round| std::cmp::Reverse(Try::of(round)));
-    let mut updates = Updates::new();
-    if compares(&handle.meta.study) {
-        let rows = app.engine.parts().store.updates(&handle.meta.study.id).await;
-        for row in rows.map_err(unreadable)? {
-            let of = Try { number: row.round.number, attempt: row.attempt };
-            updates.entry(of).or_default().insert(row.site);
-        }
-    }
-    let wanted = rounds.iter().filter(|r| {
-        (r.spec().evaluates || updates.contains_key(&Try::of(r)))
-            && before.is_none_or(|before| Try::of(r) < before)
-            && asked.round.is_none_or(|round| r.id().number == round)
-    });
-    let limit = asked.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
+    let (store, study) = (&app.engine.parts().store, &handle.meta.study);
     let (mut items, mut next) = (Vec::new(), None);
-    for round in wanted {
+    let compares = compares(study);
+    if study.evaluation.is_none() && !compares {
+        return Ok(Json(Page { items, next }));
+    }
+    let limit = asked.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
+    let mut rounds = Newest::of((store, &study.id), before, asked.round);
+    while let Some(round) = rounds.next().await? {
+        let attempt = round.spec().attempt;
+        let sites =
+            if compares { store.counted_sites(round.id(), attempt).await } else { Ok(Vec::new()) };
+        let sites: BTreeSet<SiteId> = sites.map_err(unreadable)?.into_iter().collect();
+        if !round.spec().evaluates && sites.is_empty() {
+            continue;
+        }
         if items.len() == limit {
             let last = items.last();
             next = last.map(|last: &rest::Figures| {
@@ -94,7 +88,7 @@ pub(super) async fn figures(
             });
             break;
         }
-        items.extend(of_round(&app, &handle, round, (&asked, &updates)).await?);
+        items.extend(of_round(&app, &handle, &round, (&asked, &sites)).await?);
     }
     Ok(Json(Page { items, next }))
 }
@@ -104,7 +98,7 @@ async fn of_round(
     app: &Arc<App>,
     handle: &Handle,
     round: &AnyRound,
-    (asked, updates): (&FiguresQuery, &Updates),
+    (asked, updated): (&FiguresQuery, &BTreeSet<SiteId>),
 ) -> Answer<Option<rest::Figures>> {
     let study = &handle.meta.study;
     let Try { number, attempt } = Try::of(round);
@@ -145,7 +139,7 @@ async fn of_round(
             told.noise = Some(e.noise.as_str().to_owned());
         }
     }
-    if let Some((of, compared)) = of_updates(app, round, updates).await? {
+    if let Some((of, compared)) = of_updates(app, round, updated).await? {
         candidate = candidate.or(Some(of));
         for standing in Standing::ALL {
             let figure = gate::Figure::EachUpdate(standing);
@@ -160,21 +154,20 @@ async fn of_round(
     }))
 }
 
-/// Whose updates were counted in each try of a round, in the order of their ids; none where nothing has them compared.
-type Updates = BTreeMap<Try, BTreeSet<SiteId>>;
-
 /// Whether a study has gates for which updates are compared with each other.
 fn compares(study: &Study) -> bool {
     study.gates.iter().any(|gate| matches!(gate.figure, gate::Figure::EachUpdate(_)))
 }
 
-/// How a round's updates compare with each other, and the candidate that they make, as the log has it with the round's verdict.
+/// How the updates of these sites, which were counted in a round, compare with each other, and the candidate that they make, as the log has it with the round's verdict.
 async fn of_updates(
     app: &App,
     round: &AnyRound,
-    updates: &Updates,
+    sites: &BTreeSet<SiteId>,
 ) -> Answer<Option<(Digest, Compared)>> {
-    let Some(sites) = updates.get(&Try::of(round)) else { return Ok(None) };
+    if sites.is_empty() {
+        return Ok(None);
+    }
     let Some(entry) = verdict(app, round).await? else { return Ok(None) };
     let body = entry.body();
     let (Some(candidate), Some(lines)) = (body.find("model_sha256"), body.member("compared"))

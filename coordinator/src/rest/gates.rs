@@ -1,6 +1,9 @@
 //! Gates of a study: what it declares, and what each says of a candidate.
 
-use super::{Answer, App, Ctx, Who, pages::Try};
+use super::{
+    Answer, App, Ctx, Who,
+    pages::{Newest, Try},
+};
 use crate::{
     engine::{evaluation, problem_of, unreadable},
     policy::Action,
@@ -46,18 +49,23 @@ pub(super) async fn gates(
     app.grant(&peer, Action::StudyRead, Some(&handle)).await?;
     let (store, meta) = (&app.engine.parts().store, &handle.meta);
     let study = &meta.study;
-    let mut rounds = store.rounds(&study.id).await.map_err(unreadable)?;
-    rounds.sort_by_key(|round| std::cmp::Reverse(Try::of(round)));
-    if let Some(number) = asked.round {
-        rounds.retain(|r| r.id().number == number);
-        if rounds.is_empty() {
-            let none = format!("study `{id}` has had no round {number}");
-            return Err(Code::NotFound.because(none).into());
+    let mut rounds = Newest::of((store, &study.id), None, asked.round);
+    let (mut newest, mut evaluated, mut is_there) = (None, None, false);
+    while newest.is_none() || (evaluated.is_none() && study.evaluation.is_some()) {
+        let Some(round) = rounds.next().await? else { break };
+        is_there = true;
+        if has_candidate(&round) {
+            if evaluated.is_none() && round.spec().evaluates {
+                evaluated = Some(round.clone());
+            }
+            newest = newest.or(Some(round));
         }
     }
-    let mut judged = rounds.iter().filter(|r| has_candidate(r));
-    let evaluated = judged.clone().find(|r| r.spec().evaluates);
-    let newest = judged.next();
+    if let Some(number) = asked.round.filter(|_| !is_there) {
+        let none = format!("study `{id}` has had no round {number}");
+        return Err(Code::NotFound.because(none).into());
+    }
+    let (newest, evaluated) = (newest.as_ref(), evaluated.as_ref());
     let counted = match (&study.evaluation, evaluated) {
         (Some(e), Some(round)) => {
             let of = (round.id(), round.spec().attempt);

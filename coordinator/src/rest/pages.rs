@@ -4,16 +4,19 @@
 //! the first page to the last is on one of them exactly once, also while others come and go.
 
 use super::versions::malformed;
-use falaj_core::round::AnyRound;
+use crate::{engine::unreadable, store::Store};
+use falaj_core::{id::StudyId, round::AnyRound};
 use falaj_proto::problem::Problem;
 use serde::Deserialize;
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, vec};
 use utoipa::IntoParams;
 
 /// On one page, at most.
 pub(super) const PAGE_MAX: u32 = 200;
 /// On one page unless asked otherwise.
 const PAGE: u32 = 50;
+/// Rounds that are read at once.
+const ROUNDS: u32 = 50;
 
 /// Which page.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -44,6 +47,21 @@ impl PageQuery {
         items.truncate(limit);
         let next = items.last().filter(|_| more).map(|last| place(last).to_string());
         Ok((items, next))
+    }
+
+    /// The page of a study's rounds, tries included, of which no others are read.
+    ///
+    /// # Errors
+    /// When it asks for no page, or they cannot be read.
+    pub(super) async fn rounds(
+        &self,
+        store: &Store,
+        study: &StudyId,
+    ) -> Result<(Vec<AnyRound>, Option<String>), Problem> {
+        let after = self.after::<Try>()?.map(Try::key);
+        // One more says whether another page comes.
+        let rounds = store.rounds_after(study, after, limited(self.limit)? + 1).await;
+        self.of(rounds.map_err(unreadable)?, Try::of)
     }
 
     /// After which place the page begins, if not at the beginning.
@@ -79,6 +97,11 @@ impl Try {
     pub(super) fn of(round: &AnyRound) -> Self {
         Self { number: round.id().number, attempt: round.spec().attempt }
     }
+
+    /// By which the store knows it.
+    const fn key(self) -> (u32, u32) {
+        (self.number, self.attempt)
+    }
 }
 
 impl fmt::Display for Try {
@@ -97,6 +120,47 @@ impl FromStr for Try {
         let (number, attempt) = text.split_once('-').ok_or(NoTry)?;
         let number = number.parse().map_err(|_| NoTry)?;
         Ok(Self { number, attempt: attempt.parse().map_err(|_| NoTry)? })
+    }
+}
+
+/// The rounds of a study, tries included, the newest first; they are read as they are asked for.
+pub(super) struct Newest<'a> {
+    store: &'a Store,
+    study: &'a StudyId,
+    before: Option<Try>,
+    /// The tries of this round alone.
+    round: Option<u32>,
+    read: vec::IntoIter<AnyRound>,
+}
+
+impl<'a> Newest<'a> {
+    /// Those before one, or all; those of one round, or of all.
+    pub(super) fn of(
+        (store, study): (&'a Store, &'a StudyId),
+        before: Option<Try>,
+        round: Option<u32>,
+    ) -> Self {
+        let end = round.map(|number| Try { number, attempt: u32::MAX });
+        let before = [before, end].into_iter().flatten().min();
+        Self { store, study, before, round, read: Vec::new().into_iter() }
+    }
+
+    /// The next one.
+    ///
+    /// # Errors
+    /// Why they cannot be read.
+    pub(super) async fn next(&mut self) -> Result<Option<AnyRound>, Problem> {
+        if self.read.as_slice().is_empty() {
+            let before = self.before.map(Try::key);
+            let read = self.store.rounds_before(self.study, before, ROUNDS).await;
+            self.read = read.map_err(unreadable)?.into_iter();
+        }
+        let Some(next) = self.read.next() else { return Ok(None) };
+        if self.round.is_some_and(|round| next.id().number != round) {
+            return Ok(None);
+        }
+        self.before = Some(Try::of(&next));
+        Ok(Some(next))
     }
 }
 

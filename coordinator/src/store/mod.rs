@@ -395,10 +395,36 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn rounds(&self, study: &StudyId) -> Result<Vec<AnyRound>, StoreError> {
-        let round = |(number, state): (i64, String)| {
-            row::read_round(RoundId { study: study.clone(), number: small(number)? }, &state)
-        };
-        ask!(self, rounds, study).into_iter().map(round).collect()
+        read_rounds(study, ask!(self, rounds, study))
+    }
+
+    /// Rounds of a study, in order, at most `limit` of them: those after one, by its number and attempt, or from the first on.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn rounds_after(
+        &self,
+        study: &StudyId,
+        after: Option<(u32, u32)>,
+        limit: u32,
+    ) -> Result<Vec<AnyRound>, StoreError> {
+        let (number, attempt) = after.map_or((-1, -1), |(n, a)| (i64::from(n), i64::from(a)));
+        read_rounds(study, ask!(self, rounds_after, study, number, attempt, limit))
+    }
+
+    /// Rounds of a study, the newest first, at most `limit` of them: those before one, by its number and attempt, or from the last on.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn rounds_before(
+        &self,
+        study: &StudyId,
+        before: Option<(u32, u32)>,
+        limit: u32,
+    ) -> Result<Vec<AnyRound>, StoreError> {
+        let last = (i64::MAX, i64::MAX);
+        let (number, attempt) = before.map_or(last, |(n, a)| (i64::from(n), i64::from(a)));
+        read_rounds(study, ask!(self, rounds_before, study, number, attempt, limit))
     }
 
     /// Every counted update of a study, in order.
@@ -747,6 +773,14 @@ impl Store {
 }
 
 /// A number as databases count, or a bound beyond what they do.
+/// Rounds of a study, as they are stored.
+fn read_rounds(study: &StudyId, rows: Vec<(i64, String)>) -> Result<Vec<AnyRound>, StoreError> {
+    let round = |(number, state): (i64, String)| {
+        row::read_round(RoundId { study: study.clone(), number: small(number)? }, &state)
+    };
+    rows.into_iter().map(round).collect()
+}
+
 fn bound(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }

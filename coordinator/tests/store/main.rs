@@ -373,6 +373,46 @@ async fn what_is_committed_reads_alike_on_every_database_and_after_a_restart() -
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_are_read_page_by_page_from_both_ends() -> Result<()> {
+    for home in Home::each().await? {
+        let running = home.open().await?;
+        let rows = vec![study("s"), study("t")];
+        running.writer.commit(Commit { rows, ..Commit::default() }).await?;
+        for number in 1..=5 {
+            let round = Commit { round: Some((opened(number), 0)), ..Commit::default() };
+            running.writer.commit(round).await?;
+        }
+        let (s, t, store) = ("s".parse()?, "t".parse()?, &running.store);
+        let numbers =
+            |rounds: Vec<AnyRound>| rounds.iter().map(|r| r.id().number).collect::<Vec<_>>();
+        for (after, limit, wanted) in [
+            (None, 2, vec![1, 2]),
+            (Some((2, 0)), 2, vec![3, 4]),
+            // Another try of the second would be the next.
+            (Some((1, u32::MAX)), 9, vec![2, 3, 4, 5]),
+            (Some((5, 0)), 2, vec![]),
+        ] {
+            assert_eq!(numbers(store.rounds_after(&s, after, limit).await?), wanted, "{after:?}");
+        }
+        for (before, limit, wanted) in [
+            (None, 2, vec![5, 4]),
+            (Some((4, 0)), 2, vec![3, 2]),
+            (Some((2, u32::MAX)), 9, vec![2, 1]),
+            (Some((1, 0)), 2, vec![]),
+        ] {
+            assert_eq!(
+                numbers(store.rounds_before(&s, before, limit).await?),
+                wanted,
+                "{before:?}"
+            );
+        }
+        assert!(store.rounds_after(&t, None, 9).await?.is_empty());
+        running.close().await?;
+    }
+    Ok(())
+}
+
 /// AUD-08: commits of many callers share a transaction, and each is told its own places.
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_of_many_callers_get_places_of_their_own_and_a_tree_that_proves_them() -> Result<()>

@@ -64,6 +64,38 @@ pub(super) async fn rounds(
         .await?)
 }
 
+pub(super) async fn rounds_after(
+    pool: &PgPool,
+    study: &StudyId,
+    number: i64,
+    attempt: i64,
+    limit: u32,
+) -> Result<Vec<(i64, String)>, StoreError> {
+    Ok(sqlx::query_as("SELECT number, state FROM rounds WHERE study = $1 AND (number, attempt) > ($2, $3) ORDER BY number, attempt LIMIT $4")
+        .bind(study.as_str())
+        .bind(number)
+        .bind(attempt)
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?)
+}
+
+pub(super) async fn rounds_before(
+    pool: &PgPool,
+    study: &StudyId,
+    number: i64,
+    attempt: i64,
+    limit: u32,
+) -> Result<Vec<(i64, String)>, StoreError> {
+    Ok(sqlx::query_as("SELECT number, state FROM rounds WHERE study = $1 AND (number, attempt) < ($2, $3) ORDER BY number DESC, attempt DESC LIMIT $4")
+        .bind(study.as_str())
+        .bind(number)
+        .bind(attempt)
+        .bind(i64::from(limit))
+        .fetch_all(pool)
+        .await?)
+}
+
 /// Updates, with the columns in the order of [`UpdateColumns`].
 macro_rules! updates {
     ($rest:literal) => {
