@@ -159,7 +159,8 @@ fn compares(study: &Study) -> bool {
     study.gates.iter().any(|gate| matches!(gate.figure, gate::Figure::EachUpdate(_)))
 }
 
-/// How the updates of these sites, which were counted in a round, compare with each other, and the candidate that they make, as the log has it with the round's verdict.
+/// How the updates of these sites, which were counted in a round, compare with each other, and the candidate that they make, as the
+/// log has it with the round's verdict.
 async fn of_updates(
     app: &App,
     round: &AnyRound,

@@ -772,7 +772,6 @@ impl Store {
     }
 }
 
-/// A number as databases count, or a bound beyond what they do.
 /// Rounds of a study, as they are stored.
 fn read_rounds(study: &StudyId, rows: Vec<(i64, String)>) -> Result<Vec<AnyRound>, StoreError> {
     let round = |(number, state): (i64, String)| {
@@ -781,6 +780,7 @@ fn read_rounds(study: &StudyId, rows: Vec<(i64, String)>) -> Result<Vec<AnyRound
     rows.into_iter().map(round).collect()
 }
 
+/// A number as databases count, or a bound beyond what they do.
 fn bound(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
