@@ -15,6 +15,7 @@ use crate::{
         writer::{Change, Commit, Committed},
     },
     trusted::Trusted,
+    versions,
 };
 use anyhow::{Result, ensure};
 use falaj_core::{
@@ -146,7 +147,8 @@ impl Approvals {
     /// Approves that another person has a model or the log, and takes it somewhere, or promotes a version. This must be run to its end.
     ///
     /// # Errors
-    /// [`Code::Malformed`], [`Code::UnknownStudy`], [`Code::Denied`], [`Code::Busy`], or why the log cannot take the entry.
+    /// [`Code::Malformed`], [`Code::UnknownStudy`], [`Code::UnknownModel`], [`Code::Denied`], [`Code::Busy`], or why the log cannot
+    /// take the entry.
     pub async fn give(&self, asker: Asker<'_>, asked: &Asked<'_>) -> Result<Approval, Problem> {
         let mut standing = self.standing().await?;
         if let Some(given) = asker.came_before(&self.engine, Action::ApprovalGive).await? {
@@ -159,6 +161,12 @@ impl Approvals {
                     return Err(self.refuse_unread(asker, Action::ApprovalGive, problem).await);
                 }
             };
+        if let (Some((study, _)), Some(Promotion { version, .. })) = (&study, promotion)
+            && let Err(problem) =
+                versions::check_made(&self.engine.parts().store, study, version).await
+        {
+            return Err(self.refuse_unread(asker, Action::ApprovalGive, problem).await);
+        }
         let resource = match &study {
             Some((id, mechanism)) => Resource::Study(id, mechanism),
             None => Resource::Service,

@@ -13,6 +13,7 @@ use futures_util::{
 };
 use rustix::fs::{Advice, fadvise};
 use sealed::{FileKeys, KeyError, KeyName, KeySource, Reader, Sealer};
+use sha2::{Digest as _, Sha256};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -100,7 +101,8 @@ impl Blobs {
         Reader::open(&self.path(digest), self.keys.as_deref())
     }
 
-    /// A file in blocks of so many bytes, and how many bytes there are.
+    /// A file in blocks of so many bytes, and how many bytes there are. Instead of its last block there is an error if it is not
+    /// what it is named by: whoever has all blocks has what was stored.
     ///
     /// # Errors
     /// As [`Self::reader`].
@@ -112,14 +114,22 @@ impl Blobs {
         let (this, digest) = (self.clone(), *digest);
         let reader = spawn_blocking(move || this.reader(&digest)).await??;
         let length = reader.length();
-        let blocks = stream::try_unfold(reader, move |mut reader| async move {
+        let begun = (reader, Sha256::new(), length);
+        let blocks = stream::try_unfold(begun, move |(mut reader, mut hash, left)| async move {
+            if left == 0 {
+                return Ok(None);
+            }
             let read = spawn_blocking(move || {
-                let mut block = Vec::with_capacity(bytes);
-                reader.by_ref().take(bytes as u64).read_to_end(&mut block)?;
-                io::Result::Ok((Bytes::from(block), reader))
+                let mut block = vec![0; usize::try_from(left).unwrap_or(bytes).min(bytes)];
+                reader.read_exact(&mut block)?;
+                hash.update(&block);
+                let left = left - block.len() as u64;
+                if left == 0 {
+                    check(&digest, Digest(hash.clone().finalize().into()))?;
+                }
+                io::Result::Ok((Bytes::from(block), (reader, hash, left)))
             });
-            let (block, reader) = read.await??;
-            Ok(if block.is_empty() { None } else { Some((block, reader)) })
+            read.await?.map(Some)
         });
         Ok((length, blocks.boxed()))
     }
@@ -232,6 +242,18 @@ impl Drop for Writing {
     }
 }
 
+/// That what was read is what a file is named by.
+///
+/// # Errors
+/// When it is not: the file was changed, or is another's.
+pub fn check(named: &Digest, found: Digest) -> io::Result<()> {
+    if found == *named {
+        return Ok(());
+    }
+    let why = format!("the stored file {named} has SHA-256 {found}: restore it from a backup");
+    Err(io::Error::new(io::ErrorKind::InvalidData, why))
+}
+
 /// Whether an error says that there is no room.
 #[must_use]
 pub fn is_full(error: &io::Error) -> bool {
@@ -280,6 +302,33 @@ mod tests {
         fs::rename(&key, dir.path().join("lost")).expect("renamed");
         assert!(matches!(open(Some(&key)), Err(KeyError::Missing { .. })));
         assert!(!key.exists(), "no other key is made in its place");
+    }
+
+    #[tokio::test]
+    async fn the_last_block_of_a_file_that_was_changed_or_is_anothers_is_kept_back() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let key = dir.path().join("key");
+        for (folder, key) in [("clear", None), ("sealed", Some(&*key))] {
+            let blobs = Blobs::open(&dir.path().join(folder)).expect("opens");
+            let blobs = blobs.sealed(key, &[]).expect("its key");
+            let (own, others) = (vec![1; 200_000], vec![2; 200_000]);
+            let digest = Digest::of(&own);
+            for bytes in [own, others.clone()] {
+                blobs.put(Digest::of(&bytes), bytes).await.expect("writes");
+            }
+            fs::copy(blobs.path(&Digest::of(&others)), blobs.path(&digest)).expect("swapped");
+            let (length, mut blocks) = blobs.blocks(&digest, 70_000).await.expect("opens");
+            let mut got = 0;
+            let why = loop {
+                match blocks.next().await {
+                    Some(Ok(block)) => got += block.len(),
+                    Some(Err(why)) => break why.to_string(),
+                    None => panic!("{folder}: all of another's file"),
+                }
+            };
+            assert_eq!((length, got), (200_000, 140_000));
+            assert!(why.contains(&digest.to_string()) && why.contains("restore it"), "{why}");
+        }
     }
 
     #[test]

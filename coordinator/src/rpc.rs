@@ -18,6 +18,7 @@ use crate::{
         Store,
         writer::{Change, Commit, CommitError},
     },
+    versions,
 };
 use ed25519_dalek::VerifyingKey;
 use falaj_core::{
@@ -423,6 +424,10 @@ impl Federation for Rpc {
             return Err(Code::UnknownModel
                 .because(format!("study `{id}` has no model {digest}"))
                 .into());
+        }
+        // What a round begins from is told to its sites whatever became of it; stopping the study ends that.
+        if !evaluated && handle.base() != Some(digest) {
+            versions::check_usable(&parts.store, id, &digest).await?;
         }
         let draft = Draft::new(Kind::ModelRead)
             .actor(&peer.actor)

@@ -234,6 +234,37 @@ async fn read(store: &Store, study: &StudyId) -> Result<RegistryRow, StoreError>
     Ok(store.registry(study).await?.unwrap_or_else(empty))
 }
 
+/// That a study has a version.
+///
+/// # Errors
+/// [`Code::UnknownModel`].
+pub(crate) async fn check_made(store: &Store, study: &StudyId, number: u32) -> Result<(), Problem> {
+    let RegistryRow { registry, .. } = read(store, study).await.map_err(unreadable)?;
+    registry.version(number).map(drop).map_err(|refusal| problem_of_refusal(&refusal))
+}
+
+/// That a model may be used: no version of it was revoked.
+///
+/// # Errors
+/// [`Code::WrongStage`].
+pub(crate) async fn check_usable(
+    store: &Store,
+    study: &StudyId,
+    model: &Digest,
+) -> Result<(), Problem> {
+    let RegistryRow { registry, .. } = read(store, study).await.map_err(unreadable)?;
+    let of_model = |v: &&Version| v.model == *model && v.stage == Stage::Revoked;
+    match registry.versions.values().find(of_model) {
+        Some(Version { number, .. }) => {
+            let what = format!(
+                "version {number} of study `{study}` was revoked: it must not be used any more"
+            );
+            Err(Code::WrongStage.because(what))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Counts the versions that there are, for who watches; from then on the writer counts.
 pub(crate) async fn count(parts: &Parts) -> Result<(), StoreError> {
     let mut after = String::new();
@@ -343,14 +374,24 @@ struct Ready {
 /// Why there is nothing to be made durable.
 struct Unready {
     problem: Problem,
-    /// What gates said, where it is because of them.
-    asked: Option<Box<Asked>>,
+    /// What the entry says beside what was asked, such as what gates said.
+    draft: Draft,
+    /// What each gate that was asked looks at, and whether it passed.
+    asked: Vec<(&'static str, bool)>,
 }
 
 impl From<Problem> for Unready {
     fn from(problem: Problem) -> Self {
-        Self { problem, asked: None }
+        Self { problem, draft: Draft::new(Kind::AdminRead), asked: Vec::new() }
     }
+}
+
+/// Nobody has a model read through who may not do what is asked. Policies deny it, and should they have come to allow it meanwhile,
+/// it was not looked at.
+fn not_looked_at(draft: Draft, asked: Vec<(&'static str, bool)>) -> Unready {
+    let why = "policies or approvals changed while this was looked at: ask again";
+    let draft = draft.into_kind(Kind::AdminRead);
+    Unready { problem: Code::Conflict.because(why), draft, asked }
 }
 
 /// What an entry says of gates.
@@ -396,17 +437,7 @@ impl Versions {
     /// # Errors
     /// [`Code::WrongStage`].
     pub async fn check_usable(&self, study: &StudyId, model: &Digest) -> Result<(), Problem> {
-        let (registry, _) = self.of(study).await?;
-        let of_model = |v: &&Version| v.model == *model && v.stage == Stage::Revoked;
-        match registry.versions.values().find(of_model) {
-            Some(Version { number, .. }) => {
-                let what = format!(
-                    "version {number} of study `{study}` was revoked: it must not be used any more"
-                );
-                Err(Code::WrongStage.because(what))
-            }
-            None => Ok(()),
-        }
+        check_usable(&self.engine.parts().store, study, model).await
     }
 
     /// Does something with a version; `expected` is how often the study's versions were changed when whoever asks looked. This must
@@ -448,16 +479,11 @@ impl Versions {
                 let (registry, revision) = (change.next, over + 1);
                 Ok(Done { registry, revision, number, index, again: false })
             }
-            Err(Unready { problem, asked }) => {
+            Err(Unready { problem, draft, asked }) => {
                 // Why it cannot be done is told to those only who might do it.
-                let draft = Draft::new(Kind::AdminRead).study(study).actor(asker.actor);
-                let draft = act.asked(draft);
-                let Some(Asked { verdict, said }) = asked.map(|asked| *asked) else {
-                    self.grant(asker, handle, act, draft, Vec::new()).await?;
-                    return Err(problem);
-                };
-                self.grant(asker, handle, act, told(draft, said), Vec::new()).await?;
-                self.count(&verdict.asked);
+                let draft = act.asked(draft.study(study).actor(asker.actor));
+                self.grant(asker, handle, act, draft, Vec::new()).await?;
+                self.count(&asked);
                 Err(problem)
             }
         }
@@ -518,6 +544,10 @@ impl Versions {
                         .because(format!("round {round} of study `{study}` gave no model"))
                 };
                 let model = model.ok_or_else(none)?.sha256;
+                if !self.would(asker, handle, act).await? {
+                    return Err(not_looked_at(Draft::new(act.kind()), Vec::new()));
+                }
+                self.check_told(&meta.study.id).await?;
                 let made = making(parts, meta, *round, model).await;
                 let Making { draft, change, .. } = made.map_err(|e| problem_of_making(&e))?;
                 return Ok(Ready { change, over, draft, asked: Vec::new() });
@@ -553,21 +583,46 @@ impl Versions {
                 *registry.version(*number).map_err(|r| problem_of_refusal(&r))?;
             // Gates are asked whether or not whoever asks may promote: by then somebody may have approved it.
             let of_gates = evaluation::promotion(&parts.store, meta, round, *stage).await?;
-            if !of_gates.verdict.pass {
-                let problem = failed_gates(*number, *stage, &of_gates.verdict.reasons);
-                return Err(Unready { problem, asked: Some(Box::new(of_gates)) });
+            let Asked { verdict, said } = of_gates;
+            if !verdict.pass {
+                let problem = failed_gates(*number, *stage, &verdict.reasons);
+                let draft = told(Draft::new(Kind::AdminRead), said);
+                return Err(Unready { problem, draft, asked: verdict.asked });
             }
-            draft = told(draft, of_gates.said);
-            asked = of_gates.verdict.asked;
+            draft = told(draft, said);
+            asked = verdict.asked;
             if !self.would(asker, handle, act).await? {
-                return Ok(Ready { change, over, draft, asked });
+                return Err(not_looked_at(draft, asked));
             }
             let whole = file_digest(&parts.models, meta, round, model).await;
             whole.map_err(|e| problem_of_making(&e))?;
             let envelope = self.provenance(handle, *number).await?;
             draft = draft.digest("provenance_sha256", &Digest::of(&envelope));
         }
+        if matches!(act, Act::RollBack { .. }) {
+            if !self.would(asker, handle, act).await? {
+                return Err(not_looked_at(draft, asked));
+            }
+            let Version { round, model, .. } =
+                *change.next.version(change.version).map_err(|r| problem_of_refusal(&r))?;
+            let whole = file_digest(&parts.models, meta, round, model).await;
+            whole.map_err(|e| problem_of_making(&e))?;
+        }
         Ok(Ready { change, over, draft, asked })
+    }
+
+    /// That the shard which is written tells of a study: of a version of another nothing could be signed.
+    async fn check_told(&self, study: &StudyId) -> Result<(), Problem> {
+        let (store, _) = self.engine.parts().shards.newest();
+        let terms = [study.as_str().to_owned()].into();
+        let kind = Some(Kind::StudySubmitted);
+        let wanted = Wanted { terms, kind, from: 0, below: u64::MAX };
+        if store.find(&wanted, 1).await.map_err(unreadable)?.entries.is_empty() {
+            return Err(Code::WrongStage.because(format!(
+                "study `{study}` was submitted in an earlier shard of the log: what another version of it came from could not be signed"
+            )));
+        }
+        Ok(())
     }
 
     /// What was done when a request came before.
@@ -590,15 +645,16 @@ impl Versions {
         Ok(Some(Done { registry, revision, number, index, again: true }))
     }
 
-    /// Whether a promotion would be allowed as things stand, so that nobody has models hashed who may not promote them.
+    /// Whether it would be allowed as things stand, so that nobody has models read through who may not have it done.
     async fn would(&self, asker: Asker<'_>, handle: &Handle, act: &Act) -> Result<bool, Problem> {
         let study = &handle.meta.study;
         let resource = Resource::Study(&study.id, study.privacy.mechanism.as_str());
+        let (action, promotion) = (act.action(), act.promotion());
         let (Some(person), Act::Promote { place, .. }) = (asker.actor.person, act) else {
-            return Ok(false);
+            let policy = &self.engine.parts().policy;
+            return Ok(policy.decide(asker.party(), action, &resource).allow);
         };
         let to = place.as_ref().unwrap_or(asker.id.place());
-        let (action, promotion) = (act.action(), act.promotion());
         let taken = Taken { action, resource: &resource, to, promotion };
         self.approvals.would_grant((asker.party(), person), &taken).await
     }

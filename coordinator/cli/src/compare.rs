@@ -8,7 +8,10 @@ use crate::{
 };
 use anyhow::Result;
 use clap::Args;
-use falaj_core::{id::StudyId, registry::version::Alias};
+use falaj_core::{
+    id::{SiteId, StudyId},
+    registry::{dsse::Envelope, provenance::Provenance, version::Alias},
+};
 use falaj_proto::{
     rest::{Figure, Figures, Gate, Study, Version},
     study::settings,
@@ -127,8 +130,24 @@ impl CompareArgs {
             Vec::new()
         };
         let settings = settings(&file, &name)?;
-        Ok(Side { run: run.to_string(), study, version, figures, gates, settings, history })
+        let epsilon = match &version {
+            Some(version) => {
+                let number = version.version.to_string();
+                spent_on(&client.provenance(&run.study, &number).await?)?
+            }
+            None => study.epsilon_by_site.clone(),
+        };
+        let run = run.to_string();
+        Ok(Side { run, study, version, figures, gates, settings, history, epsilon })
     }
+}
+
+/// What each site had spent by the model of a version, as is signed of it.
+fn spent_on(envelope: &str) -> Result<BTreeMap<String, f64>> {
+    let said = Provenance::read(&Envelope::parse(envelope.as_bytes())?.payload)?.epsilon;
+    let mut names = SiteId::told_apart(said.keys());
+    let spent = said.iter().filter_map(|(site, epsilon)| Some((names.remove(site)?, epsilon)));
+    Ok(spent.filter_map(|(name, epsilon)| Some((name, epsilon.parse().ok()?))).collect())
 }
 
 /// One of the two.
@@ -144,6 +163,9 @@ struct Side {
     settings: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     history: Vec<Figures>,
+    /// By site: of a version by its model, of all else on the study by now.
+    #[serde(skip)]
+    epsilon: BTreeMap<String, f64>,
 }
 
 /// Both, and what differs.
@@ -157,7 +179,7 @@ struct Comparison {
     epsilon_by_site: BTreeMap<String, Spent>,
 }
 
-/// What a site has spent on each study, if it takes part in it.
+/// What a site has spent on each of the two, if it takes part in it.
 #[derive(Debug, Serialize)]
 struct Spent {
     left: Option<f64>,
@@ -189,7 +211,7 @@ impl Comparison {
     fn of(left: Side, right: Side) -> Self {
         let settings = differing(&left.settings, &right.settings);
         let figures = pairs(left.figures.as_ref(), right.figures.as_ref());
-        let (a, b) = (&left.study.epsilon_by_site, &right.study.epsilon_by_site);
+        let (a, b) = (&left.epsilon, &right.epsilon);
         let sites: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
         let of = |site: &String| {
             let (left, right) = (a.get(site).copied(), b.get(site).copied());
@@ -453,6 +475,7 @@ mod tests {
             }],
             settings: settings_of(&[("rounds.count", name)]),
             history: Vec::new(),
+            epsilon: [("mafraq".to_owned(), 1.25)].into(),
         }
     }
 

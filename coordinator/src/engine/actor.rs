@@ -15,7 +15,7 @@ use super::{
     update_ref,
 };
 use crate::{
-    blob::is_full,
+    blob::{self, is_full},
     clock,
     once::Once,
     policy::{Action, Resource},
@@ -51,7 +51,7 @@ use falaj_proto::{
 use sha2::{Digest as _, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    io::Read as _,
+    io::{self, Read as _},
     sync::Arc,
     time::Duration,
 };
@@ -511,7 +511,7 @@ impl Actor {
                 self.viewing.send_modify(|v| v.cohort = Some(digest));
                 Ok(self.exchange.insert(exchange))
             }
-            Err(e) if e.is::<StoreError>() || e.is::<std::io::Error>() => {
+            Err(e) if e.is::<StoreError>() || e.is::<io::Error>() => {
                 Err(CommitError::Failed(format!("the masked round cannot be read: {e:#}")).into())
             }
             // These members can never aggregate together: another try may have others.
@@ -654,7 +654,7 @@ impl Actor {
     /// The base moved by the mean of a masked round.
     async fn masked_mean(&mut self) -> anyhow::Result<Digest> {
         let Ok(_) = self.exchange().await else {
-            return Err(std::io::Error::other("the masked round cannot be read now").into());
+            return Err(io::Error::other("the masked round cannot be read now").into());
         };
         let exchange = self.exchange.take().context("invariant: it was just read")?;
         let meta = self.meta.clone();
@@ -753,7 +753,8 @@ impl Actor {
         Ok(digest)
     }
 
-    /// The base moved block by block by what the updates became, made durable.
+    /// The base moved block by block by what the updates became, made durable. A base that is not the model it is named by moves
+    /// nowhere: it is read again until it was restored.
     async fn move_base<T: Send + 'static>(
         &self,
         mut became: T,
@@ -772,8 +773,12 @@ impl Actor {
         tokio::task::spawn_blocking(move || {
             let mut file = models.reader(&base)?;
             let mut left = usize::try_from(file.length())?;
+            if left != params * 4 {
+                let why = format!("the stored model {base} has {left} bytes: restore it");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why).into());
+            }
             let mut new = models.begin(&tag)?;
-            let mut hash = Sha256::new();
+            let (mut of_base, mut hash) = (Sha256::new(), Sha256::new());
             // What was rotated is turned back in whole blocks.
             let bytes = match rotation {
                 Some(_) => BLOCK_BYTES.next_multiple_of(4 * Rotation::block(params)),
@@ -784,12 +789,14 @@ impl Actor {
             while left > 0 {
                 let block = &mut block[..bytes.min(left)];
                 file.read_exact(block)?;
+                of_base.update(&*block);
                 moves(&mut became, at, block, rate, rotation.as_ref())?;
                 hash.update(&*block);
                 new.write(block)?;
                 at += block.len() / 4;
                 left -= block.len();
             }
+            blob::check(&base, Digest(of_base.finalize().into()))?;
             let digest = Digest(hash.finalize().into());
             new.finish(&digest)?;
             anyhow::Ok((digest, became))
@@ -810,7 +817,7 @@ impl Actor {
         match candidate {
             Ok(candidate) => self.apply(Event::Aggregated(candidate)).await.map(drop),
             // What cannot be read or written now may be later; numbers that are no model, and damaged updates, never are.
-            Err(e) => match e.downcast_ref::<std::io::Error>() {
+            Err(e) => match e.downcast_ref::<io::Error>() {
                 Some(e) if is_full(e) => Err(CommitError::Full.into()),
                 Some(_) => Err(CommitError::Failed(format!("{e:#}")).into()),
                 None => self.gives_no_model(&e).await,

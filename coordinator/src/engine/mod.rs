@@ -243,6 +243,14 @@ impl Handle {
         }
     }
 
+    /// The model from which the round begins that runs, while the study does.
+    #[must_use]
+    pub fn base(&self) -> Option<Digest> {
+        let view = self.view.borrow();
+        let round = view.round.as_ref().filter(|_| view.state == "running");
+        round.map(|round| round.spec().base)
+    }
+
     /// What happens to it from now on. It ends with the study.
     #[must_use]
     pub fn watch(&self) -> broadcast::Receiver<StudyEvent> {

@@ -360,6 +360,14 @@ async fn what_a_version_was_made_of_is_signed_before_it_is_deleted_and_it_goes_o
     let promoted = entries.iter().find(|e| e.kind == Kind::VersionPromoted).context("an entry")?;
     let said = promoted.body().parsed("provenance_sha256");
     ensure!(said == Ok(Digest::of(signed.as_bytes())), "{promoted:?}");
+    // Of another round, of which nobody made a version in time, nothing can be signed any more.
+    let path = format!("studies/{STUDY}/versions");
+    let round = serde_json::json!({ "round": 3 });
+    let sites = [("hospital-1", "0.5"), ("hospital-2", "0.75"), ("hospital-3", "0.5")];
+    super::versions::gave_in(&world, (STUDY, 3), &sites, |published| published).await?;
+    let (status, problem) = world.post(&path, &round, &world.operator).await?;
+    ensure!(status == StatusCode::CONFLICT && problem["code"] == "wrong_stage", "{problem}");
+    ensure!(problem["detail"].to_string().contains("earlier shard"), "{problem}");
     Ok(())
 }
 

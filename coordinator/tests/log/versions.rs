@@ -428,6 +428,9 @@ async fn a_model_whose_file_was_swapped_for_another_is_not_promoted() -> Result<
     let (own, others) = (fs::read(of(1))?, fs::read(of(2))?);
     ensure!(own.len() == others.len() && own != others);
     fs::write(of(1), &others)?;
+    let file = world.call(Method::GET, &format!("/api/v1/{}", version(number, "/file"))).await?;
+    ensure!(file.status() == StatusCode::OK, "its digest is known at its end");
+    ensure!(axum::body::to_bytes(file.into_body(), usize::MAX).await.is_err(), "another's model");
     let damaged = (StatusCode::INTERNAL_SERVER_ERROR, "model_damaged");
     let (promote, staging) = (version(number, "/promote"), json!({ "stage": "staging" }));
     let before = world.writer.head().0;
@@ -565,6 +568,44 @@ async fn a_model_whose_bytes_were_changed_is_neither_made_a_version_nor_promoted
     refused(&world, &format!("studies/{STUDY}/versions"), json!({ "round": 2 }), damaged).await?;
     let shown = world.get(&version(number, "")).await?;
     ensure!(shown["stage"] == "candidate", "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_version_whose_model_was_changed_since_is_not_rolled_back_to() -> Result<()> {
+    let world = World::new().await?;
+    world.publish(2).await?;
+    let omar = world.person("omar")?;
+    let sara = world.operator.identity()?.spiffe.to_string();
+    for round in [1, 2] {
+        let number = world.promoted(round, &["staging"]).await?;
+        let asked = json!({ "action": "version.promote", "study": STUDY, "version": number, "stage": "production", "for": sara });
+        // What is not there yet cannot have been looked at.
+        let mut early = asked.clone();
+        early["version"] = json!(number + 1);
+        let (status, answer) = world.post("approvals", &early, &omar).await?;
+        ensure!(status == StatusCode::NOT_FOUND && answer["code"] == "unknown_model", "{answer}");
+        let (status, answer) = world.post("approvals", &asked, &omar).await?;
+        ensure!(status == StatusCode::CREATED, "{answer}");
+        let production = json!({ "stage": "production" });
+        let promote = version(number, "/promote");
+        let (status, answer) = world.post(&promote, &production, &world.operator).await?;
+        ensure!(status == StatusCode::OK, "{answer}");
+    }
+    let models = world.store.models(&STUDY.parse()?).await?;
+    let path = world.engine.parts().models.path(&models[1].sha256);
+    let good = fs::read(&path)?;
+    let mut bad = good.clone();
+    bad[0] ^= 0xff;
+    fs::write(&path, bad)?;
+    let (back, reason) = (format!("studies/{STUDY}/roll-back"), json!({ "reason": "worse" }));
+    let damaged = (StatusCode::INTERNAL_SERVER_ERROR, "model_damaged");
+    refused(&world, &back, reason.clone(), damaged).await?;
+    let shown = world.get(&format!("studies/{STUDY}/versions/champion")).await?;
+    ensure!(shown["version"] == 2, "{shown}");
+    fs::write(&path, good)?;
+    let (status, answer) = world.post(&back, &reason, &world.operator).await?;
+    ensure!(status == StatusCode::OK && answer["version"] == 1, "{answer}");
     Ok(())
 }
 

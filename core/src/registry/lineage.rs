@@ -169,7 +169,7 @@ pub struct Ancestry {
     pub gates: Vec<GateSaid>,
     /// The sets of policies by which it was decided who may take part, each with the first entry that names it.
     pub policy_sets: Vec<(Digest, u64)>,
-    /// Approvals of its promotions.
+    /// Approvals of its promotions, without those that were taken back before they counted.
     pub approvals: Vec<Approving>,
     /// What became of it.
     pub moves: Vec<Moved>,
@@ -234,6 +234,16 @@ impl Lineage {
                 {
                     let Approval { id, giver, index, .. } = approval;
                     history.approvals.push(Approving { id, index, promotion, giver });
+                }
+            }
+            Kind::ApprovalWithdrawn if body.member("version").is_some() => {
+                let (study, number): (StudyId, u32) = (body.parsed("study")?, body.int("version")?);
+                let id = body.text("approval")?;
+                let run = self.runs.get_mut(&study);
+                if let Some(history) = run.and_then(|run| run.versions.get_mut(&number)) {
+                    let History { moves, approvals, .. } = history;
+                    let counted = |m: &Moved| m.approvals.iter().any(|approval| approval == id);
+                    approvals.retain(|a| a.id != id || moves.iter().any(counted));
                 }
             }
             Kind::VersionMade

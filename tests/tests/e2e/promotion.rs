@@ -324,6 +324,11 @@ fn what_learned_from_a_site_is_found_and_taken_out_of_use() -> Result<()> {
     let compared = federation.falaj_json(&["compare", "heart:1", "heart:champion"])?;
     let stages = [&compared["left"]["version"]["stage"], &compared["right"]["version"]["stage"]];
     ensure!(stages == ["revoked", "production"] && compared["figures"] == json!([]), "{compared}");
+    // Each is compared by what was spent on it: the version of the first round cost less.
+    let spent = compared["epsilon_by_site"].as_object().context("by site")?;
+    let less =
+        |s: &Value| s["right"].as_f64() > Some(0.0) && s["right"].as_f64() < s["left"].as_f64();
+    ensure!(!spent.is_empty() && spent.values().all(less), "{compared}");
     let listed = text(&federation.falaj(&["model", "versions", "heart"])?);
     ensure!(listed.contains("revoked") && listed.contains("champion"), "{listed}");
     federation.verified()?;

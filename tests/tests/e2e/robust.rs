@@ -314,6 +314,51 @@ fn an_update_that_is_no_longer_what_was_signed_is_in_no_model_and_holds_up_no_st
     Ok(())
 }
 
+/// A base that is not the model it is named by moves nowhere: nothing is lost, and once it was restored the round goes on.
+#[test]
+fn a_model_that_was_changed_is_the_base_of_none_and_the_round_goes_on_once_it_is_back() -> Result<()>
+{
+    let mut federation = Federation::new()?;
+    let mut coordinator = federation.start_coordinator()?;
+    for site in DAMAGED {
+        federation.issue("site", site, "ae-on/ae-az")?;
+    }
+    let runtime = Runtime::new()?;
+    for (name, rule) in [("mean", "{ rule: mean }"), ("median", "{ rule: median }")] {
+        let yaml =
+            ruled(name, 3, rule).replace(&format!("count: {ROUNDS},"), "count: 1, retries: 0,");
+        federation.submit(&yaml)?;
+        let mut sites = tasked(&federation, &runtime, &DAMAGED)?;
+        for (value, site) in (1..).zip(&mut sites[..2]) {
+            sends(site, &runtime, value)?;
+        }
+        let study = federation.falaj_json(&["study", "show", name])?;
+        let base = study["model_sha256"].as_str().context("the first model")?;
+        let path = federation.coordinator_state().join("models").join(base);
+        let good = fs::read(&path)?;
+        let mut changed = good.clone();
+        changed[0] ^= 1;
+        fs::write(&path, changed)?;
+        sends(sites.last_mut().context("the third")?, &runtime, 3)?;
+        coordinator.says(&format!("{base} has SHA-256"))?;
+        fs::write(&path, &good[4..])?;
+        coordinator.says(&format!("{base} has {} bytes: restore it", good.len() - 4))?;
+        fs::write(&path, good)?;
+        federation.finishes(name)?;
+        // What a study learned is its sites' until it is revoked.
+        let study = federation.falaj_json(&["study", "show", name])?;
+        let model = study["model_sha256"].as_str().context("the model")?;
+        let site = &mut sites[0].0;
+        ensure!(runtime.block_on(site.fetch(name, model))? > 0);
+        federation.falaj_json(&["model", "revoke", name, "1", "--reason", "no consent"])?;
+        let refused = runtime.block_on(site.fetch(name, model)).expect_err("it was revoked");
+        ensure!(refused.to_string().contains("was revoked"), "{refused:#}");
+    }
+    ensure!(federation.entries("model.published")?.len() == 2);
+    federation.verified()?;
+    Ok(())
+}
+
 #[test]
 fn gates_on_updates_that_nobody_sees_or_that_are_too_few_are_refused() -> Result<()> {
     let mut federation = Federation::new()?;

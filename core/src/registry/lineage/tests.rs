@@ -174,6 +174,32 @@ fn a_version_leads_to_every_update_that_made_it_and_to_no_other() {
 }
 
 #[test]
+fn an_approval_that_was_taken_back_stays_only_where_it_counted() {
+    use crate::audit::approvals::Approved;
+    let mut log = three_rounds();
+    log.ok(made(1, 1));
+    let of = Approved {
+        action: "version.promote".into(),
+        study: Some(heart()),
+        promotion: Some(Promotion { version: 1, stage: Stage::Staging }),
+        place: "ae-on/ae-az".parse().expect("a place"),
+        person: Person([1; 16]),
+    };
+    let giver = Actor { person: Some(Person([7; 16])), ..Actor::default() };
+    let say = |kind, id| Approval::tell(Draft::new(kind).actor(&giver), id, &of);
+    for id in ["counted", "taken back", "left"] {
+        let given = say(Kind::ApprovalGiven, id);
+        log.ok(given.text("until", &Timestamp::from_millis(i64::from(u32::MAX)).to_string()));
+    }
+    log.ok(say(Kind::ApprovalWithdrawn, "taken back"));
+    log.ok(promoted(1, 1, Stage::Staging).texts("approvals", vec!["counted".into()]));
+    log.ok(say(Kind::ApprovalWithdrawn, "counted"));
+    let ancestry = log.lineage.ancestry(&heart(), 1).expect("it was made");
+    let ids: Vec<&str> = ancestry.approvals.iter().map(|a| &*a.id).collect();
+    assert_eq!(ids, ["counted", "left"]);
+}
+
+#[test]
 fn gates_are_told_as_the_entry_of_the_model_has_them() {
     let mut log = three_rounds();
     let gates = [
