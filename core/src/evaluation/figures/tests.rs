@@ -295,6 +295,20 @@ fn intervals_of_four_classes_cover_the_pooled_value() {
 
 /// Models that are sure of themselves, and wrong: what a score's bin says of a loss is little there.
 #[test]
+fn where_60_of_60_were_right_the_lower_end_is_0_93() {
+    let e = Evaluation { bins: 2, calibration_bins: 2, ..four_classes(Noise::None) };
+    let mut tally = Tally::new(e.layout(2));
+    for row in 0..60 {
+        let class = row % 2;
+        let said = if class == 0 { [0.9, 0.1] } else { [0.1, 0.9] };
+        tally.record(0, class, &said);
+    }
+    let pool = pool(&e, 2, &[tally.into_counts()]);
+    let accuracy = pool.overall(Metric::Accuracy).expect("a figure");
+    assert_eq!((accuracy.value, format!("{:.2}", accuracy.low)), (1.0, "0.93".to_owned()));
+}
+
+#[test]
 fn intervals_of_losses_cover_what_the_records_are_a_sample_of() {
     // How many of a hundred are wrong, with which probability of the true class; and with which the others are right.
     for (wrong, sure, right) in
