@@ -1,7 +1,7 @@
 //! `falaj compare`: two runs side by side.
 
 use crate::{
-    client::Client,
+    client::{Client, ClientError},
     figures::number,
     gates::{bars, over_rounds, said},
     show,
@@ -131,10 +131,7 @@ impl CompareArgs {
         };
         let settings = settings(&file, &name)?;
         let epsilon = match &version {
-            Some(version) => {
-                let number = version.version.to_string();
-                spent_on(&client.provenance(&run.study, &number).await?)?
-            }
+            Some(version) => spent_on(client, run, version).await?,
             None => study.epsilon_by_site.clone(),
         };
         let run = run.to_string();
@@ -142,8 +139,16 @@ impl CompareArgs {
     }
 }
 
-/// What each site had spent by the model of a version, as is signed of it.
-fn spent_on(envelope: &str) -> Result<BTreeMap<String, f64>> {
+/// What each site had spent by the model of a version, as is signed of it; nothing where the log was pruned before anything was.
+async fn spent_on(client: &Client, run: &Run, version: &Version) -> Result<BTreeMap<String, f64>> {
+    let number = version.version.to_string();
+    let envelope = match client.provenance(&run.study, &number).await {
+        Ok(envelope) => envelope,
+        Err(ClientError::Refused(problem)) if problem.code == "pruned" => {
+            return Ok(BTreeMap::new());
+        }
+        Err(e) => return Err(e.into()),
+    };
     let said = Provenance::read(&Envelope::parse(envelope.as_bytes())?.payload)?.epsilon;
     let mut names = SiteId::told_apart(said.keys());
     let spent = said.iter().filter_map(|(site, epsilon)| Some((names.remove(site)?, epsilon)));

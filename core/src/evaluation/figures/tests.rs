@@ -293,7 +293,6 @@ fn intervals_of_four_classes_cover_the_pooled_value() {
     figures_cover(Noise::Gaussian { rho: 0.02 }, 4, 3);
 }
 
-/// Models that are sure of themselves, and wrong: what a score's bin says of a loss is little there.
 #[test]
 fn where_60_of_60_were_right_the_lower_end_is_0_93() {
     let e = Evaluation { bins: 2, calibration_bins: 2, ..four_classes(Noise::None) };
@@ -308,6 +307,7 @@ fn where_60_of_60_were_right_the_lower_end_is_0_93() {
     assert_eq!((accuracy.value, format!("{:.2}", accuracy.low)), (1.0, "0.93".to_owned()));
 }
 
+/// Models that are sure of themselves, and wrong: what a score's bin says of a loss is little there.
 #[test]
 fn intervals_of_losses_cover_what_the_records_are_a_sample_of() {
     // How many of a hundred are wrong, with which probability of the true class; and with which the others are right.
